@@ -1,0 +1,53 @@
+"""What every test may rely on."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if not any(item.get_closest_marker("gpu") for item in items) or _has_cuda():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def make_open_folder() -> Iterator[Callable[[], Path]]:
+    """Make folders for the embedded database, which pytest's own folders do not suit.
+
+    The path of a unix socket holds 107 bytes, and for root every folder above the data must be
+    open to the server's user.
+    """
+    made: list[Path] = []
+
+    def make() -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="nimbed-", dir="/tmp"))
+        folder.chmod(0o755)
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def open_folder(make_open_folder: Callable[[], Path]) -> Path:
+    return make_open_folder()

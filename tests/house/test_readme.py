@@ -1,0 +1,98 @@
+"""Every block of the READMEs runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / folder / "README.md" for folder in ("engine", "integrations", "tests")),
+]
+FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+def blocks(kind, page=PAGES[0]):
+    found = FENCE.finditer(page.read_text("utf-8"))
+    return [(match["mark"], match["code"]) for match in found if match["kind"] == kind]
+
+
+def environment():
+    """Put this environment's commands first, and keep the caller's virtual environment out."""
+    beside = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_the_python_blocks_run_one_after_the_other(tmp_path):
+    code = "\n".join(code for _, code in blocks("python"))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gzip compresses a file. hamming (3, 48) ")
+    assert "cannot compare vectors of two spaces" in done.stdout
+
+
+def test_the_command_line_blocks_run(open_folder):
+    rows = [{"id": n, "text": f"passage number {n}", "page": n} for n in range(5)]
+    (open_folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commands = [code for mark, code in blocks("bash") if mark is None]
+    assert commands
+    for code in commands:
+        done = subprocess.run(
+            ["bash", "-euc", code],
+            cwd=open_folder,
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+        assert done.returncode == 0, done.stderr
+    assert (open_folder / "passages.parquet").is_file()
+
+
+@pytest.mark.slow
+def test_the_first_command_works_in_a_fresh_clone(tmp_path):
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    ((_, command),) = [block for block in blocks("bash") if block[0] == "run: quickstart"]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command.rstrip() + " --passages 300"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "compress a file" in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_ci_script_finds_the_test_command():
+    marked = [code for mark, code in blocks("bash") if mark == "ci: test"]
+    assert len(marked) == 1
+    assert "pytest" in marked[0]
+    assert "<!-- ci: test -->" in (ROOT / ".ci" / "run").read_text()
