@@ -1,0 +1,32 @@
+"""Embeddings that carry their contract.
+
+``nimbed.load(...)`` gives an embedder, ``embedder.embed(texts, input_type=...)`` a batch of
+vectors that knows its dimensions, type, metric, model and role.
+"""
+
+from nimbed import cards, errors, scheduler, search, stores
+from nimbed.batch import EmbeddingBatch, concatenate
+from nimbed.cards import ModelCard
+from nimbed.embedder import Embedder
+from nimbed.fake import FakeEmbedder
+from nimbed.images import Image
+from nimbed.loading import load
+from nimbed.spec import VectorSpec
+from nimbed.version import __version__
+
+__all__ = [
+    "Embedder",
+    "EmbeddingBatch",
+    "FakeEmbedder",
+    "Image",
+    "ModelCard",
+    "VectorSpec",
+    "__version__",
+    "cards",
+    "concatenate",
+    "errors",
+    "load",
+    "scheduler",
+    "search",
+    "stores",
+]

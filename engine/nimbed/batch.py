@@ -1,0 +1,193 @@
+"""Vectors that carry their contract.
+
+An :class:`EmbeddingBatch` is what every embedder returns. It refuses to be built from an array
+that does not fit its spec, and to meet vectors of another space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.errors import BackendError, ConfigurationError, InputError, name_rows
+from nimbed.quantize import dequantize_int8, quantize, signs_from_bits, slice_normalize
+from nimbed.report import Report
+from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_same_space
+
+__all__ = ["EmbeddingBatch", "concatenate"]
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class EmbeddingBatch:
+    """Vectors, and everything that must be known to store and compare them.
+
+    Attributes:
+        vectors: Array of shape (n, spec.width) and dtype spec.dtype.
+        spec: The contract of the vectors.
+        input_type: The role that all of them were embedded for.
+        token_counts: Tokens the model read for each input, prompt and special tokens included,
+            after truncation; int32 of shape (n,).
+        truncated: Row numbers of the inputs that were cut, ascending.
+        report: What the call cost, where an embedder says so.
+    """
+
+    vectors: NDArray[Any]
+    spec: VectorSpec
+    input_type: InputType
+    token_counts: NDArray[np.int32]
+    truncated: tuple[int, ...] = ()
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an array that lies about its spec."""
+        check_literal("input_type", self.input_type, InputType)
+        vectors, spec = self.vectors, self.spec
+        if vectors.ndim != 2 or vectors.shape[1] != spec.width:
+            raise ConfigurationError(
+                f"the spec promises shape (n, {spec.width}); got {vectors.shape}"
+            )
+        if vectors.dtype != np.dtype(spec.dtype):
+            raise ConfigurationError(f"the spec promises {spec.dtype}; got {vectors.dtype}")
+        if len(self.token_counts) != len(vectors):
+            raise ConfigurationError(
+                f"{len(vectors)} vectors but {len(self.token_counts)} token counts"
+            )
+        if self.truncated and not 0 <= min(self.truncated) <= max(self.truncated) < len(vectors):
+            raise ConfigurationError(f"truncated rows lie outside the {len(vectors)} vectors")
+        if vectors.dtype.kind == "f" and not np.isfinite(vectors).all():
+            rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+            raise BackendError(f"NaN or infinity stands in {name_rows(rows)} of the vectors")
+
+    @classmethod
+    def from_floats(
+        cls,
+        floats: NDArray[Any],
+        *,
+        spec: VectorSpec,
+        input_type: InputType,
+        token_counts: NDArray[np.int32],
+        truncated: tuple[int, ...] = (),
+    ) -> EmbeddingBatch:
+        """Slice, normalise and quantise pooled model output, in that order.
+
+        Args:
+            floats: Array of shape (n, at least spec.dimensions), any float dtype.
+            spec: The contract to fulfil.
+            input_type: The role the inputs were embedded for.
+            token_counts: Tokens a row, shape (n,).
+            truncated: Rows whose input was cut.
+
+        Raises:
+            BackendError: If a value is NaN or infinite.
+        """
+        finite = np.isfinite(floats).all(axis=1)
+        if not finite.all():
+            raise BackendError(
+                f"the model gave NaN or infinity for {name_rows(np.flatnonzero(~finite).tolist())};"
+                f" its weights are damaged, or overflow in float16 (try dtype='bfloat16' or "
+                f"'float32')"
+            )
+        return cls(
+            vectors=quantize(slice_normalize(floats, spec.dimensions), spec),
+            spec=spec,
+            input_type=input_type,
+            token_counts=token_counts,
+            truncated=truncated,
+        )
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingBatch({len(self)} {self.input_type} vectors, {self.spec.model}, "
+            f"{self.spec.dimensions} dimensions, {self.spec.embedding_type}, {self.metric})"
+        )
+
+    @property
+    def metric(self) -> Metric:
+        """The only metric by which these vectors may be compared."""
+        return self.spec.metric
+
+    def bits(self) -> NDArray[np.uint8]:
+        """Return packed unsigned bytes, MSB first, of shape (n, dimensions / 8).
+
+        Raises:
+            ConfigurationError: If the type is not a packed one.
+        """
+        if not self.spec.packed:
+            raise ConfigurationError(
+                f"{self.spec.embedding_type} vectors have no bits; "
+                f"embed with embedding_type='ubinary' or 'binary'"
+            )
+        stored: NDArray[np.uint8] = self.vectors.view(np.uint8)
+        return stored if self.spec.embedding_type == "ubinary" else stored ^ np.uint8(0x80)
+
+    def signs(self) -> NDArray[np.float32]:
+        """Return +1 and -1 as float32 of shape (n, dimensions), unpacked.
+
+        Their dot product ranks exactly as the Hamming distance of the bits does.
+        """
+        return signs_from_bits(self.bits())
+
+    def floats(self) -> NDArray[np.float32]:
+        """Return the vectors as float32 of shape (n, dimensions), dequantised.
+
+        Floats come back as they are, int8 and uint8 as the value of their level, packed types
+        as ±1/√dimensions.
+        """
+        kind, step = self.spec.embedding_type, self.spec.int8_step
+        if kind == "float":
+            return self.vectors
+        if step is None:
+            return self.signs() / np.float32(np.sqrt(self.spec.dimensions))
+        codes: NDArray[np.int8] = (
+            self.vectors if kind == "int8" else (self.vectors ^ np.uint8(0x80)).view(np.int8)
+        )
+        return dequantize_int8(codes, step=step)
+
+    def select(self, rows: Sequence[int] | NDArray[np.intp] | slice) -> EmbeddingBatch:
+        """Return the batch of the given rows, in the given order."""
+        picked = np.arange(len(self))[rows]
+        cut = set(self.truncated)
+        return EmbeddingBatch(
+            vectors=self.vectors[picked],
+            spec=self.spec,
+            input_type=self.input_type,
+            token_counts=self.token_counts[picked],
+            truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
+        )
+
+
+def concatenate(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
+    """Join batches of one space and one role, in order.
+
+    Raises:
+        InputError: If there is nothing to join.
+        SpaceMismatchError: If two batches have different fingerprints.
+        ConfigurationError: If queries were about to be joined with passages.
+    """
+    if not batches:
+        raise InputError("there are no batches to concatenate")
+    first = batches[0]
+    truncated: list[int] = []
+    offset = 0
+    for batch in batches:
+        require_same_space(first.spec, batch.spec, doing="concatenate")
+        if batch.input_type != first.input_type:
+            raise ConfigurationError(
+                f"cannot concatenate {first.input_type} vectors with {batch.input_type} vectors"
+            )
+        truncated.extend(offset + row for row in batch.truncated)
+        offset += len(batch)
+    return EmbeddingBatch(
+        vectors=np.concatenate([batch.vectors for batch in batches]),
+        spec=first.spec,
+        input_type=first.input_type,
+        token_counts=np.concatenate([batch.token_counts for batch in batches]),
+        truncated=tuple(truncated),
+    )

@@ -1,0 +1,161 @@
+"""Facts about models: how long, how wide, which prompts, which pooling.
+
+The catalogue is data (``catalogue.toml``) and is read on first use. A checkpoint that it does not
+list gets its card from its own files, see ``local/checkpoint.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, get_args
+
+from nimbed.errors import ConfigurationError, UnknownModelError
+from nimbed.inputs import Modality
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, VectorSpec, check_literal
+
+__all__ = ["DEFAULT_MODEL", "Modality", "ModelCard", "Pooling", "catalogue", "find", "known"]
+
+Pooling = Literal["mean", "cls", "latent"]
+
+#: What ``nimbed.load()`` gives when no model is named.
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+_ALL_TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """Facts about one model.
+
+    Attributes:
+        id: Canonical id.
+        architecture: Which file of ``local/models/`` runs it.
+        dimensions: Float dimensions of a full vector.
+        max_tokens: Longest input, prompt and special tokens included.
+        pooling: How token states become one vector.
+        asymmetric: Whether queries and passages are embedded differently.
+        query_prompt: Text put before a query.
+        passage_prompt: Text put before a passage.
+        matryoshka: Sizes the publisher offers besides the full one.
+        modalities: What it can embed.
+        aliases: Other names of the same weights.
+        weights: Hugging Face id of the checkpoint; empty where none is known to be public.
+        served_types: Embedding types that NVIDIA's own server offers for it.
+        parameters: Millions, without embeddings and in all; None where unknown.
+        int8_k: Standard deviations that the ``even`` int8 scale covers.
+        licence: Licence of the weights, as far as public sources say.
+        note: What is uncertain about this card.
+    """
+
+    id: str
+    architecture: str
+    dimensions: int
+    max_tokens: int
+    pooling: Pooling
+    asymmetric: bool
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    matryoshka: tuple[int, ...] = ()
+    modalities: tuple[Modality, ...] = ("text",)
+    aliases: tuple[str, ...] = ()
+    weights: str = ""
+    served_types: tuple[EmbeddingType, ...] = _ALL_TYPES
+    parameters: tuple[int, int] | None = None
+    int8_k: float = 4.0
+    licence: str = "unknown"
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a card whose facts contradict each other."""
+        check_literal("pooling", self.pooling, Pooling)
+        if min(self.dimensions, self.max_tokens) < 1:
+            raise ConfigurationError(f"the card of {self.id} needs positive sizes")
+        if any(not 1 <= size <= self.dimensions for size in self.matryoshka):
+            raise ConfigurationError(
+                f"the card of {self.id} offers sizes beyond its {self.dimensions} dimensions"
+            )
+        if not self.asymmetric and self.query_prompt != self.passage_prompt:
+            raise ConfigurationError(f"the card of {self.id} has two prompts but is symmetric")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Dimensions that may be asked for, ascending."""
+        return tuple(sorted({*self.matryoshka, self.dimensions}))
+
+    def prompt(self, input_type: InputType) -> str:
+        """Return the text that is put before an input of this role."""
+        check_literal("input_type", input_type, InputType)
+        return self.query_prompt if input_type == "query" else self.passage_prompt
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+        revision: str | None = None,
+    ) -> VectorSpec:
+        """Return the contract of this model's vectors, before any model is loaded.
+
+        Raises:
+            ConfigurationError: If the model does not offer that size, or it cannot be packed.
+        """
+        if dimensions is not None and dimensions not in self.sizes:
+            offered = ", ".join(map(str, self.sizes))
+            raise ConfigurationError(
+                f"{self.id} has no {dimensions!r}-dimension form; it offers {offered}"
+            )
+        return VectorSpec.of(
+            model=self.id,
+            dimensions=self.dimensions if dimensions is None else dimensions,
+            embedding_type=embedding_type,
+            revision=revision,
+            int8_scale=int8_scale,
+            int8_k=self.int8_k,
+            query_prompt=self.query_prompt,
+            passage_prompt=self.passage_prompt,
+        )
+
+
+def find(name: str) -> ModelCard:
+    """Return the card of a model by id, alias or old name; case does not matter.
+
+    Raises:
+        UnknownModelError: If the catalogue does not list the name.
+    """
+    card = known(name)
+    if card is not None:
+        return card
+    close = difflib.get_close_matches(name.lower(), _by_name(), n=3)
+    hint = f"; close names: {', '.join(_by_name()[key].id for key in close)}" if close else ""
+    raise UnknownModelError(f"the catalogue has no model {name!r}{hint}; see: nimbed models")
+
+
+def known(name: str) -> ModelCard | None:
+    """Return the card of a model by id, alias or old name, or None if it is not listed."""
+    return _by_name().get(name.lower())
+
+
+@functools.cache
+def catalogue() -> tuple[ModelCard, ...]:
+    """Return every built-in card, in the catalogue's order."""
+    text = resources.files("nimbed").joinpath("catalogue.toml").read_text("utf-8")
+    return tuple(_card(row) for row in tomllib.loads(text)["card"])
+
+
+@functools.cache
+def _by_name() -> dict[str, ModelCard]:
+    return {name.lower(): card for card in catalogue() for name in (*card.aliases, card.id)}
+
+
+def _card(row: Mapping[str, Any]) -> ModelCard:
+    facts: dict[str, Any] = {"weights": row["id"], **row}
+    lists: list[str] = [name for name, value in row.items() if isinstance(value, list)]
+    for name in lists:
+        facts[name] = tuple(row[name])
+    return ModelCard(**facts)

@@ -1,0 +1,147 @@
+"""Every error that nimbed raises on purpose.
+
+    NimbedError
+      ConfigurationError       the caller asked for something the card or the machine forbids
+      UnknownModelError        no folder, cache or hub knows the model
+      MissingExtraError        an optional dependency is absent
+      InputError               a text or image is blank, too long or malformed
+      SpaceMismatchError       vectors of two different spaces were about to meet
+      BackendError             the model or the remote API failed
+        CheckpointError        the files of a model are damaged or of an unknown kind
+        DeadlineError          the caller's time ran out before the work began
+        RemoteError            the server answered with an error, or with nonsense
+          OverloadedError      the server has no room; try later
+
+A message says what was asked, what is possible and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DeadlineError",
+    "InputError",
+    "MissingExtraError",
+    "NimbedError",
+    "OverloadedError",
+    "RemoteError",
+    "SpaceMismatchError",
+    "UnknownModelError",
+]
+
+
+class NimbedError(Exception):
+    """The root of everything that nimbed raises on purpose."""
+
+
+class ConfigurationError(NimbedError, ValueError):
+    """The caller asked for something that the model, the type or the machine cannot give."""
+
+
+class UnknownModelError(ConfigurationError):
+    """No folder, cache or hub holds a model of that name."""
+
+
+class MissingExtraError(NimbedError, ImportError):
+    """An optional dependency is absent; the message holds the ``pip install`` line."""
+
+
+class InputError(NimbedError, ValueError):
+    """One or more inputs cannot be embedded.
+
+    Attributes:
+        rows: The caller's row numbers of the offending inputs, ascending.
+    """
+
+    def __init__(self, message: str, *, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the rows when the error crosses a process border."""
+        return _rebuild_input_error, (str(self), self.rows)
+
+
+class SpaceMismatchError(NimbedError, ValueError):
+    """Vectors with different fingerprints were compared, joined or stored together."""
+
+
+class BackendError(NimbedError, RuntimeError):
+    """The model or the service behind an embedder failed."""
+
+
+class CheckpointError(BackendError):
+    """The files of a model are missing, damaged, or of an architecture nimbed does not have."""
+
+
+class DeadlineError(BackendError, TimeoutError):
+    """The time that the caller gave ran out before the work began."""
+
+
+class RemoteError(BackendError):
+    """A remote endpoint answered with an error, or with something that is not an answer.
+
+    Attributes:
+        status: The HTTP status, or None when no response came.
+        code: The server's own error code, if it sent one.
+        request_id: The server's request id, if it sent one.
+        retry_after: Seconds the server asked to wait, if it did.
+        retryable: Whether the same call may succeed later.
+        rows: The caller's row numbers that the failure concerns.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        retryable: bool = False,
+        rows: Sequence[int] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.retryable = retryable
+        self.rows = tuple(rows)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep every attribute when the error crosses a process border."""
+        return _rebuild_remote_error, (type(self), str(self), dict(self.__dict__))
+
+
+class OverloadedError(RemoteError):
+    """The server has no room for the request now."""
+
+
+def missing_extra(extra: str, *, needs: str) -> MissingExtraError:
+    """Return the error for an absent optional dependency, with the line that installs it."""
+    return MissingExtraError(
+        f"this needs {needs}, which is not installed; run: pip install 'nimbed[{extra}]'"
+    )
+
+
+def name_rows(rows: Sequence[int]) -> str:
+    """Return ``row 3`` or ``rows 3, 5, 9`` for a message; a long list is cut."""
+    shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return f"row {shown}" if len(rows) == 1 else f"rows {shown}"
+
+
+def _rebuild_input_error(message: str, rows: tuple[int, ...]) -> InputError:
+    return InputError(message, rows=rows)
+
+
+def _rebuild_remote_error(
+    kind: type[RemoteError], message: str, state: dict[str, object]
+) -> RemoteError:
+    error = kind(message)
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,171 @@
+"""An embedder without a model, for tests of code that uses nimbed.
+
+A vector is drawn from the hash of the *prompted* input, so code that forgets the role, or mixes
+the two roles up, fails a plain equality test. An image is hashed as it is, never decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.batch import EmbeddingBatch
+from nimbed.cards import Modality, ModelCard
+from nimbed.embedder import Managed
+from nimbed.errors import InputError, name_rows
+from nimbed.images import Image
+from nimbed.inputs import Input, check_inputs
+from nimbed.progress import Progress, reporting
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+
+__all__ = ["FAKE_CARD", "FakeEmbedder"]
+
+FAKE_CARD = ModelCard(
+    id="nimbed/fake",
+    architecture="fake",
+    dimensions=64,
+    matryoshka=(16, 32, 64),
+    max_tokens=512,
+    pooling="mean",
+    asymmetric=True,
+    query_prompt="query: ",
+    passage_prompt="passage: ",
+    licence="Apache-2.0",
+)
+
+
+class FakeEmbedder(Managed):
+    """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
+
+    Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:
+    roles, sizes, types, lengths; images are embedded if the card has them.
+
+    Attributes:
+        calls: Every (input_type, inputs) that was embedded, in order.
+    """
+
+    def __init__(self, card: ModelCard = FAKE_CARD) -> None:
+        self._card = card
+        self.calls: list[tuple[InputType, tuple[Input, ...]]] = []
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the pretended model."""
+        return self._card
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self._card.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs by hashing; see :meth:`nimbed.embedder.Embedder.embed`."""
+        check_literal("input_type", input_type, InputType)
+        check_literal("truncate", truncate, Truncate)
+        spec = self.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+        items = check_inputs(
+            inputs,
+            input_type=input_type,
+            modality=modality,
+            model=self._card.id,
+            modalities=self._card.modalities,
+        )
+        prompt = self._card.prompt(input_type)
+        room = self._card.max_tokens - len(prompt.split())
+        words = [_text(item).split() for item in items]
+        too_long = [row for row, split in enumerate(words) if len(split) > room]
+        if too_long and truncate == "NONE":
+            raise InputError(
+                f"input length {len(words[too_long[0]])} exceeds the {room} words that fit "
+                f"({name_rows(too_long)}); use truncate='END' or 'START', or split the text",
+                rows=too_long,
+            )
+        for row in too_long:
+            words[row] = words[row][:room] if truncate == "END" else words[row][-room:]
+            items[row] = _reworded(items[row], " ".join(words[row]))
+        self.calls.append((input_type, tuple(items)))
+        floats = np.empty((len(items), self._card.dimensions), np.float32)
+        with reporting(progress, len(items)) as finished:
+            for row, item in enumerate(items):
+                floats[row] = _hashed(f"{prompt}{_text(item)}{_seen(item)}", self._card.dimensions)
+                finished(1)
+        shown = [not isinstance(item, str) for item in items]
+        lengths = [
+            len(prompt.split()) + len(split) + image
+            for split, image in zip(words, shown, strict=True)
+        ]
+        return EmbeddingBatch.from_floats(
+            floats,
+            spec=spec,
+            input_type=input_type,
+            token_counts=np.array(lengths, np.int32),
+            truncated=tuple(too_long),
+        )
+
+    async def aembed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs by hashing; see :meth:`nimbed.embedder.Embedder.aembed`."""
+        return self.embed(
+            inputs,
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+            progress=progress,
+        )
+
+
+def _text(item: Input) -> str:
+    if isinstance(item, str):
+        return item
+    return "" if isinstance(item, Image) else item[0]
+
+
+def _seen(item: Input) -> str:
+    if isinstance(item, str):
+        return ""
+    return f"\0{item.digest if isinstance(item, Image) else item[1].digest}"
+
+
+def _reworded(item: Input, text: str) -> Input:
+    return (text, item[1]) if isinstance(item, tuple) else text
+
+
+def _hashed(text: str, dimensions: int) -> NDArray[np.float64]:
+    seed = hashlib.sha256(text.encode()).digest()
+    return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(dimensions)

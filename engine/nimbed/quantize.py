@@ -1,0 +1,130 @@
+"""Float vectors in, compact vectors out.
+
+Pure functions over arrays of shape (n, dimensions). A row's code depends on that row alone,
+never on its batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.errors import ConfigurationError
+from nimbed.spec import Int8Scale, VectorSpec
+
+__all__ = [
+    "dequantize_int8",
+    "normalize",
+    "pack_bits",
+    "quantize",
+    "quantize_int8",
+    "signs_from_bits",
+    "slice_normalize",
+]
+
+FloatArray = NDArray[np.float32]
+
+# Rows packed at a time: the comparison's temporary stays in the cache (1.6x over one pass).
+_PACK_ROWS = 2048
+
+
+def normalize(vectors: NDArray[Any]) -> FloatArray:
+    """Return the rows at unit length, as float32; a zero row stays zero.
+
+    Args:
+        vectors: Array of shape (n, dimensions), of any float dtype.
+    """
+    floats = np.asarray(vectors, dtype=np.float32)
+    # In float64 a row of huge float32 components does not overflow to a norm of infinity.
+    norms = np.sqrt(np.einsum("ij,ij->i", floats, floats, dtype=np.float64))
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    unit: FloatArray = (floats * scale[:, None]).astype(np.float32)
+    return unit
+
+
+def slice_normalize(vectors: NDArray[Any], dimensions: int) -> FloatArray:
+    """Keep the first ``dimensions`` of each row, then bring it back to unit length.
+
+    This order is Matryoshka's: a slice of a unit vector is not a unit vector.
+    """
+    width = vectors.shape[1]
+    if not 1 <= dimensions <= width:
+        raise ConfigurationError(f"cannot take {dimensions} dimensions of {width}")
+    return normalize(vectors[:, :dimensions])
+
+
+def quantize_int8(floats: NDArray[Any], *, scale: Int8Scale, step: float) -> NDArray[np.int8]:
+    """Return int8 codes, one level worth ``step``.
+
+    ``nim`` truncates toward zero, which is the best fit to NIM's published sample
+    (0.0125, -0.0127, 0.0102 gives 1, -1, 1); ``even`` rounds to the nearest level.
+    """
+    # float32 division by a float64 step would round twice; in float64 the codes are exact.
+    levels = np.asarray(floats, dtype=np.float64) / step
+    rounded = np.trunc(levels) if scale == "nim" else np.rint(levels)
+    return np.clip(rounded, -127, 127).astype(np.int8)
+
+
+def dequantize_int8(codes: NDArray[np.int8], *, step: float) -> FloatArray:
+    """Return the float value of each int8 level."""
+    return (codes * np.float32(step)).astype(np.float32)
+
+
+def pack_bits(floats: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return one bit a dimension, ``x > 0``, the first dimension in the highest bit of byte 0.
+
+    Args:
+        floats: Array of shape (n, dimensions), dimensions a multiple of 8.
+
+    Returns:
+        Unsigned bytes of shape (n, dimensions / 8).
+    """
+    rows, dimensions = floats.shape
+    if dimensions % 8:
+        raise ConfigurationError(
+            f"only multiples of 8 dimensions pack into bytes; got {dimensions}"
+        )
+    packed = np.empty((rows, dimensions // 8), dtype=np.uint8)
+    for start in range(0, rows, _PACK_ROWS):
+        chunk = floats[start : start + _PACK_ROWS]
+        packed[start : start + _PACK_ROWS] = np.packbits(chunk > 0, axis=1)
+    return packed
+
+
+def signs_from_bits(bits: NDArray[np.uint8]) -> FloatArray:
+    """Return +1 and -1 as float32 of shape (n, 8 * width) for packed unsigned bytes."""
+    signs = np.unpackbits(bits, axis=1).astype(np.float32)
+    signs *= 2.0
+    signs -= 1.0
+    return signs
+
+
+def quantize(floats: FloatArray, spec: VectorSpec) -> NDArray[Any]:
+    """Store unit vectors as the spec says.
+
+    Args:
+        floats: Unit-length float32 rows of shape (n, spec.dimensions).
+        spec: The contract to fulfil.
+
+    Returns:
+        Array of shape (n, spec.width) and dtype spec.dtype.
+
+    Raises:
+        ConfigurationError: If the rows are not spec.dimensions wide.
+    """
+    if floats.ndim != 2 or floats.shape[1] != spec.dimensions:
+        raise ConfigurationError(
+            f"the spec wants rows of {spec.dimensions} dimensions; got shape {floats.shape}"
+        )
+    if spec.embedding_type == "float":
+        return np.ascontiguousarray(floats, dtype=np.float32)
+    if spec.packed:
+        bits = pack_bits(floats)
+        # Offset by 128, not a cast: the convention of every public implementation.
+        return bits if spec.embedding_type == "ubinary" else (bits ^ 0x80).view(np.int8)
+    if spec.int8_scale is None or spec.int8_step is None:
+        raise ConfigurationError(f"{spec.embedding_type} needs an int8 scale in its spec")
+    codes = quantize_int8(floats, scale=spec.int8_scale, step=spec.int8_step)
+    return codes if spec.embedding_type == "int8" else (codes.view(np.uint8) ^ 0x80)

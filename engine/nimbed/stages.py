@@ -1,0 +1,81 @@
+"""The two halves of embedding that a scheduler puts its queue between.
+
+Preparing (checking, tokenizing) happens in the caller's thread; running happens on a device, with
+rows of many callers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.inputs import Input, Modality
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
+
+__all__ = ["Prepared", "Replica", "Staged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Inputs that are ready for the device.
+
+    Attributes:
+        rows: What a replica understands, one an input.
+        counts: Tokens of each.
+        truncated: Row numbers of the inputs that were cut, ascending.
+    """
+
+    rows: Sequence[Any]
+    counts: Sequence[int]
+    truncated: Sequence[int]
+
+
+class Replica(Protocol):
+    """One copy of a model on one device."""
+
+    @property
+    def budget(self) -> int:
+        """Tokens that fill the device at once."""
+        ...
+
+    def embed_rows(self, rows: Sequence[Any]) -> NDArray[np.float32]:
+        """Return full float vectors, of shape (len(rows), dimensions), not normalised."""
+        ...
+
+
+class Staged(Protocol):
+    """An embedder whose halves can be called apart."""
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract of the vectors."""
+        ...
+
+    def prepare(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        modality: Modality | None = None,
+    ) -> Prepared:
+        """Check and tokenize inputs.
+
+        Raises:
+            ConfigurationError: If the model does not embed such inputs.
+            InputError: If an input cannot be embedded; ``.rows`` names it.
+        """
+        ...
+
+    def replicas(self) -> Sequence[Replica]:
+        """Return the copies of the model, weights loaded."""
+        ...

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from nimbed import errors
+
+
+def test_the_tree_holds_every_error_and_the_docstring_draws_it():
+    kinds = [
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if kind.__module__ == "nimbed.errors"
+    ]
+    assert sorted(kind.__name__ for kind in kinds) == sorted(errors.__all__)
+    for kind in kinds:
+        assert issubclass(kind, errors.NimbedError)
+        assert kind.__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (errors.ConfigurationError, ValueError),
+        (errors.InputError, ValueError),
+        (errors.MissingExtraError, ImportError),
+        (errors.BackendError, RuntimeError),
+    ],
+)
+def test_errors_are_also_what_python_calls_them(kind, builtin):
+    assert issubclass(kind, builtin)
+
+
+def test_rows_and_server_facts_survive_a_process_border():
+    error = pickle.loads(pickle.dumps(errors.InputError("bad", rows=[3, 5])))
+    assert (str(error), error.rows) == ("bad", (3, 5))
+    sent = errors.OverloadedError(
+        "busy", status=503, retry_after=2.5, retryable=True, rows=[1], request_id="r", code="c"
+    )
+    got = pickle.loads(pickle.dumps(sent))
+    assert type(got) is errors.OverloadedError
+    assert (got.status, got.retry_after, got.retryable, got.rows) == (503, 2.5, True, (1,))
+    assert (got.request_id, got.code, str(got)) == ("r", "c", "busy")
+
+
+def test_a_missing_extra_comes_with_its_pip_line():
+    error = errors.missing_extra("llama-index", needs="llama-index-core")
+    assert "pip install 'nimbed[llama-index]'" in str(error)
+
+
+def test_long_lists_of_rows_are_cut_in_messages():
+    assert errors.name_rows([4]) == "row 4"
+    assert errors.name_rows([1, 2]) == "rows 1, 2"
+    assert errors.name_rows(range(9)) == "rows 0, 1, 2, 3, 4, …"
