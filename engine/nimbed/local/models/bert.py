@@ -1,0 +1,157 @@
+"""BERT: token ids in, token states out (MiniLM, E5, arctic-embed, BGE).
+
+Post-norm transformer with learnt positions, run over packed sequences. Knows nothing about
+pooling, prompts or texts. The state dict is that of ``transformers.BertModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nimbed.errors import ConfigurationError
+from nimbed.local.attention import Attention, attention_for
+from nimbed.local.dense import Dense, dense
+from nimbed.local.device import Placement
+from nimbed.local.layout import Layout
+from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.tensors import Tensors
+
+__all__ = ["Bert"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        # torch keeps the statistics in float32 whatever the dtype of x.
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    qkv: Dense
+    attended: Dense
+    attended_norm: _Norm
+    up: Dense
+    down: Dense
+    down_norm: _Norm
+
+    def __call__(
+        self, x: torch.Tensor, layout: Layout, attention: Attention, heads: int
+    ) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(layout.rows, 3, heads, -1).unbind(1)
+        x = self.attended_norm(self.attended.plus(attention(q, k, v, layout), x))
+        return self.down_norm(self.down.plus(self.up.gelu(x), x))
+
+
+class Bert:
+    """A BERT encoder on one device.
+
+    Args:
+        config: config.json of the checkpoint.
+        tensors: Its weights.
+        placement: Device and dtype.
+        first_position: Row of the position table that a sequence's first token takes.
+
+    Raises:
+        CheckpointError: If a weight is missing or misshapen, or the configuration asks for
+            something a BERT encoder does not do.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: Tensors,
+        placement: Placement,
+        *,
+        first_position: int = 0,
+    ) -> None:
+        only(config, hidden_act="gelu", position_embedding_type="absolute")
+        tensors = tensors.stripped("bert.")
+        self._placement = placement
+        self._attention = attention_for(placement)
+        self._heads = whole(config, "num_attention_heads")
+        width, eps = whole(config, "hidden_size"), real(config, "layer_norm_eps", default=1e-12)
+        heads_fit(width, self._heads)
+
+        def vector(name: str) -> torch.Tensor:
+            return tensors.placed(placement, name, width)
+
+        def norm(name: str) -> _Norm:
+            return _Norm(vector(f"{name}.weight"), vector(f"{name}.bias"), eps)
+
+        def product(name: str, outputs: int, inputs: int) -> Dense:
+            weight = tensors.get(f"{name}.weight", outputs, inputs)
+            return dense(weight, tensors.get(f"{name}.bias", outputs), placement)
+
+        def fused(names: list[str]) -> Dense:
+            weight = torch.cat([tensors.get(f"{name}.weight", width, width) for name in names])
+            bias = torch.cat([tensors.get(f"{name}.bias", width) for name in names])
+            return dense(weight, bias, placement)
+
+        def table(name: str, size: int) -> torch.Tensor:
+            return tensors.placed(placement, f"embeddings.{name}_embeddings.weight", size, width)
+
+        self.vocabulary = whole(config, "vocab_size")
+        self._words = table("word", self.vocabulary)
+        # Every token is of type 0, so its embedding is added to the positions once, here.
+        types = tensors.get(
+            "embeddings.token_type_embeddings.weight",
+            whole(config, "type_vocab_size", default=2),
+            width,
+        )
+        positions = tensors.get(
+            "embeddings.position_embeddings.weight",
+            whole(config, "max_position_embeddings"),
+            width,
+        )[first_position:]
+        self._positions = (positions.float() + types[0].float()).to(
+            placement.device, placement.dtype
+        )
+        self._norm = norm("embeddings.LayerNorm")
+        inner = whole(config, "intermediate_size")
+        self._layers: list[_Layer] = []
+        for number in range(whole(config, "num_hidden_layers")):
+            at = f"encoder.layer.{number}"
+            own = f"{at}.attention.self"
+            self._layers.append(
+                _Layer(
+                    qkv=fused([f"{own}.query", f"{own}.key", f"{own}.value"]),
+                    attended=product(f"{at}.attention.output.dense", width, width),
+                    attended_norm=norm(f"{at}.attention.output.LayerNorm"),
+                    up=product(f"{at}.intermediate.dense", inner, width),
+                    down=product(f"{at}.output.dense", width, inner),
+                    down_norm=norm(f"{at}.output.LayerNorm"),
+                )
+            )
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the last layer's states.
+
+        Args:
+            ids: Packed token ids of shape (layout.rows,).
+            layout: Where the sequences lie.
+
+        Returns:
+            Tensor of shape (layout.rows, width).
+
+        Raises:
+            ConfigurationError: If a sequence is longer than the positions that were learnt.
+        """
+        if layout.longest > len(self._positions):
+            raise ConfigurationError(
+                f"the model learnt {len(self._positions)} positions, a text has {layout.longest} "
+                f"tokens; lower max_tokens on the model's card"
+            )
+        x = F.embedding(ids, self._words) + F.embedding(layout.positions, self._positions)
+        x = self._norm(x)
+        for layer in self._layers:
+            x = layer(x, layout, self._attention, self._heads)
+        return x

@@ -1,0 +1,213 @@
+"""Bidirectional Llama and Mistral: token ids in, token states out.
+
+Pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
+sequences. Knows nothing about pooling, prompts or texts. The state dict is that of
+``transformers.LlamaModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nimbed.errors import CheckpointError
+from nimbed.local.attention import attention_for
+from nimbed.local.dense import Dense, dense
+from nimbed.local.device import Placement
+from nimbed.local.gated import Affine, Gated, gated
+from nimbed.local.layout import Layout
+from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.rope import Turn, rope_for
+from nimbed.local.tensors import Tensors
+
+__all__ = ["Llama", "QueryScale"]
+
+QueryScale = Callable[[Layout], torch.Tensor | None]
+
+# Types whose very name says that their attention looks both ways.
+_BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral")
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    weight: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        # torch squares and sums in float32 whatever the dtype of x.
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    norm: _Norm
+    qkv: Dense
+    attended: Dense
+    mlp_norm: _Norm
+    gated: Gated
+    down: Dense
+
+
+class Llama:
+    """A Llama or Mistral encoder on one device.
+
+    Args:
+        config: config.json of the checkpoint, or the part of it that describes this network.
+        tensors: Its weights.
+        placement: Device and dtype.
+        query_scale: Gives a factor a row for the queries, of shape (rows,), or None for 1.
+
+    Raises:
+        CheckpointError: If a weight is missing or misshapen, the network is causal, or the
+            configuration asks for something that this one does not do.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: Tensors,
+        placement: Placement,
+        *,
+        query_scale: QueryScale | None = None,
+    ) -> None:
+        refuse_causal(config)
+        only(config, hidden_act="silu")
+        tensors = tensors.stripped("model.")
+        width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+        self._heads = heads
+        self._key_heads = whole(config, "num_key_value_heads", default=heads)
+        heads_fit(heads, self._key_heads)
+        self._head_dim = (
+            whole(config, "head_dim") if config.get("head_dim") else heads_fit(width, heads)
+        )
+        self._rope = rope_for(
+            config, self._head_dim, device=placement.device, dtype=placement.dtype
+        )
+        self._query_scale = query_scale
+        self._attention = attention_for(placement)
+        self.vocabulary = whole(config, "vocab_size")
+        self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
+        read = _Reader(config, tensors, placement)
+        self._norm = read.norm("norm")
+        self._layers = [
+            read.layer(f"layers.{number}", self._heads, self._key_heads, self._head_dim)
+            for number in range(whole(config, "num_hidden_layers"))
+        ]
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the normed states of the last layer.
+
+        Args:
+            ids: Packed token ids of shape (layout.rows,).
+            layout: Where the sequences lie.
+
+        Returns:
+            Tensor of shape (layout.rows, width).
+        """
+        return self.encode(self.embed_tokens(ids), layout)
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the input states of token ids, of shape (rows, width)."""
+        return F.embedding(ids, self._words)
+
+    def encode(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Run the layers over input states of shape (layout.rows, width)."""
+        turn = self._rope.at(layout.positions)
+        scale = self._query_scale(layout) if self._query_scale is not None else None
+        for layer in self._layers:
+            q, k, v = self._projected(layer.qkv(layer.norm(x)), turn, scale)
+            x = layer.attended.plus(self._attention(q, k, v, layout), x)
+            x = layer.down.plus(layer.gated(layer.mlp_norm(x)), x)
+        return self._norm(x)
+
+    def _projected(
+        self, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        qkv = qkv.view(qkv.shape[0], -1, self._head_dim)
+        turned = turn(qkv[:, : self._heads + self._key_heads])
+        q, k = turned[:, : self._heads], turned[:, self._heads :]
+        if scale is not None:
+            q.mul_(scale[:, None, None])
+        return q, k, qkv[:, self._heads + self._key_heads :]
+
+
+class _Reader:
+    """Reads layers."""
+
+    def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
+        self._tensors, self._placement = tensors, placement
+        self._width = whole(config, "hidden_size")
+        self._inner = whole(config, "intermediate_size")
+        self._eps = real(config, "rms_norm_eps")
+        self._attention_bias = bool(config.get("attention_bias"))
+        self._mlp_bias = bool(config.get("mlp_bias"))
+
+    def layer(self, at: str, heads: int, key_heads: int, head_dim: int) -> _Layer:
+        queries, keys = heads * head_dim, key_heads * head_dim
+        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
+        # Each product is read and laid out before the next is read: one is held twice, not all.
+        return _Layer(
+            norm=self.norm(f"{at}.input_layernorm"),
+            qkv=self._joined(
+                [
+                    (f"{attention}.{x}_proj", n)
+                    for x, n in zip("qkv", (queries, keys, keys), strict=True)
+                ]
+            ),
+            attended=dense(
+                *self._affine(f"{attention}.o_proj", self._width, queries, self._attention_bias),
+                self._placement,
+            ),
+            mlp_norm=self.norm(f"{at}.post_attention_layernorm"),
+            gated=gated(
+                self._affine(f"{mlp}.gate_proj", self._inner, self._width, self._mlp_bias),
+                self._affine(f"{mlp}.up_proj", self._inner, self._width, self._mlp_bias),
+                "silu",
+                self._placement,
+            ),
+            down=dense(
+                *self._affine(f"{mlp}.down_proj", self._width, self._inner, self._mlp_bias),
+                self._placement,
+            ),
+        )
+
+    def _joined(self, outputs: list[tuple[str, int]]) -> Dense:
+        parts = [self._affine(n, size, self._width, self._attention_bias) for n, size in outputs]
+        biases = [part.bias for part in parts if part.bias is not None]
+        weight = torch.cat([part.weight for part in parts])
+        return dense(weight, torch.cat(biases) if biases else None, self._placement)
+
+    def norm(self, name: str) -> _Norm:
+        weight = self._tensors.placed(self._placement, f"{name}.weight", self._width)
+        return _Norm(weight, self._eps)
+
+    def _affine(self, name: str, outputs: int, inputs: int, bias: bool) -> Affine:
+        weight = self._tensors.get(f"{name}.weight", outputs, inputs)
+        return Affine(weight, self._tensors.get(f"{name}.bias", outputs) if bias else None)
+
+
+def refuse_causal(config: dict[str, Any]) -> None:
+    """Refuse a network whose tokens see only their past, or that may be one.
+
+    A decoder's weights run through bidirectional attention without a fault and give vectors that
+    mean nothing, so something in the configuration has to say that it was trained both ways.
+
+    Raises:
+        CheckpointError: If nothing says so.
+    """
+    kind = config.get("model_type")
+    named = kind in _BIDIRECTIONAL or any(
+        "bidirec" in str(name).lower() for name in config.get("architectures") or ()
+    )
+    causal = config.get("is_causal")
+    if causal is False or (named and causal is None):
+        return
+    raise CheckpointError(
+        f"config.json describes a causal {kind}, a text generator; nimbed runs embedding models "
+        f"whose attention looks both ways. If this one was trained so, put "
+        f'"is_causal": false into its config.json'
+    )

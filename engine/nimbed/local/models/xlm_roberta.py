@@ -1,0 +1,25 @@
+"""XLM-R: BERT whose positions begin behind the padding id (bge-m3, multilingual-e5).
+
+The state dict is that of ``transformers.XLMRobertaModel``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nimbed.local.device import Placement
+from nimbed.local.models.bert import Bert
+from nimbed.local.models.fields import first_position
+from nimbed.local.tensors import Tensors
+
+__all__ = ["xlm_roberta"]
+
+
+def xlm_roberta(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
+    """Read an XLM-R encoder; see :class:`nimbed.local.models.bert.Bert`."""
+    return Bert(
+        config,
+        tensors.stripped("roberta.", "xlm_roberta."),
+        placement,
+        first_position=first_position(config),
+    )

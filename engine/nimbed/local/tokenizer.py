@@ -1,0 +1,171 @@
+"""Text in, token ids out, cut to the model's length if the caller allows it.
+
+Wraps the ``tokenizers`` library: tokenizer.json is the ground truth. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import tokenizers
+
+from nimbed.errors import CheckpointError, ConfigurationError, InputError, name_rows
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.spec import Truncate
+
+__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "tokenizer_for"]
+
+
+class InputTokenizer(Protocol):
+    """Tokenizes whatever the model embeds; see :meth:`TextTokenizer.encode`."""
+
+    def encode(
+        self, inputs: Sequence[Any], /, *, prompt: str, truncate: Truncate, first_row: int = 0
+    ) -> Tokens:
+        """Return token ids an input, special tokens included."""
+        ...
+
+
+def tokenizer_for(checkpoint: Checkpoint) -> InputTokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: If tokenizer.json is damaged or does not suit the model.
+    """
+    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
+    if card.architecture == "nemotron_vl":
+        # It stands on this module.
+        from nimbed.local.vision.prompts import vision_tokenizer
+
+        return vision_tokenizer(checkpoint)
+    if card.architecture != "nvembed":
+        return TextTokenizer(path, max_tokens=card.max_tokens)
+    # NV-Embed was trained with its end token in the text, before truncation, and with the
+    # instruction left out of the mean.
+    return TextTokenizer(
+        path,
+        max_tokens=card.max_tokens,
+        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
+        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
+    )
+
+
+class Tokens(NamedTuple):
+    """Tokenized texts.
+
+    Attributes:
+        ids: Token ids a text, special tokens included.
+        truncated: Which rows were cut, ascending.
+        skip: How many of each row's first tokens are not pooled, or None if all are.
+    """
+
+    ids: list[list[int]]
+    truncated: list[int]
+    skip: list[int] | None = None
+
+
+class TextTokenizer:
+    """Tokenizes prompted texts.
+
+    Args:
+        path: tokenizer.json.
+        max_tokens: Longest row, special tokens included.
+        suffix: Put behind every text before it is tokenized; it may be cut off like the rest.
+        skip_prompt: Whether the prompt's tokens are left out of the pooling.
+    """
+
+    def __init__(
+        self, path: Path, *, max_tokens: int, suffix: str = "", skip_prompt: bool = False
+    ) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+        # Files in the wild have both baked in, at a length that is not the model's.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._max_tokens = max_tokens
+        self._suffix = suffix
+        self._skip_prompt = skip_prompt
+        mask = self._tokenizer.encode("a").special_tokens_mask
+        content = [place for place, special in enumerate(mask) if not special]
+        if not content:
+            raise CheckpointError(f"{path} gives no token for the letter 'a'")
+        self._head = content[0]
+        self._tail = len(mask) - 1 - content[-1]
+        self._suffix_length = self._bare_length(suffix)
+        if max_tokens <= self._head + self._tail + self._suffix_length:
+            raise CheckpointError(f"{max_tokens} tokens leave no room beside the special ones")
+
+    def encode(
+        self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
+    ) -> Tokens:
+        """Tokenize ``prompt + text`` for each text, in Rust threads.
+
+        Args:
+            texts: Valid, non-blank strings.
+            prompt: Put before each of them; it survives truncation at either end.
+            truncate: ``NONE`` raises for a row that is too long, ``START`` and ``END`` cut there.
+            first_row: The caller's number of the first text, for messages.
+
+        Raises:
+            InputError: If a row is too long and may not be cut, or holds no token at all.
+        """
+        prompted = [f"{prompt}{text}{self._suffix}" for text in texts]
+        skip = self._bare_length(prompt) if self._skip_prompt else 0
+        if skip >= self._max_tokens:
+            raise ConfigurationError(
+                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
+            )
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prompted)]
+        lengths = [len(row) for row in ids]
+        nothing = self._head + self._tail + self._suffix_length
+        if lengths and min(lengths) <= nothing:
+            empty = [first_row + row for row, length in enumerate(lengths) if length <= nothing]
+            raise InputError(
+                f"a text must hold something the model can read; {name_rows(empty)} vanishes "
+                f"in tokenization (control or zero-width characters only)",
+                rows=empty,
+            )
+        too_long = [row for row, length in enumerate(lengths) if length > self._max_tokens]
+        if too_long and truncate == "NONE":
+            rows = [first_row + row for row in too_long]
+            raise InputError(
+                f"input length {lengths[too_long[0]]} exceeds maximum allowed token size "
+                f"{self._max_tokens} ({name_rows(rows)}); split the text, or pass truncate='END' "
+                f"or 'START'",
+                rows=rows,
+            )
+        for row in too_long:
+            kept = self._prompt_tokens(prompted[row], len(prompt)) if truncate == "START" else 0
+            ids[row] = self._cut(ids[row], kept=kept, truncate=truncate)
+        # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
+        skips = [min(skip, len(row) - 1) for row in ids] if skip else None
+        return Tokens(ids, too_long, skips)
+
+    def _bare_length(self, text: str) -> int:
+        """Count a text's tokens by itself, without those that are put around every text."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _cut(self, ids: list[int], *, kept: int, truncate: Truncate) -> list[int]:
+        tail = ids[len(ids) - self._tail :]
+        if truncate == "END":
+            return ids[: self._max_tokens - self._tail] + tail
+        head = ids[: min(self._head + kept, self._max_tokens - self._tail)]
+        body = self._max_tokens - len(head) - self._tail
+        end = len(ids) - self._tail
+        return head + ids[end - body : end] + tail
+
+    def _prompt_tokens(self, prompted: str, characters: int) -> int:
+        """Count the tokens that begin inside the prompt; START must not cut them."""
+        if not characters:
+            return 0
+        encoding = self._tokenizer.encode(prompted)
+        return sum(
+            not special and start < characters
+            for (start, _), special in zip(
+                encoding.offsets, encoding.special_tokens_mask, strict=True
+            )
+        )

@@ -1,0 +1,1 @@
+"""From images to token states that a language model reads beside its words."""

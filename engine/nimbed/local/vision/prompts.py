@@ -1,0 +1,197 @@
+"""Texts, images and pairs of both in, token ids out.
+
+An image becomes ``<img>``, one context token a piece of every tile, ``</img>``; its prompt and
+its text stand around that. What a user writes never becomes one of these marks: it is read as
+plain text. Knows nothing about pixels or weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from nimbed.cards import ModelCard
+from nimbed.errors import CheckpointError, InputError
+from nimbed.images import Image
+from nimbed.inputs import Input
+from nimbed.local.checkpoint import Checkpoint, read_json
+from nimbed.local.tokenizer import TextTokenizer, Tokens
+from nimbed.local.vision.image_row import ImageRow
+from nimbed.local.vision.settings import VisionSettings
+from nimbed.spec import Truncate
+
+__all__ = ["VisionTokenizer", "vision_tokenizer"]
+
+_CONTEXT = "<IMG_CONTEXT>"
+_MARKS = ("<image>", "<img>", "</img>", _CONTEXT)
+# What the publisher allows a text alone (models.md 1.3); with an image the card's limit holds.
+_TEXT_TOKENS = 8192
+
+
+def vision_tokenizer(checkpoint: Checkpoint) -> VisionTokenizer:
+    """Read the tokenizer of a vision-language checkpoint, and how it wants its images.
+
+    Raises:
+        CheckpointError: If a file is damaged or does not suit the model.
+    """
+    folder = checkpoint.folder
+    processor = read_json(folder / "processor_config.json")
+    return VisionTokenizer(
+        folder / "tokenizer.json",
+        card=checkpoint.card,
+        settings=VisionSettings.read(checkpoint.config, processor),
+    )
+
+
+class VisionTokenizer:
+    """Tokenizes the inputs of a vision-language model.
+
+    Args:
+        path: tokenizer.json.
+        card: Prompts and longest input.
+        settings: How the model wants its images.
+    """
+
+    def __init__(self, path: Path, *, card: ModelCard, settings: VisionSettings) -> None:
+        self._path, self._card, self._settings = path, card, settings
+        self._texts = TextTokenizer(path, max_tokens=min(card.max_tokens, _TEXT_TOKENS))
+
+    def encode(
+        self, inputs: Sequence[Input], *, prompt: str, truncate: Truncate, first_row: int = 0
+    ) -> Tokens:
+        """Tokenize inputs; as :meth:`TextTokenizer.encode`, which takes what is only text.
+
+        Args:
+            inputs: Valid texts, images and pairs of (text, image).
+            prompt: Put before each of them.
+            truncate: What happens to a text that is too long; an image is never cut.
+            first_row: The caller's number of the first input, for messages.
+
+        Returns:
+            Ids a row; an :class:`ImageRow` where the input shows an image.
+
+        Raises:
+            InputError: If a row is too long and may not be cut, holds no token, or its image is
+                damaged, animated or too large.
+            MissingExtraError: If there is an image and Pillow is not installed.
+        """
+        plain = [text for text in inputs if isinstance(text, str) and not _marked(text)]
+        if len(plain) == len(inputs):
+            return self._texts.encode(plain, prompt=prompt, truncate=truncate, first_row=first_row)
+        ids: list[list[int]] = []
+        truncated: list[int] = []
+        failed: list[tuple[int, InputError]] = []
+        for place, item in enumerate(inputs):
+            row = first_row + place
+            try:
+                encoded, cut = self._row(item, prompt, truncate, row)
+            except InputError as error:
+                failed.append((row, error))
+                continue
+            ids.append(encoded)
+            truncated.extend([place] if cut else [])
+        if failed:
+            raise InputError(
+                f"{failed[0][1]}{_others(failed)}", rows=[row for row, _ in failed]
+            ) from failed[0][1]
+        return Tokens(ids, truncated)
+
+    def _row(
+        self, item: Input, prompt: str, truncate: Truncate, row: int
+    ) -> tuple[list[int], bool]:
+        if isinstance(item, str):
+            if not _marked(item):
+                found = self._texts.encode([item], prompt=prompt, truncate=truncate, first_row=row)
+                return found.ids[0], bool(found.truncated)
+            lead = prompt.rstrip()
+            head, body = self._literal.head(lead), prompt[len(lead) :] + item
+            most = min(self._card.max_tokens, _TEXT_TOKENS)
+            return self._fitted(head, body, most, truncate, row)
+        text, image = ("", item) if isinstance(item, Image) else item
+        try:
+            grid = self._settings.tiling.grid(*image.size)
+        except InputError as error:
+            raise InputError(f"row {row}: {error}") from error
+        head = self._literal.head(f"{prompt}<img>{_CONTEXT}</img>")
+        at = head.index(self._settings.context_id)
+        head[at : at + 1] = [head[at]] * (grid.tiles * self._settings.tokens_a_tile)
+        # The reference puts the space after </img> whether or not a text follows.
+        ids, cut = self._fitted(head, f" {text}", self._card.max_tokens, truncate, row)
+        side = self._settings.tiling.side
+        return ImageRow(ids, image=image, grid=grid, side=side, row=row), cut
+
+    def _fitted(
+        self, head: list[int], body: str, most: int, truncate: Truncate, row: int
+    ) -> tuple[list[int], bool]:
+        """Join head and body, the body read literally and cut to fit."""
+        ids, tail = self._literal.ids(body), self._literal.tail
+        if self._settings.context_id in ids:
+            raise InputError(
+                f"row {row} holds {_CONTEXT}, which this model's tokenizer cannot read as text"
+            )
+        room, length = most - len(head) - len(tail), len(head) + len(ids) + len(tail)
+        if length <= most:
+            return [*head, *ids, *tail], False
+        if truncate == "NONE" or room < 1:
+            mend = (
+                "split the text, or pass truncate='END' or 'START'"
+                if room > 0
+                else "the image fills them alone and cannot be cut"
+            )
+            raise InputError(
+                f"input length {length} exceeds maximum allowed token size {most} (row {row}); "
+                f"{mend}"
+            )
+        return [*head, *(ids[:room] if truncate == "END" else ids[-room:]), *tail], True
+
+    @functools.cached_property
+    def _literal(self) -> _Literal:
+        # Made when the first image or mark is met: a vocabulary takes half a second to read.
+        literal = _Literal(self._path)
+        probe = literal.head(f"<img>{_CONTEXT}</img>")
+        if probe.count(self._settings.context_id) != 1:
+            raise CheckpointError(
+                f"{self._path} does not read {_CONTEXT} as the one token "
+                f"{self._settings.context_id} that config.json promises"
+            )
+        return literal
+
+
+class _Literal:
+    """Two readings of one tokenizer: marks as marks, and everything as plain text.
+
+    Args:
+        path: tokenizer.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # TextTokenizer has read the file, so it is sound.
+        self._marks = tokenizers.Tokenizer.from_file(str(path))
+        self._marks.no_truncation()
+        self._marks.no_padding()
+        self._plain = tokenizers.Tokenizer.from_str(self._marks.to_str())
+        self._plain.encode_special_tokens = True
+        framed = self._marks.encode("a")
+        content = [place for place, special in enumerate(framed.special_tokens_mask) if not special]
+        self._begin = framed.ids[: content[0]]
+        self.tail = framed.ids[content[-1] + 1 :]
+
+    def head(self, text: str) -> list[int]:
+        """Return the ids of what stands before a user's text, beginning token included."""
+        return [*self._begin, *self._marks.encode(text, add_special_tokens=False).ids]
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of a text in which nothing has a special meaning."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _marked(text: str) -> bool:
+    return "<" in text and any(mark in text for mark in _MARKS)
+
+
+def _others(failed: list[tuple[int, InputError]]) -> str:
+    return f" (and {len(failed) - 1} more rows)" if len(failed) > 1 else ""

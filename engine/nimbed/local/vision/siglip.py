@@ -1,0 +1,156 @@
+"""SigLIP: tiles in, patch states out.
+
+Pre-norm vision transformer with learnt positions. Every tile is one sequence of the packed
+batch. Knows nothing about images, prompts or language models. The state dict is that of
+``transformers.SiglipVisionModel``; its pooling head is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nimbed.errors import CheckpointError
+from nimbed.local.attention import Attention, attention_for
+from nimbed.local.dense import Dense, dense
+from nimbed.local.device import Placement
+from nimbed.local.layout import Layout
+from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.tensors import Tensors
+from nimbed.local.vision.pixels import patches
+
+__all__ = ["LayerNorm", "Siglip", "read_affine"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Normalises the last dimension."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x of any shape (..., width), normalised."""
+        # torch keeps the statistics in float32 whatever the dtype of x.
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    @classmethod
+    def read(
+        cls, tensors: Tensors, name: str, width: int, placement: Placement, *, eps: float
+    ) -> LayerNorm:
+        """Read weight and bias of a name."""
+        weight, bias = (
+            tensors.get(f"{name}.{part}", width).to(placement.device, placement.dtype)
+            for part in ("weight", "bias")
+        )
+        return cls(weight, bias, eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    norm: LayerNorm
+    qkv: Dense
+    attended: Dense
+    mlp_norm: LayerNorm
+    up: Dense
+    down: Dense
+
+    def __call__(
+        self, x: torch.Tensor, layout: Layout, attention: Attention, heads: int
+    ) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).view(layout.rows, 3, heads, -1).unbind(1)
+        x = self.attended.plus(attention(q, k, v, layout), x)
+        inner = self.up.gelu_tanh(self.mlp_norm(x))
+        return self.down.plus(inner, x)
+
+
+class Siglip:
+    """A SigLIP vision tower on one device.
+
+    Args:
+        config: ``vision_config`` of the checkpoint.
+        tensors: Its weights; ``vision_model.`` may stand before a name once, twice or never.
+        placement: Device and dtype.
+
+    Raises:
+        CheckpointError: If a weight is missing or misshapen, or the configuration asks for
+            something that this tower does not do.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors, placement: Placement) -> None:
+        only(config, hidden_act="gelu_pytorch_tanh", num_channels=3)
+        # transformers 5 flattened the module, so files have one or two of these before a name.
+        tensors = tensors.stripped("model.", "vision_model.", "vision_model.")
+        self._placement = placement
+        self._attention = attention_for(placement)
+        self.width, self.side = whole(config, "hidden_size"), whole(config, "image_size")
+        self._heads, self._patch = whole(config, "num_attention_heads"), whole(config, "patch_size")
+        heads_fit(self.width, self._heads)
+        if self.side % self._patch:
+            raise CheckpointError(
+                f"config.json cuts tiles of {self.side} pixels into patches of {self._patch}, "
+                f"which does not come out even"
+            )
+        self.patches_a_side = self.side // self._patch
+        eps = real(config, "layer_norm_eps", default=1e-6)
+        table = tensors.get(
+            "embeddings.position_embedding.weight", self.patches_a_side**2, self.width
+        )
+        self._positions = table.to(placement.device, placement.dtype)
+        # A convolution whose stride is its width is one product a patch.
+        name, wide = "embeddings.patch_embedding", (3, self._patch, self._patch)
+        weight = tensors.get(f"{name}.weight", self.width, *wide).flatten(1)
+        self._patches = dense(weight, tensors.get(f"{name}.bias", self.width), placement)
+        inner = whole(config, "intermediate_size")
+        self._layers = [
+            self._layer(tensors, f"encoder.layers.{number}", inner, eps)
+            for number in range(whole(config, "num_hidden_layers"))
+        ]
+        self._norm = LayerNorm.read(tensors, "post_layernorm", self.width, placement, eps=eps)
+
+    def _layer(self, tensors: Tensors, at: str, inner: int, eps: float) -> _Layer:
+        width, placement, own = self.width, self._placement, f"{at}.self_attn"
+        names = [f"{own}.q_proj", f"{own}.k_proj", f"{own}.v_proj"]
+        return _Layer(
+            norm=LayerNorm.read(tensors, f"{at}.layer_norm1", width, placement, eps=eps),
+            qkv=read_affine(tensors, names, width, width, placement),
+            attended=read_affine(tensors, [f"{own}.out_proj"], width, width, placement),
+            mlp_norm=LayerNorm.read(tensors, f"{at}.layer_norm2", width, placement, eps=eps),
+            up=read_affine(tensors, [f"{at}.mlp.fc1"], inner, width, placement),
+            down=read_affine(tensors, [f"{at}.mlp.fc2"], width, inner, placement),
+        )
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the last layer's normed states.
+
+        Args:
+            tiles: uint8 of shape (count, side, side, 3) on the tower's device.
+
+        Returns:
+            Tensor of shape (count, patches a side, patches a side, width).
+        """
+        count, a_side = tiles.shape[0], self.patches_a_side
+        layout = Layout.of([a_side * a_side] * count, self._placement.device)
+        x = self._patches(patches(tiles, self._patch, self._placement.dtype))
+        x = (x.view(count, -1, self.width) + self._positions).flatten(0, 1)
+        x = F.pad(x, (0, 0, 0, layout.rows - layout.tokens))
+        for layer in self._layers:
+            x = layer(x, layout, self._attention, self._heads)
+        return self._norm(x[: layout.tokens]).view(count, a_side, a_side, self.width)
+
+
+def read_affine(
+    tensors: Tensors, names: list[str], outputs: int, inputs: int, placement: Placement
+) -> Dense:
+    """Read the products of these names, each (outputs, inputs) with a bias, joined into one."""
+    # Converted one by one, so that no second copy in another dtype is ever whole in memory.
+    weight, bias = (
+        torch.cat([tensors.get(f"{n}.{part}", *shape).to(placement.dtype) for n in names])
+        for part, shape in (("weight", (outputs, inputs)), ("bias", (outputs,)))
+    )
+    return dense(weight, bias, placement)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nimbed.local.attention import ByVarlen, ByWindow, attention_for, by_length
+from nimbed.local.device import Placement
+from nimbed.local.layout import Layout
+from nimbed.local.windows import windows
+
+LENGTHS = [19, 19, 7, 7, 7, 1, 33]
+
+
+def reference(q, k, v, lengths):
+    """Attend in float64, a sequence at a time, by the definition."""
+    out, start = torch.zeros(q.shape, dtype=torch.float64), 0
+    share = q.shape[1] // k.shape[1]
+    for length in lengths:
+        rows = slice(start, start + length)
+        for head in range(q.shape[1]):
+            key = k[rows, head // share].double()
+            scores = q[rows, head].double() @ key.T / q.shape[2] ** 0.5
+            out[rows, head] = torch.softmax(scores, -1) @ v[rows, head // share].double()
+        start += length
+    return out.flatten(1)
+
+
+def tensors(key_heads, dtype, scale=1.0):
+    layout = Layout.of(LENGTHS, torch.device("cpu"))
+    torch.manual_seed(0)
+    # One fused projection, as the models hand it over: the views are not contiguous.
+    fused = (scale * torch.randn(layout.rows, 4 + 2 * key_heads, 8)).to(dtype)
+    return *fused.split([4, key_heads, key_heads], dim=1), layout
+
+
+@pytest.mark.parametrize("attend", [ByWindow(), by_length])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
+def test_every_implementation_follows_the_definition(attend, key_heads, dtype, off):
+    q, k, v, layout = tensors(key_heads, dtype)
+    got = attend(q, k, v, layout)
+    assert got.shape == (layout.rows, 32)
+    torch.testing.assert_close(
+        got[: layout.tokens].double(),
+        reference(q, k, v, LENGTHS)[: layout.tokens],
+        atol=off,
+        rtol=off,
+    )
+    assert not got[layout.tokens :].any()
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_scores_beyond_the_range_of_exp_fall_back_to_a_shifted_softmax(scale):
+    q, k, v, layout = tensors(4, torch.float32, scale)
+    got = ByWindow()(q, k, v / scale, layout)
+    expected = reference(q, k, v / scale, LENGTHS)
+    torch.testing.assert_close(
+        got[: layout.tokens].double(), expected[: layout.tokens], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_inputs_are_left_as_they_were():
+    q, k, v, layout = tensors(1, torch.bfloat16)
+    before = [x.clone() for x in (q, k, v)]
+    ByWindow()(q, k, v, layout)
+    for x, old in zip((q, k, v), before, strict=True):
+        torch.testing.assert_close(x, old, atol=0, rtol=0)
+
+
+def test_float32_on_the_cpu_uses_the_fused_kernel():
+    assert attention_for(Placement(torch.device("cpu"), torch.float32)) is by_length
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=40))
+def test_windows_cover_every_row_once_and_never_look_across_a_border(lengths):
+    lengths = sorted(lengths, reverse=True)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    covered = []
+    for window in windows(lengths):
+        source = window.source.numpy().reshape(window.count, window.length)
+        for row in source:  # a window stays inside one sequence
+            assert len(set(owner[row].tolist())) == 1
+        target = source.reshape(-1)[window.kept.numpy()]
+        assert target.tolist() == list(range(window.start, window.stop))
+        covered += target.tolist()
+        inside = np.ones(source.shape) if window.inside is None else window.inside.numpy()[:, 0]
+        for row, mask in zip(source, inside, strict=True):
+            assert mask.sum() == lengths[owner[row[0]]]
+    assert covered == list(range(sum(lengths)))
+
+
+def test_windows_come_in_few_shapes():
+    generator = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(300):
+        lengths = sorted(generator.integers(5, 257, size=generator.integers(1, 40)).tolist())
+        shapes |= {(window.count, window.length) for window in windows(lengths)}
+    assert len(shapes) < 300
+
+
+def test_a_mixed_batch_gives_the_rows_of_each_sequence_alone():
+    lengths = [33, 31, 30, 18, 17, 6, 5, 5, 1]
+    layout = Layout.of(lengths, torch.device("cpu"))
+    torch.manual_seed(1)
+    q, k, v = torch.randn(layout.rows, 3, 4, 8).unbind(1)
+    together = ByWindow()(q, k, v, layout)
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        alone = Layout.of([length], torch.device("cpu"))
+        padded = [torch.zeros(alone.rows, 4, 8) for _ in range(3)]
+        for target, source in zip(padded, (q, k, v), strict=True):
+            target[:length] = source[rows]
+        torch.testing.assert_close(
+            ByWindow()(*padded, alone)[:length], together[rows], atol=1e-6, rtol=1e-6
+        )
+        start += length
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_variable_length_kernel_is_called_as_its_version_wants(grouped):
+    """The kernel itself runs on CUDA alone; its calling convention is checked anywhere."""
+    seen = {}
+
+    def attend(q, k, v, offsets):
+        seen.update(shapes=(q.shape, k.shape))
+        layout = Layout.of((offsets[1:] - offsets[:-1]).tolist(), torch.device("cpu"))
+        padded = [torch.zeros(layout.rows, *x.shape[1:]) for x in (q, k, v)]
+        for target, source in zip(padded, (q, k, v), strict=True):
+            target[: layout.tokens] = source
+        return by_length(*padded, layout)[: layout.tokens].view(q.shape)
+
+    def newer(q, k, v, cu_q, cu_k, max_q, max_k, *, enable_gqa=False, num_splits=None):
+        assert (num_splits, enable_gqa, max_q) == (1, True, 33)
+        return attend(q, k, v, cu_q)
+
+    def older(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False):
+        assert (k.shape[1], max_k) == (q.shape[1], 33)
+        return attend(q, k, v, cu_q)
+
+    q, k, v, layout = tensors(2, torch.float32)
+    got = ByVarlen(newer if grouped else older)(q, k, v, layout)
+    torch.testing.assert_close(got, by_length(q, k, v, layout), atol=1e-6, rtol=1e-6)
+    assert seen["shapes"][0][0] == layout.tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_variable_length_kernel_follows_the_definition_on_cuda(key_heads, dtype):
+    attend = ByVarlen.if_available()
+    if attend is None:
+        pytest.skip("this torch has no variable-length attention")
+    q, k, v, _ = tensors(key_heads, dtype)
+    layout = Layout.of(LENGTHS, torch.device("cuda"))
+    got = attend(q.cuda(), k.cuda(), v.cuda(), layout)[: layout.tokens].cpu().double()
+    expected = reference(q, k, v, LENGTHS)[: layout.tokens]
+    torch.testing.assert_close(got, expected, atol=3e-2, rtol=3e-2)
