@@ -1,0 +1,249 @@
+"""An address and a model to findings: what the server is, and whether its vectors can be trusted.
+
+Knows nothing about terminals. Everything it says was tried, not read.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.cards import ModelCard
+from nimbed.embedder import Embedder
+from nimbed.errors import NimbedError
+from nimbed.remote.embedder import RemoteEmbedder
+from nimbed.remote.probe import Probe, Refusal
+from nimbed.spec import InputType
+
+__all__ = ["Finding", "Verdict", "examine"]
+
+#: ``ok``; ``note``: works, because nimbed does the server's part; ``fail``: must be mended.
+Verdict = Literal["ok", "note", "fail"]
+
+_TEXTS = (
+    "The heart pumps blood through the lungs and back before it reaches the body.",
+    "How long does it take to roast a chicken of two kilograms?",
+    "Interest on the loan is paid at the end of each quarter.",
+    "Ein Kondensator speichert elektrische Ladung.",
+    "def area(radius): return 3.14159 * radius ** 2",
+    "The museum is closed on Mondays, except on public holidays.",
+    "Which countries signed the treaty of 1957?",
+    "She had not seen the sea since she was a child.",
+)
+_ROLES: tuple[InputType, InputType] = ("query", "passage")
+_SAME = 0.9999  # cosine of one text embedded twice in half precision
+_PARITY = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        name: What was examined.
+        verdict: How it stands.
+        detail: What was seen, with numbers.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+def examine(
+    base_url: str,
+    model: str | ModelCard | None = None,
+    *,
+    api_key: str | None = None,
+    dialect: str = "auto",
+    against: Embedder | None = None,
+    timeout: float = 60.0,
+) -> list[Finding]:
+    """Examine a server by embedding a few texts in every way that nimbed could.
+
+    Args:
+        base_url: Address of the server.
+        model: The model to ask for; None for the only one it serves.
+        api_key: Its key; None reads the environment.
+        dialect: Its dialect; ``auto`` finds out.
+        against: A local embedder of the same checkpoint, to compare vectors with.
+        timeout: Seconds that one request may take.
+
+    Returns:
+        Findings in the order of examination; if the server cannot embed at all, only the first.
+
+    Raises:
+        ConfigurationError: If address, key or dialect cannot be used.
+    """
+    with RemoteEmbedder(
+        model, base_url=base_url, api_key=api_key, dialect=dialect, timeout=timeout
+    ) as embedder:
+        findings: list[Finding] = []
+        try:
+            for finding in _rounds(embedder, against):
+                findings.append(finding)
+        except NimbedError as error:
+            findings.append(Finding("reach", "fail", str(error)))
+        return findings
+
+
+def _rounds(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
+    began = time.perf_counter()
+    first = embedder.embed(_TEXTS[:1], input_type="passage")
+    took = time.perf_counter() - began
+    probe, card = embedder.probe(), embedder.card
+    known = "" if card.architecture != "unknown" else ", of which nimbed has no card"
+    yield Finding(
+        "reach",
+        "ok",
+        f"{probe.api} speaks {probe.dialect} and serves {probe.model}{known}; "
+        f"the first vector came after {took * 1000:.0f} ms",
+    )
+    floats = np.array([first.vectors[0]])
+    yield _roles(embedder, card, probe)
+    yield _dimensions(card, probe, floats)
+    yield _base64(probe, floats)
+    yield _types(probe, floats)
+    yield from _latency(embedder)
+    if against is not None:
+        yield _parity(embedder, against)
+
+
+def _roles(embedder: RemoteEmbedder, card: ModelCard, probe: Probe) -> Finding:
+    query, passage = (
+        embedder.embed(_TEXTS[1:2], input_type=role).vectors[0].astype(np.float64)
+        for role in _ROLES
+    )
+    alike = float(query @ passage)
+    if not card.asymmetric:
+        verdict: Verdict = "ok" if alike > _SAME else "note"
+        return Finding(
+            "roles",
+            verdict,
+            f"the model has none as far as is known; query and passage agree by {alike:.4f}",
+        )
+    if alike > _SAME:
+        return Finding(
+            "roles",
+            "fail",
+            f"a query and a passage get the same vector (cosine {alike:.4f}), so the role does "
+            f"not reach the model; pass a dialect whose role is a prefix, such as 'vllm'",
+        )
+    said = f"they reach the model: query and passage agree by {alike:.4f}"
+    try:
+        plain = probe.floats([card.prompt("query") + _TEXTS[1]])[0]
+    except Refusal as refusal:
+        return Finding("roles", "ok", f"{said}; without a role it refuses ({refusal})")
+    same = _cosine(plain, query)
+    if same > _PARITY:
+        return Finding("roles", "ok", f"{said}; the card's prompt gives the same ({same:.4f})")
+    return Finding(
+        "roles",
+        "note",
+        f"{said}; the card's prompt {card.prompt('query')!r} without a role gives another vector "
+        f"({same:.4f}): the server's prompt differs, or it adds one of its own",
+    )
+
+
+def _dimensions(card: ModelCard, probe: Probe, floats: NDArray[Any]) -> Finding:
+    if len(card.sizes) == 1:
+        return Finding("dimensions", "ok", f"{card.dimensions}, the model's only size")
+    size = card.sizes[0]
+    try:
+        served = probe.floats(_TEXTS[:1], input_type="passage", dimensions=size)[0]
+    except Refusal as refusal:
+        return Finding("dimensions", "note", f"sliced by nimbed; the server refuses ({refusal})")
+    if len(served) == card.dimensions:
+        return Finding("dimensions", "note", "sliced by nimbed; the server ignores the field")
+    same = _cosine(served, floats[0, :size])
+    verdict: Verdict = "ok" if len(served) == size and same > _PARITY else "fail"
+    detail = f"{size} asked, {len(served)} given; agrees with the slice of {card.dimensions}"
+    return Finding("dimensions", verdict, f"{detail} by {same:.4f}")
+
+
+def _base64(probe: Probe, floats: NDArray[Any]) -> Finding:
+    try:
+        answer = probe.ask(_TEXTS[:1], input_type="passage", encoding_format="base64")
+    except Refusal as refusal:
+        return Finding("base64", "note", f"not understood, lists are used ({refusal})")
+    if not answer.base64:
+        return Finding("base64", "note", "asked for and ignored, lists are used")
+    same = _cosine(answer.vectors[0], floats[0])
+    verdict: Verdict = "ok" if same > _PARITY else "fail"
+    return Finding("base64", verdict, f"agrees with the floats by {same:.4f}")
+
+
+def _types(probe: Probe, floats: NDArray[Any]) -> Finding:
+    seen: list[str] = []
+    verdict: Verdict = "ok"
+    for kind in ("int8", "uint8", "binary", "ubinary"):
+        try:
+            answer = probe.ask(
+                _TEXTS[:1], input_type="passage", encoding_format="float", embedding_type=kind
+            )
+        except Refusal:
+            continue
+        width, full = answer.vectors.shape[1], floats.shape[1]
+        if width != (full // 8 if kind.endswith("binary") else full):
+            continue  # the field was ignored
+        if kind == "ubinary":
+            bits = np.unpackbits(answer.vectors.astype(np.uint8), axis=1)
+            same = float((bits == (floats > 0)).mean())
+            kind = f"ubinary (bits agree by {same:.3f})"
+            verdict = "ok" if same > 0.97 else "note"
+        seen.append(kind)
+    if not seen:
+        return Finding("types", "ok", "float alone; nimbed makes the others")
+    return Finding("types", verdict, f"float, {', '.join(seen)}")
+
+
+def _latency(embedder: RemoteEmbedder) -> Iterator[Finding]:
+    for count in (1, 8, 32):
+        texts = [f"{n}. {_TEXTS[n % len(_TEXTS)]}" for n in range(count)]
+
+        def call(texts: list[str] = texts) -> object:
+            return embedder.embed(texts, input_type="passage")
+
+        taken = statistics.median(_seconds(call) for _ in range(3))
+        yield Finding(
+            f"latency of {count}",
+            "ok",
+            f"{taken * 1000:.1f} ms, {count / taken:,.0f} texts/s",
+        )
+
+
+def _parity(embedder: RemoteEmbedder, local: Embedder) -> Finding:
+    worst = 1.0
+    for role in _ROLES:
+        remote = embedder.embed(_TEXTS, input_type=role).floats().astype(np.float64)
+        ours = local.embed(_TEXTS, input_type=role).floats().astype(np.float64)
+        if remote.shape != ours.shape:
+            widths = f"{remote.shape[1]} dimensions there, {ours.shape[1]} here"
+            return Finding("parity", "fail", f"another model: {widths}")
+        worst = min(worst, float(np.einsum("ij,ij->i", remote, ours).min()))
+    same_space = embedder.spec().fingerprint == local.spec().fingerprint
+    detail = f"least cosine {worst:.5f} over {len(_TEXTS)} texts in both roles"
+    if worst <= _PARITY:
+        return Finding("parity", "fail", f"{detail}: another model, prompt or pooling")
+    if not same_space:
+        return Finding("parity", "note", f"{detail}; but the fingerprints of the specs differ")
+    return Finding("parity", "ok", detail)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _cosine(left: NDArray[Any], right: NDArray[Any]) -> float:
+    if len(left) != len(right):
+        return 0.0
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nimbed import cards
+from nimbed.batch import EmbeddingBatch
+from nimbed.errors import ConfigurationError
+from nimbed.fake import FakeEmbedder
+from nimbed.remote.doctor import examine
+
+from .double import answer, error, vector, vectors
+from .players import DIMENSIONS, E5, nim, openai, plain, tei, vllm
+
+LLAMA = "nvidia/llama-nemotron-embed-1b-v2"
+
+
+def by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_healthy_nim_gets_a_clean_bill(serve):
+    double = serve(nim(LLAMA, 2048, matryoshka=True, types=["float", "ubinary"]))
+    findings = by_name(examine(double.url, LLAMA))
+    assert {finding.verdict for finding in findings.values()} == {"ok"} | {
+        findings["dimensions"].verdict
+    }
+    assert "speaks nim" in findings["reach"].detail
+    assert "reach the model" in findings["roles"].detail
+    assert "required for asymmetric models" in findings["roles"].detail
+    assert "384 asked, 384 given" in findings["dimensions"].detail
+    assert "ubinary (bits agree by 1.000)" in findings["types"].detail
+    assert {"latency of 1", "latency of 8", "latency of 32"} < findings.keys()
+
+
+@pytest.mark.parametrize(
+    ("player", "dialect"),
+    [(vllm(E5, DIMENSIONS), "vllm"), (tei(E5, DIMENSIONS), "tei")],
+)
+def test_prefixed_roles_are_found_to_reach_the_model(serve, player, dialect):
+    findings = by_name(examine(serve(player).url, E5))
+    assert f"speaks {dialect}" in findings["reach"].detail
+    assert findings["roles"].verdict == "ok"
+    assert "the card's prompt gives the same (1.0000)" in findings["roles"].detail
+
+
+def test_a_server_that_swallows_the_role_is_found_out(serve):
+    findings = by_name(examine(serve(plain()).url, E5, dialect="nim"))
+    assert findings["roles"].verdict == "fail"
+    assert "does not reach the model" in findings["roles"].detail
+
+
+def test_a_server_with_a_prompt_of_its_own_is_noted(serve):
+    def handle(request):
+        role = request.json.get("input_type", "")
+        return answer(vectors([f"<{role}> {text}" for text in request.texts], DIMENSIONS))
+
+    findings = by_name(examine(serve(handle).url, E5, dialect="nim"))
+    assert findings["roles"].verdict == "note"
+
+
+def test_bits_in_another_order_are_noted(serve):
+    double = serve(nim(LLAMA, 2048, types=["float", "ubinary"], reverse_bits=True))
+    findings = by_name(examine(double.url, LLAMA))
+    assert findings["types"].verdict == "note"
+    assert findings["dimensions"].verdict == "note"
+
+
+def test_base64_that_says_something_else_than_the_floats_is_found_out(serve):
+    def handle(request):
+        rows = vectors(request.texts, DIMENSIONS)
+        encoding = request.json.get("encoding_format")
+        return answer(rows[:, ::-1] if encoding == "base64" else rows, encoding=encoding)
+
+    findings = by_name(examine(serve(handle).url, E5, dialect="openai"))
+    assert findings["base64"].verdict == "fail"
+
+
+def test_an_old_gateway_is_usable_and_its_gaps_are_noted(serve):
+    double = serve(openai("text-embedding-3-small", 1536))
+    findings = by_name(examine(double.url, "text-embedding-3-small"))
+    assert findings["base64"].verdict == "note"
+    assert findings["roles"].verdict == "ok"
+    assert findings["types"].detail.startswith("float alone")
+
+
+class Local(FakeEmbedder):
+    """What a local checkpoint of the double's model would give."""
+
+    def embed(self, inputs, *, input_type, **options):
+        prompts = [self.card.prompt(input_type) + text for text in inputs]
+        return EmbeddingBatch.from_floats(
+            np.array([vector(prompt, self.card.dimensions) for prompt in prompts]),
+            spec=self.spec(),
+            input_type=input_type,
+            token_counts=np.ones(len(prompts), np.int32),
+        )
+
+
+def test_parity_with_a_local_checkpoint_is_measured(serve):
+    findings = by_name(examine(serve(nim()).url, E5, against=Local(cards.find(E5))))
+    assert findings["parity"].verdict == "ok"
+    assert "1.00000" in findings["parity"].detail
+
+
+def test_another_checkpoint_is_found_out(serve):
+    other = dataclasses.replace(cards.find(E5), query_prompt="q ", passage_prompt="p ")
+    url = serve(nim()).url
+    assert by_name(examine(url, E5, against=Local(other)))["parity"].verdict == "fail"
+    narrow = dataclasses.replace(cards.find(E5), dimensions=64)
+    parity = by_name(examine(url, E5, against=Local(narrow)))["parity"]
+    assert "1024 dimensions there, 64 here" in parity.detail
+
+
+def test_a_server_that_cannot_embed_is_one_failed_finding(serve):
+    double = serve(lambda request: error("no such key", 401))
+    (finding,) = examine(double.url, E5, dialect="nim")
+    assert (finding.name, finding.verdict) == ("reach", "fail")
+    assert "no such key" in finding.detail
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError):
+        examine("localhost:8000", E5)
