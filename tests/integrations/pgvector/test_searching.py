@@ -1,0 +1,160 @@
+"""Plans, filters and settings of the search, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from nimbed import FakeEmbedder
+from nimbed.errors import ConfigurationError, NimbedError
+from nimbed_pgvector import VectorTable
+from nimbed_pgvector.schema import find
+from nimbed_pgvector.searching import search
+from nimbed_pgvector.steps import Query, run
+
+pytestmark = pytest.mark.postgres
+
+ITEMS = [
+    (f"p{n}", f"passage number {n}", {"page": n, "lang": "en" if n % 50 else "de"})
+    for n in range(3000)
+]
+KINDS: list[dict[str, Any]] = [
+    {"embedding_type": "float"},
+    {"embedding_type": "int8"},
+    {"embedding_type": "uint8"},
+    {"embedding_type": "ubinary"},
+    {"embedding_type": "binary", "also": "halfvec"},
+    {"embedding_type": "int8", "also": "float"},
+]
+
+
+def filled(connection: psycopg.Connection, **options: Any) -> VectorTable:
+    table = VectorTable(connection, "t", FakeEmbedder(), **options)
+    table.load(ITEMS)
+    assert table.index()
+    return table
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_every_kind_is_searched_through_its_index(
+    connection: psycopg.Connection, options: dict[str, Any]
+) -> None:
+    filled(connection, **options)
+    table = run(connection, find("t"))
+    assert table is not None
+    query = FakeEmbedder().embed(["what?"], input_type="query")
+    if options == {"embedding_type": "uint8"}:
+        query = FakeEmbedder().embed(["what?"], input_type="query", embedding_type="uint8")
+    steps = search(table, query, k=10)
+    settings = next(steps)
+    assert isinstance(settings, Query)
+    asked = steps.send([])
+    assert isinstance(asked, Query)
+
+    def explained() -> Any:
+        yield settings
+        return (
+            yield Query(
+                sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement), asked.parameters
+            )
+        )
+
+    plan = json.dumps(run(connection, explained()))
+    assert '"Index Name": "t_embedding_hnsw"' in plan
+    assert "Seq Scan" not in plan
+
+
+def test_a_filter_binds_its_values_and_still_finds_k(connection: psycopg.Connection) -> None:
+    table = filled(connection, embedding_type="ubinary", also="halfvec")
+    hits = table.search("what?", 10, filter="metadata->>'lang' = %s", parameters=["de"])
+    assert len(hits) == 10
+    assert {hit.metadata["lang"] for hit in hits} == {"de"}
+    both = table.search(
+        "what?",
+        5,
+        filter="(metadata->>'page')::int < %s AND id LIKE %s",
+        parameters=[100, "p9%"],
+    )
+    assert {hit.id for hit in both} <= {"p9", *(f"p{n}" for n in range(90, 100))}
+
+
+def test_a_filter_without_values_may_hold_percent_signs_and_comments(
+    connection: psycopg.Connection,
+) -> None:
+    table = filled(connection)
+    hits = table.search("what?", 50, filter="id LIKE 'p10%' -- those of ten")
+    assert {hit.id[:3] for hit in hits} == {"p10"}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "true); DROP TABLE t; --",
+        "true) --",
+        "metadata->>'lang' = 'x' ; DELETE FROM t",
+    ],
+)
+def test_a_filter_cannot_become_a_second_statement(
+    connection: psycopg.Connection, attack: str
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:10])
+    with pytest.raises(NimbedError):
+        table.search("what?", filter=attack)
+    assert connection.execute("SELECT count(*) FROM t").fetchall() == [(10,)]
+
+
+def test_a_value_is_never_sql(connection: psycopg.Connection) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:10])
+    assert (
+        table.search("'; DROP TABLE t; --", 2, filter="id = %s", parameters=["' OR '1'='1"]) == []
+    )
+    assert len(table.search("' OR 1=1 --", 20)) == 10
+
+
+def test_k_may_exceed_what_the_index_looks_at_by_itself(connection: psycopg.Connection) -> None:
+    table = filled(connection, embedding_type="ubinary")
+    assert len(table.search("what?", 300)) == 300  # 2,400 candidates, ef_search ends at 1,000
+
+
+def test_settings_end_with_the_search(connection: psycopg.Connection) -> None:
+    table = filled(connection, embedding_type="ubinary")
+    connection.execute("SET hnsw.ef_search = 77")
+    table.search("what?", 10)
+    assert connection.execute("SHOW hnsw.ef_search").fetchall() == [("77",)]
+    assert connection.execute("SHOW hnsw.iterative_scan").fetchall() == [("off",)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"k": 0}, "k must be at least 1"),
+        ({"candidates": 5}, "distances are final"),
+        ({"parameters": [1]}, "no filter to put them into"),
+        ({"filter": "no_such_column = 1"}, "no_such_column"),
+        ({"filter": "id = %s", "parameters": [1, 2]}, "placeholders"),
+    ],
+)
+def test_a_wrong_search_is_answered_with_a_sentence(
+    connection: psycopg.Connection, arguments: dict[str, Any], sentence: str
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:10])
+    with pytest.raises(ConfigurationError, match=sentence):
+        table.search("what?", **arguments)
+
+
+def test_a_missing_table_is_named(connection: psycopg.Connection) -> None:
+    with pytest.raises(ConfigurationError, match="there is no table nowhere"):
+        VectorTable(connection, "nowhere", FakeEmbedder()).search("what?")
+
+
+def test_own_adapters_and_rows_of_the_caller_do_not_disturb(connection: psycopg.Connection) -> None:
+    connection.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
+    table = filled(connection, embedding_type="ubinary", also="halfvec")
+    assert len(table.search("what?", 3)) == 3
