@@ -1,0 +1,108 @@
+"""The ``nimbed`` command: what was typed in, a command and its exit code out.
+
+A command is one file beside this one and one line below. Engine, numpy and rich are imported
+inside the commands, so that ``nimbed --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from nimbed_cli.doctor import doctor
+from nimbed_cli.embed import embed
+from nimbed_cli.failures import describe
+from nimbed_cli.load import load
+from nimbed_cli.models import models
+from nimbed_cli.quickstart import quickstart
+from nimbed_cli.search import search
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nimbed",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the boxes leave half of 80 columns for the words
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(quickstart)
+app.command()(embed)
+app.command()(load)
+app.command()(search)
+app.command()(models)
+app.command()(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from nimbed.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")
+    ] = False,
+) -> None:
+    """Embeddings that carry their contract: texts to vectors for vector databases."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        arguments: What was typed after ``nimbed``; None takes it from the process.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in typed
+    if debug:
+        typed = ["--debug", *(word for word in typed if word != "--debug")]
+    # Like Ctrl-C, a request to stop must unwind, or temporary files stay behind.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(args=typed, prog_name="nimbed")
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 0
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        sentence, code = describe(error)
+        typer.echo(f"Error: {sentence}", err=True)
+    _flush()
+    sys.exit(code)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _flush() -> None:
+    """Write what is left, and say nothing if nobody reads it any more (``| head``)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

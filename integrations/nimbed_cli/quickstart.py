@@ -1,0 +1,132 @@
+"""``nimbed quickstart``: search the standard library's documentation, by floats and by bits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nimbed import Embedder, EmbeddingBatch
+    from nimbed_cli.comparison import Way
+    from nimbed_cli.corpus import Passage
+
+__all__ = ["quickstart"]
+
+_QUESTIONS = (
+    "compress a file",
+    "schedule a function to run later",
+    "run a command and capture its output",
+    "make a temporary file",
+    "share memory between processes",
+)
+_SHOWN = 3
+_NEXT = """\
+[bold]What to type next[/bold]
+  nimbed embed texts.jsonl -o vectors.parquet --input-type passage
+  nimbed models                  [dim]# what else it can load[/dim]
+  python                         [dim]# the same from a program:[/dim]
+  >>> import nimbed
+  >>> nimbed.load().embed(["a text"], input_type="query")"""
+
+
+def quickstart(
+    passages: Annotated[
+        int, typer.Option(metavar="N", min=50, help="How many passages to embed.")
+    ] = 3000,
+) -> None:
+    """Embed and search Python's documentation.
+
+    A few thousand docstrings of the standard library, searched by floats and by bits.
+    """
+    from rich.console import Console
+
+    import nimbed
+    from nimbed_cli.comparison import OVERSAMPLING, compare, in_type
+    from nimbed_cli.corpus import standard_library_passages
+    from nimbed_cli.terminal import progress_bar
+
+    console = Console(highlight=False)
+    with nimbed.load() as embedder:
+        with progress_bar("embedding", before="reading the standard library") as move:
+            corpus = standard_library_passages(passages)
+            texts = [passage.text for passage in corpus]
+            started = time.perf_counter()
+            # The first texts alone, so that loading the model is not taken for embedding.
+            embedder.embed(texts[:8], input_type="passage", truncate="END")
+            loaded = time.perf_counter()
+            floats = embedder.embed(texts, input_type="passage", truncate="END", progress=move)
+            seconds = time.perf_counter() - loaded
+        questions = embedder.embed(_QUESTIONS, input_type="query")
+        console.print(
+            f"[bold]{len(corpus):,} docstrings of Python's standard library[/bold]\n"
+            f"{embedder.card.id}, {floats.spec.dimensions} dimensions\n"
+            f"model ready in {loaded - started:.1f} s, embedded in {seconds:.1f} s: "
+            f"{len(corpus) / seconds:,.0f} passages/s, "
+            f"{floats.token_counts.sum() / seconds:,.0f} tokens/s"
+        )
+        console.print(_answers(corpus, questions, floats, embedder))
+        bits = in_type(floats, embedder, "ubinary").spec.bytes_per_vector
+        console.print(_ways(compare(floats, embedder), len(corpus)))
+        console.print(
+            f"[dim]recall@10: how many of the ten nearest by float are found. Bits take "
+            f"{floats.spec.bytes_per_vector // bits} times\nless memory; rescored, the best "
+            f"{OVERSAMPLING}0 by bits are ranked again by floats from disk.[/dim]\n"
+        )
+    console.print(_NEXT)
+
+
+def _answers(
+    corpus: list[Passage], questions: EmbeddingBatch, floats: EmbeddingBatch, embedder: Embedder
+) -> Table:
+    """Answer every question twice: by floats, and by bits whose best candidates floats rank."""
+    from rich import box
+    from rich.table import Table
+
+    from nimbed.search import nearest, rescore
+    from nimbed_cli.comparison import OVERSAMPLING, in_type
+
+    bits = in_type(floats, embedder, "ubinary")
+    exact = nearest(questions, floats, _SHOWN)
+    packed = nearest(in_type(questions, embedder, "ubinary"), bits, _SHOWN * OVERSAMPLING)
+    rescored = rescore(questions, floats, packed.rows, _SHOWN)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("cosine of floats", "Hamming of bits, then rescored"):
+        table.add_column(heading, width=37, no_wrap=True, overflow="ellipsis")
+    for place, question in enumerate(_QUESTIONS):
+        if place:
+            table.add_row()
+        table.add_row(f"[bold]{question}[/bold]")
+        differing = dict(zip(packed.rows[place], packed.distances[place], strict=True))
+        for left, distance, right in zip(
+            exact.rows[place], exact.distances[place], rescored.rows[place], strict=True
+        ):
+            table.add_row(
+                f"[cyan]{1 - distance:4.2f}[/cyan] {corpus[left].id}",
+                f"[cyan]{differing[right]:3d}[/cyan] {corpus[right].id}",
+            )
+    return table
+
+
+def _ways(ways: list[Way], count: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stored as")
+    table.add_column("compared by")
+    for heading in ("bytes", "in memory", "a query", "recall@10"):
+        table.add_column(heading, justify="right")
+    for way in ways:
+        table.add_row(
+            way.name,
+            way.metric,
+            f"{way.bytes_per_vector:,}",
+            f"{way.bytes_per_vector * count / 1e6:.2f} MB",
+            f"{way.milliseconds:.2f} ms",
+            f"{way.recall:.3f}",
+        )
+    return table

