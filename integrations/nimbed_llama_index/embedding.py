@@ -1,0 +1,273 @@
+"""LlamaIndex's nodes and queries to lists of floats, each in its role.
+
+Knows nothing about models or HTTP: what it is told to load, the engine loads at the first call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, Literal, Self
+
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageType
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+
+import nimbed
+from nimbed.batch import EmbeddingBatch
+from nimbed.cards import DEFAULT_MODEL
+from nimbed.embedder import Embedder
+from nimbed.errors import ConfigurationError
+from nimbed.images import Image
+from nimbed.remote.address import Address, find_key
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
+from nimbed_llama_index.role_cache import RoleCache
+
+__all__ = ["NimbedEmbedding"]
+
+# One for all objects: a lock among an object's attributes could neither be copied nor pickled.
+_LOADING = threading.Lock()
+
+_Vector = list[float]
+# Bound to their process, or (the key) not for a pickle to hold.
+_STAYS = ("api_key", "cache", "callback_manager", "rate_limiter")
+
+
+class NimbedEmbedding(MultiModalEmbedding):
+    """Embeds nodes as passages and queries as queries, on this machine or on a server.
+
+    Construction reads no files and opens no connection. Packed types come back as ±1 a
+    dimension, whose dot product and cosine rank as Hamming does; int8 and uint8 as the value of
+    their level.
+
+    ``to_dict`` and the hash of an ingestion pipeline hold what decides the vectors and no knob.
+    A pickle holds neither weights, connections, cache, callbacks, rate limiter nor the key:
+    where it is loaded, the key is read from the environment again.
+
+    Attributes:
+        model_name: A folder, a catalogue name, a hub id, or a server's name for it.
+        base_url: Address of a server; given, the model runs there.
+        api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
+            ``NIMBED_API_KEY``.
+        dimensions: One of the sizes the model offers; None for the full vector.
+        embedding_type: How precise a dimension is.
+        truncate: What happens to a text that is too long: ``NONE`` raises and names its row.
+        int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
+        revision: Branch, tag or commit on the hub.
+        dialect: A server's dialect; ``auto`` finds it out.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: Arithmetic of a local model.
+        cache_dir: Folder of the Hugging Face cache, if not the usual one.
+        progress: Whether passages show the engine's bar on standard error.
+        cache: A key-value store for vectors; ``embeddings_cache`` is taken as this one, since
+            LlamaIndex's own use of it confuses the roles.
+        embed_batch_size: Texts an event; the engine makes its own batches.
+    """
+
+    # A validation error repeats its input otherwise, and the key is part of that.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, validate_assignment=True)
+
+    model_name: str = DEFAULT_MODEL
+    base_url: str | None = None
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    dimensions: int | None = None
+    embedding_type: EmbeddingType = "float"
+    truncate: Truncate = "NONE"
+    int8_scale: Int8Scale | None = None
+    revision: str | None = None
+    dialect: str = "auto"
+    device: str = Field(default="auto", exclude=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", exclude=True)
+    cache_dir: str | None = Field(default=None, exclude=True)
+    progress: bool = Field(default=False, exclude=True)
+    cache: BaseKVStore | None = Field(default=None, exclude=True)
+    embeddings_cache: Any | None = Field(default=None, exclude=True)
+    embed_batch_size: int = Field(default=2048, gt=0, le=2048, exclude=True)
+    num_workers: int | None = Field(default=None, exclude=True)
+
+    _given: Embedder | None = PrivateAttr(default=None)
+    _loaded: tuple[dict[str, Any], Embedder] | None = PrivateAttr(default=None)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that ``to_dict`` gives this class."""
+        return "NimbedEmbedding"
+
+    @classmethod
+    def from_embedder(
+        cls,
+        embedder: Embedder,
+        *,
+        dimensions: int | None = None,
+        embedding_type: EmbeddingType = "float",
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        progress: bool = False,
+        cache: BaseKVStore | None = None,
+    ) -> Self:
+        """Return an embedding on an embedder that exists; it is shared, the caller closes it."""
+        made = cls(
+            model_name=embedder.card.id,
+            revision=embedder.spec().revision,
+            dimensions=dimensions,
+            embedding_type=embedding_type,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            progress=progress,
+            cache=cache,
+        )
+        made._given = embedder
+        return made
+
+    @model_validator(mode="after")
+    def _settle(self) -> Self:
+        # Past pydantic, since an assignment would validate, and come here, again.
+        if self.embeddings_cache is not None:
+            object.__setattr__(self, "cache", self.embeddings_cache)
+            object.__setattr__(self, "embeddings_cache", None)
+        if self.base_url is None:
+            if self.api_key is not None or self.dialect != "auto":
+                raise ConfigurationError("api_key and dialect belong to a base_url; give one")
+            return self
+        if "model_name" not in self.model_fields_set:
+            raise ConfigurationError("a base_url needs a model_name: what the server calls it")
+        given = self.api_key.get_secret_value() if self.api_key else None
+        found = find_key(Address.parse(self.base_url), given, os.environ)
+        object.__setattr__(self, "api_key", SecretStr(found.reveal()) if found else None)
+        return self
+
+    @property
+    def embedder(self) -> Embedder:
+        """The engine's embedder; made at first use.
+
+        Raises:
+            UnknownModelError: If no folder, cache or hub holds the model.
+            ConfigurationError: If the model cannot be had so.
+        """
+        if self._given is not None:
+            return self._given
+        wanted: dict[str, Any] = {
+            "model": self.model_name,
+            "base_url": self.base_url,
+            "api_key": self.api_key.get_secret_value() if self.api_key else None,
+            "device": self.device,
+            "dtype": self.dtype,
+            "revision": self.revision,
+            "dialect": self.dialect,
+            "cache_dir": self.cache_dir,
+        }
+        # Kept with its settings: an assignment or a copy may have changed one since.
+        if self._loaded is None or self._loaded[0] != wanted:
+            with _LOADING:
+                if self._loaded is None or self._loaded[0] != wanted:
+                    self._loaded = (wanted, nimbed.load(**wanted))
+        return self._loaded[1]
+
+    @property
+    def spec(self) -> VectorSpec:
+        """The contract of the vectors: what an index must know of them."""
+        return self.embedder.spec(
+            embedding_type=self.embedding_type,
+            dimensions=self.dimensions,
+            int8_scale=self.int8_scale,
+        )
+
+    def _get_query_embedding(self, query: str) -> _Vector:
+        return self._embed([query], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> _Vector:
+        return (await self._aembed([query], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> _Vector:
+        return self._embed([text], "passage")[0]
+
+    async def _aget_text_embedding(self, text: str) -> _Vector:
+        return (await self._aembed([text], "passage"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[_Vector]:
+        return self._embed(texts, "passage")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[_Vector]:
+        return await self._aembed(texts, "passage")
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> _Vector:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> _Vector:
+        return (await self._aget_image_embeddings([img_file_path]))[0]
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
+        images = [_image(file) for file in img_file_paths]
+        return _listed(self.embedder.embed(images, **self._options("passage")))
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
+        images = [_image(file) for file in img_file_paths]
+        return _listed(await self.embedder.aembed(images, **self._options("passage")))
+
+    def _embed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
+        options = self._options(role)
+        if self.cache is None:
+            return _listed(self.embedder.embed(texts, **options))
+        cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
+        known = cache.get(texts)
+        absent = [text for text in dict.fromkeys(texts) if text not in known]
+        fresh = _listed(self.embedder.embed(absent, **options)) if absent else []
+        cache.put(absent, fresh)
+        known.update(zip(absent, fresh, strict=True))
+        return [known[text] for text in texts]
+
+    async def _aembed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
+        options = self._options(role)
+        if self.cache is None:
+            return _listed(await self.embedder.aembed(texts, **options))
+        cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
+        known = await cache.aget(texts)
+        absent = [text for text in dict.fromkeys(texts) if text not in known]
+        fresh = _listed(await self.embedder.aembed(absent, **options)) if absent else []
+        await cache.aput(absent, fresh)
+        known.update(zip(absent, fresh, strict=True))
+        return [known[text] for text in texts]
+
+    def _options(self, role: InputType) -> dict[str, Any]:
+        return {
+            "input_type": role,
+            "embedding_type": self.embedding_type,
+            "dimensions": self.dimensions,
+            "truncate": self.truncate,
+            "int8_scale": self.int8_scale,
+            "progress": self.progress and role == "passage",
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; the copy loads for itself, a given embedder stays shared."""
+        copied = self.model_copy()
+        copied._loaded = None
+        return copied
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return the settings alone; LlamaIndex's own would try to pickle weights first."""
+        fields = {name: value for name, value in self.__dict__.items() if name not in _STAYS}
+        return {
+            "__dict__": fields,
+            "__pydantic_extra__": None,
+            "__pydantic_fields_set__": set(self.model_fields_set),
+            "__pydantic_private__": {"_given": self._given},
+        }
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Build anew, with the key of the environment of the process that loads the pickle."""
+        self.__init__(**state["__dict__"])  # type: ignore[misc]
+        self._given = state["__pydantic_private__"]["_given"]
+
+
+def _listed(batch: EmbeddingBatch) -> list[_Vector]:
+    # Python floats: LlamaIndex's stores write JSON, which knows no numpy numbers.
+    rows: list[_Vector] = (batch.signs() if batch.spec.packed else batch.floats()).tolist()
+    return rows
+
+
+def _image(file: ImageType) -> Image:
+    return Image(file.getvalue() if isinstance(file, BytesIO) else file)

@@ -1,0 +1,214 @@
+"""What users of LlamaIndex's adapters complain about, on ours."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_index.core")
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.ingestion.pipeline import get_transformation_hash
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.rate_limiter import TokenBucketRateLimiter
+from llama_index.core.schema import TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
+from pydantic import ValidationError
+
+from nimbed import FakeEmbedder
+from nimbed.errors import ConfigurationError, InputError, UnknownModelError
+from nimbed.fake import FAKE_CARD
+from nimbed_llama_index import NimbedEmbedding
+
+ROOT = Path(__file__).parents[3]
+SECRET = "nvapi-very-secret"
+REMOTE = {"model_name": "m", "base_url": "http://localhost:9"}
+
+
+def fake(**options: Any) -> NimbedEmbedding:
+    return NimbedEmbedding.from_embedder(FakeEmbedder(), **options)
+
+
+def hashed(**settings: Any) -> str:
+    return get_transformation_hash([TextNode(text="a")], NimbedEmbedding(**settings))
+
+
+def test_it_is_an_embedding_that_llama_index_knows() -> None:
+    assert BaseEmbedding.__name__ in [each.__name__ for each in NimbedEmbedding.__mro__]
+    assert NimbedEmbedding.class_name() == "NimbedEmbedding"
+
+
+def test_a_wrong_model_is_told_at_the_first_call_not_before() -> None:
+    ours = NimbedEmbedding(model_name="./no-such-folder")
+    with pytest.raises(UnknownModelError, match="no-such-folder"):
+        ours.get_query_embedding("a")
+
+
+def test_another_model_is_loaded_after_an_assignment() -> None:
+    ours = NimbedEmbedding()
+    assert ours.spec.dimensions == 384
+    ours.model_name = "./no-such-folder"
+    with pytest.raises(UnknownModelError, match="no-such-folder"):
+        ours.get_query_embedding("a")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"truncate": "MIDDLE"}, {"model": "m"}, {"base_url": "http://a"}, {"embedding_type": "bits"}],
+)
+def test_wrong_settings_are_refused_without_showing_the_key(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        NimbedEmbedding(**{"api_key": SECRET, **wrong})
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value)
+
+
+def test_the_key_is_in_no_text_no_dict_and_no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIMBED_API_KEY", raising=False)
+    ours = NimbedEmbedding(**REMOTE, api_key=SECRET)
+    shown = [repr(ours), str(ours.to_dict()), ours.to_json(), str(ours.to_payload())]
+    assert not [text for text in shown if SECRET in text]
+    pickled = pickle.dumps(ours)
+    assert SECRET.encode() not in pickled
+    assert pickle.loads(pickled).api_key is None
+    assert ours.api_key is not None
+    monkeypatch.setenv("NIMBED_API_KEY", "of-the-worker")
+    assert pickle.loads(pickled).api_key.get_secret_value() == "of-the-worker"
+
+
+def test_the_hash_of_a_pipeline_follows_the_vectors_and_no_knob() -> None:
+    plain = hashed()
+    for knob in (
+        {"device": "cpu"},
+        {"embed_batch_size": 7},
+        {"num_workers": 2},
+        {"progress": True},
+        {"cache": SimpleKVStore()},
+    ):
+        assert hashed(**knob) == plain
+    assert hashed(**REMOTE) == hashed(**REMOTE, api_key=SECRET)
+    changes: list[dict[str, Any]] = [
+        {"model_name": "other"},
+        {"dimensions": 64},
+        {"embedding_type": "int8"},
+        {"embedding_type": "int8", "int8_scale": "nim"},
+        {"truncate": "END"},
+        {"revision": "main"},
+    ]
+    assert len({plain, *(hashed(**change) for change in changes)}) == 1 + len(changes)
+
+
+def test_from_dict_gives_back_what_to_dict_said() -> None:
+    ours = NimbedEmbedding(**REMOTE, dimensions=64, truncate="END")
+    assert NimbedEmbedding.from_dict(ours.to_dict()).to_dict() == ours.to_dict()
+
+
+def test_a_pickle_after_use_is_small_and_leaves_the_original_whole() -> None:
+    store = SimpleKVStore()
+    ours = NimbedEmbedding(
+        cache=store, rate_limiter=TokenBucketRateLimiter(requests_per_minute=6000)
+    )
+    before = ours.get_text_embedding("a cat")
+    fields = dict(ours.__dict__)
+    pickled = pickle.dumps(ours)
+    assert len(pickled) < 2000
+    assert ours.__dict__ == fields
+    np.testing.assert_allclose(pickle.loads(pickled).get_text_embedding("a cat"), before, atol=1e-6)
+
+
+def test_a_text_too_long_amid_a_batch_is_named_or_cut() -> None:
+    texts = ["short", "word " * 600, "short too"]
+    with pytest.raises(InputError) as caught:
+        fake().get_text_embedding_batch(texts)
+    assert caught.value.rows == (1,)
+    assert len(fake(truncate="END").get_text_embedding_batch(texts)) == 3
+
+
+def test_images_are_embedded_where_the_card_has_them(tmp_path: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    pil.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    path, memory = str(tmp_path / "red.png"), io.BytesIO((tmp_path / "red.png").read_bytes())
+    sees = NimbedEmbedding.from_embedder(
+        FakeEmbedder(replace(FAKE_CARD, modalities=("text", "image")))
+    )
+    one, two = sees.get_image_embedding_batch([path, memory])
+    assert one == two == sees.get_image_embedding(path)
+    with pytest.raises(ConfigurationError, match="embeds text"):
+        fake().get_image_embedding(path)
+
+
+def test_events_tell_texts_and_vectors() -> None:
+    seen: list[Any] = []
+
+    class Watch(BaseEventHandler):
+        def handle(self, event: Any, **_: Any) -> None:
+            seen.append(event)
+
+    root, watch = get_dispatcher(), Watch()
+    root.add_event_handler(watch)
+    try:
+        vector = fake(embedding_type="ubinary").get_text_embedding("a")
+    finally:
+        root.event_handlers.remove(watch)
+    assert [type(event) for event in seen] == [EmbeddingStartEvent, EmbeddingEndEvent]
+    assert seen[1].chunks == ["a"]
+    assert seen[1].embeddings == [vector]
+
+
+def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    fake().get_text_embedding_batch(["a", "b"], show_progress=True)
+    assert "Generating embeddings" in capsys.readouterr().err
+
+
+def test_a_missing_llama_index_names_its_pip_line() -> None:
+    code = (
+        "import sys; sys.modules['llama_index.core'] = None\n"
+        "try: import nimbed_llama_index\n"
+        "except ImportError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'nimbed[llama-index]'" in said.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mypy") is None, reason="needs mypy")
+def test_a_users_file_passes_mypy_strict(tmp_path: Path) -> None:
+    user = tmp_path / "user.py"
+    user.write_text(
+        textwrap.dedent(
+            """
+            from llama_index.core.base.embeddings.base import BaseEmbedding
+            from nimbed import VectorSpec
+            from nimbed_llama_index import NimbedEmbedding
+
+            ours: BaseEmbedding = NimbedEmbedding(embedding_type="ubinary", truncate="END")
+            rows: list[list[float]] = ours.get_text_embedding_batch(["a"])
+            spec: VectorSpec = NimbedEmbedding(dimensions=384).spec
+            NimbedEmbedding.from_embedder("minilm")  # type: ignore[arg-type]
+            """
+        )
+    )
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\nfollow_imports = silent\n[mypy-torch.*]\nfollow_imports = skip\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(user)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MYPYPATH": f"{ROOT / 'engine'}:{ROOT / 'integrations'}"},
+        cwd=tmp_path,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
