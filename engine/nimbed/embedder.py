@@ -69,7 +69,8 @@ class Embedder(Protocol):
 
         Raises:
             ConfigurationError: If the model cannot give such vectors.
-            InputError: If inputs are blank, too long or malformed; ``.rows`` names them.
+            InputError: If inputs are blank, malformed or too long (TooLongError); ``.rows`` names
+                them.
             BackendError: If the model or the server failed.
         """
         ...

@@ -5,6 +5,7 @@
       UnknownModelError        no folder, cache or hub knows the model
       MissingExtraError        an optional dependency is absent
       InputError               a text or image is blank, too long or malformed
+        TooLongError           it is longer than the model reads, and may not be cut
       SpaceMismatchError       vectors of two different spaces were about to meet
       BackendError             the model or the remote API failed
         CheckpointError        the files of a model are damaged or of an unknown kind
@@ -30,6 +31,7 @@ __all__ = [
     "OverloadedError",
     "RemoteError",
     "SpaceMismatchError",
+    "TooLongError",
     "UnknownModelError",
 ]
 
@@ -62,8 +64,27 @@ class InputError(NimbedError, ValueError):
         self.rows = tuple(rows)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the rows when the error crosses a process border."""
-        return _rebuild_input_error, (str(self), self.rows)
+        """Keep every attribute when the error crosses a process border."""
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class TooLongError(InputError):
+    """Inputs are longer than the model reads, and the caller did not allow to cut them.
+
+    Attributes:
+        rows: The caller's row numbers of the offending inputs, ascending.
+        length: Tokens of the first of them.
+        limit: Tokens that the model reads.
+    """
+
+    def __init__(self, *, length: int, limit: int, rows: Sequence[int], mend: str) -> None:
+        super().__init__(
+            f"input length {length} exceeds maximum allowed token size {limit} "
+            f"({name_rows(rows)}); {mend}",
+            rows=rows,
+        )
+        self.length = length
+        self.limit = limit
 
 
 class SpaceMismatchError(NimbedError, ValueError):
@@ -115,7 +136,7 @@ class RemoteError(BackendError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every attribute when the error crosses a process border."""
-        return _rebuild_remote_error, (type(self), str(self), dict(self.__dict__))
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class OverloadedError(RemoteError):
@@ -135,13 +156,7 @@ def name_rows(rows: Sequence[int]) -> str:
     return f"row {shown}" if len(rows) == 1 else f"rows {shown}"
 
 
-def _rebuild_input_error(message: str, rows: tuple[int, ...]) -> InputError:
-    return InputError(message, rows=rows)
-
-
-def _rebuild_remote_error(
-    kind: type[RemoteError], message: str, state: dict[str, object]
-) -> RemoteError:
-    error = kind(message)
+def _rebuild(kind: type[Exception], message: str, state: dict[str, object]) -> Exception:
+    error = kind.__new__(kind, message)
     error.__dict__.update(state)
     return error

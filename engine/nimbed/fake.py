@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.embedder import Managed
-from nimbed.errors import InputError, name_rows
+from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input, check_inputs
 from nimbed.progress import Progress, reporting
@@ -98,10 +98,11 @@ class FakeEmbedder(Managed):
         words = [_text(item).split() for item in items]
         too_long = [row for row, split in enumerate(words) if len(split) > room]
         if too_long and truncate == "NONE":
-            raise InputError(
-                f"input length {len(words[too_long[0]])} exceeds the {room} words that fit "
-                f"({name_rows(too_long)}); use truncate='END' or 'START', or split the text",
+            raise TooLongError(
+                length=len(words[too_long[0]]) + self._card.max_tokens - room,
+                limit=self._card.max_tokens,
                 rows=too_long,
+                mend="split the text, or pass truncate='END' or 'START'",
             )
         for row in too_long:
             words[row] = words[row][:room] if truncate == "END" else words[row][-room:]

@@ -5,7 +5,6 @@ Knows nothing about models, texts or databases.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -45,14 +44,18 @@ _TYPES: dict[str, tuple[str, Metric, int]] = {
 
 def check_literal(name: str, value: object, allowed: Any) -> None:
     """Raise ConfigurationError unless ``value`` is one of a Literal's values."""
-    choices = _choices(allowed)
+    found = _CHOICES.get(id(allowed))
+    if found is None:
+        found = _CHOICES[id(allowed)] = (get_args(allowed), allowed)
+    choices = found[0]
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ConfigurationError(f"{name} must be one of {listed}; got {value!r}")
 
 
-# A queue checks a few words for every caller; looking them up costs more than comparing.
-_choices = functools.cache(get_args)
+# A queue checks a few words for every caller, and hashing a Literal costs more than comparing
+# them. The Literal is kept beside its values, so that its id stays its own.
+_CHOICES: dict[int, tuple[tuple[object, ...], object]] = {}
 
 
 def int8_step(scale: Int8Scale, dimensions: int, k: float = 4.0) -> float:

@@ -45,6 +45,15 @@ def test_rows_and_server_facts_survive_a_process_border():
     assert (got.request_id, got.code, str(got)) == ("r", "c", "busy")
 
 
+def test_a_text_that_is_too_long_says_by_how_much():
+    made = errors.TooLongError(length=548, limit=512, rows=[3], mend="split the text")
+    error = pickle.loads(pickle.dumps(made))
+    assert (error.length, error.limit, error.rows) == (548, 512, (3,))
+    assert str(error) == (
+        "input length 548 exceeds maximum allowed token size 512 (row 3); split the text"
+    )
+
+
 def test_a_missing_extra_comes_with_its_pip_line():
     error = errors.missing_extra("llama-index", needs="llama-index-core")
     assert "pip install 'nimbed[llama-index]'" in str(error)

@@ -48,7 +48,7 @@ def test_sync_and_async_agree():
 def test_lengths_and_truncation_work_in_words():
     fake = nimbed.FakeEmbedder()
     long = " ".join(f"w{n}" for n in range(600))
-    with pytest.raises(InputError, match=r"input length 600 exceeds .*row 1") as raised:
+    with pytest.raises(InputError, match=r"input length 601 exceeds .*512 .row 1") as raised:
         fake.embed(["short", long], input_type="query")
     assert raised.value.rows == (1,)
     for side, kept in (("END", slice(0, 511)), ("START", slice(600 - 511, 600))):

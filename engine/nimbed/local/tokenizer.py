@@ -11,7 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import tokenizers
 
-from nimbed.errors import CheckpointError, ConfigurationError, InputError, name_rows
+from nimbed.errors import (
+    CheckpointError,
+    ConfigurationError,
+    InputError,
+    TooLongError,
+    name_rows,
+)
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.spec import Truncate
 
@@ -111,7 +117,8 @@ class TextTokenizer:
             first_row: The caller's number of the first text, for messages.
 
         Raises:
-            InputError: If a row is too long and may not be cut, or holds no token at all.
+            TooLongError: If a row is too long and may not be cut.
+            InputError: If a row holds no token at all.
         """
         prompted = [f"{prompt}{text}{self._suffix}" for text in texts]
         skip = self._bare_length(prompt) if self._skip_prompt else 0
@@ -131,12 +138,11 @@ class TextTokenizer:
             )
         too_long = [row for row, length in enumerate(lengths) if length > self._max_tokens]
         if too_long and truncate == "NONE":
-            rows = [first_row + row for row in too_long]
-            raise InputError(
-                f"input length {lengths[too_long[0]]} exceeds maximum allowed token size "
-                f"{self._max_tokens} ({name_rows(rows)}); split the text, or pass truncate='END' "
-                f"or 'START'",
-                rows=rows,
+            raise TooLongError(
+                length=lengths[too_long[0]],
+                limit=self._max_tokens,
+                rows=[first_row + row for row in too_long],
+                mend="split the text, or pass truncate='END' or 'START'",
             )
         for row in too_long:
             kept = self._prompt_tokens(prompted[row], len(prompt)) if truncate == "START" else 0

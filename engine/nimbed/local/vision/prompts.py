@@ -14,7 +14,7 @@ from pathlib import Path
 import tokenizers
 
 from nimbed.cards import ModelCard
-from nimbed.errors import CheckpointError, InputError
+from nimbed.errors import CheckpointError, InputError, TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint, read_json
@@ -93,9 +93,12 @@ class VisionTokenizer:
                 continue
             ids.append(encoded)
             truncated.extend([place] if cut else [])
+        if len(failed) == 1:
+            raise failed[0][1]
         if failed:
             raise InputError(
-                f"{failed[0][1]}{_others(failed)}", rows=[row for row, _ in failed]
+                f"{failed[0][1]} (and {len(failed) - 1} more rows)",
+                rows=[row for row, _ in failed],
             ) from failed[0][1]
         return Tokens(ids, truncated)
 
@@ -114,7 +117,7 @@ class VisionTokenizer:
         try:
             grid = self._settings.tiling.grid(*image.size)
         except InputError as error:
-            raise InputError(f"row {row}: {error}") from error
+            raise InputError(f"row {row}: {error}", rows=[row]) from error
         head = self._literal.head(f"{prompt}<img>{_CONTEXT}</img>")
         at = head.index(self._settings.context_id)
         head[at : at + 1] = [head[at]] * (grid.tiles * self._settings.tokens_a_tile)
@@ -130,7 +133,8 @@ class VisionTokenizer:
         ids, tail = self._literal.ids(body), self._literal.tail
         if self._settings.context_id in ids:
             raise InputError(
-                f"row {row} holds {_CONTEXT}, which this model's tokenizer cannot read as text"
+                f"row {row} holds {_CONTEXT}, which this model's tokenizer cannot read as text",
+                rows=[row],
             )
         room, length = most - len(head) - len(tail), len(head) + len(ids) + len(tail)
         if length <= most:
@@ -141,10 +145,7 @@ class VisionTokenizer:
                 if room > 0
                 else "the image fills them alone and cannot be cut"
             )
-            raise InputError(
-                f"input length {length} exceeds maximum allowed token size {most} (row {row}); "
-                f"{mend}"
-            )
+            raise TooLongError(length=length, limit=most, rows=[row], mend=mend)
         return [*head, *(ids[:room] if truncate == "END" else ids[-room:]), *tail], True
 
     @functools.cached_property
@@ -191,7 +192,3 @@ class _Literal:
 
 def _marked(text: str) -> bool:
     return "<" in text and any(mark in text for mark in _MARKS)
-
-
-def _others(failed: list[tuple[int, InputError]]) -> str:
-    return f" (and {len(failed) - 1} more rows)" if len(failed) > 1 else ""
