@@ -13,22 +13,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.errors import (
-    BackendError,
-    ConfigurationError,
-    DeadlineError,
-    OverloadedError,
-)
+from nimbed.errors import ConfigurationError, DeadlineError, OverloadedError
 from nimbed.fair_queue import FairQueue, Item
 from nimbed.inputs import Input, Modality
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+from nimbed.pending import Pending, abandon, settle, whole
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
 from nimbed.stages import Replica, Staged
 
 __all__ = ["QueueState", "Scheduler"]
@@ -43,23 +37,6 @@ class QueueState(NamedTuple):
     items: int
     tokens: int
     tokens_per_second: float
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    spec: VectorSpec
-    input_type: InputType
-    counts: NDArray[np.int32]
-    truncated: tuple[int, ...]
-    deadline: float | None
-    floats: NDArray[np.float32] | None = None
-    left: int = 0
-    failed: bool = False
-    future: Future[EmbeddingBatch] = field(default_factory=Future)
-
-    @property
-    def dead(self) -> bool:
-        return self.failed or self.future.cancelled()
 
 
 class Scheduler:
@@ -82,7 +59,7 @@ class Scheduler:
             raise ConfigurationError("the queue must hold at least one item and one token")
         self._embedder = embedder
         self._most_items, self._most_tokens = max_queue_items, max_queue_tokens
-        self._queue: FairQueue[_Request] = FairQueue()
+        self._queue: FairQueue[Pending] = FairQueue()
         self._rate = 0.0
         self._closed = False
         self._changed = threading.Condition()
@@ -131,27 +108,19 @@ class Scheduler:
             InputError: If an input cannot be embedded; ``.rows`` names it.
             OverloadedError: If the queue is full; ``.retry_after`` estimates when it is not.
         """
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        spec = self._embedder.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
-        prepared = self._embedder.prepare(
-            inputs, input_type=input_type, truncate=truncate, modality=modality
-        )
-        request = _Request(
-            spec=spec,
+        future: Future[EmbeddingBatch] = Future()
+        self._submit(
+            future,
+            inputs,
             input_type=input_type,
-            counts=np.array(prepared.counts, np.int32),
-            truncated=tuple(prepared.truncated),
-            deadline=None if timeout is None else time.monotonic() + timeout,
-            left=len(prepared.rows),
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+            timeout=timeout,
         )
-        if prepared.rows:
-            self._enqueue(request, prepared.rows, prepared.counts)
-        else:
-            self._finish(request, np.empty((0, spec.dimensions), np.float32))
-        return request.future
+        return future
 
     async def asubmit(
         self,
@@ -180,11 +149,16 @@ class Scheduler:
             "timeout": timeout,
         }
         small = len(inputs) <= 8 and all(isinstance(x, str) and len(x) < 4096 for x in inputs)
-        if small:
-            future = self.submit(inputs, **options)
-        else:
-            future = await asyncio.to_thread(self.submit, inputs, **options)
-        return await asyncio.wrap_future(future)
+        future: asyncio.Future[EmbeddingBatch] = asyncio.get_running_loop().create_future()
+        try:
+            if small:
+                self._submit(future, inputs, **options)
+            else:
+                await asyncio.to_thread(self._submit, future, inputs, **options)
+            return await future
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
 
     def close(self, *, drain: bool = True) -> None:
         """Stop taking requests; finish what waits, or cancel it, and let the workers go."""
@@ -192,7 +166,7 @@ class Scheduler:
             self._closed = True
             if not drain:
                 for request in self._queue.requests():
-                    request.future.cancel()
+                    abandon(request)
             self._changed.notify_all()
         for worker in self._workers:
             worker.join()
@@ -203,7 +177,41 @@ class Scheduler:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _enqueue(self, request: _Request, rows: Sequence[Any], counts: Sequence[int]) -> None:
+    def _submit(
+        self,
+        waiter: Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch],
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType,
+        dimensions: int | None,
+        truncate: Truncate,
+        int8_scale: Int8Scale | None,
+        modality: Modality | None,
+        timeout: float | None,
+    ) -> None:
+        check_literal("input_type", input_type, InputType)
+        check_literal("truncate", truncate, Truncate)
+        spec = self._embedder.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+        prepared = self._embedder.prepare(
+            inputs, input_type=input_type, truncate=truncate, modality=modality
+        )
+        request = Pending(
+            spec=spec,
+            input_type=input_type,
+            counts=np.array(prepared.counts, np.int32),
+            truncated=tuple(prepared.truncated),
+            deadline=None if timeout is None else time.monotonic() + timeout,
+            waiter=waiter,
+        )
+        if prepared.rows:
+            self._enqueue(request, prepared.rows, prepared.counts)
+        else:
+            settle(whole([request]))
+
+    def _enqueue(self, request: Pending, rows: Sequence[Any], counts: Sequence[int]) -> None:
         total = sum(counts)
         with self._changed:
             if self._closed:
@@ -242,7 +250,7 @@ class Scheduler:
                 rate = sum(item.tokens for item in batch) / spent
                 self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
 
-    def _wanted(self, request: _Request) -> bool:
+    def _wanted(self, request: Pending) -> bool:
         if request.dead:
             return False
         if request.deadline is not None and time.monotonic() > request.deadline:
@@ -250,7 +258,7 @@ class Scheduler:
             return False
         return True
 
-    def _run(self, replica: Replica, batch: list[Item[_Request]]) -> None:
+    def _run(self, replica: Replica, batch: list[Item[Pending]]) -> None:
         try:
             floats = replica.embed_rows([item.row for item in batch])
         except Exception as error:
@@ -261,39 +269,22 @@ class Scheduler:
             self._run(replica, batch[:half])
             self._run(replica, batch[half:])
             return
+        finished: list[Pending] = []
         for item, vector in zip(batch, floats, strict=True):
             request = item.request
             if request.dead:
                 continue
-            if request.floats is None:
-                request.floats = np.empty((len(request.counts), floats.shape[1]), np.float32)
-            request.floats[item.place] = vector
+            request.put(item.place, vector)
             # Two replicas may hold rows of one request.
             with self._changed:
                 request.left -= 1
-                done = request.left == 0
-            if done:
-                self._finish(request, request.floats)
+                if request.left == 0:
+                    finished.append(request)
+        settle(whole(finished))
 
-    def _finish(self, request: _Request, floats: NDArray[np.float32]) -> None:
-        try:
-            batch = EmbeddingBatch.from_floats(
-                floats,
-                spec=request.spec,
-                input_type=request.input_type,
-                token_counts=request.counts,
-                truncated=request.truncated,
-            )
-        except BackendError as error:
-            self._fail(request, error)
-            return
-        if request.future.set_running_or_notify_cancel():
-            request.future.set_result(batch)
-
-    def _fail(self, request: _Request, error: Exception) -> None:
+    def _fail(self, request: Pending, error: Exception) -> None:
         with self._changed:  # two replicas may fail one request at once
             if request.failed:
                 return
             request.failed = True
-        if not request.future.done() and request.future.set_running_or_notify_cancel():
-            request.future.set_exception(error)
+        settle([(request, error)])
