@@ -1,0 +1,185 @@
+"""One request's inputs through a lane, and the vectors back in the request's order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.batch import EmbeddingBatch
+from nimbed.inputs import Input
+from nimbed.spec import InputType
+from nimbed_server.exchange import Disconnected, Exchange
+from nimbed_server.resolving import Options
+from nimbed_server.served import Choice
+from nimbed_server.state import State
+from nimbed_server.wire.refusal import Refusal
+
+__all__ = ["Embedded", "embed"]
+
+# Below this nobody has gone yet, and a task to watch for it would cost more than the answer.
+_PATIENCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What came of a request.
+
+    Attributes:
+        vectors: Array of shape (n, width), as they are to be answered.
+        tokens: What the model read.
+        truncated: Rows that were cut.
+    """
+
+    vectors: NDArray[Any]
+    tokens: int
+    truncated: tuple[int, ...]
+
+
+async def embed(
+    state: State,
+    exchange: Exchange,
+    choice: Choice,
+    inputs: Sequence[Input],
+    roles: list[InputType] | InputType,
+    options: Options,
+) -> Embedded:
+    """Embed the inputs of one request.
+
+    Raises:
+        Refusal: 503 if the model is not loaded or its queue is full.
+        Disconnected: If the client goes first; what still waits is dropped.
+        NimbedError: If the engine refuses or fails.
+    """
+    lane = choice.lane
+    if state.draining:
+        raise Refusal(503, "the server is stopping", code="stopping", retry_after=1.0)
+    if not lane.ready:
+        raise Refusal(
+            503,
+            state.failure or f"{choice.name} is still being loaded",
+            code="not_ready",
+            retry_after=1.0,
+        )
+    lane.admission.take(len(inputs))
+    try:
+        with _Watch(exchange):
+            if isinstance(roles, str):
+                batch = await _embed_one_role(state, exchange, choice, inputs, roles, options)
+                return Embedded(
+                    _view(batch, options), int(batch.token_counts.sum()), batch.truncated
+                )
+            return await _embed_two_roles(state, exchange, choice, inputs, roles, options)
+    finally:
+        lane.admission.give(len(inputs))
+
+
+async def _embed_two_roles(
+    state: State,
+    exchange: Exchange,
+    choice: Choice,
+    inputs: Sequence[Input],
+    roles: list[InputType],
+    options: Options,
+) -> Embedded:
+    parted: dict[InputType, list[int]] = {}
+    for row, role in enumerate(roles):
+        parted.setdefault(role, []).append(row)
+    batches = await asyncio.gather(
+        *(
+            _embed_one_role(state, exchange, choice, [inputs[n] for n in rows], role, options)
+            for role, rows in parted.items()
+        )
+    )
+    views = [_view(batch, options) for batch in batches]
+    vectors = np.empty((len(inputs), views[0].shape[1]), views[0].dtype)
+    truncated: list[int] = []
+    for rows, view, batch in zip(parted.values(), views, batches, strict=True):
+        vectors[rows] = view
+        truncated.extend(rows[n] for n in batch.truncated)
+    tokens = sum(int(batch.token_counts.sum()) for batch in batches)
+    return Embedded(vectors, tokens, tuple(sorted(truncated)))
+
+
+async def _embed_one_role(
+    state: State,
+    exchange: Exchange,
+    choice: Choice,
+    inputs: Sequence[Input],
+    role: InputType,
+    options: Options,
+) -> EmbeddingBatch:
+    batch = await choice.lane.embed(
+        inputs,
+        input_type=role,
+        embedding_type=options.embedding_type,
+        dimensions=options.dimensions,
+        int8_scale=options.int8_scale,
+        truncate=options.truncate,
+        timeout=_seconds(exchange, state.settings.request_timeout_s),
+    )
+    choice.lane.metrics.embedded(
+        role,
+        items=len(inputs),
+        tokens=int(batch.token_counts.sum()),
+        truncated=len(batch.truncated),
+    )
+    return batch
+
+
+def _view(batch: EmbeddingBatch, options: Options) -> NDArray[Any]:
+    return batch.signs() if options.signs else batch.vectors
+
+
+def _seconds(exchange: Exchange, most: float) -> float:
+    """Return how long the answer is worth something; OpenAI's SDKs say how long they wait."""
+    said = exchange.header(b"x-stainless-read-timeout")
+    if said is None:
+        return most
+    try:
+        seconds = float(said)
+    except ValueError:
+        return most
+    return min(most, seconds) if seconds > 0 else most
+
+
+class _Watch:
+    """Cancels the work of a request whose client has gone."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._task: asyncio.Task[None] | None = None
+        self._gone = False
+
+    def __enter__(self) -> Self:
+        main = asyncio.current_task()
+        assert main is not None
+        self._main = main
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._begin)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self._gone:
+            self._main.uncancel()
+            raise Disconnected from None
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await self._exchange.gone()
+        self._gone = True
+        self._main.cancel()

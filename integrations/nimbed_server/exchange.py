@@ -1,0 +1,169 @@
+"""One HTTP request and its answer, over bare ASGI.
+
+No framework stands between: measured on this work (tests/benchmarks/RESULTS.md), every layer
+costs as much as the server itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from nimbed_server.admission import Admission
+from nimbed_server.wire.refusal import Refusal
+
+__all__ = ["Disconnected", "Exchange", "Receive", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_JSON = b"application/json"
+# A random number a process and a counter: one an answer costs as much as parsing its question.
+_PROCESS = uuid.uuid4().hex[:16]
+_NUMBERS = itertools.count()
+# What may come back in a header and go into a log as it is.
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
+
+
+class Disconnected(Exception):
+    """The client has gone; nobody waits for an answer."""
+
+
+class Exchange:
+    """What a route reads from and answers to.
+
+    Attributes:
+        method: The verb; HEAD is GET without a body.
+        path: The path, slashes doubled by clients made single again.
+        request_id: The client's, if it sent a plain one.
+        client: Address of the peer.
+        answered: The status sent, or 0.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        path: str = scope["path"]
+        self.path = re.sub("/{2,}", "/", path) if "//" in path else path
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        peer = scope.get("client")
+        self.client: str = peer[0] if peer else ""
+        sent = self._headers.get(b"x-request-id", b"")
+        self.request_id = sent.decode() if _PLAIN_ID.match(sent) else _fresh_id()
+        self.answered = 0
+        self._extra: list[tuple[bytes, bytes]] = []
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return a request header by its lower-case name; of several the last."""
+        return self._headers.get(name)
+
+    def disclose(self, name: bytes, value: str) -> None:
+        """Add a header to the answer, whatever it will be."""
+        self._extra.append((name, value.encode("latin-1", "replace")))
+
+    async def body(self, *, limit: int, seconds: float, room: Admission) -> bytes:
+        """Read the request's body.
+
+        Args:
+            limit: Bytes it may hold.
+            seconds: How long it may take to come.
+            room: Bytes of all bodies that may be in memory at once.
+
+        Raises:
+            Refusal: 413 if it is too large, before it is read where its length is said; 408 if it
+                does not come; 415 if it is compressed.
+            Disconnected: If the client goes before it is whole.
+        """
+        length = self._headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        encoding = self._headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            raise Refusal(415, "a compressed body is not read; send it as it is")
+        deadline = asyncio.get_running_loop().time() + seconds
+        message = await self._next(deadline)
+        if not message.get("more_body"):
+            whole: bytes = message.get("body", b"")
+            if len(whole) > limit:
+                raise _too_large(limit)
+            return whole
+        return await self._gathered(message, limit, deadline, room)
+
+    async def gone(self) -> None:
+        """Return when the client has closed the connection; only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        kind: bytes = _JSON,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send the whole answer."""
+        self.answered = status
+        lines = [
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", self.request_id.encode()),
+            *self._extra,
+            *headers,
+        ]
+        if body:
+            lines.append((b"content-type", kind))
+        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+        await self._send(
+            {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
+        )
+
+    async def _gathered(
+        self, message: MutableMapping[str, Any], limit: int, deadline: float, room: Admission
+    ) -> bytes:
+        chunks: list[bytes] = []
+        total = 0
+        try:
+            while True:
+                chunk: bytes = message.get("body", b"")
+                if total + len(chunk) > limit:
+                    raise _too_large(limit)
+                room.take(len(chunk))
+                total += len(chunk)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await self._next(deadline)
+        finally:
+            room.give(total)
+
+    async def _next(self, deadline: float) -> MutableMapping[str, Any]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(
+                408,
+                "the body did not come in time; send it faster, or in several requests",
+                headers=((b"connection", b"close"),),
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message
+
+
+def _fresh_id() -> str:
+    return f"{_PROCESS}-{next(_NUMBERS):x}"
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(
+        413,
+        f"the body is larger than {limit} bytes; send fewer inputs a request",
+        headers=((b"connection", b"close"),),
+    )

@@ -1,0 +1,64 @@
+"""What the server writes to standard error: one line an event, never a text or a key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from typing import Literal
+
+import orjson
+
+__all__ = ["LOG", "LogFormat", "set_up"]
+
+LogFormat = Literal["pretty", "json"]
+
+LOG = logging.getLogger("nimbed.server")
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line; fields come from the record's ``facts``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line of JSON."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = _frames(record)
+        return orjson.dumps(line, default=str).decode()
+
+
+class _Pretty(logging.Formatter):
+    """Time, level, message and the facts behind it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, and the frames of a traceback below it."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        facts = "".join(f" {k}={v}" for k, v in getattr(record, "facts", {}).items())
+        line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{facts}"
+        return f"{line}\n{_frames(record)}" if record.exc_info else line
+
+
+def _frames(record: logging.LogRecord) -> str:
+    """Return where an exception arose and of what kind it is; its words may quote a text."""
+    if not record.exc_info or record.exc_info[0] is None:
+        return ""
+    kind, _, trace = record.exc_info
+    return "".join(traceback.format_tb(trace)) + kind.__name__
+
+
+def set_up(form: LogFormat, *, level: str = "info") -> None:
+    """Send the server's log, and uvicorn's complaints, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Pretty())
+    for name, at in (("nimbed", level.upper()), ("uvicorn.error", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(at)

@@ -1,0 +1,1 @@
+"""One module a group of endpoints; ``app.py`` knows which path leads to which."""

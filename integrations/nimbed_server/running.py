@@ -1,0 +1,145 @@
+"""The application on a socket: start, signals, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import Generator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nimbed.errors import ConfigurationError
+from nimbed_server.app import App
+from nimbed_server.logs import LOG
+from nimbed_server.settings import Settings
+from nimbed_server.tracing import traced
+
+__all__ = ["Server", "bind", "run"]
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a stop is announced, waited for, and ends with exit code 0."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                traced(app),
+                http=_protocol(settings.body_timeout_s),
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # who the peer is, only the socket knows
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+            )
+        )
+        self._app = app
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Take SIGTERM and SIGINT; uvicorn would raise them again at the end, and die of them."""
+        loop = asyncio.get_running_loop()
+        taken: list[int] = []
+        for name in (signal.SIGTERM, signal.SIGINT):
+            # Not in the main thread, as in tests: then nobody signals it.
+            with contextlib.suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(name, self.stop)
+                taken.append(name)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Say that it is not ready any more, finish what was taken, then end; twice: end now."""
+        if self._app.state.draining:
+            self.force_exit = True
+        else:
+            LOG.info("stopping; %d s are left for what was taken", self._graceful)
+        self._app.state.draining = True
+        self.should_exit = True
+
+    @property
+    def _graceful(self) -> int:
+        return self.config.timeout_graceful_shutdown or 0
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Bind the address.
+
+    Raises:
+        ConfigurationError: If it cannot be bound; the message says why.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((settings.host, settings.port))
+    except OSError as error:
+        bound.close()
+        raise ConfigurationError(
+            f"cannot bind {settings.host}:{settings.port}: {error.strerror or error}; give another "
+            f"--host or --port"
+        ) from error
+    return bound
+
+
+def run(app: App, settings: Settings) -> None:
+    """Serve until a signal comes; return when everything taken has been answered."""
+    _many_files()
+    with bind(settings) as bound:
+        host, port = bound.getsockname()[:2]
+        scheme = "https" if settings.tls_cert else "http"
+        at = f"[{host}]" if ":" in host else host
+        LOG.info(
+            "serving %s on %s://%s:%d",
+            ", ".join(choice.name for choice in app.state.served.choices),
+            scheme,
+            at,
+            port,
+        )
+        if settings.open_to_all:
+            LOG.warning("everybody on the network may use this server; give it an --api-key")
+        Server(app, settings).run(sockets=[bound])
+
+
+def _many_files() -> None:
+    """Allow as many connections as the machine does: idle strangers must not fill the table."""
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol, which closes connections that never finish a request's head."""
+
+    class Impatient(HttpToolsProtocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(seconds, transport.close)
+
+        def on_headers_complete(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            super().connection_lost(exc)
+
+    return Impatient

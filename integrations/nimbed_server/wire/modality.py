@@ -1,0 +1,97 @@
+"""Strings from the wire in, texts and images out.
+
+NIM's rule: an input that is a data URL of an image, bare or in an ``img`` tag, is an image; one
+that holds such a URL among other words is a text with its image; the rest is text. A client that
+says ``modality`` is believed. The label of a data URL is not: Weaviate calls every image a PNG.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from nimbed.errors import InputError
+from nimbed.images import Image
+from nimbed.inputs import Input, Modality
+from nimbed_server.wire.refusal import Refusal
+
+__all__ = ["read_inputs"]
+
+# An img tag around a data URL, or the URL alone; linear, whatever the input.
+_IMAGE = re.compile(
+    r"""<img\b[^<>]*?\bsrc=["']?(data:image/[\w.+-]+;base64,[A-Za-z0-9+/=%_-]*)["']?[^<>]*>"""
+    r"""|(data:image/[\w.+-]+;base64,[A-Za-z0-9+/=%_-]*)""",
+    re.IGNORECASE,
+)
+
+
+def read_inputs(
+    texts: list[str],
+    modality: Modality | list[Modality] | None,
+    *,
+    has_images: bool,
+    max_image_bytes: int,
+) -> list[Input]:
+    """Return what the strings stand for.
+
+    Args:
+        texts: Non-blank strings.
+        modality: What they are: one word for all, one a row, or None to infer it.
+        has_images: Whether the model reads images; for one that does not, nothing is inferred.
+        max_image_bytes: Decoded bytes of the largest image.
+
+    Raises:
+        Refusal: With status 400, naming the input.
+    """
+    if modality == "text" or (modality is None and not has_images):
+        return list(texts)
+    kinds: list[Modality | None] = (
+        [*modality] if isinstance(modality, list) else [modality] * len(texts)
+    )
+    return [
+        _read(text, kind, row, max_image_bytes)
+        for row, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+    ]
+
+
+def _read(text: str, kind: Modality | None, row: int, most: int) -> Input:
+    if kind == "text" or (kind is None and "data:image/" not in text.lower()):
+        return text
+    found = list(_IMAGE.finditer(text))
+    if not found:
+        if kind == "image":
+            return _image(text.strip(), row, most)
+        if kind is None:
+            return text
+        raise _refused(row, "modality is text_image, but it holds no data:image/...;base64, URL")
+    if len(found) > 1:
+        raise _refused(row, f"it holds {len(found)} images; one an input is possible")
+    (match,) = found
+    rest = f"{text[: match.start()].rstrip()} {text[match.end() :].lstrip()}".strip()
+    if kind == "image" and rest:
+        raise _refused(row, "modality is image, but it holds words too; use text_image")
+    if kind == "text_image" and not rest:
+        raise _refused(row, "modality is text_image, but it holds an image alone; use image")
+    image = _image(match[1] or match[2], row, most)
+    return (rest, image) if rest else image
+
+
+def _image(source: str, row: int, most: int) -> Image:
+    if len(source) * 3 // 4 > most + 64:
+        raise _refused(row, f"its image is larger than {most} bytes")
+    try:
+        if source[:5].lower() == "data:":
+            return Image.from_data_url(source)
+        return Image(base64.b64decode(source, validate=True))
+    except binascii.Error:
+        # Never opened, never fetched: a stranger must name neither files nor addresses.
+        raise _refused(
+            row, "an image is a data:image/...;base64, URL; paths and addresses are not read"
+        ) from None
+    except InputError as error:
+        raise _refused(row, str(error)) from error
+
+
+def _refused(row: int, reason: str) -> Refusal:
+    return Refusal(400, f"input[{row}]: {reason}", param="input")
