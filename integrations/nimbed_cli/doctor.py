@@ -1,4 +1,4 @@
-"""``nimbed doctor``: the address of a server in, what can be trusted there out."""
+"""``nimbed doctor``: the address of a server or a Weaviate in, what can be trusted there out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "fail": ("✗", "red"
 
 def doctor(
     base_url: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="URL",
             help="The server; its key is read from NVIDIA_API_KEY or NIMBED_API_KEY.",
         ),
-    ],
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -40,31 +40,79 @@ def doctor(
         str | None,
         typer.Option(metavar="NAME", help="A local checkpoint of the model, to compare with."),
     ] = None,
+    weaviate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A Weaviate whose collections are checked; its key is read from WEAVIATE_API_KEY.",
+        ),
+    ] = None,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One of its collections; may be repeated. Default: all."),
+    ] = None,
+    grpc_port: Annotated[
+        int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")
+    ] = 50051,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one request.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Try what a server can do, and whether roles reach its model.
+    """Try what a server can do, or name the traps that collections of a Weaviate are in.
 
     The exit code is 1 if something must be mended.
     """
+    from nimbed.errors import ConfigurationError
+
+    found: dict[str, list[Finding]] = {}
+    if base_url is None and weaviate is None:
+        raise ConfigurationError("say what to examine: --base-url URL or --weaviate URL")
+    if base_url is not None:
+        found[""] = _server(base_url, model, dialect, against, timeout)
+    if weaviate is not None:
+        checked = _collections(weaviate, collection, grpc_port)
+        if not checked:
+            typer.echo("this Weaviate has no collections yet", err=True)
+        found |= checked
+    if as_json:
+        typer.echo(json.dumps(_facts(found), indent=2))
+    else:
+        for name, findings in found.items():
+            _show(name, findings)
+    if any(each.verdict == "fail" for findings in found.values() for each in findings):
+        raise typer.Exit(1)
+
+
+def _server(
+    base_url: str, model: str | None, dialect: str, against: str | None, timeout: float
+) -> list[Finding]:
     import nimbed
     from nimbed.remote.doctor import examine
 
     local = nimbed.load(against) if against is not None else None
     try:
-        findings = examine(base_url, model, dialect=dialect, against=local, timeout=timeout)
+        return examine(base_url, model, dialect=dialect, against=local, timeout=timeout)
     finally:
         if local is not None:
             local.close()
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(each) for each in findings], indent=2))
-    else:
-        _show(findings)
-    if any(finding.verdict == "fail" for finding in findings):
-        raise typer.Exit(1)
 
 
-def _show(findings: list[Finding]) -> None:
+def _collections(url: str, names: list[str] | None, grpc_port: int) -> dict[str, list[Finding]]:
+    from nimbed_weaviate import check, check_all, connect
+
+    with connect(url, grpc_port=grpc_port) as client:
+        return {name: check(client, name) for name in names} if names else check_all(client)
+
+
+def _facts(found: dict[str, list[Finding]]) -> list[dict[str, str]]:
+    """Return the findings as JSON types; those of a Weaviate say which collection they concern."""
+    return [
+        ({"collection": name} if name else {}) | dataclasses.asdict(each)
+        for name, findings in found.items()
+        for each in findings
+    ]
+
+
+def _show(name: str, findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -74,4 +122,7 @@ def _show(findings: list[Finding]) -> None:
         mark, colour = _MARKS[finding.verdict]
         # Text, not markup: a server's message may hold brackets.
         table.add_row(Text(mark, style=colour), finding.name, Text(finding.detail))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if name:
+        console.print(Text(name, style="bold"))
+    console.print(table)

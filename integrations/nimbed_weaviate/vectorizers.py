@@ -1,0 +1,166 @@
+"""A model and a server in, the configuration of a collection's vector for weaviate-client out.
+
+The modules are configured through the client's ``custom`` vectorizer: its own functions for them
+send a boolean ``truncate``, which Weaviate ignores, a slash behind the address, which doubles it,
+and the collection's name as part of every text. Nothing is sent from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from weaviate.classes.config import Configure
+
+from nimbed import VectorSpec
+from nimbed.errors import ConfigurationError
+from nimbed.spec import EmbeddingType, Truncate, check_literal
+from nimbed_weaviate.addresses import is_nvidia, served_at
+from nimbed_weaviate.indexing import Index, Quantizer, index_for
+
+if TYPE_CHECKING:
+    from weaviate.collections.classes.config_vectors import (
+        _VectorConfigCreate,  # pyright: ignore[reportPrivateUsage]
+    )
+
+__all__ = ["Fields", "Module", "self_provided", "vectorizer"]
+
+#: The modules of Weaviate that a nimbed server can stand behind.
+Module = Literal["text2vec-nvidia", "multi2vec-nvidia", "text2vec-transformers"]
+
+#: Names of properties, or their names and weights.
+Fields = Sequence[str] | Mapping[str, float]
+
+
+def vectorizer(
+    model: str | None = None,
+    *,
+    base_url: str,
+    module: Module = "text2vec-nvidia",
+    name: str | None = None,
+    embedding_type: EmbeddingType = "float",
+    truncate: Truncate | None = None,
+    source_properties: Sequence[str] | None = None,
+    text_fields: Fields = (),
+    image_fields: Fields = (),
+    quantizer: Quantizer | None = None,
+    index: Index = "hnsw",
+) -> _VectorConfigCreate:
+    """Return a vector that Weaviate itself has embedded, for ``collections.create``.
+
+    A vector's configuration cannot be changed later. Connect with
+    :func:`nimbed_weaviate.headers`: without a key Weaviate sends no request.
+
+    Args:
+        model: Name or alias of the model on the server. ``text2vec-transformers`` sends none.
+        base_url: A nimbed server as Weaviate sees it, or :data:`nimbed_weaviate.NVIDIA`.
+        module: ``multi2vec-nvidia`` for images beside texts; it sends no role.
+            ``text2vec-transformers`` for servers of that container's contract; it sends no key.
+        name: The vector's name; None means ``default``.
+        embedding_type: What the alias gives; it decides the metric. Weaviate cannot ask for a
+            type, so anything but ``float`` needs an alias of ``nimbed serve``, packed types one
+            with ``as=signs``.
+        truncate: For ``text2vec-nvidia``, what happens to a text that is too long; None means
+            ``END``, since with ``NONE`` the nine texts of its request fail with it.
+        source_properties: Properties whose texts are embedded; None takes all of type text.
+        text_fields: For ``multi2vec-nvidia``, properties of type text.
+        image_fields: For ``multi2vec-nvidia``, properties of type blob.
+        quantizer: ``none`` or ``bq``; None leaves it to the server, for packed types ``none``.
+        index: ``hnsw`` or ``flat``.
+
+    Raises:
+        ConfigurationError: If the address cannot be reached by Weaviate, or the module cannot do
+            what is asked.
+    """
+    check_literal("module", module, Module)
+    check_literal("embedding_type", embedding_type, EmbeddingType)
+    address = served_at(base_url)
+    if embedding_type != "float" and is_nvidia(address):
+        raise ConfigurationError(
+            f"Weaviate cannot ask NVIDIA for {embedding_type} vectors; point it to an alias of a "
+            f"nimbed server, or take floats and quantizer='bq'"
+        )
+    fields = {"textFields": text_fields, "imageFields": image_fields}
+    settings: dict[str, Any]
+    if module == "text2vec-transformers":
+        _refuse(module, model=model, truncate=truncate, **fields)
+        settings = {"inferenceUrl": address, "vectorizeClassName": False}
+    else:
+        if not model:
+            raise ConfigurationError(
+                "name the model or alias: without one Weaviate asks for a model of its own choice"
+            )
+        settings = {"baseURL": address, "model": model}
+        if module == "text2vec-nvidia":
+            _refuse(module, **fields)
+            check_literal("truncate", truncate or "END", Truncate)
+            settings |= {"truncate": truncate or "END", "vectorizeClassName": False}
+        else:
+            _refuse(module, truncate=truncate, source_properties=source_properties)
+            settings |= _fields(fields)
+    # The metric depends on the type alone; the server knows how many dimensions there are.
+    spec = VectorSpec.of(model=model or "", dimensions=8, embedding_type=embedding_type)
+    return Configure.Vectors.custom(
+        name=name,
+        module_name=module,
+        module_config=settings,
+        source_properties=None if source_properties is None else list(source_properties),
+        vector_index_config=index_for(spec, index=index, quantizer=quantizer),
+    )
+
+
+def self_provided(
+    spec: VectorSpec,
+    *,
+    name: str | None = None,
+    quantizer: Quantizer | None = None,
+    index: Index = "hnsw",
+) -> _VectorConfigCreate:
+    """Return a vector that the caller embeds, such as :func:`nimbed_weaviate.batch_import` does.
+
+    Args:
+        spec: The contract of the vectors, of ``embedder.spec(...)``.
+        name: The vector's name; None means ``default``.
+        quantizer: ``none`` or ``bq``; None leaves it to the server, for packed types ``none``.
+        index: ``hnsw`` or ``flat``.
+
+    Raises:
+        ConfigurationError: If a choice is unknown, or would rank wrongly.
+    """
+    config = index_for(spec, index=index, quantizer=quantizer)
+    return Configure.Vectors.self_provided(name=name, vector_index_config=config)  # type: ignore[no-any-return]
+
+
+def _fields(fields: Mapping[str, Fields]) -> dict[str, Any]:
+    """Return the settings for fields; if some have weights, Weaviate wants one for each."""
+    given = {key: names for key, names in fields.items() if names}
+    if not given:
+        raise ConfigurationError(
+            "multi2vec-nvidia embeds named properties alone; give text_fields or image_fields"
+        )
+    weighted = [isinstance(names, Mapping) for names in given.values()]
+    if any(weighted) and not all(weighted):
+        raise ConfigurationError(
+            "give weights for the text fields and the image fields, or for neither"
+        )
+    settings: dict[str, Any] = {key: list(names) for key, names in given.items()}
+    if any(weighted):
+        settings["weights"] = {
+            key: list(names.values()) for key, names in given.items() if isinstance(names, Mapping)
+        }
+    return settings
+
+
+_INSTEAD = {
+    "model": "no model; the server's only one answers, or put a path for it into base_url",
+    "truncate": "no truncate; set it at the server",
+    "source_properties": "named fields alone; give text_fields and image_fields",
+    "textFields": "all texts in one; use source_properties",
+    "imageFields": "no images; use multi2vec-nvidia",
+}
+
+
+def _refuse(module: Module, **given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise ConfigurationError(f"{module} sends {_INSTEAD[name]}")

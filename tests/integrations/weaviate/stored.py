@@ -1,0 +1,130 @@
+"""A collection as a client sends it in, as Weaviate stores and answers it out.
+
+Defaults of the server and of its modules, from Weaviate's sources (config.go of each module,
+entities/vectorindex).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text2vec-nvidia": {
+        "vectorizeClassName": False,
+        "model": "nvidia/nv-embed-v1",
+        "truncate": "NONE",
+        "baseUrl": "https://integrate.api.nvidia.com",  # sic: read as baseURL, written so
+    },
+    "multi2vec-nvidia": {},
+    "text2vec-transformers": {"vectorizeClassName": True, "poolingStrategy": "masked_mean"},
+    "text2vec-openai": {"vectorizeClassName": True, "model": "text-embedding-3-small"},
+    "none": {},
+}
+
+HNSW: dict[str, Any] = {
+    "skip": False,
+    "cleanupIntervalSeconds": 300,
+    "maxConnections": 32,
+    "efConstruction": 128,
+    "ef": -1,
+    "dynamicEfMin": 100,
+    "dynamicEfMax": 500,
+    "dynamicEfFactor": 8,
+    "vectorCacheMaxObjects": 1000000000000,
+    "flatSearchCutoff": 40000,
+    "distance": "cosine",
+    "pq": {
+        "enabled": False,
+        "bitCompression": False,
+        "segments": 0,
+        "centroids": 256,
+        "trainingLimit": 100000,
+        "encoder": {"type": "kmeans", "distribution": "log-normal"},
+    },
+    "bq": {"enabled": False},
+    "sq": {"enabled": False, "trainingLimit": 100000, "rescoreLimit": 20},
+    "rq": {"enabled": False, "bits": 8, "rescoreLimit": 20},
+    "filterStrategy": "sweeping",
+    "multivector": {
+        "enabled": False,
+        "muvera": {"enabled": False, "ksim": 4, "dprojections": 16, "repetitions": 10},
+        "aggregation": "maxSim",
+    },
+    "skipDefaultQuantization": False,
+    "trackDefaultQuantization": False,
+}
+
+FLAT: dict[str, Any] = {
+    "distance": "cosine",
+    "vectorCacheMaxObjects": 1000000000000,
+    "pq": {"enabled": False, "rescoreLimit": -1, "cache": False},
+    "bq": {"enabled": False, "rescoreLimit": -1, "cache": False},
+    "sq": {"enabled": False, "rescoreLimit": -1, "cache": False},
+    "rq": {"enabled": False, "rescoreLimit": -1, "cache": False, "bits": 8},
+    "skipDefaultQuantization": False,
+    "trackDefaultQuantization": False,
+}
+
+CLASS: dict[str, Any] = {
+    "invertedIndexConfig": {
+        "bm25": {"b": 0.75, "k1": 1.2},
+        "cleanupIntervalSeconds": 60,
+        "stopwords": {"additions": None, "preset": "en", "removals": None},
+        "usingBlockMaxWAND": True,
+    },
+    "multiTenancyConfig": {
+        "autoTenantActivation": False,
+        "autoTenantCreation": False,
+        "enabled": False,
+    },
+    "replicationConfig": {
+        "asyncEnabled": False,
+        "deletionStrategy": "NoAutomatedResolution",
+        "factor": 1,
+    },
+    "shardingConfig": {
+        "actualCount": 1,
+        "actualVirtualCount": 128,
+        "desiredCount": 1,
+        "desiredVirtualCount": 128,
+        "function": "murmur3",
+        "key": "_id",
+        "strategy": "hash",
+        "virtualPerPhysical": 128,
+    },
+}
+
+
+def stored(sent: dict[str, Any], *, default_quantization: str = "") -> dict[str, Any]:
+    """Return what Weaviate answers to GET /v1/schema/{class} after this was created."""
+    known = copy.deepcopy(CLASS) | copy.deepcopy(sent)
+    known["properties"] = [stored_property(each) for each in sent.get("properties") or []]
+    for vector in known.get("vectorConfig", {}).values():
+        ((module, settings),) = vector["vectorizer"].items()
+        vector["vectorizer"] = {module: MODULE_DEFAULTS[module] | (settings or {})}
+        _index(vector, default_quantization)
+    if "vectorConfig" not in known:
+        module = known.setdefault("vectorizer", "none")
+        settings = known.get("moduleConfig", {}).get(module, {})
+        if module != "none":
+            known["moduleConfig"] = {module: MODULE_DEFAULTS[module] | settings}
+        _index(known, default_quantization)
+    return known
+
+
+def stored_property(sent: dict[str, Any]) -> dict[str, Any]:
+    defaults = {"indexFilterable": True, "indexRangeFilters": False, "indexSearchable": True}
+    return defaults | {"tokenization": "word"} | sent
+
+
+def _index(vector: dict[str, Any], default_quantization: str) -> None:
+    kind = vector.setdefault("vectorIndexType", "hnsw")
+    given = vector.get("vectorIndexConfig", {})
+    index = copy.deepcopy(HNSW if kind == "hnsw" else FLAT)
+    for key, value in given.items():
+        index[key] = index[key] | value if isinstance(value, dict) else value
+    compressed = any(index[name]["enabled"] for name in ("pq", "bq", "sq", "rq"))
+    if default_quantization and not compressed and not index["skipDefaultQuantization"]:
+        index[default_quantization]["enabled"] = True
+    vector["vectorIndexConfig"] = index
