@@ -17,6 +17,7 @@ from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError
 from nimbed_server.exchange import Disconnected, Exchange, Receive, Scope, Send
 from nimbed_server.logs import LOG
+from nimbed_server.memory import watch_memory
 from nimbed_server.routes import about, embeddings, health, transformers
 from nimbed_server.served import Choice
 from nimbed_server.settings import Settings
@@ -156,6 +157,7 @@ class App:
                 return
             facts = {"seconds": round(time.perf_counter() - begin, 2)}
             LOG.info("%s is ready", name, extra={"facts": facts})
+        watch_memory(self.state.metrics)
 
     async def close(self) -> None:
         """Finish what waits and release the models."""
