@@ -259,7 +259,8 @@ class VectorSpec:
 
 def require_same_space(left: VectorSpec, right: VectorSpec, *, doing: str) -> None:
     """Raise SpaceMismatchError, naming the differences, unless the fingerprints agree."""
-    if left.fingerprint == right.fingerprint:
+    # Equal specs have one fingerprint; hashing them costs more than comparing.
+    if left is right or left == right:
         return
     ours, theirs = asdict(left), asdict(right)
     differences = ", ".join(

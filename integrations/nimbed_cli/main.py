@@ -22,6 +22,8 @@ from nimbed_cli.load import load
 from nimbed_cli.models import models
 from nimbed_cli.quickstart import quickstart
 from nimbed_cli.search import search
+from nimbed_cli.serve import serve
+from nimbed_cli.tradeoff import tradeoff
 
 __all__ = ["app", "main"]
 
@@ -35,8 +37,10 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(embed)
+app.command()(serve)
 app.command()(load)
 app.command()(search)
+app.command()(tradeoff)
 app.command()(models)
 app.command()(doctor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nimbed import Embedder, EmbeddingBatch
-    from nimbed_cli.comparison import Way
+    from nimbed import EmbeddingBatch
+    from nimbed.spec import VectorSpec
+    from nimbed.tradeoff import Measured
     from nimbed_cli.corpus import Passage
 
 __all__ = ["quickstart"]
@@ -27,6 +29,8 @@ _SHOWN = 3
 _NEXT = """\
 [bold]What to type next[/bold]
   nimbed embed texts.jsonl -o vectors.parquet --input-type passage
+  nimbed load --embedded ./database --table docs texts.jsonl
+  nimbed search --embedded ./database --table docs "a question"
   nimbed models                  [dim]# what else it can load[/dim]
   python                         [dim]# the same from a program:[/dim]
   >>> import nimbed
@@ -45,8 +49,9 @@ def quickstart(
     from rich.console import Console
 
     import nimbed
-    from nimbed_cli.comparison import OVERSAMPLING, compare, in_type
+    from nimbed_cli.comparison import OVERSAMPLING, compare
     from nimbed_cli.corpus import standard_library_passages
+    from nimbed_cli.quickstart_database import answers_of_a_database
     from nimbed_cli.terminal import progress_bar
 
     console = Console(highlight=False)
@@ -68,31 +73,33 @@ def quickstart(
             f"{len(corpus) / seconds:,.0f} passages/s, "
             f"{floats.token_counts.sum() / seconds:,.0f} tokens/s"
         )
-        console.print(_answers(corpus, questions, floats, embedder))
-        bits = in_type(floats, embedder, "ubinary").spec.bytes_per_vector
+        packed = embedder.spec(embedding_type="ubinary")
+        console.print(_answers(corpus, questions, floats, packed))
         console.print(_ways(compare(floats, embedder), len(corpus)))
+        smaller = floats.spec.bytes_per_vector // packed.bytes_per_vector
         console.print(
             f"[dim]recall@10: how many of the ten nearest by float are found. Bits take "
-            f"{floats.spec.bytes_per_vector // bits} times\nless memory; rescored, the best "
+            f"{smaller} times\nless memory; rescored, the best "
             f"{OVERSAMPLING}0 by bits are ranked again by floats from disk.[/dim]\n"
         )
+        console.print(answers_of_a_database(corpus, floats, _QUESTIONS, questions, embedder))
     console.print(_NEXT)
 
 
 def _answers(
-    corpus: list[Passage], questions: EmbeddingBatch, floats: EmbeddingBatch, embedder: Embedder
+    corpus: list[Passage], questions: EmbeddingBatch, floats: EmbeddingBatch, packed: VectorSpec
 ) -> Table:
     """Answer every question twice: by floats, and by bits whose best candidates floats rank."""
     from rich import box
     from rich.table import Table
 
     from nimbed.search import nearest, rescore
-    from nimbed_cli.comparison import OVERSAMPLING, in_type
+    from nimbed.tradeoff import derive
+    from nimbed_cli.comparison import OVERSAMPLING
 
-    bits = in_type(floats, embedder, "ubinary")
     exact = nearest(questions, floats, _SHOWN)
-    packed = nearest(in_type(questions, embedder, "ubinary"), bits, _SHOWN * OVERSAMPLING)
-    rescored = rescore(questions, floats, packed.rows, _SHOWN)
+    coarse = nearest(derive(questions, packed), derive(floats, packed), _SHOWN * OVERSAMPLING)
+    rescored = rescore(questions, floats, coarse.rows, _SHOWN)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("cosine of floats", "Hamming of bits, then rescored"):
         table.add_column(heading, width=37, no_wrap=True, overflow="ellipsis")
@@ -100,7 +107,7 @@ def _answers(
         if place:
             table.add_row()
         table.add_row(f"[bold]{question}[/bold]")
-        differing = dict(zip(packed.rows[place], packed.distances[place], strict=True))
+        differing = dict(zip(coarse.rows[place], coarse.distances[place], strict=True))
         for left, distance, right in zip(
             exact.rows[place], exact.distances[place], rescored.rows[place], strict=True
         ):
@@ -111,7 +118,7 @@ def _answers(
     return table
 
 
-def _ways(ways: list[Way], count: int) -> Table:
+def _ways(ways: Sequence[Measured], count: int) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -120,13 +127,14 @@ def _ways(ways: list[Way], count: int) -> Table:
     table.add_column("compared by")
     for heading in ("bytes", "in memory", "a query", "recall@10"):
         table.add_column(heading, justify="right")
-    for way in ways:
+    for each in ways:
+        spec, rescored = each.way.spec, each.way.oversampling > 0
         table.add_row(
-            way.name,
-            way.metric,
-            f"{way.bytes_per_vector:,}",
-            f"{way.bytes_per_vector * count / 1e6:.2f} MB",
-            f"{way.milliseconds:.2f} ms",
-            f"{way.recall:.3f}",
+            f"{spec.embedding_type}, rescored" if rescored else spec.embedding_type,
+            "both" if rescored else spec.metric,
+            f"{each.bytes_per_vector:,}",
+            f"{each.bytes_per_vector * count / 1e6:.2f} MB",
+            f"{each.milliseconds:.2f} ms",
+            f"{each.recall:.3f}",
         )
     return table

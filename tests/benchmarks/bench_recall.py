@@ -18,6 +18,7 @@ import numpy as np
 import nimbed
 from nimbed import EmbeddingBatch
 from nimbed.search import nearest, rescore
+from nimbed.tradeoff import derive
 from nimbed_cli.corpus import Passage, standard_library_passages
 
 TOP = 10
@@ -60,13 +61,7 @@ def recalls(count: int, *, asked: str) -> dict[str, float]:
 
         def pair(kind: str, scale: str | None = None) -> tuple[EmbeddingBatch, EmbeddingBatch]:
             spec = embedder.spec(embedding_type=kind, int8_scale=scale)
-            made = {
-                role: EmbeddingBatch.from_floats(
-                    batch.vectors, spec=spec, input_type=role, token_counts=batch.token_counts
-                )
-                for role, batch in floats.items()
-            }
-            return made["query"], made["passage"]
+            return derive(floats["query"], spec), derive(floats["passage"], spec)
 
         truth = nearest(floats["query"], floats["passage"], TOP).rows
         ways = {

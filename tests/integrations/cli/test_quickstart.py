@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import nimbed
-from nimbed_cli.comparison import compare, in_type
+from nimbed_cli.comparison import OVERSAMPLING, compare
 from nimbed_cli.corpus import standard_library_passages
 
 with_minilm = pytest.mark.skipif(
@@ -64,38 +64,29 @@ def test_the_real_model_answers_the_questions(nimbed_command, monkeypatch):
 def test_compact_types_keep_what_the_readme_says_they_keep(minilm):
     texts = [passage.text for passage in standard_library_passages(1000)]
     floats = minilm.embed(texts, input_type="passage", truncate="END")
-    ways = {way.name: way for way in compare(floats, minilm)}
-    assert ways["float"].recall == 1
-    assert ways["int8"].recall >= 0.99
-    assert ways["ubinary, rescored"].recall >= 0.97
-    assert 0.5 < ways["ubinary"].recall < ways["ubinary, rescored"].recall
-    assert ways["float"].bytes_per_vector == 32 * ways["ubinary"].bytes_per_vector
+    exact, int8, bits, rescored = compare(floats, minilm)
+    assert exact.recall == 1
+    assert int8.recall >= 0.99
+    assert rescored.recall >= 0.97
+    assert 0.5 < bits.recall < rescored.recall
+    assert exact.bytes_per_vector == 32 * bits.bytes_per_vector
 
 
 def test_recall_is_the_share_of_the_ten_nearest_that_are_found():
     embedder = nimbed.FakeEmbedder()
     floats = embedder.embed([f"text {n}" for n in range(60)], input_type="passage")
-    ways = {way.name: way for way in compare(floats, embedder)}
+    *_, bits, rescored = compare(floats, embedder)
     # Every other row is a query here, and is left out of the corpus.
     cosine = floats.vectors[::2] @ floats.vectors[1::2].T
-    bits = np.where(floats.vectors > 0, 1, -1)
-    agreement = bits[::2] @ bits[1::2].T
+    signs = np.where(floats.vectors > 0, 1, -1)
+    agreement = signs[::2] @ signs[1::2].T
     shared = [
         len({*np.argsort(-exact, kind="stable")[:10]} & {*np.argsort(-coarse, kind="stable")[:10]})
         for exact, coarse in zip(cosine, agreement, strict=True)
     ]
-    assert ways["ubinary"].recall == pytest.approx(np.mean(shared) / 10)
-    assert ways["ubinary, rescored"].recall == 1  # 80 candidates of 30 passages
-
-
-@pytest.mark.parametrize("kind", ["int8", "uint8", "binary", "ubinary"])
-def test_a_type_made_of_floats_is_what_the_embedder_would_have_given(kind):
-    embedder = nimbed.FakeEmbedder()
-    floats = embedder.embed(["one", "two"], input_type="query")
-    wanted = embedder.embed(["one", "two"], input_type="query", embedding_type=kind)
-    made = in_type(floats, embedder, kind)
-    assert made.spec == wanted.spec
-    np.testing.assert_array_equal(made.vectors, wanted.vectors)
+    assert bits.recall == pytest.approx(np.mean(shared) / 10)
+    assert rescored.way.oversampling == OVERSAMPLING
+    assert rescored.recall == 1  # 80 candidates of 30 passages
 
 
 @with_minilm

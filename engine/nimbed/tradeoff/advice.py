@@ -1,0 +1,87 @@
+"""What every way keeps and costs in, which one to take out, as a fact and as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nimbed.tradeoff.measurement import Measured
+
+__all__ = ["Advice", "advise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """The smallest index that keeps enough.
+
+    Attributes:
+        keep: The share of float's recall that was asked for.
+        best: The smallest way that keeps it, rescored or not.
+        alone: The smallest that keeps it without floats at hand to rescore by.
+        sentence: The same for a person.
+    """
+
+    keep: float
+    best: Measured
+    alone: Measured
+    sentence: str
+
+
+def advise(measured: Sequence[Measured], *, keep: float, judged: bool) -> Advice:
+    """Choose the smallest index whose recall is at least ``keep`` of the full float's.
+
+    Of equal sizes it takes the one with the fewest candidates to rescore, then the better one.
+
+    Args:
+        measured: The full float first.
+        keep: Share of its recall, above 0 and up to 1.
+        judged: Whether recall is by relevance judgements, and not by float's own order.
+    """
+    full = measured[0]
+    # Float keeps all of itself, whatever rounding makes of the product.
+    able = [full, *(each for each in measured[1:] if each.recall >= keep * full.recall)]
+    best = min(able, key=_size)
+    alone = min((each for each in able if not each.way.oversampling), key=_size)
+    sentence = f"{_what(best, full)}: {_kept(best, full, judged)}"
+    if best is full:
+        sentence = f"Keep float at {full.way.spec.dimensions} dimensions: nothing smaller keeps"
+        sentence += f" {_percent(keep)} of its recall@10"
+    elif best is alone:
+        sentence += f", and nothing smaller keeps {_percent(keep)}"
+    elif alone is full:
+        sentence += f"; without rescoring nothing smaller than float keeps {_percent(keep)}"
+    else:
+        sentence += (
+            f"; where no floats are at hand to rescore by, store {_stored(alone, full)}: "
+            f"{_kept(alone, full, judged)}"
+        )
+    return Advice(keep=keep, best=best, alone=alone, sentence=f"{sentence}.")
+
+
+def _size(each: Measured) -> tuple[int, int, float]:
+    return each.bytes_per_vector, each.way.oversampling, -each.recall
+
+
+def _what(each: Measured, full: Measured) -> str:
+    rescored = f" and rescore the best {each.way.candidates} by float"
+    return f"Store {_stored(each, full)}" + (rescored if each.way.oversampling else "")
+
+
+def _stored(each: Measured, full: Measured) -> str:
+    spec = each.way.spec
+    times = full.bytes_per_vector / each.bytes_per_vector
+    return (
+        f"{spec.embedding_type} at {spec.dimensions} dimensions ({spec.bytes_per_vector:,} bytes "
+        f"a vector, {times:.3g} times smaller than the full float)"
+    )
+
+
+def _kept(each: Measured, full: Measured, judged: bool) -> str:
+    share = _percent(each.recall / full.recall if full.recall else 1.0)
+    if judged:
+        return f"it keeps {share} of float's recall@10"
+    return f"it finds {share} of the ten nearest by float"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

@@ -1,0 +1,122 @@
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+import nimbed
+
+REST = "and so on for eight more words of text"
+PASSAGES = [f"Passage {n} says this. {REST} {n}" for n in range(120)]
+
+
+@pytest.fixture
+def passages(tmp_path):
+    path = tmp_path / "passages.txt"
+    path.write_text("\n".join(PASSAGES))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_terminal_shows_every_way_the_advice_and_what_to_know(
+    nimbed_command, fake_model, passages
+):
+    outcome = nimbed_command("tradeoff", passages)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert (
+        sum(line.split()[:1] in (["float"], ["int8"], ["uint8"], ["ubinary"]) for line in lines)
+        == 12
+    )
+    assert sum("rescored 40" in line for line in lines) == 11
+    assert sum(line.rstrip().endswith(" <") for line in lines) == 1
+    words = " ".join(outcome.out.split())
+    assert "Store " in words
+    assert "first sentences of 120 passages" in words
+    assert "add -o page.html for the plots" in words
+    assert fake_model == [(None, {"base_url": None, "device": "auto", "dtype": "auto"})]
+
+
+def test_the_table_and_the_json_say_the_same(nimbed_command, fake_model, passages):
+    facts = json.loads(nimbed_command("tradeoff", passages, "--json", "--dimensions", "32").out)
+    assert facts["passages"] == 120
+    assert [way["dimensions"] for way in facts["ways"]] == [64] + [32] * 12
+    shown = nimbed_command("tradeoff", passages, "--dimensions", "32").out
+    numbers = re.findall(r"([01]\.\d{3}) +([01]\.\d{3}) +\d+\.\d\d\b", shown)
+    assert numbers == [(f"{w['recall']:.3f}", f"{w['ndcg']:.3f}") for w in facts["ways"]]
+
+
+def test_the_page_is_written_whole(nimbed_command, fake_model, passages, tmp_path):
+    target = tmp_path / "out" / "page.html"
+    target.parent.mkdir()
+    outcome = nimbed_command("tradeoff", passages, "-o", target)
+    assert f"plots written to {target}" in "".join(outcome.out.splitlines())
+    root = ElementTree.fromstring(target.read_text(encoding="utf-8"))
+    assert len(root.findall(".//svg[@class='plot']")) == 2
+    assert [path.name for path in target.parent.iterdir()] == ["page.html"]
+
+
+def test_queries_and_judgements_are_read_from_files(nimbed_command, fake_model, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"_id": f"p{n}", "body": t}) + "\n" for n, t in enumerate(PASSAGES))
+    )
+    queries = tmp_path / "queries.csv"
+    queries.write_text("_id,body\nq0,what is this\nq1,what is that\n")
+    qrels = tmp_path / "qrels.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\nq0\tp5\t1\nq1\tp6\t2\nq1\tp7\t1\n")
+    outcome = nimbed_command(
+        *("tradeoff", corpus, "--queries", queries, "--judgements", qrels, "--json"),
+        *("--text-field", "body", "--id-field", "_id", "--keep", "0.5"),
+    )
+    facts = json.loads(outcome.out)
+    assert (facts["reference"], facts["queries"]) == ("judgements", 2)
+    assert (facts["queries_from"], facts["judgements_from"]) == (str(queries), str(qrels))
+    assert facts["recommendation"]["keep"] == 0.5
+
+
+def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, passages):
+    nimbed_command(
+        *("tradeoff", passages, "--model", "some/model", "--base-url", "http://localhost:1"),
+        *("--device", "cpu", "--dtype", "float32", "--dimensions", "16"),
+    )
+    placement = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
+    assert fake_model == [("some/model", placement)]
+
+
+def test_standard_input_is_read(nimbed_process):
+    process = nimbed_process("tradeoff", "-", "--json")
+    out, err = process.communicate("\n".join(PASSAGES), timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["source"] == "standard input"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--dimensions", "16,x"),
+            "--dimensions takes sizes parted by commas, such as 128,256; got '16,x'",
+        ),
+        (("--dimensions", "17"), "no 17-dimension form; it offers 16, 32, 64"),
+        (("-o", "page.pdf"), "call it .html, not 'page.pdf'"),
+        (("-o", "no/such/page.html"), "there is no folder 'no/such' to write into"),
+        (("--keep", "2"), "above 0 up to 1; got 2.0"),
+        (("--judgements", "qrels.tsv"), "give the file of queries too"),
+        (("--queries", "absent.txt"), "there is no file 'absent.txt'"),
+        (("--truncate", "end"), "'NONE', 'START', 'END'"),
+    ],
+)
+def test_misuse_says_what_is_possible_before_anything_is_embedded(
+    nimbed_command, monkeypatch, passages, options, message
+):
+    fake = nimbed.FakeEmbedder()
+    monkeypatch.setattr(nimbed, "load", lambda *_, **__: fake)
+    outcome = nimbed_command("tradeoff", passages, *options)
+    assert (outcome.code, outcome.out, fake.calls) == (2, "", [])
+    assert message in outcome.err
