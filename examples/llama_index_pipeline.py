@@ -56,12 +56,14 @@ def main() -> None:
             embedding = NimbedEmbedding.from_embedder(model, embedding_type=kind, truncate="END")
             pipeline = IngestionPipeline(transformations=[embedding])
             embedded = pipeline.run(nodes=nodes)  # nodes are passages
-            print(f"{len(embedded)} nodes embedded as {kind}, compared by {embedding.spec.metric}")
+            metric = embedding.spec.metric
+            print(f"{len(embedded)} nodes embedded as passages, {kind}, compared by {metric}")
             again = pipeline.run(nodes=nodes)
             print(f"  again: {'all' if again == embedded else 'not all'} from the pipeline's cache")
 
             index = VectorStoreIndex(list(embedded), embed_model=embedding)
-            for hit in index.as_retriever(similarity_top_k=3).retrieve(options.question):  # a query
+            print("  asked as a query:")
+            for hit in index.as_retriever(similarity_top_k=3).retrieve(options.question):
                 print(f"  {hit.score:.3f}  {hit.node_id}  {hit.text.strip().splitlines()[0][:60]}")
 
 

@@ -20,6 +20,8 @@ from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_sa
 
 __all__ = ["EmbeddingBatch", "concatenate"]
 
+_SIGNS = np.array([-1.0, 1.0], dtype=object)
+
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class EmbeddingBatch:
@@ -140,15 +142,29 @@ class EmbeddingBatch:
         Floats come back as they are, int8 and uint8 as the value of their level, packed types
         as ±1/√dimensions.
         """
-        kind, step = self.spec.embedding_type, self.spec.int8_step
-        if kind == "float":
+        if self.spec.embedding_type == "float":
             return self.vectors
-        if step is None:
+        if self.spec.packed:
             return self.signs() / np.float32(np.sqrt(self.spec.dimensions))
-        codes: NDArray[np.int8] = (
-            self.vectors if kind == "int8" else (self.vectors ^ np.uint8(0x80)).view(np.int8)
-        )
-        return dequantize_int8(codes, step=step)
+        return _dequantized(self.vectors, self.spec)
+
+    def lists(self) -> list[list[float]]:
+        """Return lists of Python floats, for stores and caches that take nothing else.
+
+        Packed types come as ±1 a dimension, whose dot product and cosine rank as the Hamming
+        distance does; the others as :meth:`floats` has them. Bits and levels that repeat are one
+        object: a third of the time and a quarter of the memory of as many floats.
+        """
+        if self.spec.packed:
+            signs: list[list[float]] = _SIGNS.take(np.unpackbits(self.bits(), axis=1)).tolist()
+            return signs
+        if self.spec.int8_step is None:
+            floats: list[list[float]] = self.vectors.tolist()
+            return floats
+        codes = np.arange(256, dtype=np.uint8).view(self.vectors.dtype)
+        table = np.array(_dequantized(codes, self.spec).tolist(), dtype=object)
+        levels: list[list[float]] = table.take(self.vectors.view(np.uint8)).tolist()
+        return levels
 
     def select(self, rows: Sequence[int] | NDArray[np.intp] | slice) -> EmbeddingBatch:
         """Return the batch of the given rows, in the given order."""
@@ -161,6 +177,11 @@ class EmbeddingBatch:
             token_counts=self.token_counts[picked],
             truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
         )
+
+
+def _dequantized(codes: NDArray[Any], spec: VectorSpec) -> NDArray[np.float32]:
+    signed = codes if spec.embedding_type == "int8" else (codes ^ np.uint8(0x80)).view(np.int8)
+    return dequantize_int8(signed, step=spec.int8_step or 0.0)
 
 
 def concatenate(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:

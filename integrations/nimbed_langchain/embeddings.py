@@ -5,25 +5,19 @@ Knows nothing about models or HTTP: what it is told to load, the engine loads at
 
 from __future__ import annotations
 
-import os
-import threading
+from copy import copy
 from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-import nimbed
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError
-from nimbed.remote.address import Address, find_key
+from nimbed.lazy import Lazy, Source, key_for
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed_langchain.usage import tell_usage
 
 __all__ = ["NimbedEmbeddings"]
-
-# One for all objects: a lock among an object's attributes could neither be copied nor pickled.
-_LOADING = threading.Lock()
 
 
 class NimbedEmbeddings(BaseModel, Embeddings):
@@ -33,6 +27,9 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     every type, so that any store takes them: packed types come back as ±1 a dimension, whose dot
     product and cosine rank as Hamming does; int8 and uint8 as the value of their level. What a
     store of packed vectors needs, :meth:`embed_documents_typed` gives.
+
+    No batch size need be chosen: a local model packs its batches by tokens, and requests to a
+    server hold as many texts as it takes, several of them under way at once.
 
     A pickle holds neither weights, connections nor the key: where it is loaded, the key is read
     from the environment again.
@@ -53,6 +50,9 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         dtype: Arithmetic of a local model.
         dialect: A server's dialect; ``auto`` finds it out.
         cache_dir: Folder of the Hugging Face cache, if not the usual one.
+        concurrency: Requests in flight at a server at most; 32 if None.
+        batch_size: Texts a request at most; None for as many as the server takes.
+        timeout: Seconds that one request may take; 60 if None.
     """
 
     # A validation error repeats its input otherwise, and the key is part of that.
@@ -71,9 +71,11 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     dialect: str = "auto"
     cache_dir: str | None = None
+    concurrency: int | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0)
 
-    _given: Embedder | None = PrivateAttr(default=None)
-    _loaded: tuple[dict[str, Any], Embedder] | None = PrivateAttr(default=None)
+    _lazy: Lazy = PrivateAttr(default_factory=Lazy)
 
     @classmethod
     def from_embedder(
@@ -95,13 +97,12 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             int8_scale=int8_scale,
             progress=progress,
         )
-        made._given = embedder
+        made._lazy = Lazy(embedder)
         return made
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.base_url is None and (self.api_key is not None or self.dialect != "auto"):
-            raise ConfigurationError("api_key and dialect belong to a base_url; give one")
+        self._source()
         self._read_key()
         return self
 
@@ -113,24 +114,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             UnknownModelError: If no folder, cache or hub holds the model.
             ConfigurationError: If the model cannot be had so.
         """
-        if self._given is not None:
-            return self._given
-        wanted: dict[str, Any] = {
-            "model": self.model,
-            "base_url": self.base_url,
-            "api_key": self.api_key.get_secret_value() if self.api_key else None,
-            "device": self.device,
-            "dtype": self.dtype,
-            "revision": self.revision,
-            "dialect": self.dialect,
-            "cache_dir": self.cache_dir,
-        }
-        # Kept with its settings: an assignment or a copy may have changed one since.
-        if self._loaded is None or self._loaded[0] != wanted:
-            with _LOADING:
-                if self._loaded is None or self._loaded[0] != wanted:
-                    self._loaded = (wanted, nimbed.load(**wanted))
-        return self._loaded[1]
+        return self._lazy.get(self._source())
 
     @property
     def spec(self) -> VectorSpec:
@@ -156,19 +140,19 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             InputError: If texts are blank, too long or no strings; ``.rows`` names them.
             BackendError: If the model or the server failed.
         """
-        return _listed(self.embed_documents_typed(texts))
+        return self.embed_documents_typed(texts).lists()
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one text as a query; raises as :meth:`embed_documents` does."""
-        return _listed(self.embed_query_typed(text))[0]
+        return self.embed_query_typed(text).lists()[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Do what :meth:`embed_documents` does without blocking the event loop."""
-        return _listed(await self.aembed_documents_typed(texts))
+        return (await self.aembed_documents_typed(texts)).lists()
 
     async def aembed_query(self, text: str) -> list[float]:
         """Do what :meth:`embed_query` does without blocking the event loop."""
-        return _listed(await self.aembed_query_typed(text))[0]
+        return (await self.aembed_query_typed(text)).lists()[0]
 
     def embed_documents_typed(self, texts: list[str]) -> EmbeddingBatch:
         """Embed texts as passages; return them as they are stored, with their contract."""
@@ -204,16 +188,30 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             "progress": self.progress and role == "passage",
         }
 
+    def _source(self) -> Source:
+        return Source(
+            model=self.model,
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            dialect=self.dialect,
+            cache_dir=self.cache_dir,
+            concurrency=self.concurrency,
+            batch_size=self.batch_size,
+            timeout=self.timeout,
+        )
+
     def _read_key(self) -> None:
         if self.base_url is not None:
-            given = self.api_key.get_secret_value() if self.api_key else None
-            found = find_key(Address.parse(self.base_url), given, os.environ)
-            self.api_key = SecretStr(found.reveal()) if found else None
+            key = key_for(self.base_url, self._source().api_key)
+            self.api_key = SecretStr(key) if key else None
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the copy loads for itself, a given embedder stays shared."""
-        copied = self.model_copy()
-        copied._loaded = None
+    def __copy__(self) -> Self:
+        """Copy the settings; what is loaded is shared while they are the same."""
+        copied = super().__copy__()
+        copied._lazy = copy(self._lazy)
         return copied
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -222,16 +220,10 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             "__dict__": {**self.__dict__, "api_key": None},
             "__pydantic_extra__": None,
             "__pydantic_fields_set__": set(self.model_fields_set),
-            "__pydantic_private__": {"_given": self._given, "_loaded": None},
+            "__pydantic_private__": {"_lazy": self._lazy},
         }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Read the key from the environment of the process that loads the pickle."""
         super().__setstate__(state)
         self._read_key()
-
-
-def _listed(batch: EmbeddingBatch) -> list[list[float]]:
-    # Python floats: LangChain's cache writes JSON, which knows no numpy numbers.
-    rows: list[list[float]] = (batch.signs() if batch.spec.packed else batch.floats()).tolist()
-    return rows

@@ -5,9 +5,8 @@ Knows nothing about models or HTTP: what it is told to load, the engine loads at
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
+from copy import copy
 from io import BytesIO
 from typing import Any, Literal, Self
 
@@ -16,20 +15,15 @@ from llama_index.core.schema import ImageType
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-import nimbed
-from nimbed.batch import EmbeddingBatch
 from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.remote.address import Address, find_key
+from nimbed.lazy import Lazy, Source, key_for
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed_llama_index.role_cache import RoleCache
 
 __all__ = ["NimbedEmbedding"]
-
-# One for all objects: a lock among an object's attributes could neither be copied nor pickled.
-_LOADING = threading.Lock()
 
 _Vector = list[float]
 # Bound to their process, or (the key) not for a pickle to hold.
@@ -64,7 +58,12 @@ class NimbedEmbedding(MultiModalEmbedding):
         progress: Whether passages show the engine's bar on standard error.
         cache: A key-value store for vectors; ``embeddings_cache`` is taken as this one, since
             LlamaIndex's own use of it confuses the roles.
-        embed_batch_size: Texts an event; the engine makes its own batches.
+        embed_batch_size: Texts an event, and a call of the engine, which makes its own batches of
+            them; the rows that an error names count from the first of them.
+        num_workers: How many such calls run at once in asynchronous batches; None for all, since
+            the engine bounds itself.
+        concurrency: Requests in flight at a server at most; 32 if None.
+        timeout: Seconds that one request may take; 60 if None.
     """
 
     # A validation error repeats its input otherwise, and the key is part of that.
@@ -87,9 +86,10 @@ class NimbedEmbedding(MultiModalEmbedding):
     embeddings_cache: Any | None = Field(default=None, exclude=True)
     embed_batch_size: int = Field(default=2048, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
+    concurrency: int | None = Field(default=None, gt=0, exclude=True)
+    timeout: float | None = Field(default=None, gt=0, exclude=True)
 
-    _given: Embedder | None = PrivateAttr(default=None)
-    _loaded: tuple[dict[str, Any], Embedder] | None = PrivateAttr(default=None)
+    _lazy: Lazy = PrivateAttr(default_factory=Lazy)
 
     @classmethod
     def class_name(cls) -> str:
@@ -119,7 +119,7 @@ class NimbedEmbedding(MultiModalEmbedding):
             progress=progress,
             cache=cache,
         )
-        made._given = embedder
+        made._lazy = Lazy(embedder)
         return made
 
     @model_validator(mode="after")
@@ -128,15 +128,13 @@ class NimbedEmbedding(MultiModalEmbedding):
         if self.embeddings_cache is not None:
             object.__setattr__(self, "cache", self.embeddings_cache)
             object.__setattr__(self, "embeddings_cache", None)
+        source = self._source()
         if self.base_url is None:
-            if self.api_key is not None or self.dialect != "auto":
-                raise ConfigurationError("api_key and dialect belong to a base_url; give one")
             return self
         if "model_name" not in self.model_fields_set:
             raise ConfigurationError("a base_url needs a model_name: what the server calls it")
-        given = self.api_key.get_secret_value() if self.api_key else None
-        found = find_key(Address.parse(self.base_url), given, os.environ)
-        object.__setattr__(self, "api_key", SecretStr(found.reveal()) if found else None)
+        key = key_for(self.base_url, source.api_key)
+        object.__setattr__(self, "api_key", SecretStr(key) if key else None)
         return self
 
     @property
@@ -147,24 +145,7 @@ class NimbedEmbedding(MultiModalEmbedding):
             UnknownModelError: If no folder, cache or hub holds the model.
             ConfigurationError: If the model cannot be had so.
         """
-        if self._given is not None:
-            return self._given
-        wanted: dict[str, Any] = {
-            "model": self.model_name,
-            "base_url": self.base_url,
-            "api_key": self.api_key.get_secret_value() if self.api_key else None,
-            "device": self.device,
-            "dtype": self.dtype,
-            "revision": self.revision,
-            "dialect": self.dialect,
-            "cache_dir": self.cache_dir,
-        }
-        # Kept with its settings: an assignment or a copy may have changed one since.
-        if self._loaded is None or self._loaded[0] != wanted:
-            with _LOADING:
-                if self._loaded is None or self._loaded[0] != wanted:
-                    self._loaded = (wanted, nimbed.load(**wanted))
-        return self._loaded[1]
+        return self._lazy.get(self._source())
 
     @property
     def spec(self) -> VectorSpec:
@@ -201,20 +182,20 @@ class NimbedEmbedding(MultiModalEmbedding):
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
         images = [_image(file) for file in img_file_paths]
-        return _listed(self.embedder.embed(images, **self._options("passage")))
+        return self.embedder.embed(images, **self._options("passage")).lists()
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
         images = [_image(file) for file in img_file_paths]
-        return _listed(await self.embedder.aembed(images, **self._options("passage")))
+        return (await self.embedder.aembed(images, **self._options("passage"))).lists()
 
     def _embed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
         options = self._options(role)
         if self.cache is None:
-            return _listed(self.embedder.embed(texts, **options))
+            return self.embedder.embed(texts, **options).lists()
         cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
         known = cache.get(texts)
         absent = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = _listed(self.embedder.embed(absent, **options)) if absent else []
+        fresh = self.embedder.embed(absent, **options).lists() if absent else []
         cache.put(absent, fresh)
         known.update(zip(absent, fresh, strict=True))
         return [known[text] for text in texts]
@@ -222,11 +203,11 @@ class NimbedEmbedding(MultiModalEmbedding):
     async def _aembed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
         options = self._options(role)
         if self.cache is None:
-            return _listed(await self.embedder.aembed(texts, **options))
+            return (await self.embedder.aembed(texts, **options)).lists()
         cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
         known = await cache.aget(texts)
         absent = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = _listed(await self.embedder.aembed(absent, **options)) if absent else []
+        fresh = (await self.embedder.aembed(absent, **options)).lists() if absent else []
         await cache.aput(absent, fresh)
         known.update(zip(absent, fresh, strict=True))
         return [known[text] for text in texts]
@@ -241,11 +222,29 @@ class NimbedEmbedding(MultiModalEmbedding):
             "progress": self.progress and role == "passage",
         }
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy the settings; the copy loads for itself, a given embedder stays shared."""
-        copied = self.model_copy()
-        copied._loaded = None
+    def _source(self) -> Source:
+        return Source(
+            model=self.model_name,
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            dialect=self.dialect,
+            cache_dir=self.cache_dir,
+            concurrency=self.concurrency,
+            timeout=self.timeout,
+        )
+
+    def __copy__(self) -> Self:
+        """Copy the settings; what is loaded is shared while they are the same."""
+        copied = super().__copy__()
+        copied._lazy = copy(self._lazy)
         return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; cache, callbacks and what is loaded stay shared."""
+        return self.__copy__()
 
     def __getstate__(self) -> dict[Any, Any]:
         """Return the settings alone; LlamaIndex's own would try to pickle weights first."""
@@ -254,19 +253,13 @@ class NimbedEmbedding(MultiModalEmbedding):
             "__dict__": fields,
             "__pydantic_extra__": None,
             "__pydantic_fields_set__": set(self.model_fields_set),
-            "__pydantic_private__": {"_given": self._given},
+            "__pydantic_private__": {"_lazy": self._lazy},
         }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Build anew, with the key of the environment of the process that loads the pickle."""
         self.__init__(**state["__dict__"])  # type: ignore[misc]
-        self._given = state["__pydantic_private__"]["_given"]
-
-
-def _listed(batch: EmbeddingBatch) -> list[_Vector]:
-    # Python floats: LlamaIndex's stores write JSON, which knows no numpy numbers.
-    rows: list[_Vector] = (batch.signs() if batch.spec.packed else batch.floats()).tolist()
-    return rows
+        self._lazy = state["__pydantic_private__"]["_lazy"]
 
 
 def _image(file: ImageType) -> Image:

@@ -139,3 +139,28 @@ def test_a_batch_survives_pickle_and_its_repr_says_what_it_is():
     assert repr(made) == (
         "EmbeddingBatch(1 query vectors, nimbed/fake, 64 dimensions, ubinary, hamming)"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [
+        ("float", None),
+        ("int8", None),
+        ("int8", "nim"),
+        ("uint8", None),
+        ("uint8", "nim"),
+        ("binary", None),
+        ("ubinary", None),
+    ],
+)
+def test_lists_are_python_floats_that_rank_as_the_vectors_do(kind, scale):
+    made = nimbed.FakeEmbedder().embed(
+        [f"text {n}" for n in range(300)],
+        input_type="passage",
+        embedding_type=kind,
+        int8_scale=scale,
+    )
+    expected = made.signs() if made.spec.packed else made.floats()
+    assert made.lists() == expected.tolist()
+    assert {type(number) for row in made.lists() for number in row} == {float}
+    assert made.select([]).lists() == []

@@ -58,6 +58,7 @@ class Courier:
         timeout: float,
         retry: RetryPolicy,
         concurrency: int,
+        batch_size: int | None,
     ) -> None:
         self.address = address
         self.keyless = key is None
@@ -68,6 +69,7 @@ class Courier:
         self.meter = TokenMeter()
         self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency)
         self.transport = Transport(address, key=key, timeout=timeout)
+        self._batch_size = batch_size
         self._retry = retry
         self._jitter = random.Random()
         self._identifying = asyncio.Lock()
@@ -85,8 +87,9 @@ class Courier:
     def limits(self) -> Limits:
         """What one request may hold."""
         dialect, known = self._speak()[0], self.capabilities
+        most = self._batch_size or dialect.max_items
         return Limits(
-            items=min(dialect.max_items, known.max_items or dialect.max_items),
+            items=min(most, dialect.max_items, known.max_items or most),
             tokens=min(dialect.max_tokens, known.max_tokens or dialect.max_tokens),
             bytes=dialect.max_bytes,
         )

@@ -63,6 +63,7 @@ class RemoteEmbedder(Managed):
         timeout: Seconds that one request may take.
         retry: When to try again.
         concurrency: Requests in flight at most; the number in use follows the server.
+        batch_size: Texts a request at most; None for as many as the server takes.
 
     Raises:
         ConfigurationError: If address, key or dialect cannot be used.
@@ -80,10 +81,13 @@ class RemoteEmbedder(Managed):
         timeout: float = 60.0,
         retry: RetryPolicy | None = None,
         concurrency: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         check_literal("on_bad_input", on_bad_input, OnBadInput)
-        if concurrency < 1 or not timeout > 0:
-            raise ConfigurationError("concurrency must be at least 1 and timeout positive")
+        if min(concurrency, 1 if batch_size is None else batch_size) < 1 or not timeout > 0:
+            raise ConfigurationError(
+                "concurrency and batch_size must be at least 1 and timeout positive"
+            )
         self._address = Address.parse(base_url)
         self._dialect = dialect
         _ = self._named_dialect()  # refuse a wrong name here, not at the first call
@@ -93,6 +97,7 @@ class RemoteEmbedder(Managed):
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._concurrency = concurrency
+        self._batch_size = batch_size
         self._key = find_key(self._address, api_key, os.environ)
         self._services: dict[int, Service] = {}
 
@@ -249,6 +254,7 @@ class RemoteEmbedder(Managed):
                 timeout=self._timeout,
                 retry=self._retry,
                 concurrency=self._concurrency,
+                batch_size=self._batch_size,
             )
             # Atomic, so that of two threads that meet here both get the same service.
             service = self._services.setdefault(process, Service(courier))

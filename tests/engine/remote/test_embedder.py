@@ -228,7 +228,19 @@ def test_another_model_than_was_asked_for_is_noticed(serve, connect):
         embedder.embed(["a"], input_type="query")
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout": 0}, {"on_bad_input": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"concurrency": 0}, {"batch_size": 0}, {"timeout": 0}, {"on_bad_input": "x"}]
+)
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ConfigurationError):
         RemoteEmbedder(E5, base_url="http://localhost", **options)
+
+
+def test_a_request_holds_no_more_texts_than_allowed(serve, connect):
+    double = serve(nim())
+    texts = [f"text {n}" for n in range(25)]
+    batch = connect(double, batch_size=10).embed(texts, input_type="passage")
+    assert sorted(len(request.texts) for request in double.posts) == [5, 10, 10]
+    np.testing.assert_array_equal(
+        batch.vectors, connect(double).embed(texts, input_type="passage").vectors
+    )

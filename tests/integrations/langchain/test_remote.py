@@ -1,98 +1,61 @@
-"""What other adapters get wrong on a wire, on ours; the server is a strict NIM on a socket."""
+"""What reaches a server through LangChain's adapter; the server is a strict NIM on a socket."""
 
 from __future__ import annotations
 
-import asyncio
-import pickle
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 pytest.importorskip("langchain_core")
 
-from tests.engine.remote.double import Double, error
+from tests.engine.remote.double import Double, Response
 from tests.engine.remote.players import E5, nim
+from tests.integrations.langchain.rivals import sent
 
-from nimbed import cards
-from nimbed.errors import InputError
-from nimbed.remote.embedder import RemoteEmbedder
 from nimbed_langchain import NimbedEmbeddings
 
-MATRYOSHKA = replace(cards.find(E5), matryoshka=(64,))
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/embeddings"])
+def test_address_model_and_key_reach_the_server(server: Double, path: str) -> None:
+    ours = NimbedEmbeddings(
+        model=E5, base_url=f"{server.origin}{path}", api_key="nvapi-sent", dialect="nim"
+    )
+    with ours.embedder:
+        assert len(ours.embed_query("a")) == 1024
+    assert server.posts[0].path == "/v1/embeddings"
+    assert server.posts[0].headers["authorization"] == "Bearer nvapi-sent"
+    assert sent(server, "model") == [E5]
 
 
-@pytest.fixture
-def remote(server: Double) -> Iterator[RemoteEmbedder]:
-    server.handler = nim(longest=50, matryoshka=True)
-    with RemoteEmbedder(MATRYOSHKA, base_url=server.url, dialect="nim") as embedder:
-        yield embedder
-
-
-def sent(server: Double, field: str) -> list[Any]:
-    return [request.json.get(field) for request in server.posts]
-
-
-def test_a_query_says_query_sync_and_async(server: Double, remote: RemoteEmbedder) -> None:
-    ours = NimbedEmbeddings.from_embedder(remote)
-    ours.embed_query("a")
-    asyncio.run(ours.aembed_query("a"))
-    ours.embed_documents(["a"])
-    asyncio.run(ours.aembed_documents(["a"]))
-    assert sent(server, "input_type") == ["query", "query", "passage", "passage"]
-
-
-def test_dimensions_and_truncate_are_sent_sync_and_async(
-    server: Double, remote: RemoteEmbedder
+def test_the_environments_key_reaches_the_server(
+    server: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = NimbedEmbeddings.from_embedder(remote, dimensions=64, truncate="END")
-    vectors = [*ours.embed_documents(["a"]), *asyncio.run(ours.aembed_documents(["a"]))]
-    assert [len(vector) for vector in vectors] == [64, 64]
-    assert sent(server, "dimensions") == [64, 64]
-    assert sent(server, "truncate") == ["END", "END"]
+    monkeypatch.setenv("NIMBED_API_KEY", "from-the-environment")
+    ours = NimbedEmbeddings(model=E5, base_url=server.origin, dialect="nim")
+    with ours.embedder:
+        ours.embed_query("a")
+    assert server.posts[0].headers["authorization"] == "Bearer from-the-environment"
 
 
-def test_event_loops_come_and_go_on_one_connection(server: Double, remote: RemoteEmbedder) -> None:
-    ours = NimbedEmbeddings.from_embedder(remote)
-    for _ in range(3):
-        asyncio.run(ours.aembed_documents(["a"]))
-        ours.embed_query("b")
-    assert server.connections == 1
+def test_no_more_requests_are_in_flight_than_allowed(server: Double) -> None:
+    slow = nim()
+    server.handler = lambda request: replace(slow(request), stall=0.02)
+    ours = NimbedEmbeddings(model=E5, base_url=server.origin, dialect="nim", concurrency=2)
+    with ours.embedder:
+        ours.embed_documents([f"text {n}" for n in range(1000)])
+    assert server.most_at_once == 2
 
 
-def test_an_overload_is_waited_for(server: Double, remote: RemoteEmbedder) -> None:
-    server.script = [error("slow down", 429, Retry_After="0")]
-    assert len(NimbedEmbeddings.from_embedder(remote).embed_query("a")) == 1024
+def test_a_request_that_takes_too_long_is_sent_again(server: Double) -> None:
+    server.script = [Response(stall=300)]
+    ours = NimbedEmbeddings(model=E5, base_url=server.origin, dialect="nim", timeout=0.2)
+    with ours.embedder:
+        assert len(ours.embed_query("a")) == 1024
     assert len(server.posts) == 2
 
 
-def test_it_can_be_pickled_after_an_async_call(remote: RemoteEmbedder) -> None:
-    ours = NimbedEmbeddings.from_embedder(remote)
-    vector = asyncio.run(ours.aembed_query("a"))
-    with pickle.loads(pickle.dumps(ours)).embedder as again:
-        assert NimbedEmbeddings.from_embedder(again).embed_query("a") == vector
-
-
-def test_a_poison_text_is_named_by_its_row(remote: RemoteEmbedder) -> None:
-    texts = [f"text {n}" for n in range(9)]
-    texts[6] = "word " * 60
-    with pytest.raises(InputError) as caught:
-        NimbedEmbeddings.from_embedder(remote).embed_documents(texts)
-    assert caught.value.rows == (6,)
-
-
-def test_twice_a_batch_and_one_more_come_back_in_order(remote: RemoteEmbedder) -> None:
-    ours = NimbedEmbeddings.from_embedder(remote)
-    texts = [f"text {n}" for n in range(129)]
-    vectors = ours.embed_documents(texts)
-    assert vectors[128] == ours.embed_documents(["text 128"])[0]
-    assert len(vectors) == 129
-
-
-def test_address_model_and_key_reach_the_server(server: Double) -> None:
-    ours = NimbedEmbeddings(model=E5, base_url=server.origin, api_key="nvapi-sent", dialect="nim")
+def test_a_request_holds_no_more_texts_than_the_batch_size(server: Double) -> None:
+    ours = NimbedEmbeddings(model=E5, base_url=server.origin, dialect="nim", batch_size=10)
     with ours.embedder:
-        assert len(ours.embed_query("a")) == 1024
-    assert server.posts[0].headers["authorization"] == "Bearer nvapi-sent"
-    assert sent(server, "model") == [E5]
+        ours.embed_documents([f"text {n}" for n in range(25)])
+    assert sorted(len(request.texts) for request in server.posts) == [5, 10, 10]

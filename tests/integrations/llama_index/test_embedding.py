@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
-import os
 import pickle
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ from nimbed.errors import ConfigurationError, InputError, UnknownModelError
 from nimbed.fake import FAKE_CARD
 from nimbed_llama_index import NimbedEmbedding
 
-ROOT = Path(__file__).parents[3]
 SECRET = "nvapi-very-secret"
 REMOTE = {"model_name": "m", "base_url": "http://localhost:9"}
 
@@ -63,6 +60,18 @@ def test_another_model_is_loaded_after_an_assignment() -> None:
     ours.model_name = "./no-such-folder"
     with pytest.raises(UnknownModelError, match="no-such-folder"):
         ours.get_query_embedding("a")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: one.model_copy()])
+def test_a_copy_shares_the_weights_and_leaves_the_original_its_own(copied: Any) -> None:
+    ours = NimbedEmbedding()
+    shared = ours.embedder
+    other = copied(ours)
+    assert other.embedder is shared
+    other.model_name = "./no-such-folder"
+    with pytest.raises(UnknownModelError):
+        other.get_query_embedding("a")
+    assert ours.embedder is shared
 
 
 @pytest.mark.parametrize(
@@ -137,6 +146,33 @@ def test_a_text_too_long_amid_a_batch_is_named_or_cut() -> None:
     assert len(fake(truncate="END").get_text_embedding_batch(texts)) == 3
 
 
+@pytest.mark.parametrize("text", [3, None, "", " \n"])
+def test_what_is_no_text_is_a_value_error(text: Any) -> None:
+    for embed in (fake().get_text_embedding, fake().get_query_embedding):
+        with pytest.raises(ValueError, match="text|string|str"):
+            embed(text)
+
+
+def test_no_texts_give_no_vectors() -> None:
+    assert fake().get_text_embedding_batch([]) == []
+
+
+def test_dimensions_are_those_of_the_card() -> None:
+    assert len(fake(dimensions=32).get_query_embedding("a")) == 32
+    for wrong in (48, 0, -1, 65):
+        with pytest.raises(ConfigurationError, match="it offers 16, 32, 64"):
+            fake(dimensions=wrong).get_text_embedding("a")
+
+
+def test_nvidias_key_goes_to_nvidia_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIMBED_API_KEY", raising=False)
+    monkeypatch.setenv("NVIDIA_API_KEY", SECRET)
+    assert NimbedEmbedding(**REMOTE).api_key is None
+    hosted = NimbedEmbedding(model_name="m", base_url="https://integrate.api.nvidia.com")
+    assert hosted.api_key is not None
+    assert hosted.api_key.get_secret_value() == SECRET
+
+
 def test_images_are_embedded_where_the_card_has_them(tmp_path: Path) -> None:
     pil = pytest.importorskip("PIL.Image")
     pil.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
@@ -181,34 +217,3 @@ def test_a_missing_llama_index_names_its_pip_line() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'nimbed[llama-index]'" in said.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("mypy") is None, reason="needs mypy")
-def test_a_users_file_passes_mypy_strict(tmp_path: Path) -> None:
-    user = tmp_path / "user.py"
-    user.write_text(
-        textwrap.dedent(
-            """
-            from llama_index.core.base.embeddings.base import BaseEmbedding
-            from nimbed import VectorSpec
-            from nimbed_llama_index import NimbedEmbedding
-
-            ours: BaseEmbedding = NimbedEmbedding(embedding_type="ubinary", truncate="END")
-            rows: list[list[float]] = ours.get_text_embedding_batch(["a"])
-            spec: VectorSpec = NimbedEmbedding(dimensions=384).spec
-            NimbedEmbedding.from_embedder("minilm")  # type: ignore[arg-type]
-            """
-        )
-    )
-    (tmp_path / "mypy.ini").write_text(
-        "[mypy]\nstrict = True\nfollow_imports = silent\n[mypy-torch.*]\nfollow_imports = skip\n"
-    )
-    said = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(user)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MYPYPATH": f"{ROOT / 'engine'}:{ROOT / 'integrations'}"},
-        cwd=tmp_path,
-    )
-    assert said.returncode == 0, said.stdout + said.stderr

@@ -25,9 +25,10 @@ def test_the_example_ingests_once_and_finds_by_floats_and_by_bits(tmp_path: Path
         text=True,
         check=True,
     ).stdout.splitlines()
-    for start, kind, metric in ((0, "float", "cosine"), (5, "ubinary", "hamming")):
-        assert said[start : start + 2] == [
-            f"3 nodes embedded as {kind}, compared by {metric}",
+    for start, kind, metric in ((0, "float", "cosine"), (6, "ubinary", "hamming")):
+        assert said[start : start + 3] == [
+            f"3 nodes embedded as passages, {kind}, compared by {metric}",
             "  again: all from the pipeline's cache",
+            "  asked as a query:",
         ]
-        assert said[start + 2].endswith("notes.txt:0  gzip makes a file smaller.")
+        assert said[start + 3].endswith("notes.txt:0  gzip makes a file smaller.")

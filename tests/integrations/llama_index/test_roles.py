@@ -23,6 +23,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nimbed import FakeEmbedder
+from nimbed.lazy import Lazy
 from nimbed_llama_index import NimbedEmbedding
 
 TEXTS = st.lists(
@@ -38,12 +39,20 @@ def expected(text: str, role: Any, kind: Any = "float") -> list[float]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(texts=TEXTS, kind=KINDS, cached=st.booleans(), size=st.integers(1, 3))
-def test_no_path_confuses_the_roles(texts: list[str], kind: Any, cached: bool, size: int) -> None:
+@given(
+    texts=TEXTS,
+    kind=KINDS,
+    cached=st.booleans(),
+    size=st.integers(1, 3),
+    workers=st.sampled_from([None, 2]),
+)
+def test_no_path_confuses_the_roles(
+    texts: list[str], kind: Any, cached: bool, size: int, workers: int | None
+) -> None:
     ours = NimbedEmbedding.from_embedder(
         FakeEmbedder(), embedding_type=kind, cache=SimpleKVStore() if cached else None
     )
-    ours.embed_batch_size = size
+    ours.embed_batch_size, ours.num_workers = size, workers
     passages = [expected(text, "passage", kind) for text in texts]
     query = expected(texts[0], "query", kind)
     for each in (ours, pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
@@ -59,7 +68,7 @@ def test_no_path_confuses_the_roles(texts: list[str], kind: Any, cached: bool, s
 def test_the_cache_is_used_and_keeps_roles_and_spaces_apart(argument: str) -> None:
     fake, store = FakeEmbedder(), SimpleKVStore()
     ours = NimbedEmbedding(**({argument: store} if argument != "assigned" else {}))
-    ours._given = fake
+    ours._lazy = Lazy(fake)
     if argument == "assigned":
         ours.embeddings_cache = store
     for _ in range(2):
@@ -71,21 +80,36 @@ def test_the_cache_is_used_and_keeps_roles_and_spaces_apart(argument: str) -> No
     assert len(other.get_text_embedding("Paris")) == 32
 
 
-def test_an_index_and_its_retriever_keep_the_roles() -> None:
+@settings(max_examples=15, deadline=None)
+@given(documents=TEXTS, questions=TEXTS, cached=st.booleans())
+def test_no_pipeline_index_or_retriever_confuses_the_roles(
+    documents: list[str], questions: list[str], cached: bool
+) -> None:
     fake = FakeEmbedder()
-    ours = NimbedEmbedding.from_embedder(fake)
-    index = VectorStoreIndex([TextNode(text="one"), TextNode(text="two")], embed_model=ours)
+    ours = NimbedEmbedding.from_embedder(fake, cache=SimpleKVStore() if cached else None)
+    nodes = [TextNode(text=f"d{text}", id_=f"{row}") for row, text in enumerate(documents)]
+    asked = [f"q{text}" for text in questions]
+    pipeline = IngestionPipeline(transformations=[ours], disable_cache=True)
+    index = VectorStoreIndex(list(pipeline.run(nodes=nodes)), embed_model=ours)
+    index.insert_nodes([TextNode(text=f"d{text}") for text in documents])
     retriever = index.as_retriever(similarity_top_k=1)
-    retriever.retrieve("three")
-    asyncio.run(retriever.aretrieve("four"))
-    assert fake.calls == [
-        ("passage", ("one", "two")),
-        ("query", ("three",)),
-        ("query", ("four",)),
-    ]
+
+    async def run() -> None:
+        await pipeline.arun(nodes=nodes)
+        await index.ainsert_nodes([TextNode(text=f"d{text}") for text in documents])
+        await retriever.aretrieve(asked[0])
+
+    for question in asked:
+        retriever.retrieve(question)
+    asyncio.run(run())
+    ours.get_agg_embedding_from_queries(asked)
+    assert {(role, text[0]) for role, texts in fake.calls for text in map(str, texts)} == {
+        ("passage", "d"),
+        ("query", "q"),
+    }
 
 
-def test_a_pipeline_embeds_passages_sync_and_async() -> None:
+def test_a_pipeline_gives_its_nodes_their_passage_vectors() -> None:
     nodes = [TextNode(text=f"text {n}") for n in range(4)]
     pipeline = IngestionPipeline(
         transformations=[NimbedEmbedding.from_embedder(FakeEmbedder())], disable_cache=True
