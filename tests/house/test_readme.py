@@ -45,7 +45,12 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
 
 
 def test_the_command_line_blocks_run(open_folder):
-    rows = [{"id": n, "text": f"passage number {n}", "page": n} for n in range(5)]
+    texts = [
+        f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
+        f"has written yet, between the passages before it and the passages behind it."
+        for n in range(300)
+    ]
+    rows = [{"id": n, "text": text, "page": n % 7} for n, text in enumerate(texts)]
     (open_folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     commands = [code for mark, code in blocks("bash") if mark is None]
     assert commands
@@ -59,6 +64,7 @@ def test_the_command_line_blocks_run(open_folder):
         )
         assert done.returncode == 0, done.stderr
     assert (open_folder / "passages.parquet").is_file()
+    assert (open_folder / "tradeoff.html").is_file()
 
 
 @pytest.mark.slow
