@@ -24,7 +24,7 @@ from nimbed.files import read_rows
 from nimbed_pgvector import LoadReport, Reject, VectorTable, connect
 from nimbed_pgvector.embedded import embedded_server
 
-MODULES = ("os", "shutil", "subprocess", "tempfile", "threading", "sqlite3", "zipfile", "heapq")
+MODULES = ("shutil", "subprocess", "tempfile", "zipfile")
 
 
 def standard_library() -> Iterator[tuple[str, str, dict[str, Any]]]:

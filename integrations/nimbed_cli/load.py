@@ -221,13 +221,28 @@ def _load_texts(
     from nimbed.files import read_rows
     from nimbed.spec import Truncate
 
+    total = _row_count(source, kind)
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
         rows,
         truncate=cast(Truncate, truncate),
-        on_progress=lambda report: move(report.read, 0),
+        on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
+
+
+def _row_count(source: str, kind: str | None) -> int:
+    """Return about how many rows a file has, for the time left; 0 where it must be read to tell."""
+    from nimbed.files.parquet_rows import open_parquet
+    from nimbed.files.sources import is_rereadable, kind_of
+
+    if not is_rereadable(source) or source.endswith(".gz"):
+        return 0
+    if kind_of(source, kind) == "parquet":
+        with open_parquet(source) as file:
+            return int(file.metadata.num_rows)
+    with Path(source).open("rb") as file:  # lines: in a csv a record may have several
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import psycopg
@@ -16,12 +18,12 @@ from nimbed import Embedder, EmbeddingBatch, VectorSpec
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate
 from nimbed_pgvector.columns import Also
 from nimbed_pgvector.faults import sentences
+from nimbed_pgvector.filling import load_ready
 from nimbed_pgvector.indexing import analyze, build, plan_index
 from nimbed_pgvector.loading import (
     CHUNK_ROWS,
     LoadReport,
     Stretch,
-    Vectorise,
     ignore,
     load_stretches,
     stretches,
@@ -36,7 +38,6 @@ from nimbed_pgvector.vectors import (
     embed_question,
     embedding_with,
     fitting_embedder,
-    no_vectors,
 )
 from nimbed_pgvector.wanted import Wanted, check_load
 
@@ -102,7 +103,7 @@ class AsyncVectorTable:
     ) -> LoadReport:
         """Embed and store passages; see :meth:`VectorTable.load`.
 
-        The callbacks are called in the worker thread.
+        The callbacks are called in a worker thread.
         """
         check_load(truncate, chunk_rows)
         async with self._connection() as connection:
@@ -112,15 +113,15 @@ class AsyncVectorTable:
                 layout_of = self._wanted.from_embedder(embedder, name=self._name)
                 self._table = table = await arun(connection, prepare_table(self._name, layout_of))
                 items = prepared(passages, source=source, metadata_fields=metadata_fields)
-                return await _load(
-                    connection,
-                    table,
-                    stretches(items, rows=chunk_rows),
-                    embedding_with(embedder, table.layout, truncate=truncate),
+                job = partial(
+                    load_stretches,
+                    table=table,
                     source=source,
+                    vectorise=embedding_with(embedder, table.layout, truncate=truncate),
                     on_reject=on_reject,
                     on_progress=on_progress,
                 )
+                return await _load(connection, stretches(items, rows=chunk_rows), job)
 
     async def load_embedded(
         self,
@@ -139,17 +140,16 @@ class AsyncVectorTable:
                 layout_of = self._wanted.from_vectors(spec, name=self._name)
                 self._table = table = await arun(connection, prepare_table(self._name, layout_of))
                 given = ready_stretches(
-                    parts, table.layout, source=source, metadata_fields=metadata_fields
+                    parts, table, source=source, metadata_fields=metadata_fields
                 )
-                return await _load(
-                    connection,
-                    table,
-                    given,
-                    no_vectors,
+                job = partial(
+                    load_ready,
+                    table=table,
                     source=source,
                     on_reject=on_reject,
                     on_progress=on_progress,
                 )
+                return await _load(connection, given, job)
 
     async def index(
         self,
@@ -171,15 +171,16 @@ class AsyncVectorTable:
                         table, m=m, ef_construction=ef_construction, memory=memory, workers=workers
                     ),
                 )
+                built = False
                 if not plan.exists:
                     with watching(connection, on_progress):
                         try:
-                            await arun(connection, build(table, plan))
+                            built = await arun(connection, build(table, plan))
                         except errors.DiskFull:  # see VectorTable.index
                             serial = dataclasses.replace(plan, workers=0)
-                            await arun(connection, build(table, serial))
+                            built = await arun(connection, build(table, serial))
                 await arun(connection, analyze(table))
-                return not plan.exists
+                return built
 
     async def search(
         self,
@@ -245,15 +246,10 @@ class AsyncVectorTable:
 
 async def _load(
     connection: psycopg.AsyncConnection[Any],
-    table: Table,
     given: Iterable[Stretch],
-    vectorise: Vectorise,
-    *,
-    source: str,
-    on_reject: Callable[[Reject], None],
-    on_progress: Callable[[LoadReport], None],
+    job: Callable[..., LoadReport],
 ) -> LoadReport:
-    """Run the loader in a thread and its database procedures in this loop."""
+    """Run a loader in a thread and its database procedures in this loop."""
     loop = asyncio.get_running_loop()
     over = threading.Event()
 
@@ -266,22 +262,13 @@ async def _load(
                 return
             yield stretch
 
-    work = asyncio.ensure_future(
-        asyncio.to_thread(
-            load_stretches,
-            in_loop,
-            table,
-            until_over(),
-            source=source,
-            vectorise=vectorise,
-            on_reject=on_reject,
-            on_progress=on_progress,
-        )
-    )
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        # The connection goes back to its owner only when the thread has let go of it.
-        over.set()
-        await asyncio.wait([work])
-        raise
+    # A thread of its own: it waits for the loop, which itself borrows threads of asyncio's pool.
+    with ThreadPoolExecutor(1, "nimbed-load") as thread:
+        work = loop.run_in_executor(thread, partial(job, in_loop, given=until_over()))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The connection goes back to its owner only when the thread has let go of it.
+            over.set()
+            await asyncio.wait([work])
+            raise

@@ -6,8 +6,10 @@ New rows are copied straight into the table; rows whose id is there go through a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 from psycopg import sql
@@ -28,22 +30,28 @@ __all__ = [
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
+_JSONB_VERSION = b"\x01"
+_length = struct.Struct(">i").pack
 # The next chunk goes in while the disk writes this one. A crash of the server may take back the
 # last moments' chunks, whole; a rerun brings them back, and make_durable waits for all of them.
-_DO_NOT_WAIT = Query(sql.SQL("SELECT set_config('synchronous_commit', 'off', true)"))
+# The encoding is that of our bytes, whatever PGCLIENTENCODING says.
+_SETTINGS = Query(
+    sql.SQL(
+        "SELECT set_config('synchronous_commit', 'off', true),"
+        " set_config('client_encoding', 'UTF8', true)"
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Passages that are stored in one transaction, encoded.
+    """Passages that are stored together, encoded.
 
     Attributes:
-        source: Names the input they come from.
         passages: The passages, no id twice.
         rows: The passages and their vectors, as :func:`encode` gives them.
     """
 
-    source: str
     passages: Sequence[Passage]
     rows: bytes
 
@@ -56,11 +64,20 @@ def encode(table: Table, passages: Sequence[Passage], batches: Sequence[Embeddin
     vectors = np.hstack(columns) if len(columns) > 1 else columns[0]
     width = vectors.shape[1]
     data = vectors.tobytes()
-    begin = (4 + len(columns)).to_bytes(2, "big")
-    pieces: list[bytes] = []
-    for row, passage in enumerate(passages):
-        pieces += (begin, passage.fields, data[row * width : (row + 1) * width])
-    return b"".join(pieces)
+    ids = [passage.id.encode() for passage in passages]
+    texts = [passage.text.encode() for passage in passages]
+    metadata = [_JSONB_VERSION + passage.metadata for passage in passages]
+    digests = [passage.digest for passage in passages]
+    # Column by column: a row in Python costs more than the server's work on it.
+    fields = zip(
+        repeat((4 + len(columns)).to_bytes(2, "big")),
+        map(_length, map(len, ids)), ids,
+        map(_length, map(len, texts)), texts,
+        map(_length, map(len, metadata)), metadata,
+        map(_length, map(len, digests)), digests,
+        [data[start : start + width] for start in range(0, len(data), width)],
+    )  # fmt: skip
+    return b"".join(chain.from_iterable(fields))
 
 
 def known_digests(table: Table, ids: Sequence[str]) -> Steps[dict[str, bytes]]:
@@ -72,22 +89,34 @@ def known_digests(table: Table, ids: Sequence[str]) -> Steps[dict[str, bytes]]:
     return {name: bytes(digest) for name, digest in rows}
 
 
-def copy_new(table: Table, chunk: Chunk) -> Steps[int]:
-    """Store passages whose ids the table does not hold, and return how many.
+def copy_new(table: Table, source: str, chunks: Iterable[Chunk]) -> Steps[int]:
+    """Store chunks of passages whose ids the table does not hold, and return how many.
+
+    The chunks are taken while the server works on those before them.
 
     Raises:
         psycopg.errors.UniqueViolation: If it holds one after all; nothing is stored then.
     """
-    yield _DO_NOT_WAIT
-    yield Copy(_copy_statement(table.identifier, table), (_COPY_HEADER, chunk.rows, _COPY_END))
-    yield _ledger_row(table, chunk, len(chunk.passages))
-    return len(chunk.passages)
+    numbers: list[int] = []
+
+    def blocks() -> Iterator[bytes]:
+        yield _COPY_HEADER
+        for chunk in chunks:
+            numbers.extend(passage.number for passage in chunk.passages)
+            yield chunk.rows
+        yield _COPY_END
+
+    yield _SETTINGS
+    yield Copy(_copy_statement(table.identifier, table), blocks())
+    if numbers:
+        yield _ledger_row(table, source, numbers, stored=len(numbers))
+    return len(numbers)
 
 
-def merge(table: Table, chunk: Chunk) -> Steps[int]:
+def merge(table: Table, source: str, chunk: Chunk) -> Steps[int]:
     """Store passages, replacing those with the same id and other content; return how many."""
     staging = sql.Identifier("nimbed_staging")
-    yield _DO_NOT_WAIT
+    yield _SETTINGS
     yield Query(
         sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(
             staging, table.identifier
@@ -112,7 +141,8 @@ def merge(table: Table, chunk: Chunk) -> Steps[int]:
     yield Query(sql.SQL("DROP TABLE {}").format(staging))
     stored = int(rows[0][0])
     if stored:
-        yield _ledger_row(table, chunk, stored)
+        numbers = [passage.number for passage in chunk.passages]
+        yield _ledger_row(table, source, numbers, stored=stored)
     return stored
 
 
@@ -135,8 +165,7 @@ def _copy_statement(into: sql.Identifier, table: Table) -> sql.Composed:
     return sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT BINARY)").format(into, names)
 
 
-def _ledger_row(table: Table, chunk: Chunk, stored: int) -> Query:
-    numbers = [passage.number for passage in chunk.passages]
+def _ledger_row(table: Table, source: str, numbers: Sequence[int], *, stored: int) -> Query:
     return Query(
         sql.SQL(
             "INSERT INTO {} (relation, source, first_row, last_row, passages, fingerprint)"
@@ -144,7 +173,7 @@ def _ledger_row(table: Table, chunk: Chunk, stored: int) -> Query:
         ).format(beside(table.name, "nimbed_ledger")),
         (
             table.identifier.as_string(None),
-            chunk.source,
+            source,
             min(numbers),
             max(numbers),
             stored,

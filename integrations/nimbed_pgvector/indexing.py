@@ -28,7 +28,6 @@ class IndexPlan:
     """How an index will be built.
 
     Attributes:
-        name: Name of the index.
         rows: Rows of the table, as far as the server knows.
         m: Links of a row in the graph.
         ef_construction: Candidates looked at for each row.
@@ -37,7 +36,6 @@ class IndexPlan:
         exists: Whether there is such an index already.
     """
 
-    name: str
     rows: int
     m: int
     ef_construction: int
@@ -65,17 +63,7 @@ def plan_index(
         raise ConfigurationError(
             f"ef_construction must lie between 2 m = {2 * m} and 1000; got {ef_construction}"
         )
-    column = table.layout.embedding
-    quoted = table.identifier.as_string(None)
-    found = yield Query(
-        sql.SQL(
-            "SELECT i.relname, x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
-            " JOIN pg_am am ON am.oid = i.relam JOIN pg_attribute a ON a.attrelid = x.indrelid"
-            " AND a.attnum = x.indkey[0] WHERE x.indrelid = to_regclass(%s)"
-            " AND a.attname = %s AND am.amname IN ('hnsw', 'ivfflat')"
-        ),
-        (quoted, column.name),
-    )
+    exists = yield from _exists(table)
     counted = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
     server = yield Query(
         sql.SQL(
@@ -84,27 +72,33 @@ def plan_index(
         )
     )
     rows, (most_workers, given_memory) = int(counted[0][0]), server[0]
-    needed = rows * (column.stored_bytes + m * _BYTES_PER_LINK + _BYTES_PER_ROW)
+    needed = rows * (table.layout.embedding.stored_bytes + m * _BYTES_PER_LINK + _BYTES_PER_ROW)
     chosen = max(min(max(needed, _LEAST_MEMORY), _MOST_MEMORY), given_memory)
-    table_name = table.name.rpartition(".")[2]
-    name = f"{table_name}_{column.name}_hnsw"
     return IndexPlan(
-        name=found[0][0] if found else name.encode()[-63:].decode(errors="ignore"),
         rows=rows,
         m=m,
         ef_construction=ef_construction,
         memory=chosen if memory is None else memory,
         workers=max(0, min(_MOST_WORKERS, most_workers - 1)) if workers is None else workers,
-        exists=any(valid for _, valid in found),
+        exists=exists,
     )
 
 
-def build(table: Table, plan: IndexPlan) -> Steps[None]:
-    """Build the index in this transaction; killed on the way, it leaves nothing."""
+def build(table: Table, plan: IndexPlan) -> Steps[bool]:
+    """Build the index in this transaction, unless somebody just did; return whether it was built.
+
+    Killed on the way, it leaves nothing. The server names the index: a name of ours may belong to
+    a table that was renamed since.
+    """
     # Of two loaders that finish together one builds, the other finds it built.
     yield Query(
-        sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed index ' || %s))"), (plan.name,)
+        sql.SQL(
+            "SELECT pg_advisory_xact_lock(hashtext('nimbed index'), to_regclass(%s)::oid::int)"
+        ),
+        (table.identifier.as_string(None),),
     )
+    if (yield from _exists(table)):
+        return False
     yield Query(
         sql.SQL(
             "SELECT set_config('maintenance_work_mem', %s, true),"
@@ -114,11 +108,7 @@ def build(table: Table, plan: IndexPlan) -> Steps[None]:
     )
     column = table.layout.embedding
     yield Query(
-        sql.SQL(
-            "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw ({} {})"
-            " WITH (m = {}, ef_construction = {})"
-        ).format(
-            sql.Identifier(plan.name),
+        sql.SQL("CREATE INDEX ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
             table.identifier,
             sql.Identifier(column.name),
             trusted(column.operator_class),
@@ -126,6 +116,23 @@ def build(table: Table, plan: IndexPlan) -> Steps[None]:
             sql.Literal(plan.ef_construction),
         )
     )
+    return True
+
+
+def _exists(table: Table) -> Steps[bool]:
+    """Return whether there is a valid index that searches by the column's own operator."""
+    column = table.layout.embedding
+    rows = yield Query(
+        sql.SQL(
+            "SELECT 1 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
+            " JOIN pg_am am ON am.oid = i.relam JOIN pg_opclass o ON o.oid = x.indclass[0]"
+            " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
+            " WHERE x.indrelid = to_regclass(%s) AND a.attname = %s AND x.indisvalid"
+            " AND x.indpred IS NULL AND am.amname IN ('hnsw', 'ivfflat') AND o.opcname = %s"
+        ),
+        (table.identifier.as_string(None), column.name, column.operator_class),
+    )
+    return bool(rows)
 
 
 def analyze(table: Table) -> Steps[None]:

@@ -16,8 +16,9 @@ from psycopg import errors
 
 from nimbed import EmbeddingBatch
 from nimbed_pgvector.chunks import Chunk, copy_new, encode, known_digests, make_durable, merge
-from nimbed_pgvector.passages import Passage, Reject, SeenIds
+from nimbed_pgvector.passages import Passage, Reject
 from nimbed_pgvector.schema import Table
+from nimbed_pgvector.seen_ids import SeenIds
 from nimbed_pgvector.steps import Runner
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Vectorise",
     "ignore",
     "load_stretches",
+    "store",
     "stretches",
     "without_repeats",
 ]
@@ -128,6 +130,7 @@ def load_stretches(
     vectorise: Vectorise,
     on_reject: Callable[[Reject], None],
     on_progress: Callable[[LoadReport], None],
+    report: LoadReport | None = None,
 ) -> LoadReport:
     """Store every passage that is new or changed; commit chunk by chunk.
 
@@ -139,9 +142,10 @@ def load_stretches(
         vectorise: Gives vectors to passages of stretches that do not know better.
         on_reject: Told each row that cannot be stored.
         on_progress: Told the report after each chunk.
+        report: What was done so far; it is carried on.
     """
-    report = LoadReport()
-    start = time.perf_counter()
+    report = LoadReport() if report is None else report
+    start = time.perf_counter() - report.seconds
 
     def look_up(stretch: Stretch) -> dict[str, bytes]:
         # Into a table that was empty, copying first and looking up on a conflict is faster.
@@ -162,7 +166,9 @@ def load_stretches(
         attempted = 0
         for stretch, known in _ahead(database, given, look_up):
             found = known.result()
-            todo = [p for p in stretch.passages if found.get(p.id) != p.digest]
+            todo: Sequence[Passage] = stretch.passages
+            if found:
+                todo = [p for p in todo if found.get(p.id) != p.digest]
             report.unchanged += len(stretch.passages) - len(todo)
             report.reject(stretch.rejects, on_reject)
             chunk: Chunk | None = None
@@ -170,12 +176,12 @@ def load_stretches(
                 kept, batches, refused = (stretch.vectorise or vectorise)(todo)
                 report.reject(refused, on_reject)
                 if kept:
-                    chunk = Chunk(source=source, passages=kept, rows=encode(table, kept, batches))
+                    chunk = Chunk(passages=kept, rows=encode(table, kept, batches))
             finish(writing, attempted)
             writing, attempted = None, 0
             if chunk is not None:
-                changes = any(passage.id in found for passage in chunk.passages)
-                writing = database.submit(_store, run, table, chunk, changes)
+                changes = bool(found) and any(p.id in found for p in chunk.passages)
+                writing = database.submit(store, run, table, source, chunk, changes)
                 attempted = len(chunk.passages)
         finish(writing, attempted)
         if report.loaded:
@@ -197,15 +203,16 @@ def _ahead(
     yield from waiting
 
 
-def _store(run: Runner, table: Table, chunk: Chunk, changes: bool) -> int:
+def store(run: Runner, table: Table, source: str, chunk: Chunk, changes: bool) -> int:
+    """Store a chunk, by the slower way if the table may hold its ids; return how many rows."""
     if not changes:
         try:
-            return run(copy_new(table, chunk))
+            return run(copy_new(table, source, [chunk]))
         except (errors.UniqueViolation, errors.DeadlockDetected):
             pass  # another loader, or an earlier run, was faster with one of these ids
     for attempt in range(_ATTEMPTS - 1):
         try:
-            return run(merge(table, chunk))
+            return run(merge(table, source, chunk))
         except (errors.DeadlockDetected, errors.SerializationFailure):
             time.sleep(0.05 * 2**attempt)
-    return run(merge(table, chunk))
+    return run(merge(table, source, chunk))

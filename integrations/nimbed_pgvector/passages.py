@@ -8,17 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nimbed.errors import ConfigurationError
 from nimbed.files.rows import BadRow, Row, id_fault, text_fault
 
-__all__ = ["Item", "Passage", "Reject", "SeenIds", "prepare", "prepared"]
+__all__ = ["Item", "Passage", "Reject", "prepare", "prepare_all", "prepared"]
 
 #: What a script may hand in: a row of a file, (id, text) or (id, text, metadata).
 Item = Row | BadRow | tuple[str | int, str] | tuple[str | int, str, Mapping[str, Any]]
@@ -30,6 +28,8 @@ _length = struct.Struct(">i").pack
 # Dates and decimals of typed files become text; NaN would be refused by jsonb. Making an encoder
 # takes as long as encoding a row with it.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, default=str).encode
+# Stands between the rows that are encoded together; random, so no row can hold it.
+_MARK = uuid.uuid4().hex
 
 
 class Passage(NamedTuple):
@@ -39,15 +39,15 @@ class Passage(NamedTuple):
         number: Place in the input, from 1.
         id: Primary key.
         text: What is embedded.
+        metadata: The other fields, as JSON in UTF-8.
         digest: Names the content; the same digest means nothing to do.
-        fields: The COPY fields id, text, metadata and digest, each with its length.
     """
 
     number: int
     id: str
     text: str
+    metadata: bytes
     digest: bytes
-    fields: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,60 +99,75 @@ def prepare(
     name = str(identity)
     try:
         metadata = _json(row.columns, metadata_fields)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return Reject(row.number, name, f"the metadata is not JSON: {error}")
     fault = text_fault(row.text)
     if fault:
         return Reject(row.number, name, fault)
-    key, text = name.encode(), row.text.encode()
-    fault = _storage_fault(key, text, metadata)
+    text = row.text.encode()
+    fault = _storage_fault(name.encode(), text, metadata)
     if fault:
         return Reject(row.number, name, fault)
-    # The length in front keeps (text, metadata) and a shifted border apart.
-    size = _length(len(text))
-    digest = hashlib.blake2b(size + text + metadata + vector, digest_size=16).digest()
-    fields = b"".join(
-        (
-            _length(len(key)), key,
-            size, text,
-            _length(len(metadata) + 1), b"\x01", metadata,
-            _length(16), digest,
-        )
-    )  # fmt: skip
-    return Passage(row.number, name, row.text, digest, fields)
+    return Passage(row.number, name, row.text, metadata, _digest(text, metadata, vector))
 
 
-class SeenIds:
-    """Remembers which ids came before, in eight bytes each.
+def prepare_all(
+    rows: Sequence[Row],
+    *,
+    source: str,
+    metadata_fields: Sequence[str] | None = None,
+    vectors: Iterable[bytes],
+) -> list[Passage | Reject]:
+    """Return what :func:`prepare` gives for each row, in half the time.
 
-    Sorted stretches of hashes, merged as they grow. Two different ids share a hash once in
-    10^12 loads of ten thousand rows, once in 10^5 loads of ten million; the later row is then
-    rejected aloud.
+    Args:
+        rows: The rows.
+        source: Names the input.
+        metadata_fields: Columns to keep; None keeps all.
+        vectors: The rows' ready vectors.
     """
+    found = _all_sound(rows, source, metadata_fields)
+    if found is None:
+        return [
+            prepare(row, source=source, metadata_fields=metadata_fields, vector=vector)
+            for row, vector in zip(rows, vectors, strict=True)
+        ]
+    names, texts, raw, metadata = found
+    numbers = [row.number for row in rows]
+    digests = map(_digest, raw, metadata, vectors)
+    return list(map(Passage._make, zip(numbers, names, texts, metadata, digests, strict=True)))
 
-    def __init__(self) -> None:
-        self._stretches: list[NDArray[np.int64]] = []
 
-    def repeated(self, ids: Sequence[str]) -> set[int]:
-        """Return the places of the ids that came before, here or in an earlier call."""
-        hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
-        before = np.zeros(len(ids), bool)
-        for stretch in self._stretches:
-            places = np.searchsorted(stretch, hashes)
-            places[places == len(stretch)] = 0
-            before |= stretch[places] == hashes
-        _, first = np.unique(hashes, return_index=True)
-        again = np.ones(len(ids), bool)
-        again[first] = False
-        if len(ids):
-            self._stretches.append(np.unique(hashes))
-        while len(self._stretches) > 1 and (
-            len(self._stretches[-2]) <= 2 * len(self._stretches[-1])
-        ):
-            merged = np.concatenate([self._stretches.pop(), self._stretches.pop()])
-            merged.sort(kind="stable")
-            self._stretches.append(merged)
-        return set(np.flatnonzero(before | again).tolist())
+def _all_sound(
+    rows: Sequence[Row], source: str, wanted: Sequence[str] | None
+) -> tuple[list[str], list[str], list[bytes], list[bytes]] | None:
+    """Return names, texts, these in UTF-8, and metadata; None if one row may be a reject."""
+    identities = [f"{source}:{row.number}" if row.id is None else row.id for row in rows]
+    texts = [row.text for row in rows]
+    kinds = set(map(type, identities))
+    if not (kinds <= {str, int} and set(map(type, texts)) == {str}):
+        return None
+    names = list(map(str, identities))
+    # Four bytes a character at most; eighteen digits fit 64 bits.
+    most = 18 if int in kinds else _LONGEST_ID // 4
+    if max(map(len, names)) > most or any(map(str.isspace, texts)) or not all(names + texts):
+        return None
+    try:
+        keys, raw = list(map(str.encode, names)), list(map(str.encode, texts))
+        marked: list[object] = [_MARK] * (2 * len(rows) - 1)
+        marked[::2] = [_kept(row.columns, wanted) for row in rows]
+        metadata = _encode(marked)[1:-1].encode().split(f', "{_MARK}", '.encode())
+    except (ValueError, TypeError, RecursionError):
+        return None
+    everything = b"".join((*keys, *raw, *metadata))
+    sound = b"\0" not in everything and b"\\u0000" not in everything
+    return (names, texts, raw, metadata) if sound else None
+
+
+def _digest(text: bytes, metadata: bytes, vector: bytes) -> bytes:
+    # The length in front keeps (text, metadata) and a shifted border apart.
+    content = b"".join((_length(len(text)), text, metadata, vector))
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _row(place: int, item: Any) -> Row:
@@ -167,8 +182,14 @@ def _row(place: int, item: Any) -> Row:
     return Row(place, text, identity, rest[0] if rest else {})
 
 
+def _kept(columns: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
+    if wanted is None:
+        return columns if isinstance(columns, dict) else dict(columns)
+    return {k: columns[k] for k in wanted if k in columns}
+
+
 def _json(columns: Mapping[str, Any], wanted: Sequence[str] | None) -> bytes:
-    kept = dict(columns) if wanted is None else {k: columns[k] for k in wanted if k in columns}
+    kept = _kept(columns, wanted)
     return _encode(kept).encode() if kept else _EMPTY
 
 

@@ -17,6 +17,7 @@ from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, Column, Layout
+from nimbed_pgvector.server import extension, require_utf8
 from nimbed_pgvector.steps import Query, Steps, trusted
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "find",
     "identifier",
     "prepare_table",
+    "same_table",
 ]
 
 _PREFIX = "nimbed "
@@ -39,12 +41,14 @@ class Table:
 
     Attributes:
         name: As the caller wrote it, with or without a schema.
+        oid: The server's number of it, by which a replaced table is noticed.
         layout: Its vector columns.
         pgvector: Version of the extension.
         empty: Whether it held no row when it was looked at.
     """
 
     name: str
+    oid: int
     layout: Layout
     pgvector: tuple[int, ...]
     empty: bool
@@ -91,7 +95,7 @@ def find(name: str) -> Steps[Table | None]:
     rows = yield Query(
         sql.SQL(
             "SELECT a.attname, format_type(a.atttypid, a.atttypmod),"
-            " col_description(c.oid, a.attnum)"
+            " col_description(c.oid, a.attnum), c.oid"
             " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
             " WHERE c.oid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped"
         ),
@@ -99,8 +103,8 @@ def find(name: str) -> Steps[Table | None]:
     )
     if not rows:
         return None
-    version = yield from _extension()
-    found = {column: (kind, comment) for column, kind, comment in rows}
+    version = yield from extension()
+    found = {column: (kind, comment) for column, kind, comment, _ in rows}
     wanted = ("id", "text", "metadata", "content_hash", EMBEDDING)
     missing = [column for column in wanted if column not in found]
     contract = found.get(EMBEDDING, ("", None))[1] or ""
@@ -113,7 +117,7 @@ def find(name: str) -> Steps[Table | None]:
     layout = _layout(found)
     yield from _check_copies(name, quoted, layout)
     some = yield Query(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(table))
-    return Table(name=name, layout=layout, pgvector=version, empty=not some[0][0])
+    return Table(name=name, oid=rows[0][3], layout=layout, pgvector=version, empty=not some[0][0])
 
 
 def existing(table: Table | None, name: str) -> Table:
@@ -129,6 +133,21 @@ def existing(table: Table | None, name: str) -> Table:
     return table
 
 
+def same_table(table: Table, oid: int) -> Steps[None]:
+    """Refuse rows of another table than was looked at, unless it has the same contract.
+
+    Raises:
+        SpaceMismatchError: If a table of another layout has taken the name since.
+    """
+    if oid != table.oid:
+        found = existing((yield from find(table.name)), table.name)
+        if found.layout != table.layout:
+            raise SpaceMismatchError(
+                f"the table {table.name} was replaced by one of {found.layout.embedding.type} of "
+                f"{found.layout.spec.model}; make a new VectorTable"
+            )
+
+
 def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Steps[Table]:
     """Return the table, made if it is not there.
 
@@ -140,15 +159,17 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Ste
         SpaceMismatchError: If the table holds vectors of another space.
         ConfigurationError: If it has other columns than wanted.
     """
-    # Two loaders that start together would both create the table, and one would fail.
-    yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed ' || %s))"), (name,))
-    version = yield from _extension()
+    # Two loaders that start together, even for two tables, would both create what they share:
+    # the extension, nimbed_spec and nimbed_ledger; and one would fail.
+    yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
+    yield from require_utf8()
+    yield from extension()
     table = yield from find(name)
     layout = layout_of(table)
     if table is None:
         for statement in create_statements(name, layout):
             yield Query(statement)
-        return Table(name=name, layout=layout, pgvector=version, empty=True)
+        return existing((yield from find(name)), name)
     if table.layout.spec.fingerprint != layout.spec.fingerprint:
         try:
             require_same_space(table.layout.spec, layout.spec, doing=f"mix in the table {name}")
@@ -210,32 +231,6 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
             ),
         ]
     return statements
-
-
-def _extension() -> Steps[tuple[int, ...]]:
-    """Return the version of pgvector, installed into the database if need be."""
-    found = sql.SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
-    rows = yield Query(found)
-    if not rows:
-        offered = yield Query(
-            sql.SQL("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'")
-        )
-        if not offered:
-            raise ConfigurationError(
-                "this PostgreSQL server has no pgvector; install its package on the server "
-                "(postgresql-NN-pgvector, or the image pgvector/pgvector), or use --embedded DIR"
-            )
-        # Without the lock two sessions that create an extension at once make one of them fail.
-        yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed extension'))"))
-        yield Query(sql.SQL("CREATE EXTENSION IF NOT EXISTS vector"))
-        rows = yield Query(found)
-    version = tuple(int(part) for part in rows[0][0].split(".") if part.isdigit())
-    if version < (0, 7):
-        raise ConfigurationError(
-            f"pgvector {rows[0][0]} has neither halfvec nor an index on bit; nimbed needs 0.7 or "
-            f"newer: upgrade it, then run ALTER EXTENSION vector UPDATE"
-        )
-    return version
 
 
 def _layout(found: dict[str, tuple[str, str | None]]) -> Layout:

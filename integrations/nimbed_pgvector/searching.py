@@ -16,7 +16,7 @@ from psycopg import sql
 from nimbed import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import Column, Layout
-from nimbed_pgvector.schema import Table
+from nimbed_pgvector.schema import Table, same_table
 from nimbed_pgvector.steps import Query, Rows, Steps, trusted
 from nimbed_pgvector.vectors import for_columns
 
@@ -111,13 +111,15 @@ def _one_stage(
     (vector,) = for_columns(query, Layout(embedding=layout.embedding))
     rows = yield Query(
         sql.SQL(
-            "SELECT id, text, metadata, {} AS distance FROM {} {} ORDER BY distance LIMIT %s"
+            "SELECT tableoid, id, text, metadata, {} AS distance FROM {} {}"
+            " ORDER BY distance LIMIT %s"
         ).format(_distance(layout.embedding), table.identifier, where),
         (layout.embedding.parameter(vector), *parameters, k),
     )
+    yield from _of_that_table(table, rows)
     # The column holds the levels of uint8; their distances become distances of values.
     step = layout.spec.int8_step if layout.spec.metric == "euclidean" else None
-    return [Hit(name, text, metadata, d * (step or 1.0)) for name, text, metadata, d in rows]
+    return [Hit(name, text, metadata, d * (step or 1.0)) for _, name, text, metadata, d in rows]
 
 
 def _two_stages(
@@ -134,20 +136,30 @@ def _two_stages(
     own = sql.SQL("bit_send({})").format(sql.Identifier(layout.embedding.name))
     kept = own if layout.rescoring is None else sql.Identifier(layout.rescoring.name)
     stage = sql.SQL(
-        "SELECT id, text, metadata, {kept} FROM {table} {where} ORDER BY {distance} LIMIT %s"
+        "SELECT tableoid, id, text, metadata, {kept} FROM {table} {where}"
+        " ORDER BY {distance} LIMIT %s"
     ).format(kept=kept, table=table.identifier, where=where, distance=_distance(layout.embedding))
     bound = (*parameters, layout.embedding.parameter(bits), reach)
     if layout.rescoring is not None:
         rows = yield Query(
             sql.SQL(
-                "SELECT id, text, metadata, {distance} AS distance FROM ({stage}) AS candidates"
+                "SELECT tableoid, id, text, metadata, {distance} AS distance"
+                " FROM ({stage}) AS candidates"
                 " ORDER BY distance, id LIMIT %s"
             ).format(distance=_distance(layout.rescoring), stage=stage),
             (layout.rescoring.parameter(floats[0]), *bound, k),
         )
-        return [Hit(*row) for row in rows]
+        yield from _of_that_table(table, rows)
+        return [Hit(*row) for _, *row in rows]
     rows = yield Query(stage, bound)
+    yield from _of_that_table(table, rows)
     return _by_signs(query, rows, k)
+
+
+def _of_that_table(table: Table, rows: Rows) -> Steps[None]:
+    # A migration ends with a RENAME under the feet of a running server.
+    if rows:
+        yield from same_table(table, rows[0][0])
 
 
 def _by_signs(query: EmbeddingBatch, rows: Rows, k: int) -> list[Hit]:
@@ -155,13 +167,14 @@ def _by_signs(query: EmbeddingBatch, rows: Rows, k: int) -> list[Hit]:
     if not rows:
         return []
     # bit_send gives int32 bits, then the packed bytes.
-    sent = np.frombuffer(b"".join([row[3] for row in rows]), np.uint8).reshape(len(rows), -1)
+    sent = np.frombuffer(b"".join([row[4] for row in rows]), np.uint8).reshape(len(rows), -1)
     ones = np.unpackbits(sent[:, 4:], axis=1).astype(np.float32)
     unit = query.floats()[0] / np.float32(np.sqrt(query.spec.dimensions))
     # The dot product with signs 2 b - 1, without making the signs.
     distances = 1.0 - (2.0 * (ones @ unit) - unit.sum())
     best = np.argsort(distances, kind="stable")[:k]
-    return [Hit(rows[row][0], rows[row][1], rows[row][2], float(distances[row])) for row in best]
+    nearest = [(rows[row], float(distances[row])) for row in best]
+    return [Hit(name, text, facts, far) for (_, name, text, facts, _), far in nearest]
 
 
 def _distance(column: Column) -> sql.Composed:

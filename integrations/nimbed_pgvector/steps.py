@@ -6,6 +6,7 @@ are the only code that touches a connection. One run is one transaction.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -151,7 +152,8 @@ async def arun(
             started = True
             if isinstance(step, Copy):
                 async with cursor.copy(step.statement) as copy:
-                    for block in step.blocks:
+                    blocks = iter(step.blocks)  # they may be made as they are asked for
+                    while block := await asyncio.to_thread(next, blocks, b""):
                         await copy.write(block)
                 rows = []
             else:

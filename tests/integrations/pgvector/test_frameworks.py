@@ -48,7 +48,6 @@ def test_the_table_for_langchain_can_be_made_and_indexed(connection: psycopg.Con
     assert "lc_embedding_hnsw" in plan(connection, "lc", f"halfvec({WIDE})")
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_langchains_store_takes_the_table(dsn: str, connection: psycopg.Connection) -> None:
     lc = pytest.importorskip("langchain_postgres")
     from langchain_core.embeddings import Embeddings
@@ -72,7 +71,6 @@ def test_langchains_store_takes_the_table(dsn: str, connection: psycopg.Connecti
     assert [hit.page_content for hit in store.similarity_search("7", k=1)] == ["7"]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_llama_indexes_store_makes_an_index_that_it_uses(
     dsn: str, connection: psycopg.Connection
 ) -> None:

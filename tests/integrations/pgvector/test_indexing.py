@@ -36,7 +36,7 @@ def test_the_operator_class_follows_the_metric_and_statistics_are_fresh(
     table.load(ITEMS[:300])
     assert table.index(m=8, ef_construction=32)
     (row,) = connection.execute(
-        "SELECT indexdef FROM pg_indexes WHERE indexname = 't_embedding_hnsw'"
+        "SELECT indexdef FROM pg_indexes WHERE indexname = 't_embedding_idx'"
     ).fetchall()
     assert f"(embedding {CLASSES[embedding_type]})" in row[0]
     assert "m='8', ef_construction='32'" in row[0]
@@ -48,7 +48,7 @@ def test_the_operator_class_follows_the_metric_and_statistics_are_fresh(
 
 def test_progress_is_told_on_another_connection(connection: psycopg.Connection) -> None:
     table = VectorTable(connection, "t", FakeEmbedder())
-    table.load(ITEMS)
+    table.load(ITEMS[:1000])
     told: list[tuple[int, int]] = []
     # One worker, many links: slow enough to be seen at least once.
     table.index(m=64, ef_construction=900, workers=0, on_progress=lambda *at: told.append(at))
@@ -101,3 +101,30 @@ def test_numbers_out_of_range_are_refused(
     table.load(ITEMS[:5])
     with pytest.raises(ConfigurationError, match=sentence):
         table.index(**arguments)
+
+
+def test_a_renamed_table_keeps_its_index_and_the_next_of_its_name_gets_one(
+    connection: psycopg.Connection,
+) -> None:
+    for _ in range(2):
+        table = VectorTable(connection, "t", FakeEmbedder())
+        table.load(ITEMS[:100])
+        assert table.index()
+        connection.execute("DROP TABLE IF EXISTS old")
+        connection.execute("ALTER TABLE t RENAME TO old")
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:100])
+    assert table.index()
+    assert connection.execute(
+        "SELECT tablename FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
+    ).fetchall() == [("old",), ("t",)]
+
+
+def test_an_index_by_another_operator_is_no_index_for_the_search(
+    connection: psycopg.Connection,
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:100])
+    connection.execute("CREATE INDEX ON t USING hnsw (embedding vector_l2_ops)")
+    assert table.index()
+    assert not table.index()

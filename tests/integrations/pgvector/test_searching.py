@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from psycopg import sql
 
 from nimbed import FakeEmbedder
-from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.errors import ConfigurationError, NimbedError, SpaceMismatchError
+from nimbed.fake import FAKE_CARD
 from nimbed_pgvector import VectorTable
 from nimbed_pgvector.schema import find
 from nimbed_pgvector.searching import search
@@ -64,7 +66,7 @@ def test_every_kind_is_searched_through_its_index(
         )
 
     plan = json.dumps(run(connection, explained()))
-    assert '"Index Name": "t_embedding_hnsw"' in plan
+    assert '"Index Name": "t_embedding_idx"' in plan
     assert "Seq Scan" not in plan
 
 
@@ -158,3 +160,24 @@ def test_own_adapters_and_rows_of_the_caller_do_not_disturb(connection: psycopg.
     connection.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
     table = filled(connection, embedding_type="ubinary", also="halfvec")
     assert len(table.search("what?", 3)) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"embedding_type": "ubinary"}, {"embedding_type": "int8", "also": "float"}]
+)
+def test_a_table_replaced_behind_a_server_is_noticed(
+    connection: psycopg.Connection, options: dict[str, Any]
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder(), **options)
+    table.load(ITEMS[:20])
+    assert table.search("what?", 3)
+    # The same vectors again, as after a repair: the search goes on.
+    VectorTable(connection, "same", FakeEmbedder(), **options).load(ITEMS[:20])
+    connection.execute("ALTER TABLE t RENAME TO t1; ALTER TABLE same RENAME TO t")
+    assert table.search("what?", 3)
+    # Vectors of as many dimensions by another model: only the contract tells them apart.
+    other = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="other/model"))
+    VectorTable(connection, "other", other, **options).load(ITEMS[:20])
+    connection.execute("ALTER TABLE t RENAME TO t2; ALTER TABLE other RENAME TO t")
+    with pytest.raises(SpaceMismatchError, match=r"replaced by one of .* of other/model"):
+        table.search("what?", 3)
