@@ -249,7 +249,17 @@ def test_no_inputs_give_an_empty_batch(scheduler):
 
 
 def test_several_devices_share_one_queue():
-    devices = [Device(4), Device(4)]
+    both = threading.Barrier(2)
+
+    class Meeting(Device):
+        """A device that waits at its first batch until the other has one too."""
+
+        def embed_rows(self, rows):
+            if not self.batches:
+                both.wait(10)
+            return super().embed_rows(rows)
+
+    devices = [Meeting(4), Meeting(4)]
     texts = [f"text {n}" for n in range(200)]
     with Scheduler(Stub(*devices)) as scheduler:
         futures = [

@@ -20,7 +20,7 @@ def names_in(folder):
     [
         ("nonsense", "line 2 of .*texts.jsonl: not valid JSON"),
         ({"text": " "}, "line 2 of .*texts.jsonl: the text is blank"),
-        ({"text": LONG}, "line 2 of .*texts.jsonl: input length 600 exceeds the 511 words that"),
+        ({"text": LONG}, "line 2 of .*texts.jsonl: input length 601 exceeds maximum allowed token size 512"),
     ],
 )
 def test_a_bad_row_stops_the_job_with_its_line_number(
@@ -70,7 +70,7 @@ def test_skipping_drops_the_bad_rows_alone_and_lists_them(embedder, write_jsonl,
     listed = [json.loads(line) for line in report.skipped_list.read_text().splitlines()]
     reasons = {entry["number"]: entry["reason"] for entry in listed}
     assert sorted(reasons) == [2, 4, 7]
-    assert "input length 600" in reasons[2]
+    assert "input length 601" in reasons[2]
     assert "(line 2)" in reasons[2]
     assert "not valid JSON" in reasons[4]
     assert "no field 'text'" in reasons[7]
