@@ -65,7 +65,8 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's event, as ASGI wants it."""
         if scope["type"] == "http":
-            await self._serve(Exchange(scope, receive, send))
+            exchange = Exchange(scope, receive, send, ending=lambda: self.state.draining)
+            await self._serve(exchange)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -89,9 +90,16 @@ class App:
 
     def _admitted(self, exchange: Exchange, ending: str) -> Route:
         """Return the route of a request that may come in."""
-        verb, route = _ROUTES[ending]
+        verb, route = _ROUTES.get(ending, ("", None))
         if route not in _OPEN:
             self.state.gate.check(exchange.header(b"authorization"))
+        if route is None:
+            raise Refusal(
+                404,
+                f"there is no {exchange.path[:200]!r}; embeddings are made by POST "
+                f"/v1/embeddings, /openapi.json lists the rest",
+                code="unknown_path",
+            )
         if exchange.method != verb and not (verb == "GET" and exchange.method == "HEAD"):
             allow = "GET, HEAD" if verb == "GET" else verb
             raise Refusal(
@@ -103,7 +111,7 @@ class App:
 
     def _named(self, prefix: str) -> Choice | None:
         """Return what the part of a path before its route names, if it names anything."""
-        name = prefix.removesuffix("/v1").removeprefix("/t2v").strip("/")
+        name = f"{prefix.removesuffix('/v1')}/".removeprefix("/t2v/").strip("/")
         return self.state.served.find(name) if name else None
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, ending: str) -> None:
@@ -131,7 +139,9 @@ class App:
             "client": exchange.client,
             "id": exchange.request_id,
         }
-        LOG.log(level, "%s %s", exchange.method, exchange.path[:200], extra={"facts": facts})
+        # Escaped: a path may hold line breaks, which would forge lines of the log.
+        path = exchange.path[:200].encode("unicode_escape").decode()
+        LOG.log(level, "%s %s", exchange.method, path, extra={"facts": facts})
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -182,20 +192,11 @@ def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = No
 
 
 def _parted(path: str) -> tuple[str, str]:
-    """Return the route of a path, and what stands before it.
-
-    Raises:
-        Refusal: With status 404.
-    """
+    """Return the route of a path, empty if there is none, and what stands before it."""
     path = path.rstrip("/")
     if path in _ROUTES:
         return path, ""
     for ending in _ENDINGS:
         if path.endswith(ending):
             return ending, path.removesuffix(ending)
-    raise Refusal(
-        404,
-        f"there is no {path[:200] or '/'!r}; embeddings are made by POST /v1/embeddings, "
-        f"/openapi.json lists the rest",
-        code="unknown_path",
-    )
+    return "", ""

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.errors import InputError
 from nimbed.inputs import Input
 from nimbed.spec import InputType
 from nimbed_server.exchange import Disconnected, Exchange
@@ -70,10 +70,7 @@ async def embed(
     try:
         with _Watch(exchange):
             if isinstance(roles, str):
-                batch = await _embed_one_role(state, exchange, choice, inputs, roles, options)
-                return Embedded(
-                    _view(batch, options), int(batch.token_counts.sum()), batch.truncated
-                )
+                return await _embed_one_role(state, exchange, choice, inputs, roles, options)
             return await _embed_two_roles(state, exchange, choice, inputs, roles, options)
     finally:
         lane.admission.give(len(inputs))
@@ -90,20 +87,23 @@ async def _embed_two_roles(
     parted: dict[InputType, list[int]] = {}
     for row, role in enumerate(roles):
         parted.setdefault(role, []).append(row)
-    batches = await asyncio.gather(
-        *(
-            _embed_one_role(state, exchange, choice, [inputs[n] for n in rows], role, options)
-            for role, rows in parted.items()
-        )
-    )
-    views = [_view(batch, options) for batch in batches]
-    vectors = np.empty((len(inputs), views[0].shape[1]), views[0].dtype)
+
+    async def part(role: InputType, rows: list[int]) -> Embedded:
+        some = [inputs[row] for row in rows]
+        try:
+            return await _embed_one_role(state, exchange, choice, some, role, options)
+        except InputError as error:
+            error.rows = tuple(rows[n] for n in error.rows)
+            raise
+
+    parts = await asyncio.gather(*(part(role, rows) for role, rows in parted.items()))
+    first = parts[0].vectors
+    vectors = np.empty((len(inputs), first.shape[1]), first.dtype)
     truncated: list[int] = []
-    for rows, view, batch in zip(parted.values(), views, batches, strict=True):
-        vectors[rows] = view
-        truncated.extend(rows[n] for n in batch.truncated)
-    tokens = sum(int(batch.token_counts.sum()) for batch in batches)
-    return Embedded(vectors, tokens, tuple(sorted(truncated)))
+    for rows, each in zip(parted.values(), parts, strict=True):
+        vectors[rows] = each.vectors
+        truncated.extend(rows[n] for n in each.truncated)
+    return Embedded(vectors, sum(each.tokens for each in parts), tuple(sorted(truncated)))
 
 
 async def _embed_one_role(
@@ -113,7 +113,7 @@ async def _embed_one_role(
     inputs: Sequence[Input],
     role: InputType,
     options: Options,
-) -> EmbeddingBatch:
+) -> Embedded:
     batch = await choice.lane.embed(
         inputs,
         input_type=role,
@@ -123,17 +123,11 @@ async def _embed_one_role(
         truncate=options.truncate,
         timeout=_seconds(exchange, state.settings.request_timeout_s),
     )
+    tokens = sum(batch.token_counts.tolist())  # of few numbers, quicker than numpy's sum
     choice.lane.metrics.embedded(
-        role,
-        items=len(inputs),
-        tokens=int(batch.token_counts.sum()),
-        truncated=len(batch.truncated),
+        role, items=len(inputs), tokens=tokens, truncated=len(batch.truncated)
     )
-    return batch
-
-
-def _view(batch: EmbeddingBatch, options: Options) -> NDArray[Any]:
-    return batch.signs() if options.signs else batch.vectors
+    return Embedded(batch.signs() if options.signs else batch.vectors, tokens, batch.truncated)
 
 
 def _seconds(exchange: Exchange, most: float) -> float:

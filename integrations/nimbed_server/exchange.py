@@ -7,6 +7,7 @@ costs as much as the server itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 from nimbed_server.admission import Admission
 from nimbed_server.wire.refusal import Refusal
 
-__all__ = ["Disconnected", "Exchange", "Receive", "Scope", "Send"]
+__all__ = ["Disconnected", "Exchange", "Receive", "Scope", "Send", "fresh_id"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,6 +27,9 @@ _JSON = b"application/json"
 # A random number a process and a counter: one an answer costs as much as parsing its question.
 _PROCESS = uuid.uuid4().hex[:16]
 _NUMBERS = itertools.count()
+# Seconds for which the rest of a body that is too large is still read, and thrown away: a client
+# that sends all before it reads would find its connection reset, and no reason.
+_LINGER = 5.0
 # What may come back in a header and go into a log as it is.
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
@@ -37,6 +41,12 @@ class Disconnected(Exception):
 class Exchange:
     """What a route reads from and answers to.
 
+    Args:
+        scope: ASGI's.
+        receive: ASGI's.
+        send: ASGI's.
+        ending: Whether the server stops, so that the connection should end with this answer.
+
     Attributes:
         method: The verb; HEAD is GET without a body.
         path: The path, slashes doubled by clients made single again.
@@ -45,18 +55,22 @@ class Exchange:
         answered: The status sent, or 0.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, ending: Callable[[], bool]
+    ) -> None:
         self.method: str = scope["method"]
         path: str = scope["path"]
         self.path = re.sub("/{2,}", "/", path) if "//" in path else path
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._ending = ending
         peer = scope.get("client")
         self.client: str = peer[0] if peer else ""
         sent = self._headers.get(b"x-request-id", b"")
-        self.request_id = sent.decode() if _PLAIN_ID.match(sent) else _fresh_id()
+        self.request_id = sent.decode() if _PLAIN_ID.match(sent) else fresh_id()
         self.answered = 0
+        self._too_much = False
         self._extra: list[tuple[bytes, bytes]] = []
 
     def header(self, name: bytes) -> bytes | None:
@@ -82,7 +96,7 @@ class Exchange:
         """
         length = self._headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
-            raise _too_large(limit)
+            raise self._too_large(limit)
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise Refusal(415, "a compressed body is not read; send it as it is")
@@ -91,7 +105,7 @@ class Exchange:
         if not message.get("more_body"):
             whole: bytes = message.get("body", b"")
             if len(whole) > limit:
-                raise _too_large(limit)
+                raise self._too_large(limit)
             return whole
         return await self._gathered(message, limit, deadline, room)
 
@@ -110,18 +124,22 @@ class Exchange:
     ) -> None:
         """Send the whole answer."""
         self.answered = status
-        lines = [
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", self.request_id.encode()),
-            *self._extra,
-            *headers,
-        ]
+        lines = [(b"x-request-id", self.request_id.encode()), *self._extra, *headers]
+        if self._ending():
+            # Said, so that a client sends its next request to somebody who will answer it.
+            lines.append((b"connection", b"close"))
+        if status != 204:
+            lines.append((b"content-length", b"%d" % len(body)))
         if body:
             lines.append((b"content-type", kind))
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
-        await self._send(
-            {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
-        )
+        message = {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
+        if not self._too_much:
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        await self._discard()
+        await self._send({"type": "http.response.body"})
 
     async def _gathered(
         self, message: MutableMapping[str, Any], limit: int, deadline: float, room: Admission
@@ -132,7 +150,7 @@ class Exchange:
             while True:
                 chunk: bytes = message.get("body", b"")
                 if total + len(chunk) > limit:
-                    raise _too_large(limit)
+                    raise self._too_large(limit)
                 room.take(len(chunk))
                 total += len(chunk)
                 chunks.append(chunk)
@@ -141,6 +159,20 @@ class Exchange:
                 message = await self._next(deadline)
         finally:
             room.give(total)
+
+    def _too_large(self, limit: int) -> Refusal:
+        self._too_much = True
+        return Refusal(
+            413,
+            f"the body is larger than {limit} bytes; send fewer inputs a request",
+            headers=((b"connection", b"close"),),
+        )
+
+    async def _discard(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while (await self._receive()).get("more_body"):
+                    pass
 
     async def _next(self, deadline: float) -> MutableMapping[str, Any]:
         try:
@@ -157,13 +189,6 @@ class Exchange:
         return message
 
 
-def _fresh_id() -> str:
+def fresh_id() -> str:
+    """Return an id for a request that came without one."""
     return f"{_PROCESS}-{next(_NUMBERS):x}"
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(
-        413,
-        f"the body is larger than {limit} bytes; send fewer inputs a request",
-        headers=((b"connection", b"close"),),
-    )

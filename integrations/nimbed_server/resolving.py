@@ -64,7 +64,8 @@ def resolve(
     asked: EmbeddingType | None = _agreed(
         "embedding_type", request.embedding_type, fixed.embedding_type, choice
     )
-    if settings.strict_nim and None not in (request.dimensions, request.embedding_type):
+    packed = request.embedding_type not in (None, "float")
+    if settings.strict_nim and packed and request.dimensions is not None:
         raise Refusal(
             400, "dimensions cannot be used in combination with embedding_type", param="dimensions"
         )

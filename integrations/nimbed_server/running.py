@@ -8,13 +8,12 @@ import resource
 import signal
 import socket
 from collections.abc import Generator
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
+from nimbed_server.connection import bounded
 from nimbed_server.logs import LOG
 from nimbed_server.settings import Settings
 from nimbed_server.tracing import traced
@@ -29,7 +28,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 traced(app),
-                http=_protocol(settings.body_timeout_s),
+                http=bounded(settings),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -119,27 +118,3 @@ def _many_files() -> None:
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol, which closes connections that never finish a request's head."""
-
-    class Impatient(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._timer = self.loop.call_later(seconds, transport.close)
-
-        def on_headers_complete(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            super().connection_lost(exc)
-
-    return Impatient

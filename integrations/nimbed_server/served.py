@@ -57,19 +57,21 @@ class Served:
     def __init__(self, lanes: Mapping[str, Lane], aliases: Sequence[Alias] = ()) -> None:
         if not lanes:
             raise ConfigurationError("a server needs at least one model")
+        if len({name.lower() for name in lanes}) < len(lanes):
+            raise ConfigurationError(f"names differ by more than case; got {', '.join(lanes)}")
         self.lanes = dict(lanes)
         self.created = int(time.time())
         self._choices = {name: Choice(name, lane, Fixed()) for name, lane in lanes.items()}
-        for alias in aliases:
-            self._add(alias)
-        self._by_name: dict[str, Choice] = {}
-        for name, choice in self._choices.items():
-            self._by_name[name.lower()] = choice
         # The catalogue's other names of a served model, unless something is called so itself.
+        self._by_name: dict[str, Choice] = {}
         for name, lane in lanes.items():
             card = cards.known(name) or lane.card
             for other in (card.id, *card.aliases):
                 self._by_name.setdefault(other.lower(), self._choices[name])
+        self._by_name |= {name.lower(): choice for name, choice in self._choices.items()}
+        for alias in aliases:
+            self._add(alias)
+        self._by_name |= {name.lower(): choice for name, choice in self._choices.items()}
 
     @property
     def choices(self) -> list[Choice]:
@@ -111,26 +113,22 @@ class Served:
         return choice
 
     def _add(self, alias: Alias) -> None:
-        if alias.name in self._choices:
+        if alias.name.lower() in map(str.lower, self._choices):
             raise ConfigurationError(f"the name {alias.name!r} is given twice")
-        base = next(
-            (
-                choice
-                for choice in self._choices.values()
-                if alias.model.lower() in {choice.name.lower(), choice.card.id.lower()}
-                and choice.fixed == Fixed()
-            ),
-            None,
-        )
+        # Aliases are named after all are made, so none stands for another.
+        base = self._by_name.get(alias.model.lower())
         if base is None:
             raise ConfigurationError(
                 f"alias {alias.name!r} stands for {alias.model!r}, which is not served; "
                 f"served are {', '.join(self.lanes)}"
             )
         fixed = alias.fixed
-        base.card.spec(
-            embedding_type=fixed.embedding_type or "float",
-            dimensions=fixed.dimensions,
-            int8_scale=fixed.int8_scale,
-        )
+        # A name that fixes the scale alone leaves it to the client to ask for int8.
+        kind = fixed.embedding_type or ("int8" if fixed.int8_scale else "float")
+        try:
+            base.card.spec(
+                embedding_type=kind, dimensions=fixed.dimensions, int8_scale=fixed.int8_scale
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"alias {alias.name!r}: {error}") from error
         self._choices[alias.name] = Choice(alias.name, base.lane, fixed)

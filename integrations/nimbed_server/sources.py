@@ -86,7 +86,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         for variable in (*reversed(field.metadata["nim"]), f"NIMBED_{name.upper()}"):
             value = environment.get(variable)
             if value:
-                found[name] = _read(name, _translated(name, value), variable)
+                ours = variable.startswith("NIMBED_")
+                found[name] = _read(name, value if ours else _translated(name, value), variable)
     return found
 
 
@@ -111,7 +112,8 @@ def _read(name: str, value: Any, where: str) -> Any:
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{where} cannot be {value!r}; it is {kind}") from error
+        shown = repr(value) if _FIELDS[name].repr else "what is given"  # never a key
+        raise ConfigurationError(f"{where} cannot be {shown}; it is {kind}") from error
     return str(value)
 
 

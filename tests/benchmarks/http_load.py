@@ -17,7 +17,17 @@ class Load:
 
     seconds: list[float] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    lost: list[bytes] = field(default_factory=list)  # requests whose connection ended instead
     wall: float = 0.0
+
+    def saw(self, sent: bytes, answer: bytes, seconds: float) -> None:
+        """Note an answer; heirs look into it."""
+        self.seconds.append(seconds)
+        self.statuses.append(int(answer[9:12]))
+
+    def pause(self) -> float:
+        """Return the seconds that a connection waits before it sends again; heirs pace a run."""
+        return 0.0
 
     @property
     def rate(self) -> float:
@@ -39,6 +49,8 @@ class _Connection(asyncio.Protocol):
         self._following = following
         self._buffer = bytearray()
         self._needed = 0
+        self._last = False  # whether the server has said that it will answer no more
+        self._sent: bytes | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport) -> None:
@@ -50,6 +62,7 @@ class _Connection(asyncio.Protocol):
         if body is None:
             self._transport.close()
             return
+        self._sent = body
         self._begin = time.perf_counter()
         self._transport.write(body)
 
@@ -62,21 +75,39 @@ class _Connection(asyncio.Protocol):
             lines = bytes(self._buffer[:head]).lower()
             at = lines.index(b"content-length:") + 15
             self._needed = head + 4 + int(lines[at:].split(b"\r\n", 1)[0])
+            self._last = b"\r\nconnection: close" in lines
         if len(self._buffer) >= self._needed:
-            self._load.seconds.append(time.perf_counter() - self._begin)
-            self._load.statuses.append(int(self._buffer[9:12]))
+            sent, self._sent = self._sent, None
+            assert sent is not None
+            self._load.saw(sent, bytes(self._buffer), time.perf_counter() - self._begin)
             self._buffer.clear()
             self._needed = 0
-            self._send()
+            pause = self._load.pause()
+            if self._last:
+                self._transport.close()
+            elif pause > 0:
+                asyncio.get_running_loop().call_later(pause, self._send)
+            else:
+                self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._sent is not None:
+            self._load.lost.append(self._sent)
+            self._sent = None
         if not self.done.done():
             self.done.set_result(None)
 
 
-async def drive(port: int, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
+async def drive(
+    port: int,
+    bodies: Sequence[bytes],
+    *,
+    connections: int,
+    seconds: float,
+    load: Load | None = None,
+) -> Load:
     """Send the bodies round and round over keep-alive connections until the time is up."""
-    load, loop = Load(), asyncio.get_running_loop()
+    load, loop = load or Load(), asyncio.get_running_loop()
     begin = time.perf_counter()
     turn = 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from nimbed.spec import Int8Scale, VectorSpec
 from nimbed.version import __version__
 from nimbed_server.exchange import Exchange
 from nimbed_server.served import Choice
@@ -49,14 +50,19 @@ async def metadata(state: State, exchange: Exchange, named: Choice | None) -> No
         "repository_override": "",
         "selectedModelProfileId": "",
         "spaces": {
-            choice.name: choice.card.spec(
-                embedding_type=choice.fixed.embedding_type or "float",
-                dimensions=choice.fixed.dimensions,
-            ).to_dict()
+            choice.name: _space(choice, state.settings.int8_scale).to_dict()
             for choice in state.served.choices
         },
     }
     await _json(exchange, answer)
+
+
+def _space(choice: Choice, int8_scale: Int8Scale) -> VectorSpec:
+    """Return the contract of what a name gives to a client that sends nothing but the name."""
+    fixed = choice.fixed
+    kind = fixed.embedding_type or "float"
+    scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
+    return choice.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
 
 
 async def manifest(state: State, exchange: Exchange, named: Choice | None) -> None:

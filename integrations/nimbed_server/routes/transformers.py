@@ -36,7 +36,8 @@ async def vectors(state: State, exchange: Exchange, named: Choice | None) -> Non
             limit=settings.max_body_bytes, seconds=settings.body_timeout_s, room=state.bodies
         )
     )
-    text, config = body.get("text"), body.get("config") or {}
+    text, config = body.get("text"), body.get("config")
+    config = {} if config is None else config
     if not isinstance(text, str) or not text or text.isspace():
         raise Refusal(400, "text must be a string that is not blank", param="text")
     if not isinstance(config, dict):

@@ -66,7 +66,7 @@ def _one_of(choices: tuple[str, ...]) -> Check:
 
     def check(name: str, value: Any) -> Any:
         if value not in choices:
-            shown = repr(value) if isinstance(value, str) else _kind(value)
+            shown = repr(value[:100]) if isinstance(value, str) else _kind(value)
             raise Refusal(400, f"{name} must be one of {listed}; got {shown}", param=name)
         return value
 

@@ -11,8 +11,8 @@ from nimbed_server.wire.fields import FIELDS
 
 __all__ = ["document"]
 
-# Something that every tokenizer reads as at least one token.
-_WORDED = {"type": "string", "pattern": "[A-Za-z0-9]"}
+# Not blank, as Python has it: ECMAScript's \s lacks five of its blanks and has one that is none.
+_WORDED = {"type": "string", "pattern": "[^\\s\\x1c-\\x1f\\x85]|\\ufeff"}
 
 
 def document(served: Served, settings: Settings) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _paths() -> dict[str, Any]:
 
 def _schemas(served: Served, settings: Settings) -> dict[str, Any]:
     properties = {field.name: dict(field.schema) for field in FIELDS}
-    text = {**_WORDED, "maxLength": 200_000}
+    text = _WORDED
     properties["model"]["enum"] = [choice.name for choice in served.choices]
     properties["input"]["anyOf"] = [
         text,
@@ -103,6 +103,15 @@ def _schemas(served: Served, settings: Settings) -> dict[str, Any]:
     ]
     sizes = {size for lane in served.lanes.values() for size in lane.card.sizes}
     properties["dimensions"]["enum"] = sorted(sizes)
+    for field in FIELDS:
+        if not field.required:
+            properties[field.name] = _or_null(properties[field.name])
+    config = {
+        "task_type": _or_null({"type": "string", "enum": ["", "query", "passage"]}),
+        # Weaviate's zero stands for no size, as null does.
+        "dimensions": _or_null({"type": "integer", "enum": [0, *sorted(sizes)]}),
+        "pooling_strategy": {"description": "Ignored: a model has one."},
+    }
     strings = {"type": "string"}
     number = {"type": "number"}
     return {
@@ -129,14 +138,7 @@ def _schemas(served: Served, settings: Settings) -> dict[str, Any]:
             "required": ["text"],
             "properties": {
                 "text": text,
-                "config": {
-                    "type": "object",
-                    "properties": {
-                        "task_type": {"type": "string", "enum": ["query", "passage"]},
-                        "dimensions": {"type": "integer", "enum": sorted(sizes)},
-                        "pooling_strategy": strings,
-                    },
-                },
+                "config": _or_null({"type": "object", "properties": config}),
             },
         },
         "Vectors": _object(
@@ -162,6 +164,13 @@ def _schemas(served: Served, settings: Settings) -> dict[str, Any]:
         ),
         "Anything": {"type": "object"},
     }
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional field, where null means that it is absent."""
+    described = {"description": schema["description"]} if "description" in schema else {}
+    named = {key: value for key, value in schema.items() if key != "description"}
+    return {**described, "anyOf": [named, {"type": "null"}]}
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:

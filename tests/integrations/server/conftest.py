@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from nimbed import FakeEmbedder
 from nimbed.embedder import Embedder
 from nimbed.fake import FAKE_CARD
 from nimbed_server import App, Settings, create_app
+from nimbed_server.logs import LogFormat, set_up
 from nimbed_server.running import Server, bind
 
 MODEL = "nimbed/fake"
@@ -46,7 +49,9 @@ Serve = Callable[..., Running]
 
 
 @contextlib.contextmanager
-def running(embedders: Mapping[str, Embedder], settings: Settings) -> Iterator[Running]:
+def running(
+    embedders: Mapping[str, Embedder], settings: Settings, *, loaded: bool = True
+) -> Iterator[Running]:
     """Serve from a thread until the block ends; the models are loaded when it begins."""
     app = create_app(embedders, settings)
     with bind(settings) as bound:
@@ -58,7 +63,8 @@ def running(embedders: Mapping[str, Embedder], settings: Settings) -> Iterator[R
         try:
             with httpx.Client(base_url=url, timeout=30) as client:
                 wait_until(lambda: client.get("/v1/health/live").status_code == 200)
-                wait_until(lambda: app.state.ready or app.state.failure is not None)
+                if loaded:
+                    wait_until(lambda: app.state.ready or app.state.failure is not None)
                 yield Running(url, port, app, client)
         finally:
             server.stop()
@@ -84,6 +90,25 @@ def plain() -> Iterator[Running]:
     embedders = {MODEL: FakeEmbedder(), PICTURES.id: FakeEmbedder(PICTURES)}
     with running(embedders, Settings(port=0)) as server:
         yield server
+
+
+@pytest.fixture
+def logged(monkeypatch) -> Iterator[Callable[[LogFormat, str], Callable[[], list[str]]]]:
+    """Log as ``nimbed serve`` does: ``logged("json", "debug")`` returns a reader of the lines."""
+    loggers = [logging.getLogger(name) for name in ("nimbed", "uvicorn.error")]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+
+    def start(form: LogFormat, level: str) -> Callable[[], list[str]]:
+        stream = io.StringIO()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", stream)
+            set_up(form, level=level)
+        return lambda: stream.getvalue().splitlines()
+
+    yield start
+    for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
 
 
 @dataclass
