@@ -20,7 +20,10 @@ def names_in(folder):
     [
         ("nonsense", "line 2 of .*texts.jsonl: not valid JSON"),
         ({"text": " "}, "line 2 of .*texts.jsonl: the text is blank"),
-        ({"text": LONG}, "line 2 of .*texts.jsonl: input length 601 exceeds maximum allowed token size 512"),
+        (
+            {"text": LONG},
+            "line 2 of .*texts.jsonl: input length 601 exceeds maximum allowed token size 512",
+        ),
     ],
 )
 def test_a_bad_row_stops_the_job_with_its_line_number(
