@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from nimbed import VectorSpec
     from nimbed.files import FileReport
 
-__all__ = ["embed"]
+__all__ = ["contract", "embed"]
 
 
 def embed(
-    source: Annotated[
-        str,
+    arguments: Annotated[
+        list[str],
         typer.Argument(
             metavar="INPUT",
-            help="A .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input.",
+            help="A .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input. "
+            "With --ray: [ADDRESS] 'FOLDER/*.parquet', here or in s3://...",
         ),
     ],
     output: Annotated[
@@ -27,7 +29,8 @@ def embed(
             "--output",
             "-o",
             metavar="FILE",
-            help="A .parquet file (ids and other columns are carried along), .jsonl or .npy.",
+            help="A .parquet file (ids and other columns are carried along), .jsonl or .npy. With "
+            "--ray: a folder, of which the parts that are there are kept.",
         ),
     ],
     input_type: Annotated[
@@ -80,9 +83,15 @@ def embed(
         str,
         typer.Option(
             metavar="raise|skip",
-            help="Stop at a bad row, or list it in FILE.skipped.jsonl and go on.",
+            help="Stop at a bad row, or list it in FILE.skipped.jsonl (--ray: FILE/_left_out).",
         ),
     ] = "raise",
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Embed on the Ray cluster at ADDRESS, or on one made of this machine."
+        ),
+    ] = False,
     progress: Annotated[
         bool | None, typer.Option(help="Show a bar. Default: if a person watches.")
     ] = None,
@@ -92,18 +101,33 @@ def embed(
     The result appears when it is complete, or not at all.
     """
     import nimbed
+    from nimbed.errors import ConfigurationError
     from nimbed.files import embed_file
     from nimbed_cli.terminal import progress_bar
 
     # Words of the engine: it checks them itself, before anything is read.
     options: dict[str, Any] = {
         "input_type": input_type,
+        "text_field": text_field,
+        "id_field": id_field,
         "embedding_type": embedding_type,
+        "dimensions": dimensions,
         "truncate": truncate,
         "int8_scale": int8_scale,
         "on_error": on_error,
     }
     placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
+    if ray:
+        from nimbed_cli.embed_ray import embed_on_ray
+
+        if input_format not in (None, "parquet"):
+            raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
+        embed_on_ray(
+            arguments, output, model=model, placement=placement, wanted=options, progress=progress
+        )
+        return
+    if len(arguments) > 1:
+        raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
     started = time.perf_counter()
     with (
         nimbed.load(model, **placement) as embedder,
@@ -111,25 +135,28 @@ def embed(
     ):
         report = embed_file(
             embedder,
-            source,
+            arguments[0],
             output,
-            text_field=text_field,
-            id_field=id_field,
             kind=input_format,
-            dimensions=dimensions,
             progress=move,
             **options,
         )
     typer.echo(_summary(report, time.perf_counter() - started), err=True)
 
 
+def contract(spec: VectorSpec) -> str:
+    """Return a line that says what vectors are."""
+    return (
+        f"{spec.model}, {spec.dimensions} dimensions, {spec.embedding_type}, "
+        f"{spec.bytes_per_vector:,} bytes a vector; compare by {spec.metric}"
+    )
+
+
 def _summary(report: FileReport, seconds: float) -> str:
-    spec = report.spec
     lines = [
         f"vectors written to {report.output}: {report.rows:,} in {seconds:,.1f} s "
         f"({report.rows / seconds:,.0f} texts/s, {report.tokens / seconds:,.0f} tokens/s)",
-        f"{spec.model}, {spec.dimensions} dimensions, {spec.embedding_type}, "
-        f"{spec.bytes_per_vector:,} bytes a vector; compare by {spec.metric}",
+        contract(report.spec),
     ]
     if report.truncated:
         lines.append(f"texts that were cut to what the model reads: {report.truncated:,}")

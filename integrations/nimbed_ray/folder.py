@@ -1,0 +1,167 @@
+"""A folder of parts, here or in an object store, in which a file is whole or absent.
+
+Knows bytes and names, no vectors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nimbed.errors import ConfigurationError, InputError, missing_extra
+
+__all__ = ["Folder", "matching"]
+
+_WILD = frozenset("*[")
+# Readers of folders (Arrow, Ray, Spark) pass over names that start so.
+_HIDDEN = "."
+_UNFINISHED = ".partial"
+# Arrow's names of the file systems in which a file is there before it is whole, and can be renamed.
+_RENAMING = ("local", "hdfs")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder, by its path or URI.
+
+    A pickle holds the address alone; each machine finds its own credentials.
+
+    Attributes:
+        address: A local path, or ``s3://bucket/path`` and the like.
+    """
+
+    address: str
+
+    def __post_init__(self) -> None:
+        """Refuse an address that holds a secret: addresses stand in logs and messages."""
+        parts = urlsplit(self.address)
+        if parts.password or "secret" in parts.query:
+            raise ConfigurationError(
+                "the address of a folder must not hold a secret; leave it out and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+            )
+
+    @classmethod
+    def at(cls, address: str) -> Folder:
+        """Return the folder at a path, which may start from where this process works."""
+        return cls(address if "://" in address else str(Path(address).resolve()))
+
+    def make(self) -> None:
+        """Make the folder if it is not there."""
+        system, path = self._opened()
+        system.create_dir(path, recursive=True)
+
+    def names(self) -> list[str]:
+        """Return the names of its files, sorted."""
+        system, path = self._opened()
+        found = system.get_file_info(_filesystems().FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.is_file)
+
+    def address_of(self, name: str) -> str:
+        """Return the path or URI of a file."""
+        head, query, options = self.address.partition("?")
+        return f"{head.rstrip('/')}/{name}{query}{options}"
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is none."""
+        system, path = self._opened()
+        if not system.get_file_info(f"{path}/{name}").is_file:
+            return None
+        with system.open_input_stream(f"{path}/{name}") as stream:
+            content: bytes = stream.read()
+        return content
+
+    def open(self, name: str) -> Any:
+        """Open a file for reading at random places, or return None if there is none."""
+        system, path = self._opened()
+        if not system.get_file_info(f"{path}/{name}").is_file:
+            return None
+        return system.open_input_file(f"{path}/{name}")
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a file, which appears when it is whole; one of that name is replaced.
+
+        Args:
+            name: Its name; a slash makes a folder below this one.
+            content: Bytes, or an Arrow buffer.
+        """
+        system, path = self._opened()
+        if system.type_name not in _RENAMING:
+            # An object appears when it was sent completely.
+            with system.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(content)
+            return
+        folder, _, base = f"{path}/{name}".rpartition("/")
+        system.create_dir(folder, recursive=True)
+        place = f"{folder}/{_HIDDEN}{base}.{secrets.token_hex(4)}{_UNFINISHED}"
+        try:
+            with system.open_output_stream(place) as stream:
+                stream.write(content)
+            system.move(place, f"{folder}/{base}")
+        except BaseException:
+            if system.get_file_info(place).is_file:
+                system.delete_file(place)
+            raise
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        system, path = self._opened()
+        if system.get_file_info(f"{path}/{name}").is_file:
+            system.delete_file(f"{path}/{name}")
+
+    def sweep(self) -> None:
+        """Delete what processes that were killed left unfinished."""
+        for name in self.names():
+            if name.startswith(_HIDDEN) and name.endswith(_UNFINISHED):
+                self.delete(name)
+
+    def _opened(self) -> tuple[Any, str]:
+        return _opened(self.address)
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the addresses of the parquet files that a pattern names, sorted.
+
+    Args:
+        pattern: A file, a folder, or ``folder/*.parquet``, here or as a URI.
+
+    Raises:
+        InputError: If it names none.
+    """
+    head, query, options = pattern.partition("?") if "://" in pattern else (pattern, "", "")
+    folder, slash, last = head.rpartition("/")
+    if not _WILD.intersection(last):
+        system, path = _opened(pattern)
+        if system.get_file_info(path).is_file:
+            return [Folder.at(pattern).address]
+        folder, slash, last = head.rstrip("/"), "/", "*.parquet"
+    if _WILD.intersection(folder):
+        raise InputError(f"{pattern!r}: only the last part of a path may hold * or [")
+    home = Folder.at(f"{folder or slash or '.'}{query}{options}")
+    names = [name for name in home.names() if fnmatchcase(name, last) and name[0] not in "._"]
+    if not names:
+        raise InputError(f"{pattern!r} names no parquet file")
+    return [home.address_of(name) for name in names]
+
+
+def _opened(address: str) -> tuple[Any, str]:
+    local = "://" not in address
+    try:
+        system, path = _filesystems().FileSystem.from_uri(
+            str(Path(address).resolve()) if local else address
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{address!r} is no folder that Arrow can open: {error}") from None
+    return system, path.rstrip("/") or "/"
+
+
+def _filesystems() -> Any:
+    try:
+        return importlib.import_module("pyarrow.fs")
+    except ImportError as error:
+        raise missing_extra("ray", needs="pyarrow") from error

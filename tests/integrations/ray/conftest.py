@@ -1,0 +1,51 @@
+"""Ray on two pretended CPUs of this machine, for the tests of this folder alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read when Ray is imported: on Linux it takes the loopback for no address of its own.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+# Ray sets options of its own that it has deprecated.
+_RAYS_OWN = r"ignore:.*(deprecated|write_file_retry):DeprecationWarning:ray\.data\.context"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let Ray warn about itself; everything else stays an error."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings(_RAYS_OWN))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start Ray, reachable from this machine alone, and stop all of it at the end."""
+    pytest.importorskip("ray")
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_AUTH_TOKEN_PATH=str(token),  # Ray would leave one in the home folder
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    )
+    import ray
+    import ray.data
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=2**28,
+        namespace="nimbed",
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    assert ray.nodes()[0]["NodeManagerAddress"] == "127.0.0.1"
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
