@@ -44,6 +44,16 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
     assert "cannot compare vectors of two spaces" in done.stdout
 
 
+def test_the_example_adapter_runs():
+    page = ROOT / "integrations" / "README.md"
+    code = "\n".join(code for _, code in blocks("python", page))
+    assert "class StoreEmbeddings" in code
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_line_blocks_run(open_folder):
     texts = [
         f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
