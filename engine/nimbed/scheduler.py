@@ -148,10 +148,9 @@ class Scheduler:
             "modality": modality,
             "timeout": timeout,
         }
-        small = len(inputs) <= 8 and all(isinstance(x, str) and len(x) < 4096 for x in inputs)
         future: asyncio.Future[EmbeddingBatch] = asyncio.get_running_loop().create_future()
         try:
-            if small:
+            if _quick(inputs):
                 self._submit(future, inputs, **options)
             else:
                 await asyncio.to_thread(self._submit, future, inputs, **options)
@@ -288,3 +287,14 @@ class Scheduler:
                 return
             request.failed = True
         settle([(request, error)])
+
+
+def _quick(inputs: Sequence[Input]) -> bool:
+    """Whether tokenizing takes less than handing it to a thread."""
+    if len(inputs) > 8:
+        return False
+    # A loop: to make a generator for one text costs more than the text.
+    for each in inputs:  # noqa: SIM110
+        if not isinstance(each, str) or len(each) >= 4096:
+            return False
+    return True
