@@ -69,7 +69,7 @@ FAULTS = {
     "reset": lambda good: replace(good, cut=1000),
     "closed": lambda good: Response(close=True),
     "half a JSON": lambda good: replace(good, body=good.body[: len(good.body) // 2]),
-    "stall": lambda good: replace(good, stall=1.0),
+    "stall": lambda good: replace(good, stall=2.0),
     "count": lambda good: edited(good, lambda said: said["data"].pop()),
     "twice": lambda good: edited(good, lambda said: said["data"][0].update(index=1)),
     "shifted": lambda good: edited(
@@ -87,7 +87,7 @@ def test_no_storm_loses_shifts_or_repeats_a_vector(serve, connect):
     embedder = connect(
         serve(storm),
         CARD,
-        timeout=0.25,
+        timeout=1.0,
         retry=RetryPolicy(retries=12, shortest=0.002, longest=0.02),
     )
     texts = [f"text number {row}" for row in range(TEXTS)]
@@ -104,7 +104,7 @@ def test_memory_holds_the_result_and_little_else(serve, connect):
     embedder = connect(
         serve(storm),
         CARD,
-        timeout=0.25,
+        timeout=1.0,
         retry=RetryPolicy(retries=12, shortest=0.002, longest=0.02),
     )
     texts = [f"text number {row}" for row in range(TEXTS)]
