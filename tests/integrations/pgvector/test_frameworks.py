@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -65,10 +66,13 @@ def test_langchains_store_takes_the_table(dsn: str, connection: psycopg.Connecti
     table, index = langchain_table(SPEC, "lc")
     connection.execute(table)
     engine = lc.PGEngine.from_connection_string(dsn.replace("://", "+psycopg://"))
-    store = lc.PGVectorStore.create_sync(engine, Fixed(), "lc")
-    store.add_texts([str(n) for n in range(30)])
-    connection.execute(index)
-    assert [hit.page_content for hit in store.similarity_search("7", k=1)] == ["7"]
+    try:
+        store = lc.PGVectorStore.create_sync(engine, Fixed(), "lc")
+        store.add_texts([str(n) for n in range(30)])
+        connection.execute(index)
+        assert [hit.page_content for hit in store.similarity_search("7", k=1)] == ["7"]
+    finally:
+        asyncio.run(engine.close())  # else its pool's connections wait for a collection
 
 
 def test_llama_indexes_store_makes_an_index_that_it_uses(
