@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-Several = Annotated[list[str] | None, typer.Option()]
-
 
 def serve(
     model: Annotated[

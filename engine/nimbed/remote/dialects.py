@@ -57,11 +57,6 @@ class Dialect:
     max_tokens: int = 100_000
     max_bytes: int = 1_500_000
 
-    @property
-    def truncates(self) -> bool:
-        """Whether the server can be asked to cut a text that is too long."""
-        return bool(self.truncation.get("END"))
-
 
 _NIM_TRUNCATE: Mapping[Truncate, Fields] = MappingProxyType(
     {kind: {"truncate": kind} for kind in ("NONE", "START", "END")}
