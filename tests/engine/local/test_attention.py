@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.local.attention import ByVarlen, ByWindow, attention_for, by_length
+from nimbed.local.attention import ByVarlen, attention_for, by_length
 from nimbed.local.device import Placement
 from nimbed.local.layout import Layout
+from nimbed.local.window_attention import ByWindow
 from nimbed.local.windows import windows
 
 LENGTHS = [19, 19, 7, 7, 7, 1, 33]

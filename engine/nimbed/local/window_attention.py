@@ -1,0 +1,117 @@
+"""Attention by plain batched products over windows: the CPU's form where a fused kernel is slow.
+
+Knows nothing about projections, positions or models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from nimbed.local.layout import Layout
+from nimbed.local.windows import Window, windows
+
+__all__ = ["ByWindow"]
+
+# Softmax subtracts the row's maximum only so that exp neither overflows nor vanishes. Where every
+# row's sum of exp lies between these, neither has happened to anything that counts.
+_LEAST_SUM, _MOST_SUM = 1e-30, 1e30
+
+# Columns of ones beside the values, whose product with the weights is their sum. One would do, and
+# is slower: oneDNN multiplies 16 columns at a time.
+_ONES = 16
+
+# Scores between the two products, in elements: 4 MiB of bfloat16 stay in the cache. A head of a
+# page has as many; all 32 heads at once made it 1.9 times as slow.
+_SCORES = 1 << 21
+
+
+class ByWindow:
+    """Attend with two batched products a rectangle of similarly long sequences."""
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+        self._windows: list[Window] = []
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
+    ) -> torch.Tensor:
+        """Attend within each sequence; see :class:`nimbed.local.attention.Attention`."""
+        if self._layout is not layout:  # the same for every layer of a model
+            self._layout, self._windows = layout, windows(layout.lengths)
+        out = torch.zeros_like(q)
+        for window in self._windows:
+            attended = _within(window, *(x.index_select(0, window.source) for x in (q, k, v)))
+            out[window.start : window.stop] = attended.index_select(0, window.kept)
+        return out.flatten(1)
+
+
+def _within(window: Window, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend in every window of a rectangle; tensors of shape (count * length, heads, width)."""
+    count, length = window.count, window.length
+    heads, key_heads, width = q.shape[1], k.shape[1], q.shape[2]
+    share = heads // key_heads
+
+    # The scale and the two masks ride on copies that have to be made anyway.
+    query = q.new_empty(count, key_heads, share, length, width)
+    by_head = q.view(count, length, key_heads, share, width).permute(0, 2, 3, 1, 4)
+    torch.mul(by_head, width**-0.5, out=query)
+    key = k.view(count, length, key_heads, width).transpose(1, 2).flatten(0, 1)
+    value = v.new_empty(count, key_heads, length, width + _ONES)
+    by_head = v.view(count, length, key_heads, width).transpose(1, 2)
+    if window.inside is None:
+        value[..., :width], value[..., width:] = by_head, 1
+    else:
+        inside = window.inside.to(v.dtype).view(count, 1, length, 1)
+        torch.mul(by_head, inside, out=value[..., :width])
+        value[..., width:] = inside
+
+    attended = _attend(query.view(-1, share * length, width), key, value.flatten(0, 1))
+    attended = attended.view(count, key_heads, share, length, width)
+    return attended.permute(0, 3, 1, 2, 4).reshape(count * length, heads, width)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return softmax(query·keyᵀ)·value, of shape (batch, queries, width).
+
+    torch's bfloat16 softmax costs more than both products around it. Where the sums allow it, exp
+    runs without the shift by the row's maximum, and the division waits until after the second
+    product.
+
+    Args:
+        query: Scaled, of shape (batch, queries, width).
+        key: Of shape (batch, keys, width).
+        value: Of shape (batch, keys, width + _ONES), the last columns 1; a row of zeros for a key
+            that does not count.
+    """
+    batch, queries, width = query.shape
+    key = key.transpose(1, 2)
+    total = query.new_empty(batch, queries, width + _ONES)
+    for heads, rows in _parts(batch, queries, key.shape[2]):
+        weights = torch.bmm(query[heads, rows], key[heads]).exp_()
+        torch.bmm(weights, value[heads], out=total[heads, rows])
+    sums = total[..., width : width + 1]
+    lowest, highest = torch.aminmax(sums)
+    if float(lowest) > _LEAST_SUM and float(highest) < _MOST_SUM:  # both false for NaN
+        return total[..., :width] / sums
+    outside = value[..., None, :, -1] == 0
+    weights = torch.bmm(query, key).masked_fill_(outside, -math.inf).softmax(-1)
+    return torch.bmm(weights, value[..., :width])
+
+
+class _Part(NamedTuple):
+    heads: slice
+    rows: slice
+
+
+def _parts(batch: int, queries: int, keys: int) -> Iterator[_Part]:
+    """Cut (batch, queries, keys) scores into contiguous parts that stay in the cache."""
+    heads = max(1, _SCORES // (queries * keys))
+    # Within one head the rows are cut, in multiples of what a product takes at a time.
+    rows = queries if heads > 1 else max(64, _SCORES // keys // 64 * 64)
+    for head in range(0, batch, heads):
+        for row in range(0, queries, rows):
+            yield _Part(slice(head, head + heads), slice(row, row + rows))
