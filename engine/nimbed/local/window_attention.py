@@ -17,8 +17,9 @@ from nimbed.local.windows import Window, windows
 __all__ = ["ByWindow"]
 
 # Softmax subtracts the row's maximum only so that exp neither overflows nor vanishes. Where every
-# row's sum of exp lies between these, neither has happened to anything that counts.
-_LEAST_SUM, _MOST_SUM = 1e-30, 1e30
+# row's sum of exp lies between these, neither has happened to anything that counts, and values up
+# to 30,000 do not overflow either. MiniLM's sums reach 5e33.
+_LEAST_SUM, _MOST_SUM = 1e-30, 1e34
 
 # Columns of ones beside the values, whose product with the weights is their sum. One would do, and
 # is slower: oneDNN multiplies 16 columns at a time.
