@@ -19,7 +19,7 @@ from nimbed.local.device import Placement
 from nimbed.local.layout import Layout
 from nimbed.local.window_attention import ByWindow
 
-__all__ = ["Attention", "ByVarlen", "attention_for", "by_length"]
+__all__ = ["Attention", "ByVarlen", "attention_for", "by_length", "follows_rows"]
 
 
 class Attention(Protocol):
@@ -51,6 +51,11 @@ def attention_for(placement: Placement) -> Attention:
     if placement.device.type == "cuda" and placement.dtype != torch.float32:
         return ByVarlen.if_available() or by_length
     return by_length
+
+
+def follows_rows(placement: Placement) -> bool:
+    """Whether what attention launches depends on the number of rows alone, not on the lengths."""
+    return isinstance(attention_for(placement), ByVarlen)
 
 
 def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:

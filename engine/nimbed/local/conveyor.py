@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nimbed.inputs import Input
 from nimbed.local.engine import Engine
+from nimbed.local.outlet import Outlet
 from nimbed.local.plan import micro_batches
 from nimbed.local.tokenizer import Tokens
 
@@ -64,15 +65,19 @@ def run(
     )
     taking, telling = threading.Lock(), threading.Lock()
 
+    def tell(rows: int) -> None:
+        with telling:
+            finished(rows)
+
     def work(engine: Engine) -> None:
+        outlet = Outlet(out, tell)
         while True:
             with taking:
                 rows = next(plan, None)
             if rows is None:
-                return
-            engine.run_rows(tokens.ids, rows, out, skip=tokens.skip)
-            with telling:
-                finished(len(rows))
+                break
+            engine.launch(tokens.ids, rows, outlet, skip=tokens.skip)
+        outlet.flush()
 
     with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
         for done in [pool.submit(work, engine) for engine in engines]:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError
+from nimbed.local.attention import follows_rows
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.device import Placement
+from nimbed.local.graphs import Graphs
 from nimbed.local.layout import Layout
 from nimbed.local.memory import give_back
 from nimbed.local.models.bert import Bert
@@ -26,6 +28,7 @@ from nimbed.local.models.ministral3 import ministral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.xlm_roberta import xlm_roberta
+from nimbed.local.outlet import Outlet
 from nimbed.local.plan import micro_batches
 from nimbed.local.pooling import pool
 from nimbed.local.tensors import Tensors, open_tensors
@@ -82,6 +85,12 @@ class Engine:
         self._placement = placement
         self._pooling: Pooling = pooling
         self._dimensions = dimensions
+        device = placement.device
+        self._graphs = (
+            Graphs(lambda packed, layout: self._vectors(model(packed, layout), layout), device)
+            if follows_rows(placement)
+            else None
+        )
         self._lock = threading.Lock()
         # Tokens a micro-batch. On the CPU 512 a thread keep its cache warm (measured flat from
         # 512 to 2048, worse beyond); on CUDA it fills the device and bounds the activations.
@@ -112,10 +121,11 @@ class Engine:
         Raises:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
+        outlet = Outlet(out, finished)
         plan = micro_batches([len(row) for row in ids], budget=self.budget)
         for rows in self.ahead(ids, plan):
-            self.run_rows(ids, rows, out, skip=skip)
-            finished(len(rows))
+            self.launch(ids, rows, outlet, skip=skip)
+        outlet.flush()
 
     def ahead(
         self, ids: Sequence[Sequence[int]], plan: Iterator[NDArray[np.intp]]
@@ -123,20 +133,30 @@ class Engine:
         """Yield the micro-batches of a plan; images are decoded one batch ahead."""
         return plan if self._images is None else self._images.ahead(ids, plan)
 
-    def run_rows(
+    def launch(
         self,
         ids: Sequence[Sequence[int]],
         rows: NDArray[np.intp],
-        out: NDArray[np.float32],
+        outlet: Outlet,
         *,
         skip: Sequence[int] | None = None,
     ) -> None:
-        """Embed the given rows as one micro-batch, or as two halves if memory runs out."""
+        """Have the given rows embedded as one micro-batch, or as two halves if memory runs out.
+
+        Args:
+            ids: Token ids a row.
+            rows: Which of them.
+            outlet: Where their vectors go; flush it when everything is launched.
+            skip: How many of each row's first tokens are not pooled.
+
+        Raises:
+            BackendError: If one row alone does not fit the device's memory.
+        """
         try:
             chosen = rows.tolist()
             skipped = None if skip is None else [skip[row] for row in chosen]
             with self._lock, torch.inference_mode():
-                out[rows] = self._pooled([ids[row] for row in chosen], skipped).numpy()
+                vectors = self._pooled([ids[row] for row in chosen], skipped)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise BackendError(
@@ -146,8 +166,10 @@ class Engine:
             self.budget = max(1, self.budget // 2)
             torch.cuda.empty_cache()
             half = len(rows) // 2
-            self.run_rows(ids, rows[:half], out, skip=skip)
-            self.run_rows(ids, rows[half:], out, skip=skip)
+            self.launch(ids, rows[:half], outlet, skip=skip)
+            self.launch(ids, rows[half:], outlet, skip=skip)
+        else:
+            outlet.put(rows, vectors)
 
     def states(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Layout]:
         """Return the token states of one micro-batch, and where each row's lie in them.
@@ -165,28 +187,36 @@ class Engine:
             ) from error
 
     def _pooled(self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None) -> torch.Tensor:
-        states, layout = self._forward(ids, skip)
-        return pool(states, layout, self._pooling)[:, : self._dimensions].cpu()
+        if self._graphs is not None and skip is None and next(images_of(ids), None) is None:
+            vectors = self._graphs(self._flat(ids), [len(row) for row in ids])
+            if vectors is not None:
+                return vectors
+        return self._vectors(*self._forward(ids, skip))
+
+    def _vectors(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        return pool(states, layout, self._pooling)[:, : self._dimensions]
 
     def _forward(
         self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None
     ) -> tuple[torch.Tensor, Layout]:
         device = self._placement.device
         layout = Layout.of([len(row) for row in ids], device, skip=skip)
-        flat = np.zeros(layout.rows, dtype=np.int64)
-        np.concatenate(ids, out=flat[: layout.tokens])
-        if flat.max() >= self._model.vocabulary:
-            raise CheckpointError(
-                f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
-                f"tokenizer.json belongs to another model"
-            )
-        packed = torch.from_numpy(flat)
+        packed = torch.from_numpy(np.pad(self._flat(ids), (0, layout.rows - layout.tokens)))
         if not self._placement.on_cpu:
             packed = packed.pin_memory().to(device, non_blocking=True)
         images = list(images_of(ids)) if self._images is not None else []
         if self._images is not None and images:
             return self._images(packed, layout, images, budget=self.budget), layout
         return self._model(packed, layout), layout
+
+    def _flat(self, ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        flat = np.concatenate(ids, dtype=np.int64)
+        if flat.max() >= self._model.vocabulary:
+            raise CheckpointError(
+                f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
+                f"tokenizer.json belongs to another model"
+            )
+        return flat
 
 
 def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.local.engine import Engine
+from nimbed.local.outlet import Outlet
 
 __all__ = ["EngineReplica"]
 
@@ -28,10 +29,12 @@ class EngineReplica:
         """Return pooled vectors of shape (len(rows), dimensions), not normalised."""
         out = np.empty((len(rows), self._dimensions), np.float32)
         skips = [skip for _, skip in rows]
-        self._engine.run_rows(
+        outlet = Outlet(out)
+        self._engine.launch(
             [ids for ids, _ in rows],
             np.arange(len(rows)),
-            out,
+            outlet,
             skip=skips if any(skips) else None,
         )
+        outlet.flush()
         return out

@@ -1,0 +1,161 @@
+"""Fixed shapes give what free ones give; the recording itself runs on CUDA alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.varlen import varlen
+
+import nimbed
+from nimbed.local.attention import ByVarlen
+from nimbed.local.graphs import Graphs
+from nimbed.local.models import bert, llama
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=FAMILIES)
+def engine(request, tmp_path, monkeypatch):
+    """One replica that attends as on CUDA, by offsets alone."""
+    for module in (bert, llama):
+        monkeypatch.setattr(module, "attention_for", lambda placement: ByVarlen(varlen))
+    folder = FAMILIES[request.param](tmp_path / "model")
+    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
+    embedder.warmup()
+    (engine,) = embedder._loaded.engines
+    engine.rows = embedder.prepare(TEXTS, input_type="passage").rows
+    return engine
+
+
+def repeat(work):
+    """Do at each call what a recording would repeat."""
+    work()
+    return work
+
+
+def graphs(engine):
+    def forward(packed, layout):
+        return engine._vectors(engine._model(packed, layout), layout)
+
+    return Graphs(forward, CPU, recorder=repeat)
+
+
+def ids(engine, rows):
+    return [engine.rows[row][0] for row in rows]
+
+
+def run(recorded, sequences):
+    with torch.inference_mode():
+        flat = np.concatenate(sequences, dtype=np.int64)
+        return recorded(flat, [len(row) for row in sequences])
+
+
+def test_every_batch_equals_its_rows_one_by_one(engine):
+    recorded = graphs(engine)
+    out = np.empty((len(TEXTS), engine._dimensions), np.float32)
+    for row in range(len(TEXTS)):
+        engine.run(ids(engine, [row]), out[row : row + 1], lambda rows: None)
+    for count in (1, 2, 5, 3, 1):  # also after larger ones, whose leftovers must not show
+        for rows in itertools.islice(itertools.permutations(range(len(TEXTS)), count), 0, 60, 7):
+            sequences = ids(engine, rows)
+            got = run(recorded, sequences)
+            if got is None:  # a tiny BERT has learnt no position beyond 64
+                assert sum(map(len, sequences)) > 64
+                continue
+            np.testing.assert_allclose(got.numpy(), out[list(rows)], atol=1e-5, rtol=0)
+
+
+def test_a_result_outlives_the_next_batch(engine):
+    recorded = graphs(engine)
+    first = run(recorded, ids(engine, [0]))
+    before = first.clone()
+    run(recorded, ids(engine, [1]))
+    torch.testing.assert_close(first, before, atol=0, rtol=0)
+
+
+@pytest.fixture
+def counted():
+    """A forward that counts its calls and answers with the sum of each sequence's ids."""
+
+    class Counted:
+        calls = 0
+        recordings: list[tuple[int, int]]
+
+        def __call__(self, packed, layout):
+            self.calls += 1
+            ends = layout.offsets.tolist()
+            sums = [packed[a:b].sum() for a, b in itertools.pairwise(ends)]
+            return torch.stack(sums).float()[:, None]
+
+    return Counted()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fits"),
+    [
+        ([1], True),
+        ([16], True),
+        ([512], True),
+        ([513], False),
+        ([300, 213], False),
+        ([4] * 127, True),
+        ([4] * 128, False),
+        ([1] * 127, True),
+    ],
+)
+def test_what_is_too_large_is_left_to_the_caller(counted, lengths, fits):
+    recorded = Graphs(counted, CPU, recorder=repeat)
+    rows = [list(range(1, n + 1)) for n in lengths]
+    got = run(recorded, rows)
+    assert (got is not None) == fits
+    if fits:
+        assert got[:, 0].tolist() == [sum(row) for row in rows]
+
+
+def test_a_shape_is_recorded_once(counted):
+    recordings = []
+    recorded = Graphs(counted, CPU, recorder=lambda work: recordings.append(work) or work)
+    for n in (3, 4, 9, 16):
+        assert run(recorded, [[1] * n]) is not None
+    assert len(recordings) == 1
+    run(recorded, [[1] * 17])
+    run(recorded, [[1], [2], [3]])
+    assert len(recordings) == 3
+
+
+def test_what_cannot_be_recorded_is_tried_once_and_said(counted, caplog):
+    tries = []
+
+    def refuse(work):
+        tries.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded = Graphs(counted, CPU, recorder=refuse)
+    with caplog.at_level("WARNING", "nimbed"):
+        assert run(recorded, [[1, 2]]) is None
+        assert run(recorded, [[1, 2, 3]]) is None
+    assert len(tries) == 1
+    assert "16 tokens are not recorded" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_graphs_on_cuda_equal_launches_one_by_one(family, dtype, tmp_path):
+    folder = FAMILIES[family](tmp_path / "model")
+    embedder = nimbed.load(str(folder), device="cuda", dtype=dtype)
+    embedder.warmup()
+    (engine,) = embedder._loaded.engines
+    assert engine._graphs is not None
+    recorded = embedder.embed(TEXTS, input_type="passage").vectors
+    again = embedder.embed(TEXTS[::-1], input_type="passage").vectors[::-1]
+    assert any(engine._graphs._known.values()), "nothing was recorded"
+    engine._graphs = None
+    launched = embedder.embed(TEXTS, input_type="passage").vectors
+    for got in (recorded, again):
+        assert (got * launched).sum(1).min() >= 0.9999

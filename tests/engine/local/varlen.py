@@ -1,0 +1,23 @@
+"""What torch's variable-length attention does on CUDA, done anywhere."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+
+
+def varlen(q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, enable_gqa=False):
+    """Attend within the sequences that the offsets cut, and look at nothing else."""
+    assert offsets_q.dtype == torch.int32
+    out = torch.zeros_like(q)
+    ends = offsets_q.tolist()
+    for start, stop in itertools.pairwise(ends):
+        assert stop - start <= longest_q
+        rows = slice(start, stop)
+        query, key, value = (x[rows].transpose(0, 1) for x in (q, k, v))
+        if stop > start:
+            attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
+            out[rows] = attended.transpose(0, 1)
+    return out
