@@ -34,3 +34,8 @@ def queries(count: int, *, seed: int) -> list[str]:
     """Return queries of 5 to 20 tokens."""
     pick = random.Random(seed)
     return _cut([pick.randint(5, 20) for _ in range(count)], seed)
+
+
+def of_length(count: int, tokens: int, *, seed: int) -> list[str]:
+    """Return texts of about so many tokens each."""
+    return _cut([tokens] * count, seed)

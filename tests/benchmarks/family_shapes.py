@@ -1,0 +1,144 @@
+"""The real shapes of the model families, and checkpoints of random weights in them.
+
+Speed does not depend on the weights, so they are random, and vocabularies are MiniLM's, whose
+tokenizer everyone uses.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from latent_attention import LATENT, LatentAttention
+from safetensors.torch import save_file
+
+from nimbed.local.hub import locate
+
+VOCABULARY = 30522
+LLAMA = {
+    "model_type": "llama",
+    "is_causal": False,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+}
+MISTRAL = {
+    **LLAMA,
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 2,
+    "head_dim": 128,
+    "sliding_window": None,
+}
+BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+MINILM = {
+    **BERT,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is measured: a network, how many texts of which length, in which dtypes.
+
+    Attributes:
+        config: Of the network.
+        texts: How many a round.
+        join: How many passages make a text.
+        dtypes: Of both sides; the first is the file's.
+        batches: Sizes that the competitor may choose its best from.
+        latent: Whether NV-Embed's latent attention stands behind it.
+    """
+
+    config: dict[str, Any]
+    texts: int
+    join: int
+    dtypes: tuple[str, ...]
+    batches: tuple[int, ...]
+    latent: bool = False
+
+
+ON_CPU = {
+    "e5-large": Shape(BERT, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
+    "llama-1b": Shape(LLAMA, 8, 1, ("bfloat16",), (1, 2, 4, 8)),
+    "nvembed": Shape(MISTRAL, 8, 1, ("bfloat16",), (1, 2, 4, 8), latent=True),
+    # Pages: an image of a page costs 1800 tokens, as much as a dozen passages.
+    "vl": Shape({**LLAMA, "num_hidden_layers": 4}, 4, 10, ("bfloat16",), (1, 2, 4)),
+}
+_LARGE = (16, 32, 64, 128, 256)
+ON_CUDA = {
+    "minilm": Shape(MINILM, 16384, 1, ("float16",), (*_LARGE, 512)),
+    "e5-large": Shape(BERT, 8192, 1, ("float16",), _LARGE),
+    "llama-1b": Shape(LLAMA, 4096, 1, ("bfloat16", "float16"), _LARGE),
+    "nvembed": replace(ON_CPU["nvembed"], config={**MISTRAL, "num_hidden_layers": 32}, texts=768),
+    "vl": Shape(LLAMA, 256, 10, ("bfloat16",), (1, 2, 4, 8, 16)),
+}
+
+
+def write(folder: Path, shape: Shape) -> None:
+    """Write a checkpoint of random weights in the narrowest dtype that is measured."""
+    config = transformers.AutoConfig.for_model(**shape.config)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+        tensors = dict(model.state_dict())
+        if shape.latent:
+            latent = LatentAttention(shape.config["hidden_size"]).state_dict()
+            tensors = {f"embedding_model.{n}": t for n, t in tensors.items()}
+            tensors |= {f"latent_attention_model.{n}": t for n, t in latent.items()}
+    dtype = getattr(torch, shape.dtypes[0])
+    weights = {}
+    for name, tensor in tensors.items():
+        weights[name] = torch.empty(tensor.shape, dtype=dtype).normal_(std=0.02)
+        if "norm" in name.lower() and name.endswith("weight"):
+            weights[name] += 1
+    facts: dict[str, Any] = shape.config
+    if shape.latent:
+        facts = {
+            "model_type": "nvembed",
+            "text_config": {**shape.config, "model_type": "bidir_mistral"},
+            "latent_attention_config": {**LATENT, "latent_dim": shape.config["hidden_size"]},
+            "add_eos": False,  # the others see the same tokens
+        }
+    (folder / "config.json").write_text(json.dumps(facts), "utf-8")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(locate(None).folder / "tokenizer.json", folder)
+
+
+def operations(shape: Shape) -> float:
+    """Return multiply-adds times two that a token needs, attention's own products left out."""
+    config = transformers.AutoConfig.for_model(**shape.config)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
+    if shape.latent:
+        width = shape.config["hidden_size"]
+        folded = 2 * width * LATENT["num_cross_heads"] * LATENT["num_latents_value"]
+        weights += folded + 12 * width**2
+    return 2.0 * weights

@@ -1,0 +1,77 @@
+"""transformers as it is used: sorted by length, padded, masked, mean-pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from family_shapes import Shape
+from latent_attention import LatentAttention
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+
+class Padded:
+    """A family's checkpoint under transformers' own classes, with SDPA.
+
+    sentence-transformers does the same around the same modules; this leaves out what it does
+    besides, so the comparison is the harder one.
+    """
+
+    def __init__(self, folder: Path, shape: Shape, dtype: torch.dtype, device: str) -> None:
+        self._latent: LatentAttention | None = None
+        config = transformers.AutoConfig.for_model(**shape.config)
+        config.is_causal = False
+        model_class = transformers.AutoModel._model_mapping[type(config)]
+        if shape.latent:
+            tensors = load_file(folder / "model.safetensors")
+            with torch.device("meta"):
+                latent = LatentAttention(shape.config["hidden_size"])
+            parts = {
+                part: {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+                for part in ("embedding_model.", "latent_attention_model.")
+            }
+            latent.load_state_dict(parts["latent_attention_model."], assign=True)
+            self._latent = latent.to(device, dtype).eval()
+            self._model = model_class(config)
+            self._model.load_state_dict(parts["embedding_model."], assign=True)
+        else:
+            self._model = model_class.from_pretrained(folder, config=config, dtype=dtype)
+        self._model = self._model.to(device, dtype).eval()
+        self._device = device
+        assert self._model.config._attn_implementation == "sdpa"
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(min(8192, config.max_position_embeddings))
+        self._tokenizer.no_padding()
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Return how many tokens the texts have."""
+        return sum(len(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts)))
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], batch: int) -> np.ndarray:
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        found = [
+            self._embed([rows[n] for n in order[i : i + batch]])
+            for i in range(0, len(order), batch)
+        ]
+        out = np.empty((len(rows), self._model.config.hidden_size), np.float32)
+        out[order] = torch.cat(found).cpu().numpy()
+        return out
+
+    def _embed(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+            mask[place, : len(row)] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = hidden if self._latent is None else self._latent(hidden)
+        pooled = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(pooled, dim=1)
