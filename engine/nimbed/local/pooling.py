@@ -25,8 +25,21 @@ def pool(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     if how == "cls":
         return hidden[layout.starts].float()
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
-    if layout.pooled is None:
-        states, offsets = hidden[: layout.tokens], layout.offsets
-    else:
-        states, offsets = hidden[layout.pooled.rows], layout.pooled.offsets
-    return torch.segment_reduce(states.float(), "mean", offsets=offsets.long(), axis=0)
+    if layout.pooled is not None:
+        return _by_offsets(hidden[layout.pooled.rows].float(), layout.pooled.offsets)
+    states = hidden[: layout.tokens].float()
+    return _by_group(states, layout) if hidden.is_cpu else _by_offsets(states, layout.offsets)
+
+
+def _by_offsets(states: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Take the means in one launch."""
+    return torch.segment_reduce(states, "mean", offsets=offsets.long(), axis=0)
+
+
+def _by_group(states: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Take the means of equally long neighbours at once: 2 to 20 times as fast on the CPU."""
+    means = [
+        states[start : start + count * length].view(count, length, -1).mean(1)
+        for start, count, length in layout.groups
+    ]
+    return torch.cat(means)

@@ -43,10 +43,11 @@ class ByWindow:
         """Attend within each sequence; see :class:`nimbed.local.attention.Attention`."""
         if self._layout is not layout:  # the same for every layer of a model
             self._layout, self._windows = layout, windows(layout.lengths)
-        out = torch.zeros_like(q)
+        out = q.new_empty(q.shape)
+        out[layout.tokens :] = 0
         for window in self._windows:
             attended = _within(window, *(x.index_select(0, window.source) for x in (q, k, v)))
-            out[window.start : window.stop] = attended.index_select(0, window.kept)
+            torch.index_select(attended, 0, window.kept, out=out[window.start : window.stop])
         return out.flatten(1)
 
 
@@ -70,13 +71,15 @@ def _within(window: Window, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         torch.mul(by_head, inside, out=value[..., :width])
         value[..., width:] = inside
 
-    attended = _attend(query.view(-1, share * length, width), key, value.flatten(0, 1))
-    attended = attended.view(count, key_heads, share, length, width)
-    return attended.permute(0, 3, 1, 2, 4).reshape(count * length, heads, width)
+    total = _attend(query.view(-1, share * length, width), key, value.flatten(0, 1))
+    total = total.view(count, key_heads, share, length, -1).permute(0, 3, 1, 2, 4)
+    out = q.new_empty(count, length, key_heads, share, width)
+    torch.div(total[..., :width], total[..., width : width + 1], out=out)
+    return out.view(count * length, heads, width)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return softmax(query·keyᵀ)·value, of shape (batch, queries, width).
+    """Return exp(query·keyᵀ)·value, and beside it the sums that make a softmax of it.
 
     torch's bfloat16 softmax costs more than both products around it. Where the sums allow it, exp
     runs without the shift by the row's maximum, and the division waits until after the second
@@ -87,6 +90,9 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
         key: Of shape (batch, keys, width).
         value: Of shape (batch, keys, width + _ONES), the last columns 1; a row of zeros for a key
             that does not count.
+
+    Returns:
+        Tensor of shape (batch, queries, width + _ONES), to be divided by its last column.
     """
     batch, queries, width = query.shape
     key = key.transpose(1, 2)
@@ -97,10 +103,10 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     sums = total[..., width : width + 1]
     lowest, highest = torch.aminmax(sums)
     if float(lowest) > _LEAST_SUM and float(highest) < _MOST_SUM:  # both false for NaN
-        return total[..., :width] / sums
+        return total
     outside = value[..., None, :, -1] == 0
     weights = torch.bmm(query, key).masked_fill_(outside, -math.inf).softmax(-1)
-    return torch.bmm(weights, value[..., :width])
+    return torch.bmm(weights, value)
 
 
 class _Part(NamedTuple):
