@@ -6,7 +6,8 @@
 ``cost``: MiniLM on texts of so many words; one process with a thread a core, and Ray Data with an
 actor of one thread a core. ``whole`` is everything from no model in memory to the last vector, the
 start of the actors too but not the cluster's; ``steady`` the rate once every actor computes: actors
-start once, a corpus is long.
+start once, a corpus is long. Workers of Ray run at nice 15; here at 0, or on a machine that does
+something else too they would get less of it than the one process.
 ``scaling``: a stub that waits as one waits for a GPU, 0.25 s for 512 texts; 24 batches an actor.
 ``parts``: the same stub, into checkpointed parts, and the run after it that finds them all.
 """
@@ -73,6 +74,7 @@ def cost(rows: int, words: int, rounds: int, notes: Path) -> None:
         whole["one process"].append(alone(texts, notes, cores))
         rates["one process"].append(steady(notes, processes=1))
         print(f"one process: {whole['one process'][-1]:.1f} s", flush=True)
+        os.environ["RAY_worker_niceness"] = "0"  # 15 without
         with connected(None):
             whole["Ray Data"].append(on_ray(texts, notes, nimbed.load, cores))
             rates["Ray Data"].append(steady(notes, processes=cores))
