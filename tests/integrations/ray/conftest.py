@@ -33,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_AUTH_TOKEN_PATH=str(token),  # Ray would leave one in the home folder
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_worker_niceness="0",  # at 15 a busy machine would starve the workers
     )
     import ray
     import ray.data
