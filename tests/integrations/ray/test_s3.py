@@ -4,7 +4,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,41 +18,17 @@ from nimbed_ray import EmbedTexts, parts_of
 from nimbed_ray.folder import Folder, matching
 from nimbed_ray.parts import PartWriter
 
-pytest.importorskip("moto.server")
+ray = pytest.importorskip("ray")
 
-SECRET = "hunter2/with+a/slash"
 TEXTS = [f"text number {number}" for number in range(12)]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Start the server, and tell its address as every client of S3 reads it."""
-    command = [sys.executable, "-m", "tests.integrations.ray.s3_server"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        assert process.stdout is not None
-        lines = (line.decode().strip() for line in process.stdout)
-        port = next(line for line in lines if line.isdigit())
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch, tmp_path_factory) -> str:
+def bucket(s3_environment, monkeypatch, tmp_path_factory) -> str:
     """Make a bucket of its own; the environment says where it is, and who asks."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    nowhere = str(tmp_path_factory.mktemp("aws") / "none")
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": nowhere,
-        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
-    }.items():
+    for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     name = tmp_path_factory.mktemp("bucket").name
     Folder(f"s3://{name}?allow_bucket_creation=true").make()
@@ -117,10 +92,11 @@ def test_any_name_is_found_and_can_be_read(bucket, name):
     assert matching(found) == [found]
 
 
-def test_the_place_of_the_store_may_stand_in_the_address(bucket, server, monkeypatch):
+def test_the_place_of_the_store_may_stand_in_the_address(bucket, s3_environment, monkeypatch):
     put(Folder.at(f"{bucket}/in"), "a.parquet", TEXTS)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    options = f"?scheme=http&endpoint_override={server.removeprefix('http://')}"
+    place = s3_environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+    options = f"?scheme=http&endpoint_override={place}"
     (found,) = matching(f"{bucket}/in/*.parquet{options}")
     assert found == f"{bucket}/in/a.parquet{options}"
     assert pq.read_table(found)["body"].to_pylist() == TEXTS
@@ -152,20 +128,22 @@ def contents(bucket):
 
 
 def test_the_command_embeds_from_s3_to_s3_and_makes_what_is_missing(
-    bucket, tmp_path, open_folder, monkeypatch
+    bucket, s3_environment, cluster, tmp_path, open_folder, monkeypatch
 ):
-    pytest.importorskip("ray")
+    # The first time Ray is one of the command's own, the second time it runs already.
+    address = ray.get_runtime_context().gcs_address
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(open_folder))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     tiny_bert(tmp_path / "model")
     for name, texts in (("b c", TEXTS[6:]), ("a", TEXTS[:6])):
         put(Folder.at(f"{bucket}/in"), f"{name}.parquet", texts)
     typed = (
-        *("--ray", f"{bucket}/in/*.parquet", "-o", f"{bucket}/out", "--input-type", "passage"),
+        *(f"{bucket}/in/*.parquet", "-o", f"{bucket}/out", "--input-type", "passage"),
         *("--text-field", "body", "--model", "model"),
     )
-    first = nimbed_embed(*typed, cwd=tmp_path)
+    with monkeypatch.context() as alone:
+        alone.setenv("RAY_TMPDIR", str(open_folder))
+        alone.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        first = nimbed_embed("--ray", *typed, cwd=tmp_path)
     assert (first.returncode, first.stdout) == (0, ""), first.stderr
     assert f"vectors in {bucket}/out: 12 in 1 parts; made now: 12 in" in first.stderr
     (part,) = parts_of(f"{bucket}/out")
@@ -175,7 +153,7 @@ def test_the_command_embeds_from_s3_to_s3_and_makes_what_is_missing(
     assert made["body"].to_pylist() == TEXTS
     np.testing.assert_array_equal(np.stack(made["embedding"].to_numpy()), wanted)
 
-    again = nimbed_embed(*typed, cwd=tmp_path)
+    again = nimbed_embed("--ray", address, *typed, cwd=tmp_path)
     assert f"vectors in {bucket}/out: 12 in 1 parts; made now: 0 in" in again.stderr
     (same,) = parts_of(f"{bucket}/out")
     assert pq.read_table(same).equals(made)
@@ -190,12 +168,13 @@ def test_the_command_embeds_from_s3_to_s3_and_makes_what_is_missing(
     written = [*stored.values(), first.stderr.encode(), again.stderr.encode()]
     logs = [path for path in Path(open_folder).rglob("*") if path.is_file()]
     assert len(logs) > 10
+    secret = s3_environment["AWS_SECRET_ACCESS_KEY"].encode()
     for content in [*written, *(log.read_bytes() for log in logs)]:
-        assert SECRET.encode() not in content
+        assert secret not in content
 
 
 def test_a_store_that_does_not_answer_or_has_no_such_bucket_is_said_in_a_sentence(
-    bucket, tmp_path, monkeypatch
+    bucket, s3_environment, tmp_path, monkeypatch
 ):
     typed = ("-o", f"{bucket}/out", "--input-type", "passage", "--model", "nimbed/fake")
     nothing = nimbed_embed("--ray", "s3://nobody-made-this/*.parquet", *typed, cwd=tmp_path)
@@ -207,7 +186,7 @@ def test_a_store_that_does_not_answer_or_has_no_such_bucket_is_said_in_a_sentenc
     assert "Could not connect to server" in silent.stderr
     for outcome in (nothing, silent):
         assert "Traceback" not in outcome.stderr
-        assert SECRET not in outcome.stderr
+        assert s3_environment["AWS_SECRET_ACCESS_KEY"] not in outcome.stderr
 
 
 @pytest.mark.parametrize(
