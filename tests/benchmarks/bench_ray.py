@@ -74,7 +74,7 @@ def cost(rows: int, words: int, rounds: int, notes: Path) -> None:
         whole["one process"].append(alone(texts, notes, cores))
         rates["one process"].append(steady(notes, processes=1))
         print(f"one process: {whole['one process'][-1]:.1f} s", flush=True)
-        os.environ["RAY_worker_niceness"] = "0"  # 15 without
+        os.environ.update(RAY_worker_niceness="0")
         with connected(None):
             whole["Ray Data"].append(on_ray(texts, notes, nimbed.load, cores))
             rates["Ray Data"].append(steady(notes, processes=cores))
