@@ -40,7 +40,7 @@ def embed_on_ray(
     from nimbed_cli.terminal import progress_bar
     from nimbed_ray import EmbedTexts, embed_into_parts
     from nimbed_ray.cluster import connected, import_ray
-    from nimbed_ray.folder import matching
+    from nimbed_ray.folder import matching, opened
 
     if len(arguments) > 2:
         raise ConfigurationError(
@@ -51,7 +51,7 @@ def embed_on_ray(
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())  # the actors work in folders of their own
     gpus = False if placement["device"] == "cpu" else None
-    files = matching(pattern)
+    system, files = opened(matching(pattern))
     started = time.perf_counter()
     with (
         nimbed.load(model, **placement) as embedder,
@@ -59,7 +59,7 @@ def embed_on_ray(
         progress_bar("embedding", before="starting", show=progress) as move,
     ):
         embed = EmbedTexts(embedder, **wanted)
-        dataset = import_ray().data.read_parquet(files)
+        dataset = import_ray().data.read_parquet(files, filesystem=system)
         report = embed_into_parts(dataset, embed, output, gpus=gpus, progress=move)
     typer.echo(_summary(report, time.perf_counter() - started), err=True)
 

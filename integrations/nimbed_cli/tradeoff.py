@@ -198,7 +198,7 @@ def _table(study: Tradeoff) -> Table:
             ),
             f"{each.recall:.3f}",
             f"{each.ndcg:.3f}",
-            f"{each.milliseconds:.2f}",
+            f"{each.milliseconds:.3f}",
             ("*" if each in optimal else " ") + (" <" if each is study.advice.best else ""),
         )
     table.caption = "* on the Pareto line of bytes and recall   < recommended"

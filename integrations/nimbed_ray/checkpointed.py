@@ -14,7 +14,7 @@ from nimbed.progress import Progress, reporting
 from nimbed.spec import check_literal
 from nimbed_ray.cluster import Dataset, import_ray, plan_actors, pool_options, running
 from nimbed_ray.embed_texts import EmbedTexts
-from nimbed_ray.folder import Folder
+from nimbed_ray.folder import Folder, opened
 from nimbed_ray.ledger import OnStale, complete, parts_of, reopen
 from nimbed_ray.parts import Part, PartWriter
 from nimbed_ray.promise import PROMISE, Promise, keep_promise, read_promise
@@ -148,12 +148,15 @@ def read_parts(output: str) -> Dataset:
     ``ray.data.read_parquet`` gives the same rows, but forgets a schema's metadata.
 
     Raises:
-        ConfigurationError: If the folder is not complete.
+        ConfigurationError: If the folder is not complete, or its dataset had no rows.
     """
     parts, begun = parts_of(output), read_promise(Folder.at(output))
     if begun is None:
         raise ConfigurationError(f"{output} has lost its {PROMISE}")
-    dataset: Dataset = import_ray().data.read_parquet(parts)
+    if not parts:
+        raise ConfigurationError(f"{output} is complete and has no parts: its dataset had no rows")
+    system, paths = opened(parts)
+    dataset: Dataset = import_ray().data.read_parquet(paths, filesystem=system)
     dataset.context.execution_options.preserve_order = True
     return dataset.map_batches(
         _labelled, fn_args=(begun.label.to_metadata(),), batch_size=None, batch_format="pyarrow"

@@ -31,6 +31,9 @@ __all__ = [
 # What Ray puts behind the message of every error: how to let the same rows fail more often.
 _ADVICE = "\nFailed to apply UDF transform"
 
+# Loggers that advise whoever calls Ray, in warnings: nobody who reads the terminal does.
+_ADVISERS = ("ray._private.authentication", "ray.data._internal.progress")
+
 # Ray may be absent where types are checked.
 Dataset: TypeAlias = Any
 
@@ -64,6 +67,8 @@ def connected(address: str | None) -> Generator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     alone = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in _ADVISERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **alone)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:

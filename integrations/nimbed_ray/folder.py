@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import importlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from nimbed.errors import ConfigurationError, InputError, missing_extra
 
-__all__ = ["Folder", "matching"]
+__all__ = ["Folder", "matching", "opened"]
 
 _WILD = frozenset("*[")
 # Readers of folders (Arrow, Ray, Spark) pass over names that start so.
@@ -23,6 +24,8 @@ _HIDDEN = "."
 _UNFINISHED = ".partial"
 # Arrow's names of the file systems in which a file is there before it is whole, and can be renamed.
 _RENAMING = ("local", "hdfs")
+# What stands in a URI as it is; the rest of what people type is encoded for them.
+_URI = "%/:@?&=+,;!$'()*[]~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         """Refuse an address that holds a secret: addresses stand in logs and messages."""
-        parts = urlsplit(self.address)
-        if parts.password or "secret" in parts.query:
+        if _holds_secret(self.address):
             raise ConfigurationError(
                 "the address of a folder must not hold a secret; leave it out and set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
@@ -49,12 +51,18 @@ class Folder:
     @classmethod
     def at(cls, address: str) -> Folder:
         """Return the folder at a path, which may start from where this process works."""
-        return cls(address if "://" in address else str(Path(address).resolve()))
+        local = "://" not in address
+        return cls(str(Path(address).resolve()) if local else quote(address, safe=_URI))
 
     def make(self) -> None:
         """Make the folder if it is not there."""
         system, path = self._opened()
         system.create_dir(path, recursive=True)
+
+    def is_file(self) -> bool:
+        """Whether the address is that of a file."""
+        system, path = self._opened()
+        return bool(system.get_file_info(path).is_file)
 
     def names(self) -> list[str]:
         """Return the names of its files, sorted."""
@@ -64,8 +72,10 @@ class Folder:
 
     def address_of(self, name: str) -> str:
         """Return the path or URI of a file."""
+        if "://" not in self.address:
+            return f"{self.address.rstrip('/')}/{name}"
         head, query, options = self.address.partition("?")
-        return f"{head.rstrip('/')}/{name}{query}{options}"
+        return f"{head.rstrip('/')}/{quote(name)}{query}{options}"
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if there is none."""
@@ -91,6 +101,8 @@ class Folder:
             content: Bytes, or an Arrow buffer.
         """
         system, path = self._opened()
+        # Before anything is opened: closing a stream makes an object of what it was given.
+        content = importlib.import_module("pyarrow").py_buffer(content)
         if system.type_name not in _RENAMING:
             # An object appears when it was sent completely.
             with system.open_output_stream(f"{path}/{name}") as stream:
@@ -133,20 +145,45 @@ def matching(pattern: str) -> list[str]:
     Raises:
         InputError: If it names none.
     """
-    head, query, options = pattern.partition("?") if "://" in pattern else (pattern, "", "")
+    uri = "://" in pattern
+    head, query, options = pattern.partition("?") if uri else (pattern, "", "")
     folder, slash, last = head.rpartition("/")
     if not _WILD.intersection(last):
-        system, path = _opened(pattern)
-        if system.get_file_info(path).is_file:
-            return [Folder.at(pattern).address]
+        whole = Folder.at(pattern)
+        if whole.is_file():
+            return [whole.address]
         folder, slash, last = head.rstrip("/"), "/", "*.parquet"
+    home = Folder.at(f"{folder or slash or '.'}{query}{options}")
     if _WILD.intersection(folder):
         raise InputError(f"{pattern!r}: only the last part of a path may hold * or [")
-    home = Folder.at(f"{folder or slash or '.'}{query}{options}")
+    last = unquote(last) if uri else last
     names = [name for name in home.names() if fnmatchcase(name, last) and name[0] not in "._"]
     if not names:
         raise InputError(f"{pattern!r} names no parquet file")
     return [home.address_of(name) for name in names]
+
+
+def opened(addresses: Sequence[str]) -> tuple[Any, list[str]]:
+    """Return the file system that some files share, and their paths on it.
+
+    For readers that take both: Ray decodes the first URI of a list and not the others.
+
+    Raises:
+        ConfigurationError: If Arrow cannot open one.
+    """
+    found = [_opened(address) for address in addresses]
+    return found[0][0], [path for _, path in found]
+
+
+def _holds_secret(address: str) -> bool:
+    if "://" not in address:
+        return False
+    parts = urlsplit(address)
+    if any(word in parts.query.lower() for word in ("secret", "token", "password")):
+        return True
+    # A secret with a slash ends the name of the host, and stands where a port would.
+    beside = parts.netloc.rpartition("@")[2].partition(":")[2]
+    return parts.password is not None or not (beside.isdigit() or beside == "")
 
 
 def _opened(address: str) -> tuple[Any, str]:

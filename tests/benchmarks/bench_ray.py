@@ -1,10 +1,13 @@
 """Ray Data against one process with the same threads, and how it grows with its actors.
 
-    python tests/benchmarks/bench_ray.py [cost] [scaling] [parts] [--rows 20000] [--rounds 1]
+    python tests/benchmarks/bench_ray.py [cost] [scaling] [parts]
+        [--rows 20000] [--words 12] [--rounds 1]
 
-``cost``: MiniLM on texts of 12 words; one process with a thread a core, and Ray Data with an actor
-of one thread a core. ``whole`` is everything from no model in memory, ``steady`` the rate once
-every actor computes: actors start once, a corpus is long.
+``cost``: MiniLM on texts of so many words; one process with a thread a core, and Ray Data with an
+actor of one thread a core. ``whole`` is everything from no model in memory to the last vector, the
+start of the actors too but not the cluster's; ``steady`` the rate once every actor computes: actors
+start once, a corpus is long. Workers of Ray run at nice 15; here at 0, or on a machine that does
+something else too they would get less of it than the one process.
 ``scaling``: a stub that waits as one waits for a GPU, 0.25 s for 512 texts; 24 batches an actor.
 ``parts``: the same stub, into checkpointed parts, and the run after it that finds them all.
 """
@@ -34,7 +37,6 @@ from nimbed_ray import EmbedTexts, embed_dataset, embed_into_parts
 from nimbed_ray.cluster import connected
 from nimbed_ray.threads import limit_threads
 
-WORDS = 12
 BATCH = 512
 BATCHES = 24
 
@@ -63,19 +65,21 @@ def on_ray(texts: list[str], notes: Path, make: Callable[[], Embedder], actors: 
     return time.perf_counter() - begin
 
 
-def cost(rows: int, rounds: int, notes: Path) -> None:
+def cost(rows: int, words: int, rounds: int, notes: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     whole: dict[str, list[float]] = {"one process": [], "Ray Data": []}
     rates: dict[str, list[float]] = {"one process": [], "Ray Data": []}
     for number in range(rounds):
-        texts = [" ".join(text.split()[:WORDS]) for text in english.passages(rows, seed=number)]
+        texts = [" ".join(text.split()[:words]) for text in english.passages(rows, seed=number)]
         whole["one process"].append(alone(texts, notes, cores))
         rates["one process"].append(steady(notes, processes=1))
         print(f"one process: {whole['one process'][-1]:.1f} s", flush=True)
+        os.environ.update(RAY_worker_niceness="0")
         with connected(None):
             whole["Ray Data"].append(on_ray(texts, notes, nimbed.load, cores))
             rates["Ray Data"].append(steady(notes, processes=cores))
-    print(f"| {rows:,} texts of {WORDS} words, MiniLM, {cores} cores | whole s | steady texts/s |")
+        print(f"Ray Data: {whole['Ray Data'][-1]:.1f} s", flush=True)
+    print(f"| {rows:,} texts of {words} words, MiniLM, {cores} cores | whole s | steady texts/s |")
     print("|---|---|---|")
     for name in whole:
         print(
@@ -127,11 +131,12 @@ def main() -> None:
     words.add_argument("jobs", nargs="*", default=["cost", "scaling", "parts"])
     words.add_argument("--rows", type=int, default=20_000)
     words.add_argument("--rounds", type=int, default=1)
+    words.add_argument("--words", type=int, default=12)
     typed = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder)
         if "cost" in typed.jobs:
-            cost(typed.rows, typed.rounds, notes)
+            cost(typed.rows, typed.words, typed.rounds, notes)
         if "scaling" in typed.jobs:
             scaling(notes)
         if "parts" in typed.jobs:

@@ -76,3 +76,32 @@ def test_two_spaces_are_not_compared():
 def test_nothing_is_found_among_no_passages():
     queries, _ = pair("float")
     assert nearest(queries, FAKE.embed([], input_type="passage"), 3).rows.shape == (7, 0)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_vectors_that_lie_equally_far_are_seen_to(kind):
+    queries, passages = pair(kind)
+    twice = nimbed.batch.concatenate([passages, passages])
+    whole = twice.vectors.astype(np.int64)
+    asked = queries.vectors.astype(np.int64)
+    found = distances(queries, twice)
+    np.testing.assert_array_equal(found[:, :200], found[:, 200:])
+    if kind == "uint8":
+        exact = ((asked[:, None] - whole[None]) ** 2).sum(axis=2)
+        assert len(np.unique(found)) == len(np.unique(exact))
+        rows = np.argsort(exact, axis=1, kind="stable")[:, :50]
+        np.testing.assert_array_equal(nearest(queries, twice, 50).rows, rows)
+
+
+@pytest.mark.parametrize("passages", [0, 1, 70_000])
+def test_bits_of_many_passages_are_counted_block_by_block(passages):
+    spec = FAKE.spec(embedding_type="ubinary")
+    bits = np.random.default_rng(0).integers(0, 256, (passages + 2, 8), dtype=np.uint8)
+    queries, stored = (
+        nimbed.EmbeddingBatch(
+            vectors=rows, spec=spec, input_type=role, token_counts=np.ones(len(rows), np.int32)
+        )
+        for rows, role in ((bits[:2], "query"), (bits[2:], "passage"))
+    )
+    expected = [np.unpackbits(bits[2:] ^ one, axis=1).sum(1) for one in bits[:2]]
+    np.testing.assert_array_equal(distances(queries, stored), expected)

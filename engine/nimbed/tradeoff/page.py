@@ -92,7 +92,7 @@ def _mark(study: Tradeoff, each: Measured, x: float) -> Mark:
         fill=_FILLS[each.way.oversampling],
         words=(
             f"{each.way.label}: {each.bytes_per_vector:,} bytes, recall@{TOP} {each.recall:.3f}, "
-            f"{each.milliseconds:.2f} ms a query"
+            f"{each.milliseconds:.3f} ms a query"
         ),
         chosen=each is study.advice.best,
     )

@@ -47,5 +47,5 @@ def _row(body: Element, study: Tradeoff, each: Measured, *, on_line: bool) -> No
     recall.text = f"{each.recall:.3f}"
     if each.recall_error:
         SubElement(recall, "span", {"class": "error"}).text = f" ± {each.recall_error:.3f}"
-    for words in (f"{each.ndcg:.3f}", f"{each.milliseconds:.2f}", "yes" if on_line else ""):
+    for words in (f"{each.ndcg:.3f}", f"{each.milliseconds:.3f}", "yes" if on_line else ""):
         SubElement(row, "td").text = words

@@ -47,7 +47,7 @@ def test_the_table_and_the_json_say_the_same(nimbed_command, fake_model, passage
     assert facts["passages"] == 120
     assert [way["dimensions"] for way in facts["ways"]] == [64] + [32] * 12
     shown = nimbed_command("tradeoff", passages, "--dimensions", "32").out
-    numbers = re.findall(r"([01]\.\d{3}) +([01]\.\d{3}) +\d+\.\d\d\b", shown)
+    numbers = re.findall(r"([01]\.\d{3}) +([01]\.\d{3}) +\d+\.\d{3}\b", shown)
     assert numbers == [(f"{w['recall']:.3f}", f"{w['ndcg']:.3f}") for w in facts["ways"]]
 
 

@@ -29,7 +29,7 @@ def files(tmp_path):
 
 def nimbed_embed(*arguments, cwd):
     command = [sys.executable, "-m", "nimbed_cli.main", "embed", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 def test_a_folder_of_parquet_is_embedded_on_a_cluster(cluster, files, tmp_path):
