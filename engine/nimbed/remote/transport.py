@@ -154,7 +154,8 @@ class Transport:
             headers=_HEADERS,
             verify=self._context(url),
             trust_env=self._proxied,
-            timeout=httpx.Timeout(self._timeout, connect=min(10.0, self._timeout)),
+            # The deadline of the whole request covers the rest: httpx sets a timer a read.
+            timeout=httpx.Timeout(None, connect=min(10.0, self._timeout)),
             limits=httpx.Limits(
                 max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0
             ),
