@@ -80,7 +80,7 @@ class KeptConnection(httpx.AsyncBaseTransport):
                 )
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection within {self._connect:g} seconds") from None
-        except (OSError, ssl.CertificateError) as error:
+        except (OSError, ssl.CertificateError, UnicodeError) as error:  # the last: a label too long
             raise httpx.ConnectError(str(error)) from None
         return line
 

@@ -193,6 +193,8 @@ def test_no_redirect_carries_the_key_away(
                 f"http:\\\\{host}/v1/embeddings",
                 f"HTTP://{host.replace('127.0.0.1', 'LOCALHOST')}/v1/embeddings",
                 f"http://{own}\t@{host}/",
+                f"http://{'a' * 70}/v1",
+                "http://a..b/v1",
             ]
         )
         | st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=20)
