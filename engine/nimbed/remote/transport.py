@@ -72,7 +72,7 @@ class Transport:
         self._lanes: dict[str, list[httpx.AsyncClient]] = {"http": [], "https": []}
         self._contexts: dict[str, ssl.SSLContext] = {}
         # Each client that looks for proxies itself takes 0.5 ms, most of what a lane costs.
-        self._proxied = bool(getproxies())
+        self._proxied = not {"http", "https", "all"}.isdisjoint(getproxies())
 
     async def request(
         self, method: str, url: str, body: bytes | None = None, *, tally: Tally
