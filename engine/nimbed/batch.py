@@ -153,18 +153,15 @@ class EmbeddingBatch:
 
         Packed types come as ±1 a dimension, whose dot product and cosine rank as the Hamming
         distance does; the others as :meth:`floats` has them. Bits and levels that repeat are one
-        object: a third of the time and a quarter of the memory of as many floats.
+        object: half the time and a quarter of the memory of as many floats.
         """
         if self.spec.packed:
-            signs: list[list[float]] = _SIGNS.take(np.unpackbits(self.bits(), axis=1)).tolist()
-            return signs
+            return _filled(np.unpackbits(self.bits(), axis=1), _SIGNS)
         if self.spec.int8_step is None:
-            floats: list[list[float]] = self.vectors.tolist()
-            return floats
+            return _filled(self.vectors)
         codes = np.arange(256, dtype=np.uint8).view(self.vectors.dtype)
-        table = np.array(_dequantized(codes, self.spec).tolist(), dtype=object)
-        levels: list[list[float]] = table.take(self.vectors.view(np.uint8)).tolist()
-        return levels
+        levels = np.array(_dequantized(codes, self.spec).tolist(), dtype=object)
+        return _filled(self.vectors.view(np.uint8), levels)
 
     def select(self, rows: Sequence[int] | NDArray[np.intp] | slice) -> EmbeddingBatch:
         """Return the batch of the given rows, in the given order."""
@@ -177,6 +174,17 @@ class EmbeddingBatch:
             token_counts=self.token_counts[picked],
             truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
         )
+
+
+def _filled(rows: NDArray[Any], objects: NDArray[Any] | None = None) -> list[list[float]]:
+    """Return the rows as lists: their numbers, or the objects that their numbers stand for."""
+    # Empty lists first. Making thousands of lists sets off the garbage collector again and again,
+    # and each time it looks at every number of the lists that are new (measured: 13 of 45 us a
+    # row of 1,024). Filling a list that exists sets off nothing.
+    lists: list[list[float]] = [[] for _ in range(len(rows))]
+    for filled, row in zip(lists, rows, strict=True):
+        filled.extend((row if objects is None else objects.take(row)).tolist())
+    return lists
 
 
 def _dequantized(codes: NDArray[Any], spec: VectorSpec) -> NDArray[np.float32]:

@@ -8,84 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Literal, Self
+from typing import Self
 
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError
-from nimbed.loading import load
+from nimbed.loading import Source
 
-__all__ = ["Lazy", "Source", "key_for"]
-
-_LOCAL = ("device", "dtype", "revision", "cache_dir")
-_REMOTE = ("api_key", "dialect", "concurrency", "batch_size", "timeout")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where vectors come from: the arguments of :func:`nimbed.load`, and a client's knobs.
-
-    Attributes:
-        model: As for :func:`nimbed.load`.
-        base_url: As for :func:`nimbed.load`.
-        api_key: As for :func:`nimbed.load`; never shown.
-        device: As for :func:`nimbed.load`.
-        dtype: As for :func:`nimbed.load`.
-        revision: As for :func:`nimbed.load`.
-        dialect: As for :func:`nimbed.load`.
-        cache_dir: As for :func:`nimbed.load`.
-        concurrency: Requests in flight at most; 32 if None.
-        batch_size: Texts a request at most; as many as the server takes if None.
-        timeout: Seconds that one request may take; 60 if None.
-    """
-
-    model: str | None = None
-    base_url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    revision: str | None = None
-    dialect: str = "auto"
-    cache_dir: str | None = None
-    concurrency: int | None = None
-    batch_size: int | None = None
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what the other kind of model would ignore."""
-        defaults = {each.name: each.default for each in fields(self)}
-        foreign = _LOCAL if self.base_url is not None else _REMOTE
-        given = [name for name in foreign if getattr(self, name) != defaults[name]]
-        if given and self.base_url is None:
-            raise ConfigurationError(
-                f"only a server takes {' and '.join(given)}; give its base_url"
-            )
-        if given:
-            raise ConfigurationError(
-                f"only a local model takes {' and '.join(given)}; leave that or base_url out"
-            )
-
-    def load(self) -> Embedder:
-        """Return a new embedder; raises as :func:`nimbed.load` does."""
-        if self.base_url is None:
-            return load(
-                self.model,
-                device=self.device,
-                dtype=self.dtype,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-            )
-        from nimbed.remote.embedder import RemoteEmbedder
-
-        return RemoteEmbedder(
-            self.model,
-            base_url=self.base_url,
-            api_key=self.api_key,
-            dialect=self.dialect,
-            concurrency=32 if self.concurrency is None else self.concurrency,
-            batch_size=self.batch_size,
-            timeout=60.0 if self.timeout is None else self.timeout,
-        )
+__all__ = ["Lazy", "key_for"]
 
 
 class Lazy:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.lazy import Lazy, Source, key_for
+from nimbed.lazy import Lazy, key_for
+from nimbed.loading import Source
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed_langchain.usage import tell_usage
 

@@ -19,7 +19,8 @@ from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.lazy import Lazy, Source, key_for
+from nimbed.lazy import Lazy, key_for
+from nimbed.loading import Source
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed_llama_index.role_cache import RoleCache
 

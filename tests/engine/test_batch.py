@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import pickle
 
 import numpy as np
@@ -164,3 +165,24 @@ def test_lists_are_python_floats_that_rank_as_the_vectors_do(kind, scale):
     assert made.lists() == expected.tolist()
     assert {type(number) for row in made.lists() for number in row} == {float}
     assert made.select([]).lists() == []
+
+
+@pytest.mark.parametrize("kind", ["float", "int8", "ubinary"])
+def test_no_garbage_collection_walks_the_lists_while_they_are_made(kind):
+    made = nimbed.FakeEmbedder().embed(["a"], input_type="passage", embedding_type=kind)
+    many = made.select([0] * 20_000)
+    walked = []
+
+    def watch(phase, info):
+        if phase == "start":
+            young = gc.get_objects(generation=info["generation"])
+            walked.append(sum(type(each) is list and len(each) == 64 for each in young))
+
+    gc.callbacks.append(watch)
+    try:
+        lists = many.lists()
+    finally:
+        gc.callbacks.remove(watch)
+    assert len(lists) == 20_000
+    assert walked, "so many lists set off no collection: nothing was tested"
+    assert sum(walked) < 100

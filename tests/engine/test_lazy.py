@@ -11,7 +11,8 @@ import pytest
 
 from nimbed import Embedder, FakeEmbedder
 from nimbed.errors import ConfigurationError
-from nimbed.lazy import Lazy, Source, key_for
+from nimbed.lazy import Lazy, key_for
+from nimbed.loading import Source, load
 from nimbed.remote.embedder import RemoteEmbedder
 
 SECRET = "nvapi-very-secret"
@@ -85,18 +86,28 @@ def test_threads_that_meet_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"api_key": SECRET, "timeout": 3.0}, "server takes api_key and timeout; give"),
-        ({"base_url": "http://a", "device": "cpu"}, "local model takes device; leave"),
         (
-            {"base_url": "http://a", "revision": "main"},
-            "takes revision; leave that or base_url out",
+            {"api_key": SECRET, "timeout": 3.0},
+            "^these belong to a base_url: api_key, timeout; give one",
+        ),
+        ({"dialect": "nim"}, "^these belong to a base_url: dialect; give one"),
+        (
+            {"base_url": "http://a", "device": "cpu"},
+            "^these belong to a local model: device; leave them or",
+        ),
+        (
+            {"base_url": "http://a", "revision": "main", "devices": ("cpu",)},
+            "^these belong to a local model: devices, revision; leave",
         ),
     ],
 )
-def test_what_would_be_ignored_is_refused(wrong, said) -> None:
+def test_what_would_be_ignored_is_refused_by_both_doors(wrong, said) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         Source(**wrong)
     assert SECRET not in str(caught.value)
+    if "timeout" not in wrong:  # a knob that load does not have
+        with pytest.raises(ConfigurationError, match=said):
+            load(**wrong)
 
 
 def test_the_key_is_not_shown() -> None:

@@ -21,7 +21,7 @@ from nimbed.remote.address import Address
 from nimbed.remote.capabilities import Capabilities, Memo, learn, shrink
 from nimbed.remote.decode import Answer, Malformed, decode
 from nimbed.remote.dialects import Dialect, by_host
-from nimbed.remote.faults import Fault, error_of
+from nimbed.remote.faults import Fault, error_of, scrubbed
 from nimbed.remote.hosted import card_of
 from nimbed.remote.identity import ask_dialect, ask_model
 from nimbed.remote.limiter import Limiter
@@ -62,6 +62,7 @@ class Courier:
     ) -> None:
         self.address = address
         self.keyless = key is None
+        self._key = key
         self.model = model
         self.card = card
         self.dialect = dialect or by_host(address)
@@ -158,12 +159,13 @@ class Courier:
             reply = await self.transport.request("GET", url, tally=tally)
             if isinstance(reply, Reply):
                 return reply.body
+            fault = scrubbed(reply, self._key)
             tried += 1
-            pause = self._pause(reply, tried, clock() - began)
-            if pause is None and reply.status is not None:
+            pause = self._pause(fault, tried, clock() - began)
+            if pause is None and fault.status is not None:
                 return None
             if pause is None:
-                raise error_of(reply, api=self.address.api, rows=(), keyless=self.keyless)
+                raise error_of(fault, api=self.address.api, rows=(), keyless=self.keyless)
             tally.retries += 1
             await asyncio.sleep(pause)
 
@@ -206,6 +208,8 @@ class Courier:
         try:
             reply = await self.transport.request("POST", self.address.embeddings, body, tally=tally)
             outcome = self._read(reply, ask, len(texts)) if isinstance(reply, Reply) else reply
+            if isinstance(outcome, Fault):
+                outcome = scrubbed(outcome, self._key)
             if isinstance(outcome, Answer):
                 self.limiter.grow(clock() - began)
             elif outcome.overload:

@@ -5,20 +5,16 @@ Knows nothing about the caller's rows, slicing or quantisation.
 
 from __future__ import annotations
 
-import binascii
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.remote.codec import from_base64, from_json
+
 __all__ = ["Answer", "Malformed", "decode"]
-
-
-_UNBASE64 = partial(binascii.a2b_base64, strict_mode=True)
 
 
 class Malformed(ValueError):
@@ -64,7 +60,7 @@ def decode(
             for each input.
     """
     try:
-        said = json.loads(body)
+        said = from_json(body)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"an answer of {len(body)} bytes that is not JSON ({error})") from None
     items = said.get("data") if isinstance(said, dict) else None
@@ -110,7 +106,7 @@ def _in_order(items: list[Any], count: int) -> list[Any]:
 def _from_base64(ordered: list[Any], widths: Collection[int]) -> NDArray[np.float32]:
     # One pass at C speed; only what fails is looked at vector by vector, to name it.
     try:
-        raws = list(map(_UNBASE64, ordered))
+        raws = list(map(from_base64, ordered))
     except (ValueError, TypeError):
         raise Malformed("base64 that is damaged", _damaged(ordered)) from None
     size = len(raws[0])
@@ -128,7 +124,7 @@ def _damaged(ordered: list[Any]) -> list[int]:
     positions = []
     for position, text in enumerate(ordered):
         try:
-            _UNBASE64(text)
+            from_base64(text)
         except (ValueError, TypeError):
             positions.append(position)
     return positions

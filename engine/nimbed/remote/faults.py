@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nimbed.errors import InputError, OverloadedError, RemoteError, name_rows
 from nimbed.remote.secret import Secret
 
-__all__ = ["Fault", "RejectedInputError", "error_of", "read_fault"]
+__all__ = ["Fault", "RejectedInputError", "error_of", "read_fault", "scrubbed"]
 
 _LONGEST = 500
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
@@ -115,6 +115,19 @@ def read_fault(
         retry_after=wait,
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
         positions=(int(named[1]),) if named else (),
+    )
+
+
+def scrubbed(fault: Fault, key: Secret | None) -> Fault:
+    """Return a fault with the key blotted out of every word in it, whoever said it."""
+    if key is None:
+        return fault
+    return replace(
+        fault,
+        message=key.scrub(fault.message),
+        code=key.scrub(fault.code) if fault.code else None,
+        param=key.scrub(fault.param) if fault.param else None,
+        request_id=key.scrub(fault.request_id) if fault.request_id else None,
     )
 
 

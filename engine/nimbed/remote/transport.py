@@ -16,6 +16,7 @@ from urllib.request import getproxies
 import httpx
 
 from nimbed.remote.address import Address, origin_of
+from nimbed.remote.connection import KeptConnection, OversizedError
 from nimbed.remote.faults import Fault, read_fault
 from nimbed.remote.retry import asked_wait
 from nimbed.remote.secret import Secret
@@ -25,8 +26,11 @@ from nimbed.version import __version__
 __all__ = ["Reply", "Transport"]
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,200}")
-_REDIRECTS = 3
+_REDIRECTS, _REDIRECTIONS = 3, (301, 302, 303, 307, 308)
 _POLL_FIRST, _POLL_LONGEST = 0.02, 1.0
+_CONNECT, _IDLE = 10.0, 30.0  # seconds
+# 2,048 vectors of 8,192 numbers as text; without an end, a broken server fills the memory.
+_MOST_BYTES = 1 << 28
 _HEADERS = {
     "accept": "application/json",
     # The mantissas of floats do not compress: gzip would cost both ends time and save nothing.
@@ -37,7 +41,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful answer; header names in lower case."""
+    """An answer; header names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -47,9 +51,9 @@ class Reply:
 class Transport:
     """Sends requests to one server.
 
-    Every request in flight has a *lane*, an httpx client with one connection. One client with a
-    pool of 32 connections spends half of its time asking each of them, at each request, whether
-    it is idle and alive (measured: 15,000 passages a second, with lanes 27,000).
+    Every request in flight has a *lane*, an httpx client with one connection of its own. One client
+    with a pool of 32 connections spends half of its time asking each of them, at each request,
+    whether it is idle and alive (measured: 15,000 passages a second, with lanes 27,000).
 
     Args:
         address: Where the server is.
@@ -68,7 +72,7 @@ class Transport:
         self._lanes: dict[str, list[httpx.AsyncClient]] = {"http": [], "https": []}
         self._contexts: dict[str, ssl.SSLContext] = {}
         # Each client that looks for proxies itself takes 0.5 ms, most of what a lane costs.
-        self._proxied = bool(getproxies())
+        self._proxied = not {"http", "https", "all"}.isdisjoint(getproxies())
 
     async def request(
         self, method: str, url: str, body: bytes | None = None, *, tally: Tally
@@ -79,6 +83,8 @@ class Transport:
                 return await self._follow(method, url, body, tally)
         except (TimeoutError, httpx.TimeoutException):
             return Fault(kind="timeout", message=f"no answer within {self._timeout:g} seconds")
+        except OversizedError as error:
+            return Fault(kind="refused", message=str(error))
         except (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL) as error:
             return _fault_of(error)
 
@@ -93,19 +99,19 @@ class Transport:
     ) -> Reply | Fault:
         pause = _POLL_FIRST
         for _ in range(_REDIRECTS + 1):
-            response = await self._send(method, url, body, tally)
-            while response.status_code == 202 and self.polls:
-                request_id = response.headers.get("nvcf-reqid", "")
+            reply = await self._send(method, url, body, tally)
+            while reply.status == 202 and self.polls:
+                request_id = reply.headers.get("nvcf-reqid", "")
                 if not _REQUEST_ID.fullmatch(request_id):
                     return Fault(kind="malformed", message="202 without a valid NVCF-REQID")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _POLL_LONGEST)
                 method, url, body = "GET", self._address.status(request_id), None
-                response = await self._send(method, url, body, tally)
-            if not response.is_redirect:
-                return self._read(response)
-            target = urljoin(url, response.headers["location"])
-            refused = self._refuse(response.status_code, method, url, target)
+                reply = await self._send(method, url, body, tally)
+            if reply.status not in _REDIRECTIONS or "location" not in reply.headers:
+                return self._read(reply)
+            target = urljoin(url, reply.headers["location"])
+            refused = self._refuse(reply.status, method, url, target)
             if refused:
                 return refused
             url = target
@@ -129,9 +135,7 @@ class Transport:
         said = f"a redirect ({status}) to {place}, {why}; set base_url to the server's own address"
         return Fault(kind="refused", message=said, status=status)
 
-    async def _send(
-        self, method: str, url: str, body: bytes | None, tally: Tally
-    ) -> httpx.Response:
+    async def _send(self, method: str, url: str, body: bytes | None, tally: Tally) -> Reply:
         headers = {"content-type": "application/json"} if body is not None else {}
         if self._key is not None and self._address.trusts(url):
             headers["authorization"] = f"Bearer {self._key.reveal()}"
@@ -140,23 +144,29 @@ class Transport:
         tally.requests += 1
         tally.bytes_sent += len(body or b"")
         try:
-            response = await lane.request(method, url, content=body, headers=headers)
+            async with lane.stream(method, url, content=body, headers=headers) as response:
+                reply = await _whole(response)
         except BaseException:
             # A connection that was cut off or cancelled in the middle is not used again.
             await lane.aclose()
             raise
         lanes.append(lane)
-        tally.bytes_received += len(response.content)
-        return response
+        tally.bytes_received += len(reply.body)
+        return reply
 
     def _lane(self, url: str) -> httpx.AsyncClient:
+        connect, context = min(_CONNECT, self._timeout), self._context(url)
+        if not self._proxied:
+            kept = KeptConnection(context, connect=connect, idle=_IDLE, most=_MOST_BYTES)
+            return httpx.AsyncClient(headers=_HEADERS, transport=kept, timeout=None)
         return httpx.AsyncClient(
             headers=_HEADERS,
-            verify=self._context(url),
-            trust_env=self._proxied,
-            timeout=httpx.Timeout(self._timeout, connect=min(10.0, self._timeout)),
+            verify=context,
+            trust_env=True,
+            # The deadline of the whole request covers the rest: httpx sets a timer a read.
+            timeout=httpx.Timeout(None, connect=connect),
             limits=httpx.Limits(
-                max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0
+                max_connections=1, max_keepalive_connections=1, keepalive_expiry=_IDLE
             ),
         )
 
@@ -171,17 +181,23 @@ class Transport:
             )
         return self._contexts[scheme]
 
-    def _read(self, response: httpx.Response) -> Reply | Fault:
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if response.is_success and response.status_code != 202:
-            return Reply(response.status_code, headers, response.content)
-        return read_fault(
-            response.status_code,
-            headers,
-            response.content,
-            key=self._key,
-            wait=asked_wait(headers),
-        )
+    def _read(self, reply: Reply) -> Reply | Fault:
+        if 200 <= reply.status < 300 and reply.status != 202:
+            return reply
+        wait = asked_wait(reply.headers)
+        return read_fault(reply.status, reply.headers, reply.body, key=self._key, wait=wait)
+
+
+async def _whole(response: httpx.Response) -> Reply:
+    """Return an answer, read and unpacked; packed, a few bytes may become gigabytes."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > _MOST_BYTES:
+            raise OversizedError(f"an answer of more than {_MOST_BYTES} bytes")
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Reply(response.status_code, headers, b"".join(parts))
 
 
 def _fault_of(error: Exception) -> Fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import io
 import pickle
@@ -186,22 +187,42 @@ def test_images_are_embedded_where_the_card_has_them(tmp_path: Path) -> None:
         fake().get_image_embedding(path)
 
 
-def test_events_tell_texts_and_vectors() -> None:
+@pytest.mark.parametrize(
+    ("call", "chunks"),
+    [
+        (lambda ours: ours.get_text_embedding("a"), [["a"]]),
+        (lambda ours: ours.get_query_embedding("a"), [["a"]]),
+        (lambda ours: ours.get_text_embedding_batch(["a", "b", "c"]), [["a", "b"], ["c"]]),
+        (lambda ours: asyncio.run(ours.aget_text_embedding("a")), [["a"]]),
+        (lambda ours: asyncio.run(ours.aget_query_embedding("a")), [["a"]]),
+        (
+            lambda ours: asyncio.run(ours.aget_text_embedding_batch(["a", "b", "c"])),
+            [["a", "b"], ["c"]],
+        ),
+    ],
+)
+def test_events_tell_texts_and_vectors(call: Any, chunks: list[list[str]]) -> None:
     seen: list[Any] = []
 
     class Watch(BaseEventHandler):
         def handle(self, event: Any, **_: Any) -> None:
             seen.append(event)
 
+    ours = fake(embedding_type="ubinary")
+    ours.embed_batch_size = 2
     root, watch = get_dispatcher(), Watch()
     root.add_event_handler(watch)
     try:
-        vector = fake(embedding_type="ubinary").get_text_embedding("a")
+        made = call(ours)
     finally:
         root.event_handlers.remove(watch)
-    assert [type(event) for event in seen] == [EmbeddingStartEvent, EmbeddingEndEvent]
-    assert seen[1].chunks == ["a"]
-    assert seen[1].embeddings == [vector]
+    ends = [event for event in seen if isinstance(event, EmbeddingEndEvent)]
+    assert sum(isinstance(event, EmbeddingStartEvent) for event in seen) == len(chunks)
+    assert sorted(event.chunks for event in ends) == chunks
+    vectors = [
+        row for event in sorted(ends, key=lambda end: end.chunks) for row in event.embeddings
+    ]
+    assert vectors == (made if isinstance(made[0], list) else [made])
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
