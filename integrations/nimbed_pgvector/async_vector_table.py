@@ -28,11 +28,12 @@ from nimbed_pgvector.loading import (
     load_stretches,
     stretches,
 )
+from nimbed_pgvector.nearest import Filter
 from nimbed_pgvector.passages import Item, Reject, prepared
 from nimbed_pgvector.progress import IndexProgress, watching
 from nimbed_pgvector.ready import Ready, ready_stretches
 from nimbed_pgvector.schema import Table, existing, find, identifier, prepare_table
-from nimbed_pgvector.searching import Filter, Hit, search
+from nimbed_pgvector.searching import Hit, search
 from nimbed_pgvector.steps import Steps, arun, require_idle
 from nimbed_pgvector.vectors import (
     embed_question,
@@ -221,7 +222,7 @@ class AsyncVectorTable:
                     parameters=parameters,
                     candidates=candidates,
                 )
-                return await arun(connection, steps, together=True)
+                return await arun(connection, steps, each_alone=True)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:

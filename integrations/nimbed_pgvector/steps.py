@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ __all__ = [
     "Query",
     "Rows",
     "Runner",
+    "Statement",
     "Step",
     "Steps",
     "Wire",
@@ -48,13 +50,10 @@ class Query:
     Attributes:
         statement: The statement.
         parameters: Values for its places.
-        awaited: Whether the procedure looks at the rows; False lets the next statement travel
-            together with this one.
     """
 
     statement: Statement
     parameters: Sequence[Any] = ()
-    awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +92,17 @@ class _WireDumper(Dumper):
         return obj
 
 
-def run(connection: psycopg.Connection[Any], steps: Steps[T], *, together: bool = False) -> T:
+def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: bool = False) -> T:
     """Run a procedure; commit at its end, or leave nothing.
 
     Args:
         connection: Where to.
         steps: The procedure.
-        together: Send statements that are not awaited along with the next one, if the connection
-            can: one trip to the server instead of four. Impossible with a COPY.
+        each_alone: Let each statement be a transaction of its own, if the caller has none open:
+            one trip to the server instead of three.
     """
-    together = together and _can_pipeline(connection)
     with (
-        # What a pipeline sends before it waits is one transaction of its own.
-        connection.pipeline() if together else connection.transaction(),
+        nullcontext() if each_alone and _commits_itself(connection) else connection.transaction(),
         # The caller's connection may make other cursors or rows than the procedures expect.
         psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
     ):
@@ -119,25 +116,23 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, together: bool 
                 result: T = end.value
                 return result
             started = True
+            rows = []
             if isinstance(step, Copy):
                 with cursor.copy(step.statement) as copy:
                     for block in step.blocks:
                         copy.write(block)
-                rows = []
             else:
                 cursor.execute(step.statement, step.parameters or None, binary=True)
-                rows = []
-                if step.awaited and (together or cursor.description):
+                if cursor.description:
                     rows = cursor.fetchall()
 
 
 async def arun(
-    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, together: bool = False
+    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, each_alone: bool = False
 ) -> T:
     """Do what :func:`run` does on an async connection."""
-    together = together and _can_pipeline(connection)
     async with (
-        connection.pipeline() if together else connection.transaction(),
+        nullcontext() if each_alone and _commits_itself(connection) else connection.transaction(),
         psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
@@ -150,24 +145,21 @@ async def arun(
                 result: T = end.value
                 return result
             started = True
+            rows = []
             if isinstance(step, Copy):
                 async with cursor.copy(step.statement) as copy:
                     blocks = iter(step.blocks)  # they may be made as they are asked for
                     while block := await asyncio.to_thread(next, blocks, b""):
                         await copy.write(block)
-                rows = []
             else:
                 await cursor.execute(step.statement, step.parameters or None, binary=True)
-                rows = []
-                if step.awaited and (together or cursor.description):
+                if cursor.description:
                     rows = await cursor.fetchall()
 
 
-def _can_pipeline(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    return (
-        connection.autocommit
-        and connection.info.transaction_status == TransactionStatus.IDLE
-        and psycopg.Pipeline.is_supported()
+def _commits_itself(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return connection.autocommit and (
+        connection.info.transaction_status == TransactionStatus.IDLE
     )
 
 

@@ -21,11 +21,12 @@ from nimbed_pgvector.faults import sentences
 from nimbed_pgvector.filling import load_ready
 from nimbed_pgvector.indexing import analyze, build, plan_index
 from nimbed_pgvector.loading import CHUNK_ROWS, LoadReport, ignore, load_stretches, stretches
+from nimbed_pgvector.nearest import Filter
 from nimbed_pgvector.passages import Item, Reject, prepared
 from nimbed_pgvector.progress import IndexProgress, watching
 from nimbed_pgvector.ready import Ready, ready_stretches
 from nimbed_pgvector.schema import Table, existing, find, identifier, prepare_table
-from nimbed_pgvector.searching import Filter, Hit, search
+from nimbed_pgvector.searching import Hit, search
 from nimbed_pgvector.steps import require_idle, run
 from nimbed_pgvector.vectors import embed_question, embedding_with, fitting_embedder
 from nimbed_pgvector.wanted import Wanted, check_load
@@ -274,7 +275,7 @@ class VectorTable:
                 parameters=parameters,
                 candidates=candidates,
             )
-            return run(connection, steps, together=True)
+            return run(connection, steps, each_alone=True)
 
     @contextmanager
     def _connection(self) -> Generator[psycopg.Connection[Any]]:

@@ -12,7 +12,7 @@ from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.files.rows import Row
 from nimbed.quantize import normalize, quantize
 from nimbed_pgvector import create_statements
-from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.columns import Also, Layout
 
 DIMENSIONS = 1024
 PART = 4096
@@ -42,12 +42,12 @@ def parts(rows: list[Row], batch: EmbeddingBatch) -> Iterator[tuple[list[Row], E
         yield rows[stretch], batch.select(stretch)
 
 
-def fresh(connection: psycopg.Connection, spec: VectorSpec) -> None:
+def fresh(connection: psycopg.Connection, spec: VectorSpec, *, also: Also | None = None) -> None:
     """Make the table ``t`` anew, with nothing left to write for the server."""
     connection.execute("DROP TABLE IF EXISTS t")
     connection.execute("DROP TABLE IF EXISTS nimbed_spec, nimbed_ledger")
     connection.execute("CHECKPOINT")
-    for statement in create_statements("t", Layout.of(spec)):
+    for statement in create_statements("t", Layout.of(spec, also=also)):
         connection.execute(statement)
 
 

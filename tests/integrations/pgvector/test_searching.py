@@ -51,14 +51,10 @@ def test_every_kind_is_searched_through_its_index(
     query = FakeEmbedder().embed(["what?"], input_type="query")
     if options == {"embedding_type": "uint8"}:
         query = FakeEmbedder().embed(["what?"], input_type="query", embedding_type="uint8")
-    steps = search(table, query, k=10)
-    settings = next(steps)
-    assert isinstance(settings, Query)
-    asked = steps.send([])
+    asked = next(search(table, query, k=10))
     assert isinstance(asked, Query)
 
     def explained() -> Any:
-        yield settings
         return (
             yield Query(
                 sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement), asked.parameters
@@ -130,6 +126,35 @@ def test_settings_end_with_the_search(connection: psycopg.Connection) -> None:
     table.search("what?", 10)
     assert connection.execute("SHOW hnsw.ef_search").fetchall() == [("77",)]
     assert connection.execute("SHOW hnsw.iterative_scan").fetchall() == [("off",)]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_settings_are_made_before_the_index_is_scanned(
+    connection: psycopg.Connection, options: dict[str, Any]
+) -> None:
+    """With its session's settings the index would look at one neighbour and stop."""
+    table = filled(connection, **options)
+    connection.execute("SET hnsw.ef_search = 1; SET hnsw.iterative_scan = off")
+    connection.execute("SET enable_seqscan = off")
+    for _ in range(8):  # from the sixth on by a prepared statement and its generic plan
+        assert len(table.search("what?", 30)) == 30
+
+
+def test_a_search_is_one_statement_outside_a_transaction_and_part_of_one_inside(
+    connection: psycopg.Connection,
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder(), embedding_type="ubinary")
+    table.load(ITEMS[:20])
+    assert len(table.search("what?", 3)) == 3
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    with connection.transaction():
+        connection.execute("DELETE FROM t WHERE id <> 'p7'")
+        assert [hit.id for hit in table.search("what?", 3)] == ["p7"]
+        raise psycopg.Rollback
+    assert len(table.search("what?", 3)) == 3
+    connection.autocommit = False
+    assert len(table.search("what?", 3)) == 3
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
 @pytest.mark.parametrize(
