@@ -24,9 +24,7 @@ _LEAST_EF, _MOST_EF = 40, 1000
 _ITERATES = (0, 8)  # the version of pgvector from which an index goes on where it came short
 
 
-def nearest(
-    table: Table, where: Filter | None, *, bound: bool, k: int, reach: int
-) -> Statement:
+def nearest(table: Table, where: Filter | None, *, bound: bool, k: int, reach: int) -> Statement:
     """Return the statement whose rows are (tableoid, id, text, metadata as text, rank).
 
     The rank is the distance, nearest first, for the k nearest; of a packed column alone it is the
@@ -73,7 +71,9 @@ def _statement(
     places: dict[str, sql.Composable] = {
         "table": identifier(name),
         "where": where,
-        "distance": _distance(layout.embedding, _setting(layout.embedding, reach, iterates, ordered)),
+        "distance": _distance(
+            layout.embedding, _setting(layout.embedding, reach, iterates, ordered)
+        ),
         "column": sql.Identifier(layout.embedding.name),
         "reach": sql.Literal(reach),
         "k": sql.Literal(k),
@@ -100,7 +100,7 @@ def _statement(
 
 
 def _setting(column: Column, reach: int, iterates: bool, ordered: bool) -> sql.Composed:
-    """Return the vector, for the sake of which the settings are made; they end with the transaction."""
+    """Return the vector, once the settings are made; they end with the transaction."""
     settings = {"hnsw.ef_search": str(min(max(reach, _LEAST_EF), _MOST_EF))}
     if iterates:
         # Otherwise a filter, dead rows or a reach beyond ef_search leave fewer than k hits.
@@ -117,9 +117,7 @@ def _vector(column: Column) -> sql.Composed:
 
 
 def _distance(column: Column, vector: sql.Composable) -> sql.Composed:
-    return sql.SQL("{} {} {}").format(
-        sql.Identifier(column.name), trusted(column.operator), vector
-    )
+    return sql.SQL("{} {} {}").format(sql.Identifier(column.name), trusted(column.operator), vector)
 
 
 def _condition(where: Filter | None, bound: bool) -> sql.Composable:

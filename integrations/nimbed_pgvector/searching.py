@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from nimbed import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.nearest import Filter, nearest

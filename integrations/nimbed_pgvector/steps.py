@@ -158,9 +158,7 @@ async def arun(
 
 
 def _commits_itself(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    return connection.autocommit and (
-        connection.info.transaction_status == TransactionStatus.IDLE
-    )
+    return connection.autocommit and (connection.info.transaction_status == TransactionStatus.IDLE)
 
 
 def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
