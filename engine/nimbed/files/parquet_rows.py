@@ -142,12 +142,27 @@ def _one(scalar: Any) -> Any:
 
 
 def _python(scalar: Any) -> Any:
+    if getattr(scalar.type, "unit", None) == "ns" and scalar.is_valid:
+        return _nanoseconds(scalar)
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
         return scalar.as_buffer().to_pybytes().decode(errors="replace")
-    except ValueError:  # nanoseconds do not fit Python's datetime
-        return scalar.cast(arrow().string()).as_py()
+
+
+def _nanoseconds(scalar: Any) -> Any:
+    """Return a time as Python has it, or as text where it is finer than Python's.
+
+    pyarrow would give other types where pandas is installed, and lose what time64 has.
+    """
+    pa, kind = arrow(), scalar.type
+    if scalar.value % 1000:
+        return scalar.cast(pa.string()).as_py()
+    if pa.types.is_timestamp(kind):
+        coarser = pa.timestamp("us", tz=kind.tz)
+    else:
+        coarser = pa.time64("us") if pa.types.is_time(kind) else pa.duration("us")
+    return scalar.cast(coarser).as_py()
 
 
 def _check_schema(schema: Schema, text_field: str, id_field: str | None, source: str) -> None:
