@@ -15,12 +15,14 @@ from nimbed_pgvector.columns import Column, Layout
 from nimbed_pgvector.schema import Table, identifier
 from nimbed_pgvector.steps import Statement, trusted
 
-__all__ = ["Filter", "nearest"]
+__all__ = ["Filter", "nearest", "wide"]
 
 #: A condition in SQL; the parameters' places are written %s.
 Filter = str | sql.Composable
 
 _LEAST_EF, _MOST_EF = 40, 1000
+_INLINE = 1_000  # bytes of a vector that a row of usual length holds itself
+_TEXT_BYTES = 300  # of a row without its vectors, as a guess
 _ITERATES = (0, 8)  # the version of pgvector from which an index goes on where it came short
 
 
@@ -46,6 +48,21 @@ def nearest(table: Table, where: Filter | None, *, bound: bool, k: int, reach: i
     if where is None or isinstance(where, str):
         return _known(table.name, table.layout, iterates, where, bound, k, reach)
     return _statement(table.name, table.layout, iterates, _condition(where, bound), k, reach)
+
+
+@functools.lru_cache(maxsize=64)
+def wide(layout: Layout) -> Statement | None:
+    """Return the statement that tells the planner what a scan of the table costs.
+
+    It does not count vectors that are stored out of line: at 20,000 rows of vector(1024) it would
+    read them all rather than use the index. Meant for searches without a condition; a condition
+    spares most of the vectors. None for narrow columns.
+    """
+    stored = layout.embedding.stored_bytes
+    if stored < _INLINE:
+        return None
+    pages = 1 + stored // _TEXT_BYTES
+    return sql.SQL("SELECT set_config('seq_page_cost', {}, true)").format(sql.Literal(str(pages)))
 
 
 @functools.lru_cache(maxsize=256)

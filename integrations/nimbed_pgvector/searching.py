@@ -15,7 +15,7 @@ import numpy as np
 
 from nimbed import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.nearest import Filter, nearest
+from nimbed_pgvector.nearest import Filter, nearest, wide
 from nimbed_pgvector.schema import Table, same_table
 from nimbed_pgvector.steps import Query, Rows, Statement, Steps
 from nimbed_pgvector.vectors import for_columns
@@ -83,19 +83,24 @@ def search(
     if reach < k:
         raise ConfigurationError(f"candidates must be at least k = {k}; got {candidates}")
     asked = nearest(table, where, bound=bool(parameters), k=k, reach=reach)
+    costs = wide(layout) if where is None else None
     if layout.rescoring is not None:
-        return (yield from _rescored(table, query, asked, parameters))
+        return (yield from _rescored(table, query, asked, parameters, costs))
     if layout.spec.packed:
         return (yield from _by_signs(table, query, asked, parameters, k))
-    return (yield from _one_stage(table, query, asked, parameters))
+    return (yield from _one_stage(table, query, asked, parameters, costs))
 
 
 def _one_stage(
-    table: Table, query: EmbeddingBatch, asked: Statement, parameters: Sequence[Any]
+    table: Table,
+    query: EmbeddingBatch,
+    asked: Statement,
+    parameters: Sequence[Any],
+    costs: Statement | None,
 ) -> Steps[list[Hit]]:
     layout = table.layout
     (vector,) = for_columns(query, layout)
-    rows = yield Query(asked, (layout.embedding.parameter(vector), *parameters))
+    rows = yield Query(asked, (layout.embedding.parameter(vector), *parameters), costs)
     yield from _of_that_table(table, rows)
     # The column holds the levels of uint8; their distances become distances of values.
     step = (layout.spec.int8_step if layout.spec.metric == "euclidean" else None) or 1.0
@@ -103,14 +108,18 @@ def _one_stage(
 
 
 def _rescored(
-    table: Table, query: EmbeddingBatch, asked: Statement, parameters: Sequence[Any]
+    table: Table,
+    query: EmbeddingBatch,
+    asked: Statement,
+    parameters: Sequence[Any],
+    costs: Statement | None,
 ) -> Steps[list[Hit]]:
     layout = table.layout
     vectors = for_columns(query, layout)
     first, second = (
         column.parameter(vector) for column, vector in zip(layout.columns, vectors, strict=True)
     )
-    rows = yield Query(asked, (second, *parameters, first))
+    rows = yield Query(asked, (second, *parameters, first), costs)
     yield from _of_that_table(table, rows)
     return [_hit(row[1:4], row[4]) for row in rows]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -50,10 +50,13 @@ class Query:
     Attributes:
         statement: The statement.
         parameters: Values for its places.
+        planned_with: A statement that makes settings for the planner, to the end of the
+            transaction; left out inside a transaction of the caller, who would keep them.
     """
 
     statement: Statement
     parameters: Sequence[Any] = ()
+    planned_with: Statement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,10 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
         each_alone: Let each statement be a transaction of its own, if the caller has none open:
             one trip to the server instead of three.
     """
+    idle = _is_idle(connection)
+    alone = each_alone and idle and connection.autocommit
     with (
-        nullcontext() if each_alone and _commits_itself(connection) else connection.transaction(),
+        nullcontext() if alone else connection.transaction(),
         # The caller's connection may make other cursors or rows than the procedures expect.
         psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
     ):
@@ -121,18 +126,24 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
                 with cursor.copy(step.statement) as copy:
                     for block in step.blocks:
                         copy.write(block)
-            else:
+                continue
+            prelude = step.planned_with if idle else None
+            with nullcontext() if prelude is None or not alone else _joined(connection):
+                if prelude is not None:
+                    cursor.execute(prelude)
                 cursor.execute(step.statement, step.parameters or None, binary=True)
-                if cursor.description:
-                    rows = cursor.fetchall()
+            if cursor.description:
+                rows = cursor.fetchall()
 
 
 async def arun(
     connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, each_alone: bool = False
 ) -> T:
     """Do what :func:`run` does on an async connection."""
+    idle = _is_idle(connection)
+    alone = each_alone and idle and connection.autocommit
     async with (
-        nullcontext() if each_alone and _commits_itself(connection) else connection.transaction(),
+        nullcontext() if alone else connection.transaction(),
         psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
@@ -151,14 +162,29 @@ async def arun(
                     blocks = iter(step.blocks)  # they may be made as they are asked for
                     while block := await asyncio.to_thread(next, blocks, b""):
                         await copy.write(block)
-            else:
+                continue
+            prelude = step.planned_with if idle else None
+            async with nullcontext() if prelude is None or not alone else _ajoined(connection):
+                if prelude is not None:
+                    await cursor.execute(prelude)
                 await cursor.execute(step.statement, step.parameters or None, binary=True)
-                if cursor.description:
-                    rows = await cursor.fetchall()
+            if cursor.description:
+                rows = await cursor.fetchall()
 
 
-def _commits_itself(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    return connection.autocommit and (connection.info.transaction_status == TransactionStatus.IDLE)
+def _joined(connection: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
+    """Return what makes one transaction of statements, and one trip where libpq can."""
+    can = psycopg.Pipeline.is_supported()
+    return connection.pipeline() if can else connection.transaction()
+
+
+def _ajoined(connection: psycopg.AsyncConnection[Any]) -> AbstractAsyncContextManager[Any]:
+    can = psycopg.AsyncPipeline.is_supported()
+    return connection.pipeline() if can else connection.transaction()
+
+
+def _is_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return connection.info.transaction_status == TransactionStatus.IDLE
 
 
 def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -167,7 +193,7 @@ def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[A
     Raises:
         ConfigurationError: If a transaction is open.
     """
-    if connection.info.transaction_status != TransactionStatus.IDLE:
+    if not _is_idle(connection):
         raise ConfigurationError(
             "loading commits chunk by chunk, but the connection is inside a transaction; commit "
             "it first, or connect with autocommit=True"

@@ -54,16 +54,49 @@ def test_every_kind_is_searched_through_its_index(
     asked = next(search(table, query, k=10))
     assert isinstance(asked, Query)
 
-    def explained() -> Any:
-        return (
-            yield Query(
-                sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement), asked.parameters
-            )
-        )
-
-    plan = json.dumps(run(connection, explained()))
+    plan = plan_of(connection, asked)
     assert '"Index Name": "t_embedding_idx"' in plan
     assert "Seq Scan" not in plan
+
+
+def plan_of(connection: psycopg.Connection, asked: Query) -> str:
+    explain = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement)
+
+    def explained() -> Any:
+        return (yield dataclasses.replace(asked, statement=explain))
+
+    return json.dumps(run(connection, explained(), each_alone=True))
+
+
+def test_vectors_stored_out_of_line_are_searched_through_the_index(
+    connection: psycopg.Connection,
+) -> None:
+    """The planner counts the pages of the texts alone, and so takes a scan for cheap."""
+    embedder = FakeEmbedder(dataclasses.replace(FAKE_CARD, dimensions=1024))
+    rest = " and so on" * 40
+    items = ((f"p{n}", f"passage {n}{rest}") for n in range(6000))
+    VectorTable(connection, "t", embedder).load(items)
+    table = VectorTable(connection, "t", embedder)
+    table.index(m=8, ef_construction=16)
+    found = run(connection, find("t"))
+    assert found is not None
+    query = embedder.embed(["what?"], input_type="query")
+    asked = next(search(found, query, k=10))
+    assert isinstance(asked, Query)
+    assert "t_embedding_idx" in plan_of(connection, asked)
+    assert "Seq Scan" in plan_of(connection, dataclasses.replace(asked, planned_with=None))
+    # A condition spares the vectors of the rows that it refuses: the planner decides.
+    filtered = next(search(found, query, k=10, where="id = 'p7'"))
+    assert isinstance(filtered, Query)
+    assert filtered.planned_with is None
+    assert [hit.id for hit in table.search("what?", filter="id = 'p7'")] == ["p7"]
+    assert len(table.search("what?")) == 10
+    with connection.transaction():
+        assert len(table.search("what?")) == 10
+        assert connection.execute("SHOW seq_page_cost").fetchall() == [("1",)]
+    connection.autocommit = False
+    assert len(table.search("what?")) == 10
+    assert connection.execute("SHOW seq_page_cost").fetchall() == [("1",)]
 
 
 def test_a_filter_binds_its_values_and_still_finds_k(connection: psycopg.Connection) -> None:
