@@ -112,15 +112,13 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
         psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Rows = []
-        started = False
+        rows: Any = None  # what starts a generator
         while True:
             try:
-                step = steps.send(rows) if started else next(steps)
+                step = steps.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            started = True
             rows = []
             if isinstance(step, Copy):
                 with cursor.copy(step.statement) as copy:
@@ -147,15 +145,13 @@ async def arun(
         psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Rows = []
-        started = False
+        rows: Any = None  # what starts a generator
         while True:
             try:
-                step = steps.send(rows) if started else next(steps)
+                step = steps.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            started = True
             rows = []
             if isinstance(step, Copy):
                 async with cursor.copy(step.statement) as copy:
