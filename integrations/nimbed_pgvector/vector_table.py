@@ -48,7 +48,8 @@ class VectorTable:
     """A table that holds passages, their vectors, and the contract of the vectors.
 
     Args:
-        source: A psycopg connection outside a transaction, or a pool of them.
+        source: A psycopg connection outside a transaction, or a pool of them. With autocommit a
+            search is one trip to the server, else three.
         name: ``table`` or ``schema.table``.
         embedder: Embeds passages and questions; None loads the one that the table names, or for
             a new table the embedded default.

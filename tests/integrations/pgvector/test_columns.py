@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.files.rows import Row
-from nimbed.files.seen_ids import SeenIds
 from nimbed_pgvector import Layout
 from nimbed_pgvector.passages import prepare
 
@@ -105,18 +104,6 @@ def test_metadata_too_deep_for_json_is_a_reject() -> None:
         _, places, (reject,) = prepare(rows, source="s")
         assert "not JSON" in reject.reason
         assert places == list(range(len(rows) - 1))
-
-
-@given(st.lists(st.lists(st.integers(0, 60).map(str), max_size=20), max_size=12))
-def test_seen_ids_are_those_of_a_set(calls: list[list[str]]) -> None:
-    seen, ids = set[str](), SeenIds(recent=8)
-    for call in calls:
-        expected = set()
-        for place, name in enumerate(call):
-            if name in seen:
-                expected.add(place)
-            seen.add(name)
-        assert ids.repeated(call) == expected
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.none()))
