@@ -101,8 +101,8 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
     Args:
         connection: Where to.
         steps: The procedure.
-        each_alone: Let each statement be a transaction of its own, if the caller has none open:
-            one trip to the server instead of three.
+        each_alone: Let each statement, all of which give rows, be a transaction of its own, if
+            the caller has none open: one trip to the server instead of three.
     """
     idle = _is_idle(connection)
     alone = each_alone and idle and connection.autocommit
@@ -130,7 +130,7 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
                 if prelude is not None:
                     cursor.execute(prelude)
                 cursor.execute(step.statement, step.parameters or None, binary=True)
-            if cursor.description:
+            if each_alone or cursor.description:  # a pipeline of the caller's gives none yet
                 rows = cursor.fetchall()
 
 
@@ -164,7 +164,7 @@ async def arun(
                 if prelude is not None:
                     await cursor.execute(prelude)
                 await cursor.execute(step.statement, step.parameters or None, binary=True)
-            if cursor.description:
+            if each_alone or cursor.description:
                 rows = await cursor.fetchall()
 
 

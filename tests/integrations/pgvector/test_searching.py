@@ -91,6 +91,8 @@ def test_vectors_stored_out_of_line_are_searched_through_the_index(
     assert filtered.planned_with is None
     assert [hit.id for hit in table.search("what?", filter="id = 'p7'")] == ["p7"]
     assert len(table.search("what?")) == 10
+    with connection.pipeline():
+        assert len(table.search("what?")) == 10
     with connection.transaction():
         assert len(table.search("what?")) == 10
         assert connection.execute("SHOW seq_page_cost").fetchall() == [("1",)]
@@ -185,6 +187,8 @@ def test_a_search_is_one_statement_outside_a_transaction_and_part_of_one_inside(
         assert [hit.id for hit in table.search("what?", 3)] == ["p7"]
         raise psycopg.Rollback
     assert len(table.search("what?", 3)) == 3
+    with connection.pipeline():
+        assert len(table.search("what?", 3)) == 3
     connection.autocommit = False
     assert len(table.search("what?", 3)) == 3
     assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
