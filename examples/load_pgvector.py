@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import nimbed
-from nimbed.files import read_rows
-from nimbed_pgvector import LoadReport, Reject, VectorTable, connect
+from nimbed.files import listing, read_rows
+from nimbed_pgvector import LoadReport, VectorTable, connect
 from nimbed_pgvector.embedded import embedded_server
 
 MODULES = ("shutil", "subprocess", "tempfile", "zipfile")
@@ -51,15 +49,12 @@ def main() -> None:
         dsn = options.dsn or stack.enter_context(embedded_server(options.folder))
         connection = stack.enter_context(connect(dsn))
         embedder = stack.enter_context(nimbed.load())
-        rejects = stack.enter_context(Path(f"{options.table}.rejects.jsonl").open("w"))
+        left_out = stack.enter_context(listing(f"{options.table}.rejects.jsonl"))
 
         # 48 bytes a passage for the index, floats of half precision to rank the best 8 k again.
         table = VectorTable(
             connection, options.table, embedder, embedding_type="ubinary", also="halfvec"
         )
-
-        def note(reject: Reject) -> None:
-            rejects.write(json.dumps({"row": reject.number, "reason": reject.reason}) + "\n")
 
         def show(report: LoadReport) -> None:
             print(f"\r{report.read:,} rows", end="", file=sys.stderr)
@@ -70,7 +65,9 @@ def main() -> None:
             if options.file
             else standard_library()
         )
-        report = table.load(items, source=source, truncate="END", on_reject=note, on_progress=show)
+        report = table.load(
+            items, source=source, truncate="END", on_reject=left_out, on_progress=show
+        )
         print(file=sys.stderr)
         print(f"{report.loaded} loaded, {report.unchanged} unchanged, {report.rejected} left out")
         if table.index():

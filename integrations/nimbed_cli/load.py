@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from nimbed import Embedder
-    from nimbed_pgvector import LoadReport, Reject, VectorTable
+    from nimbed.files.load_report import LoadReport
+    from nimbed_pgvector import VectorTable
 
 __all__ = ["database", "embedder_for", "load"]
 
@@ -101,6 +101,7 @@ def load(
     are there with the same content are skipped. Several may load into one table at once.
     """
     from nimbed.errors import ConfigurationError, InputError
+    from nimbed.files.reject_list import listing
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
@@ -120,7 +121,7 @@ def load(
     with ExitStack() as stack:
         connection = stack.enter_context(database(dsn, embedded))
         target = VectorTable(connection, table, **options)
-        tell = stack.enter_context(_listing(listed))
+        tell = stack.enter_context(listing(listed))
         common: dict[str, Any] = {
             "source": name,
             "metadata_fields": metadata_field or None,
@@ -243,27 +244,6 @@ def _row_count(source: str, kind: str | None) -> int:
             return int(file.metadata.num_rows)
     with Path(source).open("rb") as file:  # lines: in a csv a record may have several
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
-
-
-@contextmanager
-def _listing(path: Path) -> Generator[Callable[[Reject], None]]:
-    """Yield what writes rejected rows to a file, which is made with the first of them."""
-    file: IO[str] | None = None
-
-    def write(reject: Reject) -> None:
-        nonlocal file
-        if file is None:
-            file = path.open("w", encoding="utf-8", newline="\n")
-        facts = {"number": reject.number, "id": reject.id, "reason": reject.reason}
-        file.write(json.dumps(facts, ensure_ascii=True) + "\n")
-
-    # A list of an earlier run would be taken for this one's.
-    path.unlink(missing_ok=True)
-    try:
-        yield write
-    finally:
-        if file is not None:
-            file.close()
 
 
 def _summary(report: LoadReport, table: str, listed: Path) -> str:

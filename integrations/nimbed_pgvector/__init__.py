@@ -5,13 +5,12 @@ on async connections.
 """
 
 from nimbed.errors import missing_extra
+from nimbed.files.load_report import LoadReport, Reject
 
 try:
     from nimbed_pgvector.async_vector_table import AsyncVectorTable
     from nimbed_pgvector.columns import Column, Layout
     from nimbed_pgvector.faults import connect
-    from nimbed_pgvector.loading import LoadReport
-    from nimbed_pgvector.passages import Reject
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.searching import Hit
     from nimbed_pgvector.vector_table import VectorTable

@@ -15,25 +15,21 @@ import psycopg
 from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
+from nimbed.files.items import Item
+from nimbed.files.load_report import LoadReport, Reject, ignore
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate
 from nimbed_pgvector.columns import Also
 from nimbed_pgvector.faults import sentences
 from nimbed_pgvector.filling import load_ready
 from nimbed_pgvector.indexing import analyze, build, plan_index
-from nimbed_pgvector.loading import (
-    CHUNK_ROWS,
-    LoadReport,
-    Stretch,
-    ignore,
-    load_stretches,
-    stretches,
-)
-from nimbed_pgvector.passages import Item, Reject, prepared
+from nimbed_pgvector.loading import CHUNK_ROWS, load_stretches
+from nimbed_pgvector.nearest import Filter
 from nimbed_pgvector.progress import IndexProgress, watching
 from nimbed_pgvector.ready import Ready, ready_stretches
 from nimbed_pgvector.schema import Table, existing, find, identifier, prepare_table
-from nimbed_pgvector.searching import Filter, Hit, search
+from nimbed_pgvector.searching import Hit, search
 from nimbed_pgvector.steps import Steps, arun, require_idle
+from nimbed_pgvector.stretches import Stretch, stretches
 from nimbed_pgvector.vectors import (
     embed_question,
     embedding_with,
@@ -112,7 +108,9 @@ class AsyncVectorTable:
                 embedder = await self._embedder_for(await arun(connection, find(self._name)))
                 layout_of = self._wanted.from_embedder(embedder, name=self._name)
                 self._table = table = await arun(connection, prepare_table(self._name, layout_of))
-                items = prepared(passages, source=source, metadata_fields=metadata_fields)
+                given = stretches(
+                    passages, rows=chunk_rows, source=source, metadata_fields=metadata_fields
+                )
                 job = partial(
                     load_stretches,
                     table=table,
@@ -121,7 +119,7 @@ class AsyncVectorTable:
                     on_reject=on_reject,
                     on_progress=on_progress,
                 )
-                return await _load(connection, stretches(items, rows=chunk_rows), job)
+                return await _load(connection, given, job)
 
     async def load_embedded(
         self,
@@ -221,7 +219,7 @@ class AsyncVectorTable:
                     parameters=parameters,
                     candidates=candidates,
                 )
-                return await arun(connection, steps, together=True)
+                return await arun(connection, steps, each_alone=True)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-import numpy as np
 from psycopg import sql
 
-from nimbed import EmbeddingBatch
-from nimbed_pgvector.passages import Passage
+from nimbed_pgvector.passages import Passages
 from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.steps import Copy, Query, Steps
 
@@ -52,30 +50,24 @@ class Chunk:
         rows: The passages and their vectors, as :func:`encode` gives them.
     """
 
-    passages: Sequence[Passage]
+    passages: Passages
     rows: bytes
 
 
-def encode(table: Table, passages: Sequence[Passage], batches: Sequence[EmbeddingBatch]) -> bytes:
-    """Return passages and their vectors, one batch a vector column, as rows of a binary COPY."""
-    columns = [
-        column.wire(batch) for column, batch in zip(table.layout.columns, batches, strict=True)
-    ]
-    vectors = np.hstack(columns) if len(columns) > 1 else columns[0]
-    width = vectors.shape[1]
-    data = vectors.tobytes()
-    ids = [passage.id.encode() for passage in passages]
-    texts = [passage.text.encode() for passage in passages]
-    metadata = [_JSONB_VERSION + passage.metadata for passage in passages]
-    digests = [passage.digest for passage in passages]
+def encode(table: Table, passages: Passages, vectors: Sequence[bytes]) -> bytes:
+    """Return passages and the fields of their vectors as rows of a binary COPY."""
+    ids = list(map(str.encode, passages.ids))
+    texts = list(map(str.encode, passages.texts))
+    metadata = [_JSONB_VERSION + facts for facts in passages.metadata]
+    digests = passages.digests
     # Column by column: a row in Python costs more than the server's work on it.
     fields = zip(
-        repeat((4 + len(columns)).to_bytes(2, "big")),
+        repeat((4 + len(table.layout.columns)).to_bytes(2, "big")),
         map(_length, map(len, ids)), ids,
         map(_length, map(len, texts)), texts,
         map(_length, map(len, metadata)), metadata,
         map(_length, map(len, digests)), digests,
-        [data[start : start + width] for start in range(0, len(data), width)],
+        vectors,
     )  # fmt: skip
     return b"".join(chain.from_iterable(fields))
 
@@ -102,7 +94,7 @@ def copy_new(table: Table, source: str, chunks: Iterable[Chunk]) -> Steps[int]:
     def blocks() -> Iterator[bytes]:
         yield _COPY_HEADER
         for chunk in chunks:
-            numbers.extend(passage.number for passage in chunk.passages)
+            numbers.extend(chunk.passages.numbers)
             yield chunk.rows
         yield _COPY_END
 
@@ -141,8 +133,7 @@ def merge(table: Table, source: str, chunk: Chunk) -> Steps[int]:
     yield Query(sql.SQL("DROP TABLE {}").format(staging))
     stored = int(rows[0][0])
     if stored:
-        numbers = [passage.number for passage in chunk.passages]
-        yield _ledger_row(table, source, numbers, stored=stored)
+        yield _ledger_row(table, source, chunk.passages.numbers, stored=stored)
     return stored
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,8 +98,8 @@ class Column:
         per_vector = {"bit": self.spec.width, "halfvec": 2 * self.spec.dimensions}
         return 8 + per_vector.get(self.kind, 4 * self.spec.dimensions)
 
-    def wire(self, batch: EmbeddingBatch) -> NDArray[np.uint8]:
-        """Return the vectors as fields of a binary COPY, shape (n, bytes a field).
+    def wire(self, batch: EmbeddingBatch, rows: slice = slice(None)) -> NDArray[np.uint8]:
+        """Return some of the vectors as fields of a binary COPY, shape (n, bytes a field).
 
         Layout: int32 length; then int32 bits and the packed bytes for ``bit``, or uint16
         dimensions, uint16 zero and big-endian floats for ``vector`` and ``halfvec``.
@@ -111,21 +112,21 @@ class Column:
         dimensions = self.spec.dimensions
         if self.kind == "bit":
             head, form, width = struct.pack(">i", dimensions), "u1", self.spec.width
-            data: NDArray[Any] = batch.bits()
+            data: NDArray[Any] = batch.bits()[rows]
         else:
             head, form, width = struct.pack(">HH", dimensions, 0), _FORMS[self.kind], dimensions
-            data = batch.vectors
+            data = batch.vectors[rows]
         # One record a row, so that the conversion writes straight into its place.
         kind = np.dtype([("head", "V8"), ("data", form, (width,))])
-        out = np.empty(len(batch), kind)
+        out = np.empty(len(data), kind)
         size = kind.itemsize - _LENGTH.size
         out["head"] = np.void(_LENGTH.pack(size) + head)
         out["data"] = data
-        return out.view(np.uint8).reshape(len(batch), kind.itemsize)
+        return out.view(np.uint8).reshape(len(data), kind.itemsize)
 
     def parameter(self, batch: EmbeddingBatch) -> Wire:
         """Return the first vector of a batch as a parameter; the statement casts it."""
-        return Wire(self.wire(batch)[0, _LENGTH.size :].tobytes())
+        return Wire(self.wire(batch, slice(1))[0, _LENGTH.size :].tobytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,16 @@ class Layout:
     def columns(self) -> tuple[Column, ...]:
         """The vector columns, in the order of the table."""
         return (self.embedding,) if self.rescoring is None else (self.embedding, self.rescoring)
+
+    def fields(self, batches: Sequence[EmbeddingBatch], rows: slice = slice(None)) -> list[bytes]:
+        """Return for each row its fields of a binary COPY, from one batch a column."""
+        wires = [
+            column.wire(batch, rows) for column, batch in zip(self.columns, batches, strict=True)
+        ]
+        joined = np.hstack(wires) if len(wires) > 1 else wires[0]
+        # A list of void scalars is one of bytes: a tenth of the time that slices take.
+        fields: list[bytes] = joined.view(f"V{joined.shape[1]}")[:, 0].tolist()
+        return fields
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,6 +1,7 @@
 """Ready vectors in, an empty table filled out: nothing to look up, nothing to embed.
 
-Passages are prepared while the server takes those before them, in one thread.
+Passages are prepared while the server takes those before them, in one thread: beside another that
+prepares them, a thread that sends them waits for Python's lock at each buffer, up to 5 ms.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from psycopg import errors
 
+from nimbed.files.load_report import LoadReport, Reject
 from nimbed_pgvector.chunks import Chunk, copy_new, encode, make_durable
-from nimbed_pgvector.loading import LoadReport, Stretch, load_stretches, store
-from nimbed_pgvector.passages import Reject
-from nimbed_pgvector.ready import streamed
+from nimbed_pgvector.loading import load_stretches, store
 from nimbed_pgvector.schema import Table
 from nimbed_pgvector.steps import Runner
+from nimbed_pgvector.stretches import Stretch
 from nimbed_pgvector.vectors import no_vectors
 
 __all__ = ["load_ready"]
@@ -46,7 +47,7 @@ def load_ready(
     report = LoadReport()
     start = time.perf_counter()
     left = iter(given)
-    alone = streamed(table)
+    alone = table.empty
     while alone:
         taken: list[Stretch] = []
         some = _transaction(left, table, taken, lambda found: report.reject(found, on_reject))
@@ -96,5 +97,7 @@ def _transaction(
 
 
 def _encoded(table: Table, stretch: Stretch) -> Chunk:
-    kept, batches, _ = (stretch.vectorise or no_vectors)(stretch.passages)
-    return Chunk(passages=kept, rows=encode(table, kept, batches))
+    passages, vectors = stretch.passages, stretch.vectors
+    if vectors is None:
+        passages, vectors, _ = no_vectors(passages)
+    return Chunk(passages=passages, rows=encode(table, passages, vectors))

@@ -8,117 +8,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from psycopg import errors
 
-from nimbed import EmbeddingBatch
+from nimbed.files.load_report import LoadReport, Reject
 from nimbed_pgvector.chunks import Chunk, copy_new, encode, known_digests, make_durable, merge
-from nimbed_pgvector.passages import Passage, Reject
+from nimbed_pgvector.passages import Passages
 from nimbed_pgvector.schema import Table
-from nimbed_pgvector.seen_ids import SeenIds
 from nimbed_pgvector.steps import Runner
+from nimbed_pgvector.stretches import Stretch
 
-__all__ = [
-    "CHUNK_ROWS",
-    "LoadReport",
-    "Stretch",
-    "Vectorise",
-    "ignore",
-    "load_stretches",
-    "store",
-    "stretches",
-    "without_repeats",
-]
+__all__ = ["CHUNK_ROWS", "Vectorise", "load_stretches", "store"]
 
 #: Rows a transaction: one commit costs as much as a few hundred rows.
 CHUNK_ROWS = 1024
 _ATTEMPTS = 5
-_SHOWN = 10
 
-#: Passages in; those that could be embedded, their vectors a column, and the refused ones out.
-Vectorise = Callable[
-    [Sequence[Passage]], tuple[Sequence[Passage], Sequence[EmbeddingBatch], Sequence[Reject]]
-]
-
-
-@dataclass(slots=True)
-class LoadReport:
-    """What a load has done.
-
-    Attributes:
-        loaded: Passages stored, new or changed.
-        unchanged: Passages that were there already with the same content.
-        rejected: Rows that could not be stored.
-        seconds: How long it took.
-        first_rejects: The first few rejected rows, for a message.
-    """
-
-    loaded: int = 0
-    unchanged: int = 0
-    rejected: int = 0
-    seconds: float = 0.0
-    first_rejects: list[Reject] = field(default_factory=list[Reject])
-
-    @property
-    def read(self) -> int:
-        """Rows read so far."""
-        return self.loaded + self.unchanged + self.rejected
-
-    def reject(self, rejects: Sequence[Reject], tell: Callable[[Reject], None]) -> None:
-        """Count rejected rows and tell each of them."""
-        for rejected in rejects:
-            tell(rejected)
-        self.rejected += len(rejects)
-        self.first_rejects = [*self.first_rejects, *rejects][:_SHOWN]
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Consecutive passages of the input, no id twice, and how to get their vectors."""
-
-    passages: Sequence[Passage]
-    rejects: Sequence[Reject] = field(default_factory=list[Reject])
-    vectorise: Vectorise | None = None
-
-
-def ignore(_: object) -> None:
-    """Do nothing with what is told."""
-
-
-def stretches(items: Iterable[Passage | Reject], *, rows: int) -> Iterator[Stretch]:
-    """Yield the input in stretches; of an id that comes twice, the first passage is kept."""
-    seen = SeenIds()
-    passages: list[Passage] = []
-    rejects: list[Reject] = []
-    for item in items:
-        if isinstance(item, Passage):
-            passages.append(item)
-        else:
-            rejects.append(item)
-        if len(passages) + len(rejects) >= rows:
-            yield without_repeats(seen, passages, rejects)
-            passages, rejects = [], []
-    if passages or rejects:
-        yield without_repeats(seen, passages, rejects)
-
-
-def without_repeats(
-    seen: SeenIds, passages: Sequence[Passage], rejects: Sequence[Reject]
-) -> Stretch:
-    """Return a stretch in which the passages whose id came before are rejects."""
-    repeated = seen.repeated([passage.id for passage in passages])
-    if not repeated:
-        return Stretch(passages, rejects)
-    again = [
-        Reject(passage.number, passage.id, f"the id {passage.id!r} came before in this input")
-        for place, passage in enumerate(passages)
-        if place in repeated
-    ]
-    kept = [passage for place, passage in enumerate(passages) if place not in repeated]
-    return Stretch(kept, [*rejects, *again])
+#: Passages in; those that could be embedded, the fields of their vectors, and the refused out.
+Vectorise = Callable[[Passages], tuple[Passages, Sequence[bytes], Sequence[Reject]]]
 
 
 def load_stretches(
@@ -151,7 +60,7 @@ def load_stretches(
         # Into a table that was empty, copying first and looking up on a conflict is faster.
         if table.empty or not stretch.passages:
             return {}
-        return run(known_digests(table, [passage.id for passage in stretch.passages]))
+        return run(known_digests(table, stretch.passages.ids))
 
     def finish(writing: Future[int] | None, attempted: int) -> None:
         if writing is not None:
@@ -166,27 +75,37 @@ def load_stretches(
         attempted = 0
         for stretch, known in _ahead(database, given, look_up):
             found = known.result()
-            todo: Sequence[Passage] = stretch.passages
-            if found:
-                todo = [p for p in todo if found.get(p.id) != p.digest]
-            report.unchanged += len(stretch.passages) - len(todo)
+            todo = _changed(stretch, found)
+            report.unchanged += len(stretch.passages) - len(todo.passages)
             report.reject(stretch.rejects, on_reject)
             chunk: Chunk | None = None
-            if todo:
-                kept, batches, refused = (stretch.vectorise or vectorise)(todo)
-                report.reject(refused, on_reject)
+            if todo.passages:
+                kept, vectors = todo.passages, todo.vectors
+                if vectors is None:
+                    kept, vectors, refused = vectorise(kept)
+                    report.reject(refused, on_reject)
                 if kept:
-                    chunk = Chunk(passages=kept, rows=encode(table, kept, batches))
+                    chunk = Chunk(passages=kept, rows=encode(table, kept, vectors))
             finish(writing, attempted)
             writing, attempted = None, 0
             if chunk is not None:
-                changes = bool(found) and any(p.id in found for p in chunk.passages)
+                changes = not found.keys().isdisjoint(chunk.passages.ids)
                 writing = database.submit(store, run, table, source, chunk, changes)
                 attempted = len(chunk.passages)
         finish(writing, attempted)
         if report.loaded:
             database.submit(run, make_durable()).result()
     return report
+
+
+def _changed(stretch: Stretch, found: Mapping[str, bytes]) -> Stretch:
+    """Return what of a stretch is not in the table, or there with other content."""
+    if not found:
+        return stretch
+    pairs = zip(stretch.passages.ids, stretch.passages.digests, strict=True)
+    return stretch.select(
+        [n for n, (name, digest) in enumerate(pairs) if found.get(name) != digest]
+    )
 
 
 def _ahead(

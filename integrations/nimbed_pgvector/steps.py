@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ __all__ = [
     "Query",
     "Rows",
     "Runner",
+    "Statement",
     "Step",
     "Steps",
     "Wire",
@@ -48,13 +50,13 @@ class Query:
     Attributes:
         statement: The statement.
         parameters: Values for its places.
-        awaited: Whether the procedure looks at the rows; False lets the next statement travel
-            together with this one.
+        planned_with: A statement that makes settings for the planner, to the end of the
+            transaction; left out inside a transaction of the caller, who would keep them.
     """
 
     statement: Statement
     parameters: Sequence[Any] = ()
-    awaited: bool = True
+    planned_with: Statement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,82 +95,92 @@ class _WireDumper(Dumper):
         return obj
 
 
-def run(connection: psycopg.Connection[Any], steps: Steps[T], *, together: bool = False) -> T:
+def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: bool = False) -> T:
     """Run a procedure; commit at its end, or leave nothing.
 
     Args:
         connection: Where to.
         steps: The procedure.
-        together: Send statements that are not awaited along with the next one, if the connection
-            can: one trip to the server instead of four. Impossible with a COPY.
+        each_alone: Let each statement, all of which give rows, be a transaction of its own, if
+            the caller has none open: one trip to the server instead of three.
     """
-    together = together and _can_pipeline(connection)
+    idle = _is_idle(connection)
+    alone = each_alone and idle and connection.autocommit
     with (
-        # What a pipeline sends before it waits is one transaction of its own.
-        connection.pipeline() if together else connection.transaction(),
+        nullcontext() if alone else connection.transaction(),
         # The caller's connection may make other cursors or rows than the procedures expect.
         psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Rows = []
-        started = False
+        rows: Any = None  # what starts a generator
         while True:
             try:
-                step = steps.send(rows) if started else next(steps)
+                step = steps.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            started = True
+            rows = []
             if isinstance(step, Copy):
                 with cursor.copy(step.statement) as copy:
                     for block in step.blocks:
                         copy.write(block)
-                rows = []
-            else:
+                continue
+            prelude = step.planned_with if idle else None
+            with nullcontext() if prelude is None or not alone else _joined(connection):
+                if prelude is not None:
+                    cursor.execute(prelude)
                 cursor.execute(step.statement, step.parameters or None, binary=True)
-                rows = []
-                if step.awaited and (together or cursor.description):
-                    rows = cursor.fetchall()
+            if each_alone or cursor.description:  # a pipeline of the caller's gives none yet
+                rows = cursor.fetchall()
 
 
 async def arun(
-    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, together: bool = False
+    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, each_alone: bool = False
 ) -> T:
     """Do what :func:`run` does on an async connection."""
-    together = together and _can_pipeline(connection)
+    idle = _is_idle(connection)
+    alone = each_alone and idle and connection.autocommit
     async with (
-        connection.pipeline() if together else connection.transaction(),
+        nullcontext() if alone else connection.transaction(),
         psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Rows = []
-        started = False
+        rows: Any = None  # what starts a generator
         while True:
             try:
-                step = steps.send(rows) if started else next(steps)
+                step = steps.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            started = True
+            rows = []
             if isinstance(step, Copy):
                 async with cursor.copy(step.statement) as copy:
                     blocks = iter(step.blocks)  # they may be made as they are asked for
                     while block := await asyncio.to_thread(next, blocks, b""):
                         await copy.write(block)
-                rows = []
-            else:
+                continue
+            prelude = step.planned_with if idle else None
+            async with nullcontext() if prelude is None or not alone else _ajoined(connection):
+                if prelude is not None:
+                    await cursor.execute(prelude)
                 await cursor.execute(step.statement, step.parameters or None, binary=True)
-                rows = []
-                if step.awaited and (together or cursor.description):
-                    rows = await cursor.fetchall()
+            if each_alone or cursor.description:
+                rows = await cursor.fetchall()
 
 
-def _can_pipeline(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    return (
-        connection.autocommit
-        and connection.info.transaction_status == TransactionStatus.IDLE
-        and psycopg.Pipeline.is_supported()
-    )
+def _joined(connection: psycopg.Connection[Any]) -> AbstractContextManager[Any]:
+    """Return what makes one transaction of statements, and one trip where libpq can."""
+    can = psycopg.Pipeline.is_supported()
+    return connection.pipeline() if can else connection.transaction()
+
+
+def _ajoined(connection: psycopg.AsyncConnection[Any]) -> AbstractAsyncContextManager[Any]:
+    can = psycopg.AsyncPipeline.is_supported()
+    return connection.pipeline() if can else connection.transaction()
+
+
+def _is_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return connection.info.transaction_status == TransactionStatus.IDLE
 
 
 def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -177,7 +189,7 @@ def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[A
     Raises:
         ConfigurationError: If a transaction is open.
     """
-    if connection.info.transaction_status != TransactionStatus.IDLE:
+    if not _is_idle(connection):
         raise ConfigurationError(
             "loading commits chunk by chunk, but the connection is inside a transaction; commit "
             "it first, or connect with autocommit=True"

@@ -15,18 +15,21 @@ import psycopg
 from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
+from nimbed.files.items import Item
+from nimbed.files.load_report import LoadReport, Reject, ignore
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate
 from nimbed_pgvector.columns import Also
 from nimbed_pgvector.faults import sentences
 from nimbed_pgvector.filling import load_ready
 from nimbed_pgvector.indexing import analyze, build, plan_index
-from nimbed_pgvector.loading import CHUNK_ROWS, LoadReport, ignore, load_stretches, stretches
-from nimbed_pgvector.passages import Item, Reject, prepared
+from nimbed_pgvector.loading import CHUNK_ROWS, load_stretches
+from nimbed_pgvector.nearest import Filter
 from nimbed_pgvector.progress import IndexProgress, watching
 from nimbed_pgvector.ready import Ready, ready_stretches
 from nimbed_pgvector.schema import Table, existing, find, identifier, prepare_table
-from nimbed_pgvector.searching import Filter, Hit, search
+from nimbed_pgvector.searching import Hit, search
 from nimbed_pgvector.steps import require_idle, run
+from nimbed_pgvector.stretches import stretches
 from nimbed_pgvector.vectors import embed_question, embedding_with, fitting_embedder
 from nimbed_pgvector.wanted import Wanted, check_load
 
@@ -45,7 +48,8 @@ class VectorTable:
     """A table that holds passages, their vectors, and the contract of the vectors.
 
     Args:
-        source: A psycopg connection outside a transaction, or a pool of them.
+        source: A psycopg connection outside a transaction, or a pool of them. With autocommit a
+            search is one trip to the server, else three.
         name: ``table`` or ``schema.table``.
         embedder: Embeds passages and questions; None loads the one that the table names, or for
             a new table the embedded default.
@@ -136,8 +140,7 @@ class VectorTable:
                 partial(run, connection),
                 table,
                 stretches(
-                    prepared(passages, source=source, metadata_fields=metadata_fields),
-                    rows=chunk_rows,
+                    passages, rows=chunk_rows, source=source, metadata_fields=metadata_fields
                 ),
                 source=source,
                 vectorise=embedding_with(embedder, table.layout, truncate=truncate),
@@ -274,7 +277,7 @@ class VectorTable:
                 parameters=parameters,
                 candidates=candidates,
             )
-            return run(connection, steps, together=True)
+            return run(connection, steps, each_alone=True)
 
     @contextmanager
     def _connection(self) -> Generator[psycopg.Connection[Any]]:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import nimbed
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
 from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
+from nimbed.files.load_report import Reject
+from nimbed.files.refusals import embed_accepted, embedding_passages, refused_rows
 from nimbed.quantize import quantize
 from nimbed.spec import Truncate, require_same_space
 from nimbed_pgvector.columns import Layout, float_twin
 from nimbed_pgvector.loading import Vectorise
-from nimbed_pgvector.passages import Passage, Reject
+from nimbed_pgvector.passages import Passages
 from nimbed_pgvector.schema import Table
 
 __all__ = [
@@ -29,34 +31,19 @@ __all__ = [
 
 def embedding_with(embedder: Embedder, layout: Layout, *, truncate: Truncate = "NONE") -> Vectorise:
     """Return what embeds passages into a layout; a text the model refuses becomes a reject."""
+    spec = layout.spec if layout.rescoring is None else layout.rescoring.spec
+    embed = embedding_passages(embedder, spec, truncate=truncate)
 
-    def vectorise(
-        passages: Sequence[Passage],
-    ) -> tuple[Sequence[Passage], Sequence[EmbeddingBatch], Sequence[Reject]]:
+    def vectorise(passages: Passages) -> tuple[Passages, Sequence[bytes], Sequence[Reject]]:
         refused: list[Reject] = []
-        while passages:
-            texts = [passage.text for passage in passages]
-            spec = layout.spec if layout.rescoring is None else layout.rescoring.spec
-            try:
-                batch = embedder.embed(
-                    texts,
-                    input_type="passage",
-                    embedding_type=spec.embedding_type,
-                    dimensions=spec.dimensions,
-                    int8_scale=spec.int8_scale,
-                    truncate=truncate,
-                )
-            except InputError as error:
-                if not error.rows:
-                    raise
-                bad = set(error.rows)
-                refused += [
-                    Reject(passages[row].number, passages[row].id, str(error)) for row in error.rows
-                ]
-                passages = [p for row, p in enumerate(passages) if row not in bad]
-                continue
-            return passages, for_columns(batch, layout), refused
-        return [], [], refused
+
+        def refuse(places: list[int], error: InputError) -> None:
+            some = passages.select(places)
+            refused.extend(refused_rows(error, some.numbers, some.ids))
+
+        places, batch = embed_accepted(passages.texts, embed, refuse)
+        kept = passages.select(places) if refused else passages
+        return kept, layout.fields(for_columns(batch, layout)), refused
 
     return vectorise
 
@@ -118,9 +105,7 @@ def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
     require_same_space(spec, promised, doing=f"use for the table {name}")
 
 
-def no_vectors(
-    passages: Sequence[Passage],
-) -> tuple[Sequence[Passage], Sequence[EmbeddingBatch], Sequence[Reject]]:
+def no_vectors(passages: Passages) -> tuple[Passages, Sequence[bytes], Sequence[Reject]]:
     """Refuse to embed: these passages come with their vectors.
 
     Raises:

@@ -6,6 +6,7 @@ process and stores.
 """
 
 from nimbed.errors import missing_extra
+from nimbed.files.load_report import LoadReport, Reject
 
 try:
     from nimbed_weaviate.addresses import NVIDIA
@@ -13,7 +14,6 @@ try:
     from nimbed_weaviate.connection import connect
     from nimbed_weaviate.headers import headers
     from nimbed_weaviate.importing import batch_import
-    from nimbed_weaviate.report import ImportReport, Reject
     from nimbed_weaviate.vectorizers import self_provided, vectorizer
 except ModuleNotFoundError as error:
     if error.name != "weaviate":
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "NVIDIA",
-    "ImportReport",
+    "LoadReport",
     "Reject",
     "batch_import",
     "check",

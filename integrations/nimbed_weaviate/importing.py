@@ -16,12 +16,15 @@ from weaviate.collections import Collection
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec, stores
 from nimbed.errors import BackendError, ConfigurationError, InputError, SpaceMismatchError
+from nimbed.files.items import Item
+from nimbed.files.load_report import LoadReport, Reject, ignore
+from nimbed.files.refusals import embed_accepted, embedding_passages, refused_rows
+from nimbed.files.reject_list import listing
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.contract import contract_of, seal
 from nimbed_weaviate.faults import sentences
 from nimbed_weaviate.indexing import KINDS, index_fault
-from nimbed_weaviate.passages import Item, Layout, Passage, chunks
-from nimbed_weaviate.report import ImportReport, Reject, ignore, listing
+from nimbed_weaviate.passages import Layout, Passage, chunks
 from nimbed_weaviate.sending import is_empty, known_digests, send
 from nimbed_weaviate.setup import VectorSetup, vector_setups
 
@@ -47,8 +50,8 @@ def batch_import(
     chunk_rows: int = CHUNK_ROWS,
     rejects_file: str | os.PathLike[str] | None = None,
     on_reject: Callable[[Reject], None] = ignore,
-    on_progress: Callable[[ImportReport], None] = ignore,
-) -> ImportReport:
+    on_progress: Callable[[LoadReport], None] = ignore,
+) -> LoadReport:
     """Embed rows and store them; those that are there with the same content are skipped.
 
     An object's uuid is made of its row's id (``weaviate.util.generate_uuid5(id)``), so a row
@@ -82,7 +85,7 @@ def batch_import(
     check_literal("truncate", truncate, Truncate)
     if chunk_rows < 1:
         raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
-    report, start = ImportReport(), time.perf_counter()
+    report, start = LoadReport(), time.perf_counter()
     with listing(rejects_file, on_reject) as tell, sentences(_doing(collection.name)):
         config = collection.config.get()
         spec = _spec(embedder, contract_of(config), embedding_type, dimensions, int8_scale)
@@ -117,11 +120,13 @@ def batch_import(
                 known = {} if new else known_digests(collection, chunk.passages)
                 todo = [each for each in chunk.passages if known.get(each.uuid) != each.digest]
                 report.unchanged += len(chunk.passages) - len(todo)
-                kept, batch, refused = _embedded(embedder, todo, spec, truncate)
-                report.reject(refused, tell)
+                kept, batch = todo, None  # what is embedded, if anything is left to do
+                if todo:
+                    kept, batch, refused = _embedded(embedder, todo, spec, truncate)
+                    report.reject(refused, tell)
                 finish(sending, sent)
                 sending, sent = None, len(kept)
-                if batch is not None:
+                if batch:
                     vectors = cast("list[list[float]]", form.encode(batch))
                     sending = sender.submit(send, collection, kept, vectors, setup.name)
             finish(sending, sent)
@@ -193,27 +198,16 @@ def _fitting(
 
 def _embedded(
     embedder: Embedder, passages: Sequence[Passage], spec: VectorSpec, truncate: Truncate
-) -> tuple[Sequence[Passage], EmbeddingBatch | None, list[Reject]]:
+) -> tuple[list[Passage], EmbeddingBatch, list[Reject]]:
     """Return the passages that could be embedded, their vectors, and the refused ones."""
     refused: list[Reject] = []
-    while passages:
-        try:
-            batch = embedder.embed(
-                [passage.text for passage in passages],
-                input_type="passage",
-                embedding_type=spec.embedding_type,
-                dimensions=spec.dimensions,
-                int8_scale=spec.int8_scale,
-                truncate=truncate,
-            )
-        except InputError as error:
-            if not error.rows:
-                raise
-            bad = set(error.rows)
-            refused += [
-                Reject(passages[row].number, passages[row].id, str(error)) for row in error.rows
-            ]
-            passages = [each for row, each in enumerate(passages) if row not in bad]
-            continue
-        return passages, batch, refused
-    return [], None, refused
+
+    def refuse(places: list[int], error: InputError) -> None:
+        some = [passages[place] for place in places]
+        refused.extend(
+            refused_rows(error, [each.number for each in some], [each.id for each in some])
+        )
+
+    embed = embedding_passages(embedder, spec, truncate=truncate)
+    places, batch = embed_accepted([passage.text for passage in passages], embed, refuse)
+    return [passages[place] for place in places], batch, refused

@@ -10,16 +10,14 @@ from typing import Any
 
 from weaviate.util import generate_uuid5
 
-from nimbed.errors import ConfigurationError
+from nimbed.files.items import Item, as_rows, identity
+from nimbed.files.load_report import Reject
 from nimbed.files.rows import BadRow, Row, id_fault, text_fault
+from nimbed.files.seen_ids import SeenIds, came_before
 from nimbed_weaviate.contract import DIGEST, ID
 from nimbed_weaviate.properties import UnfitError, properties_of
-from nimbed_weaviate.report import Reject
 
-__all__ = ["Chunk", "Item", "Layout", "Passage", "chunks"]
-
-#: What a script may hand in: a row of a file, (id, text) or (id, text, metadata).
-Item = Row | BadRow | tuple[str | int, str] | tuple[str | int, str, Mapping[str, Any]]
+__all__ = ["Chunk", "Layout", "Passage", "chunks"]
 
 # Older servers take 10 MB a message; vectors and the wire's own bytes come on top.
 _CHUNK_BYTES = 4 * 2**20
@@ -81,39 +79,43 @@ def chunks(items: Iterable[Item], layout: Layout, *, rows: int) -> Iterator[Chun
         layout: How they become objects.
         rows: Most rows in a chunk; long texts make it shorter.
     """
-    seen: set[str] = set()
+    seen = SeenIds()
     passages: list[Passage] = []
     rejects: list[Reject] = []
     size = 0
-    for place, item in enumerate(items, 1):
-        made = _prepared(place, item, layout)
-        if isinstance(made, Passage) and made.uuid in seen:
-            made = Reject(made.number, made.id, f"the id {made.id!r} came before in this input")
-        if isinstance(made, Passage):
+    for row in as_rows(items):
+        made = _prepared(row, layout)
+        if isinstance(made, Reject):
+            rejects.append(made)
+        else:
             if size + made.size > _CHUNK_BYTES and passages:
-                yield Chunk(passages, rejects)
+                yield _unique(seen, passages, rejects)
                 passages, rejects, size = [], [], 0
-            seen.add(made.uuid)
             passages.append(made)
             size += made.size
-        else:
-            rejects.append(made)
         if len(passages) + len(rejects) >= rows:
-            yield Chunk(passages, rejects)
+            yield _unique(seen, passages, rejects)
             passages, rejects, size = [], [], 0
     if passages or rejects:
-        yield Chunk(passages, rejects)
+        yield _unique(seen, passages, rejects)
 
 
-def _prepared(place: int, item: Item, layout: Layout) -> Passage | Reject:
-    if isinstance(item, BadRow):
-        return Reject(item.number, None, item.reason)
-    row = item if isinstance(item, Row) else _row(place, item)
-    identity: object = f"{layout.source}:{row.number}" if row.id is None else row.id
-    fault = id_fault(identity)
+def _unique(seen: SeenIds, passages: Sequence[Passage], rejects: Sequence[Reject]) -> Chunk:
+    """Return a chunk in which the passages whose id came before are rejects."""
+    again = seen.repeated([passage.id for passage in passages])
+    repeated = [came_before(passages[place].number, passages[place].id) for place in sorted(again)]
+    kept = [passage for place, passage in enumerate(passages) if place not in again]
+    return Chunk(kept, [*rejects, *repeated])
+
+
+def _prepared(row: Row | BadRow, layout: Layout) -> Passage | Reject:
+    if isinstance(row, BadRow):
+        return Reject(row.number, None, row.reason)
+    key = identity(row, layout.source)
+    fault = id_fault(key)
     if fault:
         return Reject(row.number, None, fault)
-    name = str(identity)
+    name = str(key)
     fault = text_fault(row.text)
     if fault:
         return Reject(row.number, name, fault)
@@ -130,8 +132,8 @@ def _prepared(place: int, item: Item, layout: Layout) -> Passage | Reject:
         return Reject(
             row.number, name, f"it is {len(content):,} bytes long; a message holds {_CHUNK_BYTES:,}"
         )
-    key = hashlib.blake2b(layout.fingerprint.encode(), digest_size=16).digest()
-    digest = hashlib.blake2b(content, digest_size=16, key=key).hexdigest()
+    space = hashlib.blake2b(layout.fingerprint.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(content, digest_size=16, key=space).hexdigest()
     return Passage(
         number=row.number,
         id=name,
@@ -141,15 +143,3 @@ def _prepared(place: int, item: Item, layout: Layout) -> Passage | Reject:
         properties=properties | {ID: name, DIGEST: digest},
         size=len(content),
     )
-
-
-def _row(place: int, item: Any) -> Row:
-    if not isinstance(item, tuple) or len(item) not in (2, 3):
-        raise ConfigurationError(
-            f"a row is (id, text), (id, text, metadata) or a row of a file; item {place} is "
-            f"{type(item).__name__}"
-        )
-    identity, text, *rest = item
-    if identity is None:
-        raise ConfigurationError(f"item {place} has no id; give each row one of its own")
-    return Row(place, text, identity, rest[0] if rest else {})

@@ -13,10 +13,10 @@ from weaviate.classes.query import Filter
 from weaviate.collections import Collection
 from weaviate.exceptions import WeaviateInsertManyAllFailedError
 
+from nimbed.files.load_report import Reject
 from nimbed_weaviate.contract import DIGEST
 from nimbed_weaviate.faults import quiet_client
 from nimbed_weaviate.passages import Passage
-from nimbed_weaviate.report import Reject
 
 __all__ = ["is_empty", "known_digests", "send"]
 

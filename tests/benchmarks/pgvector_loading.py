@@ -58,11 +58,12 @@ def load(dsn: str, options: argparse.Namespace) -> None:
 
 def load_kind(dsn: str, kind: str, options: argparse.Namespace) -> None:
     rows, batch = made(kind, options.rows)
+    ready = parts(rows, batch)
     with psycopg.connect(dsn, autocommit=True) as connection:
 
         def ours() -> None:
             table = VectorTable(connection, "t")
-            report = table.load_embedded(parts(rows, batch), batch.spec)
+            report = table.load_embedded(ready, batch.spec)
             assert report.loaded == len(rows)
 
         seconds = interleaved(

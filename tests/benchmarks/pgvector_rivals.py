@@ -24,10 +24,11 @@ def rivals(dsn: str, options: argparse.Namespace) -> None:
     vectors = batch.vectors.tolist()
     texts = [row.text for row in rows]
     metadata = [dict(row.columns) for row in rows]
+    ready = parts(rows, batch)
     with psycopg.connect(dsn, autocommit=True) as connection:
 
         def ours() -> None:
-            VectorTable(connection, "t").load_embedded(parts(rows, batch), batch.spec)
+            VectorTable(connection, "t").load_embedded(ready, batch.spec)
 
         jobs: dict[str, Callable[[], None]] = {"nimbed": ours}
         if importlib.util.find_spec("langchain_postgres"):

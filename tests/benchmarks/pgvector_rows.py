@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import psycopg
@@ -12,7 +12,7 @@ from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.files.rows import Row
 from nimbed.quantize import normalize, quantize
 from nimbed_pgvector import create_statements
-from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.columns import Also, Layout
 
 DIMENSIONS = 1024
 PART = 4096
@@ -36,18 +36,28 @@ def made(kind: str, rows: int) -> tuple[list[Row], EmbeddingBatch]:
     return [Row(n, f"{text} {n}", f"passage-{n}", {"page": n}) for n in range(rows)], batch
 
 
-def parts(rows: list[Row], batch: EmbeddingBatch) -> Iterator[tuple[list[Row], EmbeddingBatch]]:
-    for start in range(0, len(rows), PART):
-        stretch = slice(start, start + PART)
-        yield rows[stretch], batch.select(stretch)
+def parts(rows: list[Row], batch: EmbeddingBatch) -> list[tuple[list[Row], EmbeddingBatch]]:
+    """Return rows and vectors as a file gives them: to be made outside of what is timed."""
+    return [
+        (
+            rows[start : start + PART],
+            EmbeddingBatch(
+                vectors=batch.vectors[start : start + PART],
+                spec=batch.spec,
+                input_type=batch.input_type,
+                token_counts=batch.token_counts[start : start + PART],
+            ),
+        )
+        for start in range(0, len(rows), PART)
+    ]
 
 
-def fresh(connection: psycopg.Connection, spec: VectorSpec) -> None:
+def fresh(connection: psycopg.Connection, spec: VectorSpec, *, also: Also | None = None) -> None:
     """Make the table ``t`` anew, with nothing left to write for the server."""
     connection.execute("DROP TABLE IF EXISTS t")
     connection.execute("DROP TABLE IF EXISTS nimbed_spec, nimbed_ledger")
     connection.execute("CHECKPOINT")
-    for statement in create_statements("t", Layout.of(spec)):
+    for statement in create_statements("t", Layout.of(spec, also=also)):
         connection.execute(statement)
 
 

@@ -3,6 +3,7 @@
 from nimbed.files.embed_file import FileReport, embed_file
 from nimbed.files.embedded import EmbeddedFile, open_embedded, read_embedded
 from nimbed.files.readers import read_rows
+from nimbed.files.reject_list import listing
 from nimbed.files.rows import BadRow, Row
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "FileReport",
     "Row",
     "embed_file",
+    "listing",
     "open_embedded",
     "read_embedded",
     "read_rows",

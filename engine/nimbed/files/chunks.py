@@ -10,6 +10,7 @@ from typing import Protocol
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import InputError, name_rows
+from nimbed.files.refusals import embed_accepted
 from nimbed.files.rejects import Rejects
 from nimbed.files.rows import Row
 from nimbed.progress import Progress
@@ -69,18 +70,13 @@ def embed_chunk(
             finished(done - told)
             told = done
 
-    while True:
-        try:
-            batch = embed([row.text for row in rows], progress=tell)
-        except InputError as error:
-            if not error.rows:
-                raise
-            refused = [rows[place] for place in error.rows]
-            # The embedder counts from the start of the chunk; a person counts lines.
-            reason = str(error).replace(name_rows(error.rows), rejects.places(refused))
-            rejects.reject(refused, reason)
-            gone = set(error.rows)
-            rows = [row for place, row in enumerate(rows) if place not in gone]
-        else:
-            tell(size, size)
-            return rows, batch
+    def refuse(places: list[int], error: InputError) -> None:
+        refused = [rows[place] for place in places]
+        # The embedder counts from the start of the chunk; a person counts lines.
+        reason = str(error).replace(name_rows(error.rows), rejects.places(refused))
+        rejects.reject(refused, reason)
+
+    texts = [row.text for row in rows]
+    places, batch = embed_accepted(texts, lambda some: embed(some, progress=tell), refuse)
+    tell(size, size)
+    return [rows[place] for place in places], batch

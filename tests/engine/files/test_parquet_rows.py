@@ -66,10 +66,32 @@ def test_the_other_columns_are_not_read_on_request(write):
     assert dict(row.columns) == {}
 
 
-def test_nanoseconds_come_out_as_text_since_python_has_none(write):
-    path = write({"text": ["a"], "at": pa.array([1], pa.timestamp("ns"))})
-    (row,) = read_rows(path)
-    assert row.columns["at"] == "1970-01-01 00:00:00.000000001"
+@pytest.mark.parametrize(
+    ("kind", "exact", "finer"),
+    [
+        (
+            pa.timestamp("ns"),
+            datetime.datetime(1970, 1, 1, microsecond=1),
+            "1970-01-01 00:00:00.000001001",
+        ),
+        (
+            pa.timestamp("ns", tz="UTC"),
+            datetime.datetime(1970, 1, 1, microsecond=1, tzinfo=datetime.UTC),
+            "1970-01-01 00:00:00.000001001Z",
+        ),
+        (pa.time64("ns"), datetime.time(microsecond=1), "00:00:00.000001001"),
+        (pa.duration("ns"), datetime.timedelta(microseconds=1), "1001"),
+    ],
+    ids=str,
+)
+def test_nanoseconds_come_out_as_text_since_python_has_none(write, kind, exact, finer):
+    """The same with pandas installed, whose types pyarrow would give."""
+    path = write(
+        {"text": ["a", "b", "c"], "at": pa.array([1000, 1001, None], pa.int64()).cast(kind)}
+    )
+    values = [row.columns["at"] for row in read_rows(path)]
+    assert values == [exact, finer, None]
+    assert [type(value) for value in values] == [type(exact), str, type(None)]
 
 
 def test_a_column_that_is_absent_or_no_text_is_misuse(write):

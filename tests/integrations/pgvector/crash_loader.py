@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 
 from nimbed import EmbeddingBatch, FakeEmbedder
 from nimbed.files import read_rows
-from nimbed_pgvector import VectorTable
+from nimbed.files.rows import Row
+from nimbed_pgvector import VectorTable, filling
+from nimbed_pgvector.ready import Ready
 
 
 class SlowEmbedder(FakeEmbedder):
@@ -24,3 +27,18 @@ def load_slowly(dsn: str, file: str, chunk: int) -> None:
             connection, "t", SlowEmbedder(), embedding_type="ubinary", also="halfvec"
         )
         table.load(read_rows(file, id_field="id"), source="rows", chunk_rows=chunk)
+
+
+def load_ready_slowly(dsn: str, file: str, chunk: int) -> None:
+    filling._TRANSACTION = 2**15  # some hundred rows, for as many moments to be killed at
+    embedder = SlowEmbedder()
+
+    def parts() -> Iterator[Ready]:
+        rows = [row for row in read_rows(file, id_field="id") if isinstance(row, Row)]
+        for start in range(0, len(rows), chunk):
+            some = rows[start : start + chunk]
+            yield some, embedder.embed([row.text for row in some], input_type="passage")
+
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        table = VectorTable(connection, "t", embedding_type="ubinary", also="halfvec")
+        table.load_embedded(parts(), embedder.spec(), source="rows")

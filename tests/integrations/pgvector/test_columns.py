@@ -14,8 +14,7 @@ from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.files.rows import Row
 from nimbed_pgvector import Layout
-from nimbed_pgvector.passages import Passage, prepare, prepare_all
-from nimbed_pgvector.seen_ids import SeenIds
+from nimbed_pgvector.passages import prepare
 
 
 def layout(dimensions: int, embedding_type: str = "float", **options: str) -> Layout:
@@ -85,43 +84,42 @@ ANY_ROW = st.builds(
 @given(st.lists(ANY_ROW, min_size=1, max_size=4), st.none() | st.just(["", "a"]))
 def test_rows_together_become_what_each_becomes_alone(rows: list[Row], wanted: Any) -> None:
     vectors = [bytes([place]) for place in range(len(rows))]
+    together, places, rejects = prepare(rows, source="s", metadata_fields=wanted, vectors=vectors)
     alone = [
-        prepare(row, source="s", metadata_fields=wanted, vector=vector)
+        prepare([row], source="s", metadata_fields=wanted, vectors=[vector])
         for row, vector in zip(rows, vectors, strict=True)
     ]
-    assert prepare_all(rows, source="s", metadata_fields=wanted, vectors=vectors) == alone
+    good = [place for place, (_, kept, _) in enumerate(alone) if kept]
+    assert places == good
+    assert [together.select([n]) for n in range(len(together))] == [alone[n][0] for n in good]
+    assert rejects == [reject for _, _, some in alone for reject in some]
 
 
 def test_metadata_too_deep_for_json_is_a_reject() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    made = [prepare(Row(1, "a", "x", {"d": deep}), source="s")]
-    made += prepare_all([Row(1, "a", "x", {"d": deep})], source="s", vectors=[b""])
-    assert all("not JSON" in item.reason for item in made)  # type: ignore[union-attr]
-
-
-@given(st.lists(st.lists(st.integers(0, 60).map(str), max_size=20), max_size=12))
-def test_seen_ids_are_those_of_a_set(calls: list[list[str]]) -> None:
-    seen, ids = set[str](), SeenIds(recent=8)
-    for call in calls:
-        expected = set()
-        for place, name in enumerate(call):
-            if name in seen:
-                expected.add(place)
-            seen.add(name)
-        assert ids.repeated(call) == expected
+    row = Row(1, "a", "x", {"d": deep})
+    for rows in ([row], [Row(2, "b", "y"), row]):
+        _, places, (reject,) = prepare(rows, source="s")
+        assert "not JSON" in reject.reason
+        assert places == list(range(len(rows) - 1))
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.none()))
 def test_any_row_becomes_a_passage_or_a_reject(text: str, columns: dict[str, object]) -> None:
-    made = prepare(Row(1, text, "id", columns), source="s")
-    if isinstance(made, Passage):
-        assert made.text == text
+    made, _, rejects = prepare([Row(1, text, "id", columns)], source="s")
+    if made:
+        assert made.texts == [text]
         assert "\0" not in text
-        assert json.loads(made.metadata) == columns
+        assert json.loads(made.metadata[0]) == columns
     else:
-        assert made.reason
+        assert rejects[0].reason
+
+
+def digest(row: Row, vector: bytes | None = None) -> bytes:
+    made, _, _ = prepare([row], source="s", vectors=None if vector is None else [vector])
+    return made.digests[0]
 
 
 def test_a_content_digest_keeps_text_and_metadata_apart() -> None:
@@ -130,7 +128,7 @@ def test_a_content_digest_keeps_text_and_metadata_apart() -> None:
         Row(1, 'a{"b": 1}', "x", {}),
         Row(1, "a", "x", {"b": 2}),
     ]
-    digests = {prepare(row, source="s").digest for row in rows}  # type: ignore[union-attr]
+    digests = {digest(row) for row in rows}
     assert len(digests) == 3
-    vectors = {prepare(rows[0], source="s", vector=raw).digest for raw in (b"1", b"2")}  # type: ignore[union-attr]
+    vectors = {digest(rows[0], raw) for raw in (b"1", b"2")}
     assert len(vectors | digests) == 5

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,21 @@ def check(connection: psycopg.Connection, count: int, *, complete: bool) -> int:
     return len(rows)
 
 
-def kill_and_rerun(dsn: str, file: Path, *, count: int, kills: int, chunk: int) -> None:
+def kill_and_rerun(
+    dsn: str,
+    file: Path,
+    *,
+    count: int,
+    kills: int,
+    chunk: int,
+    load: Callable[[str, str, int], None] = crash_loader.load_slowly,
+) -> None:
     chance = random.Random(7)
     arguments = (dsn, str(file), chunk)
     with psycopg.connect(dsn, autocommit=True) as connection:
         killed, stored = 0, 0
         while killed < kills:
-            loader = PROCESSES.Process(target=crash_loader.load_slowly, args=arguments)
+            loader = PROCESSES.Process(target=load, args=arguments)
             loader.start()
             target = chance.randrange(stored, max(stored + 1, count * (killed + 1) // (kills + 2)))
             while loader.is_alive() and rows_of(connection) < target:
@@ -87,7 +95,7 @@ def kill_and_rerun(dsn: str, file: Path, *, count: int, kills: int, chunk: int) 
             if rows_of(connection):
                 stored = check(connection, count, complete=False)
         assert stored < count
-        loader = PROCESSES.Process(target=crash_loader.load_slowly, args=arguments)
+        loader = PROCESSES.Process(target=load, args=arguments)
         loader.start()
         loader.join()
         assert loader.exitcode == 0
@@ -104,6 +112,17 @@ def test_a_load_killed_at_random_moments_ends_with_exactly_the_rows_of_the_file(
     dsn: str, tmp_path: Path
 ) -> None:
     kill_and_rerun(dsn, written(tmp_path, 3000), count=3000, kills=6, chunk=50)
+
+
+def test_a_load_of_ready_vectors_is_killed_as_safely(dsn: str, tmp_path: Path) -> None:
+    kill_and_rerun(
+        dsn,
+        written(tmp_path, 3000),
+        count=3000,
+        kills=6,
+        chunk=50,
+        load=crash_loader.load_ready_slowly,
+    )
 
 
 @pytest.mark.slow
@@ -231,4 +250,12 @@ def test_a_full_disk_is_a_sentence_and_a_rerun_does_the_rest(
                 admin.execute("DROP DATABASE small WITH (FORCE)")
                 admin.execute("DROP TABLESPACE small")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        unmount(disk)
+
+
+def unmount(disk: Path) -> None:
+    """Unmount a disk, once the last of the server's processes has closed its files there."""
+    deadline = time.monotonic() + 60
+    while subprocess.run(["umount", str(disk)], check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

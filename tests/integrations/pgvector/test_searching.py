@@ -51,23 +51,54 @@ def test_every_kind_is_searched_through_its_index(
     query = FakeEmbedder().embed(["what?"], input_type="query")
     if options == {"embedding_type": "uint8"}:
         query = FakeEmbedder().embed(["what?"], input_type="query", embedding_type="uint8")
-    steps = search(table, query, k=10)
-    settings = next(steps)
-    assert isinstance(settings, Query)
-    asked = steps.send([])
+    asked = next(search(table, query, k=10))
     assert isinstance(asked, Query)
 
-    def explained() -> Any:
-        yield settings
-        return (
-            yield Query(
-                sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement), asked.parameters
-            )
-        )
-
-    plan = json.dumps(run(connection, explained()))
+    plan = plan_of(connection, asked)
     assert '"Index Name": "t_embedding_idx"' in plan
     assert "Seq Scan" not in plan
+
+
+def plan_of(connection: psycopg.Connection, asked: Query) -> str:
+    explain = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(asked.statement)
+
+    def explained() -> Any:
+        return (yield dataclasses.replace(asked, statement=explain))
+
+    return json.dumps(run(connection, explained(), each_alone=True))
+
+
+def test_vectors_stored_out_of_line_are_searched_through_the_index(
+    connection: psycopg.Connection,
+) -> None:
+    """The planner counts the pages of the texts alone, and so takes a scan for cheap."""
+    embedder = FakeEmbedder(dataclasses.replace(FAKE_CARD, dimensions=1024))
+    rest = " and so on" * 40
+    items = ((f"p{n}", f"passage {n}{rest}") for n in range(6000))
+    VectorTable(connection, "t", embedder).load(items)
+    table = VectorTable(connection, "t", embedder)
+    table.index(m=8, ef_construction=16)
+    found = run(connection, find("t"))
+    assert found is not None
+    query = embedder.embed(["what?"], input_type="query")
+    asked = next(search(found, query, k=10))
+    assert isinstance(asked, Query)
+    assert "t_embedding_idx" in plan_of(connection, asked)
+    assert "Seq Scan" in plan_of(connection, dataclasses.replace(asked, planned_with=None))
+    # A condition spares the vectors of the rows that it refuses: the planner decides.
+    filtered = next(search(found, query, k=10, where="id = 'p7'"))
+    assert isinstance(filtered, Query)
+    assert filtered.planned_with is None
+    assert [hit.id for hit in table.search("what?", filter="id = 'p7'")] == ["p7"]
+    assert len(table.search("what?")) == 10
+    with connection.pipeline():
+        assert len(table.search("what?")) == 10
+    with connection.transaction():
+        assert len(table.search("what?")) == 10
+        assert connection.execute("SHOW seq_page_cost").fetchall() == [("1",)]
+    connection.autocommit = False
+    assert len(table.search("what?")) == 10
+    assert connection.execute("SHOW seq_page_cost").fetchall() == [("1",)]
 
 
 def test_a_filter_binds_its_values_and_still_finds_k(connection: psycopg.Connection) -> None:
@@ -130,6 +161,37 @@ def test_settings_end_with_the_search(connection: psycopg.Connection) -> None:
     table.search("what?", 10)
     assert connection.execute("SHOW hnsw.ef_search").fetchall() == [("77",)]
     assert connection.execute("SHOW hnsw.iterative_scan").fetchall() == [("off",)]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_settings_are_made_before_the_index_is_scanned(
+    connection: psycopg.Connection, options: dict[str, Any]
+) -> None:
+    """With its session's settings the index would look at one neighbour and stop."""
+    table = filled(connection, **options)
+    connection.execute("SET hnsw.ef_search = 1; SET hnsw.iterative_scan = off")
+    connection.execute("SET enable_seqscan = off")
+    for _ in range(8):  # from the sixth on by a prepared statement and its generic plan
+        assert len(table.search("what?", 30)) == 30
+
+
+def test_a_search_is_one_statement_outside_a_transaction_and_part_of_one_inside(
+    connection: psycopg.Connection,
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder(), embedding_type="ubinary")
+    table.load(ITEMS[:20])
+    assert len(table.search("what?", 3)) == 3
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    with connection.transaction():
+        connection.execute("DELETE FROM t WHERE id <> 'p7'")
+        assert [hit.id for hit in table.search("what?", 3)] == ["p7"]
+        raise psycopg.Rollback
+    assert len(table.search("what?", 3)) == 3
+    with connection.pipeline():
+        assert len(table.search("what?", 3)) == 3
+    connection.autocommit = False
+    assert len(table.search("what?", 3)) == 3
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
 @pytest.mark.parametrize(

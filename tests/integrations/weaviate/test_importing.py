@@ -18,7 +18,7 @@ from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
 from nimbed.files.rows import BadRow, Row
-from nimbed_weaviate import ImportReport, Reject, batch_import, connect, self_provided, vectorizer
+from nimbed_weaviate import LoadReport, Reject, batch_import, connect, self_provided, vectorizer
 
 from .double import Double
 
@@ -243,7 +243,7 @@ def test_two_spaces_never_meet_in_a_collection(make: Make, embedder: FakeEmbedde
     batch_import(collection, rows(2), embedder, dimensions=32)
     with pytest.raises(SpaceMismatchError, match="Shared"):
         batch_import(collection, rows(2), embedder, dimensions=16)
-    kept: ImportReport = batch_import(collection, rows(2), embedder)  # as the collection has it
+    kept: LoadReport = batch_import(collection, rows(2), embedder)  # as the collection has it
     assert kept.unchanged == 2
     other = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="nimbed/other"))
     small = FakeEmbedder(dataclasses.replace(FAKE_CARD, dimensions=24, matryoshka=(8, 24)))

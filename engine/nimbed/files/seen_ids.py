@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SeenIds"]
+from nimbed.files.load_report import Reject
+
+__all__ = ["SeenIds", "came_before"]
 
 
 class SeenIds:
@@ -50,3 +52,8 @@ class SeenIds:
             merged.sort(kind="stable")
             self._stretches.append(merged)
         return before
+
+
+def came_before(number: int, name: str) -> Reject:
+    """Return a row whose id an earlier row of the input has."""
+    return Reject(number, name, f"the id {name!r} came before in this input")
