@@ -7,8 +7,9 @@ of all vectors, and until then only events that say how far the device has come.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Outlet:
     ) -> None:
         self._out, self._finished = out, finished
         self._kept: list[tuple[NDArray[np.intp], torch.Tensor]] = []
-        self._running: deque[tuple[torch.cuda.Event, int]] = deque()
+        self._running: deque[tuple[Any, int]] = deque()  # torch.cuda.Event, whose stubs disagree
 
     def put(self, rows: NDArray[np.intp], vectors: torch.Tensor) -> None:
         """Take the vectors of rows; waits for the device if it is more than two batches behind.
@@ -80,7 +81,7 @@ class Outlet:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures() -> Generator[None]:
     """CUDA tells of a kernel's fault where somebody next waits for it."""
     try:
         yield
