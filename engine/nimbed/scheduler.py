@@ -268,14 +268,13 @@ class Scheduler:
             self._run(replica, batch[:half])
             self._run(replica, batch[half:])
             return
-        finished: list[Pending] = []
+        served = [item.request for item in batch if not item.request.dead]
         for item, vector in zip(batch, floats, strict=True):
-            request = item.request
-            if request.dead:
-                continue
-            request.put(item.place, vector)
-            # Two replicas may hold rows of one request.
-            with self._changed:
+            item.request.put(item.place, vector)
+        finished: list[Pending] = []
+        # Two replicas may hold rows of one request.
+        with self._changed:
+            for request in served:
                 request.left -= 1
                 if request.left == 0:
                     finished.append(request)

@@ -77,7 +77,7 @@ class App:
             ending, prefix = _parted(exchange.path)
             await self._admitted(exchange, ending)(self.state, exchange, self._named(prefix))
         except Disconnected:
-            self.state.metrics.failed("disconnected")
+            self.state.metrics.tally.refused("disconnected")
             return
         except (Refusal, NimbedError) as error:
             await self._refuse(exchange, refusal_of(error), ending)
@@ -85,7 +85,7 @@ class App:
             LOG.exception("a request failed", extra={"facts": {"id": exchange.request_id}})
             await self._refuse(exchange, refusal_of(error), ending)
         seconds = time.perf_counter() - begin
-        self.state.metrics.answered(ending or "unknown", exchange.answered, seconds)
+        self.state.metrics.tally.answered(ending or "unknown", exchange.answered, seconds)
         self._log(exchange, seconds)
 
     def _admitted(self, exchange: Exchange, ending: str) -> Route:
@@ -115,7 +115,7 @@ class App:
         return self.state.served.find(name) if name else None
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, ending: str) -> None:
-        self.state.metrics.failed(refusal.type)
+        self.state.metrics.tally.refused(refusal.type)
         if exchange.answered:
             return
         if ending == "/vectors":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nimbed.inputs import Input, Modality
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed.stages import Prepared, Replica, Staged
-from nimbed_server.metrics import LaneMetrics
+from nimbed_server.tallies import LaneTally
 
 __all__ = ["Observed"]
 
@@ -26,9 +26,9 @@ class _Waiting(NamedTuple):
 class Observed:
     """Stands between a scheduler and an embedder; see :class:`nimbed.stages.Staged`."""
 
-    def __init__(self, staged: Staged, metrics: LaneMetrics) -> None:
+    def __init__(self, staged: Staged, tally: LaneTally) -> None:
         self._staged = staged
-        self._metrics = metrics
+        self._tally = tally
         self._specs: dict[tuple[EmbeddingType, int | None, Int8Scale | None], VectorSpec] = {}
 
     def spec(
@@ -61,7 +61,7 @@ class Observed:
             inputs, input_type=input_type, truncate=truncate, modality=modality
         )
         now = time.perf_counter()
-        self._metrics.tokenized(now - begin)
+        self._tally.tokenized(now - begin)
         rows = [
             _Waiting(row, tokens, now)
             for row, tokens in zip(prepared.rows, prepared.counts, strict=True)
@@ -70,13 +70,13 @@ class Observed:
 
     def replicas(self) -> Sequence[Replica]:
         """Return the copies of the model, weights loaded."""
-        return [_Observed(replica, self._metrics) for replica in self._staged.replicas()]
+        return [_Observed(replica, self._tally) for replica in self._staged.replicas()]
 
 
 class _Observed:
-    def __init__(self, replica: Replica, metrics: LaneMetrics) -> None:
+    def __init__(self, replica: Replica, tally: LaneTally) -> None:
         self._replica = replica
-        self._metrics = metrics
+        self._tally = tally
 
     @property
     def budget(self) -> int:
@@ -87,7 +87,7 @@ class _Observed:
         """Run a batch; see :meth:`nimbed.stages.Replica.embed_rows`."""
         begin = time.perf_counter()
         vectors = self._replica.embed_rows([row.row for row in rows])
-        self._metrics.ran(
+        self._tally.ran(
             items=len(rows),
             tokens=sum([row.tokens for row in rows]),
             waited=begin * len(rows) - sum([row.since for row in rows]),
