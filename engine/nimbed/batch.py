@@ -178,7 +178,6 @@ class EmbeddingBatch:
             truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
         )
 
-
     def split(self, lengths: Sequence[int]) -> list[EmbeddingBatch]:
         """Return consecutive parts, which share no memory with the whole or with each other.
 

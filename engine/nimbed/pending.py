@@ -37,6 +37,7 @@ class Pending:
         truncated: Rows that were cut.
         deadline: Moment of ``time.monotonic`` after which nobody wants it, or None.
         waiter: Who is told; a future of a thread or of an event loop.
+        since: Moment of ``time.perf_counter`` from which it waits.
         floats: Pooled vectors so far, of shape (rows, width).
         left: Rows still missing.
         failed: Whether the waiter was told of an error already.
@@ -48,6 +49,7 @@ class Pending:
     truncated: tuple[int, ...]
     deadline: float | None
     waiter: Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
+    since: float
     floats: NDArray[np.float32] | None = None
     left: int = field(init=False)
     failed: bool = False
@@ -73,8 +75,8 @@ class Pending:
 def whole(requests: Sequence[Pending]) -> list[tuple[Pending, Outcome]]:
     """Return the batches of requests whose rows are all there.
 
-    Requests of one spec and role are normalised and quantised together: for many small ones numpy's calls
-    cost more than its work.
+    Requests of one spec and role are normalised and quantised together: for many small ones
+    numpy's calls cost more than its work.
     """
     groups: dict[tuple[int, str], list[Pending]] = {}
     for request in requests:

@@ -16,7 +16,6 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate
 from nimbed.stages import Staged
 from nimbed_server.admission import Admission
 from nimbed_server.tallies import LaneTally
-from nimbed_server.observed import Observed
 
 __all__ = ["DirectLane", "Lane", "QueuedLane", "lane_for"]
 
@@ -83,6 +82,7 @@ class QueuedLane:
         tally: Told of every batch.
         max_items: Inputs that may be under way.
         max_tokens: Tokens that may wait.
+        max_wait: Seconds for which a batch may be held back after another.
     """
 
     def __init__(
@@ -93,9 +93,11 @@ class QueuedLane:
         *,
         max_items: int,
         max_tokens: int,
+        max_wait: float,
     ) -> None:
         self._embedder = embedder
-        self._observed = Observed(staged, tally)
+        self._staged = staged
+        self._max_wait = max_wait
         self.tally = tally
         self._most_tokens = max_tokens
         self._scheduler: Scheduler | None = None
@@ -119,10 +121,12 @@ class QueuedLane:
     def start(self) -> None:
         """Read the weights and embed a word."""
         scheduler = Scheduler(
-            self._observed,
+            self._staged,
             # Admission counts the items; the queue itself bounds their tokens.
             max_queue_items=max(1, 2 * self.admission.most),
             max_queue_tokens=self._most_tokens,
+            max_wait=self._max_wait,
+            observer=self.tally,
         )
         scheduler.submit([_WARM], input_type="passage").result()
         self._scheduler = scheduler
@@ -216,8 +220,17 @@ class DirectLane:
         self._embedder.close()
 
 
-def lane_for(embedder: Embedder, tally: LaneTally, *, max_items: int, max_tokens: int) -> Lane:
+def lane_for(
+    embedder: Embedder, tally: LaneTally, *, max_items: int, max_tokens: int, max_wait: float
+) -> Lane:
     """Return a queue for an embedder whose halves can be called apart, else a direct lane."""
     if isinstance(embedder, Staged):
-        return QueuedLane(embedder, embedder, tally, max_items=max_items, max_tokens=max_tokens)
+        return QueuedLane(
+            embedder,
+            embedder,
+            tally,
+            max_items=max_items,
+            max_tokens=max_tokens,
+            max_wait=max_wait,
+        )
     return DirectLane(embedder, tally, max_items=max_items)

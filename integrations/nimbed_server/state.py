@@ -46,6 +46,7 @@ class State:
                 self.metrics.tally.lane(name),
                 max_items=settings.max_queue,
                 max_tokens=settings.max_queue_tokens,
+                max_wait=settings.max_wait_ms / 1000,
             )
             self._watch(name, lanes[name])
         self.served = Served(lanes, settings.aliases)
@@ -62,6 +63,10 @@ class State:
     def ready(self) -> bool:
         """Whether every model is loaded and the server takes requests."""
         return not self.draining and all(lane.ready for lane in self.served.lanes.values())
+
+    def ending(self) -> bool:
+        """Return whether the server stops, so that a connection should end with its answer."""
+        return self.draining
 
     def tell_once(self, client: str, agent: bytes, role: str) -> None:
         """Log, once for each client, that its texts came without a role."""

@@ -12,7 +12,23 @@ from collections.abc import Sequence
 
 __all__ = ["Buckets", "LaneTally", "Tally"]
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 _ITEMS = tuple(2.0**power for power in range(13))
 _TOKENS = tuple(2.0**power for power in range(3, 18))
 
