@@ -65,8 +65,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's event, as ASGI wants it."""
         if scope["type"] == "http":
-            exchange = Exchange(scope, receive, send, ending=lambda: self.state.draining)
-            await self._serve(exchange)
+            await self._serve(Exchange(scope, receive, send, ending=self.state.ending))
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -75,7 +74,8 @@ class App:
         ending = ""
         try:
             ending, prefix = _parted(exchange.path)
-            await self._admitted(exchange, ending)(self.state, exchange, self._named(prefix))
+            named = self._named(prefix) if prefix else None
+            await self._admitted(exchange, ending)(self.state, exchange, named)
         except Disconnected:
             self.state.metrics.tally.refused("disconnected")
             return

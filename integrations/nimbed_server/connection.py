@@ -25,7 +25,6 @@ _MOST_HEAD = 64 * 1024
 
 def bounded(settings: Settings) -> type[asyncio.Protocol]:
     """Return the protocol of a server's connections."""
-
     patience = Patience(settings.body_timeout_s)
 
     class Bounded(HttpToolsProtocol):

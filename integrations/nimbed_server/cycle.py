@@ -50,11 +50,12 @@ class Cycle(RequestResponseCycle):
             elif name == b"connection":
                 return None
             lines.append(b"%b: %b\r\n" % (name, value))
-        head = b"".join(lines)
-        # No header may hold a line break; uvicorn says what is wrong with one that does.
-        if said != b"%d" % len(body) or head.count(b"\n") != len(lines):
+        if said != b"%d" % len(body):
             return None
-        return b"%b\r\n%b" % (head, body)
+        breaks = len(lines) + 1
+        whole = b"".join([*lines, b"\r\n", body])
+        # No header may hold a line break; uvicorn says what is wrong with one that does.
+        return whole if whole.count(b"\n", 0, len(whole) - len(body)) == breaks else None
 
     def _finish(self, whole: bytes) -> None:
         if self.disconnected:

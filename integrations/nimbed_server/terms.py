@@ -27,12 +27,12 @@ class Terms:
 
     Attributes:
         options: How they are embedded and answered.
-        role: The role of them all, or None if that depends on which of them are images.
+        roles: The role of them all, or None if that depends on which of them are images.
         disclosed: What to say about that role.
     """
 
     options: Options
-    role: InputType | None = None
+    roles: InputType | None = None
     disclosed: str | None = None
 
 

@@ -51,7 +51,7 @@ async def embeddings(state: State, exchange: Exchange, named: Choice | None) -> 
         terms = asked.terms(from_sdk=exchange.header(b"x-stainless-lang") is not None)
         options, disclosed = terms.options, terms.disclosed
         inputs: list[str] | list[Input] = texts
-        roles: InputType | list[InputType] | None = terms.role
+        roles: InputType | list[InputType] | None = terms.roles
         if roles is None:
             inputs = await _inputs(state, texts, asked, large=large)
             shown = [not isinstance(item, str) for item in inputs]
