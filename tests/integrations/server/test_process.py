@@ -62,6 +62,35 @@ def test_sigterm_under_load_loses_nothing_that_was_admitted_and_exits_with_0(com
     assert "of many words" not in "".join(server.lines)
 
 
+def test_sigterm_while_a_model_is_read_does_not_wait_for_it(tmp_path):
+    """The server behind takes a connection and never says a word, as a hanging disk would."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as behind, (tmp_path / "log").open("w") as log:
+        url = f"http://127.0.0.1:{behind.getsockname()[1]}/v1"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "nimbed_cli.main", "serve", "--port", str(port)),
+                *("--base-url", url, "--model", "nvidia/nv-embedqa-e5-v5"),
+            ],
+            stderr=log,
+        )
+        try:
+            behind.settimeout(60)
+            hanging, _ = behind.accept()  # the model is being read from now on
+            with hanging:
+                ready = f"http://127.0.0.1:{port}/v1/health/ready"
+                wait_until(lambda: httpx.get(ready).status_code == 503)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 0  # the read itself would give up after a minute
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    said = (tmp_path / "log").read_text()
+    assert "ending before the model was read" in said
+    assert "Traceback" not in said
+
+
 def test_interrupting_it_exits_with_0_and_a_taken_port_is_said(command, plain):
     behind = ("--base-url", plain.url, "--model", MODEL)
     server = command(*behind)
