@@ -1,4 +1,4 @@
-"""Any ASGI application's answer, sent in one piece where that can be, by uvicorn's way where not."""
+"""Any ASGI answer, sent in one piece where that can be, and by uvicorn's way where not."""
 
 from __future__ import annotations
 
