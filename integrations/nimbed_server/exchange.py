@@ -69,7 +69,7 @@ class Exchange:
         peer = scope.get("client")
         self.client: str = peer[0] if peer else ""
         sent = self._headers.get(b"x-request-id", b"")
-        self.request_id = sent.decode() if _PLAIN_ID.match(sent) else fresh_id()
+        self.request_id = sent.decode() if sent and _PLAIN_ID.match(sent) else fresh_id()
         self.answered = 0
         self._reader: asyncio.Task[Any] | None = None
         self._too_much = False
