@@ -50,6 +50,7 @@ class Scheduler:
             raise ConfigurationError("the queue must hold at least one item and one token")
         self._embedder = embedder
         self._observer = observer
+        # A server is asked for the same few again and again.
         self._specs: dict[tuple[object, ...], VectorSpec] = {}
         self._queue = DeviceQueue(
             embedder.replicas(),
@@ -170,11 +171,11 @@ class Scheduler:
         modality: Modality | None,
         timeout: float | None,
     ) -> None:
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        wanted = (embedding_type, dimensions, int8_scale)
+        wanted = (input_type, truncate, embedding_type, dimensions, int8_scale)
         spec = self._specs.get(wanted)
         if spec is None:
+            check_literal("input_type", input_type, InputType)
+            check_literal("truncate", truncate, Truncate)
             spec = self._specs[wanted] = self._embedder.spec(
                 embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.batch import EmbeddingBatch
 from nimbed.errors import InputError
 from nimbed.inputs import Input
 from nimbed.spec import InputType
@@ -68,7 +69,8 @@ async def embed(
     try:
         with _Watch(exchange, state.embedding):
             if isinstance(roles, str):
-                return await _embed_one_role(state, exchange, choice, inputs, roles, options)
+                batch = await _batch(state, exchange, choice, inputs, roles, options)
+                return _counted(batch, choice, options)
             return await _embed_two_roles(state, exchange, choice, inputs, roles, options)
     finally:
         lane.admission.give(len(inputs))
@@ -89,10 +91,11 @@ async def _embed_two_roles(
     async def part(role: InputType, rows: list[int]) -> Embedded:
         some = [inputs[row] for row in rows]
         try:
-            return await _embed_one_role(state, exchange, choice, some, role, options)
+            batch = await _batch(state, exchange, choice, some, role, options)
         except InputError as error:
             error.rows = tuple(rows[n] for n in error.rows)
             raise
+        return _counted(batch, choice, options)
 
     parts = await asyncio.gather(*(part(role, rows) for role, rows in parted.items()))
     first = parts[0].vectors
@@ -104,15 +107,15 @@ async def _embed_two_roles(
     return Embedded(vectors, sum(each.tokens for each in parts), tuple(sorted(truncated)))
 
 
-async def _embed_one_role(
+def _batch(
     state: State,
     exchange: Exchange,
     choice: Choice,
     inputs: Sequence[Input],
     role: InputType,
     options: Options,
-) -> Embedded:
-    batch = await choice.lane.embed(
+) -> Awaitable[EmbeddingBatch]:
+    return choice.lane.embed(
         inputs,
         input_type=role,
         embedding_type=options.embedding_type,
@@ -121,9 +124,12 @@ async def _embed_one_role(
         truncate=options.truncate,
         timeout=_seconds(exchange, state.settings.request_timeout_s),
     )
+
+
+def _counted(batch: EmbeddingBatch, choice: Choice, options: Options) -> Embedded:
     tokens = sum(batch.token_counts.tolist())  # of few numbers, quicker than numpy's sum
     choice.lane.tally.embedded(
-        role, items=len(inputs), tokens=tokens, truncated=len(batch.truncated)
+        batch.input_type, items=len(batch), tokens=tokens, truncated=len(batch.truncated)
     )
     return Embedded(batch.signs() if options.signs else batch.vectors, tokens, batch.truncated)
 

@@ -60,7 +60,7 @@ class Started(NamedTuple):
 
     @property
     def cpu(self) -> float:
-        """Return the seconds of CPU that the process has used: what a busy machine changes least."""
+        """Seconds that the process has used: what a busy machine changes least."""
         fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
