@@ -125,10 +125,11 @@ class DeviceQueue:
             self._changed.notify()
 
     def _work(self, replica: Replica) -> None:
-        answered = 0
+        back = 0
         while True:
             with self._changed:
-                self._await_return(answered, replica.budget)
+                self._await_return(back, replica.budget)
+                back = 0
                 while not self._queue and not self._closed:
                     self._changed.wait()
                 if not self._queue:
@@ -138,18 +139,18 @@ class DeviceQueue:
                     self._changed.notify()
             if batch:
                 begin = time.perf_counter()
-                answered = self._run(replica, batch)
+                back = self._run(replica, batch)
                 spent = time.perf_counter() - begin
                 with self._changed:
                     self._pace.ran(sum([item.tokens for item in batch]), spent)
 
-    def _await_return(self, answered: int, budget: int) -> None:
-        """Hold the next batch back until so many callers have come, where that may pay."""
-        if not answered or self._queue.tokens >= budget or self._closed:
+    def _await_return(self, back: int, budget: int) -> None:
+        """Hold the next batch back until so many requests have come, where that may pay."""
+        if self._came >= back or self._queue.tokens >= budget or self._closed:
             return
         grace = self._pace.grace()
         if grace > 0:
-            self._awaited = self._came + answered
+            self._awaited = back
             returned = self._returned.wait(grace)
             self._awaited = 0
             self._pace.waited(in_vain=not returned)
@@ -163,7 +164,11 @@ class DeviceQueue:
         return True
 
     def _run(self, replica: Replica, batch: list[Item[Pending]]) -> int:
-        """Embed a batch, tell whom it completes, and return how many these are."""
+        """Embed a batch and tell whom it completes.
+
+        Returns:
+            How many requests will have come when each of those has come back.
+        """
         begin = time.perf_counter()
         try:
             floats = replica.embed_rows([item.row for item in batch])
@@ -172,7 +177,8 @@ class DeviceQueue:
                 self._fail(batch[0].request, error)
                 return 0
             half = len(batch) // 2
-            return self._run(replica, batch[:half]) + self._run(replica, batch[half:])
+            self._run(replica, batch[:half])
+            return self._run(replica, batch[half:])
         if self._observer is not None:
             since = [item.request.since for item in batch]
             self._observer.ran(
@@ -191,8 +197,9 @@ class DeviceQueue:
                 request.left -= 1
                 if request.left == 0:
                     finished.append(request)
+            back = self._came + len(finished)
         settle(whole(finished))
-        return len(finished)
+        return back
 
     def _fail(self, request: Pending, error: Exception) -> None:
         with self._changed:  # two replicas may fail one request at once
