@@ -95,3 +95,21 @@ def test_a_caller_who_is_alone_is_never_held_back():
                 FAKE.embed([f"text {n}"], input_type="query").vectors[0], abs=1e-6
             )
     assert [len(texts) for texts in device.batches] == [1] * 20
+
+
+def test_a_caller_who_is_back_before_the_device_looks_is_not_waited_for():
+    device = Device(budget=1000)
+    ended = threading.Event()
+    with Scheduler(Stub(device), max_wait=3600.0) as scheduler:
+        scheduler._queue._pace._overhead = 3600.0
+
+        def again(_, left=20):
+            if not left:
+                ended.set()
+                return
+            future = scheduler.submit(["a text"], input_type="query")
+            future.add_done_callback(lambda told: again(told, left - 1))
+
+        again(None)  # every request but the first comes from the thread that answers the last
+        assert ended.wait(20)
+    assert [len(texts) for texts in device.batches] == [1] * 20
