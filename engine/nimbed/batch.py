@@ -175,6 +175,40 @@ class EmbeddingBatch:
             truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
         )
 
+    def split(self, lengths: Sequence[int]) -> list[EmbeddingBatch]:
+        """Return consecutive parts, which share no memory with the whole or with each other.
+
+        What holds for the whole holds for its parts, so they are not checked again: a queue parts
+        a batch among many callers of one input each.
+
+        Args:
+            lengths: Rows of each part; together all rows.
+
+        Raises:
+            ConfigurationError: If they are not as many as there are rows.
+        """
+        if sum(lengths) != len(self):
+            raise ConfigurationError(f"{len(self)} rows do not part into {sum(lengths)}")
+        parts: list[EmbeddingBatch] = []
+        start = 0
+        for length in lengths:
+            stop = start + length
+            parts.append(self._part(start, stop))
+            start = stop
+        return parts
+
+    def _part(self, start: int, stop: int) -> EmbeddingBatch:
+        part = object.__new__(EmbeddingBatch)
+        give = object.__setattr__
+        give(part, "vectors", self.vectors[start:stop].copy())
+        give(part, "spec", self.spec)
+        give(part, "input_type", self.input_type)
+        give(part, "token_counts", self.token_counts[start:stop].copy())
+        cut = self.truncated
+        give(part, "truncated", tuple([r - start for r in cut if start <= r < stop]) if cut else ())
+        give(part, "report", self.report)
+        return part
+
 
 def _filled(rows: NDArray[Any], objects: NDArray[Any] | None = None) -> list[list[float]]:
     """Return the rows as lists: their numbers, or the objects that their numbers stand for."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Pending:
         truncated: Rows that were cut.
         deadline: Moment of ``time.monotonic`` after which nobody wants it, or None.
         waiter: Who is told; a future of a thread or of an event loop.
+        since: Moment of ``time.perf_counter`` from which it waits.
         floats: Pooled vectors so far, of shape (rows, width).
         left: Rows still missing.
         failed: Whether the waiter was told of an error already.
@@ -47,6 +49,7 @@ class Pending:
     truncated: tuple[int, ...]
     deadline: float | None
     waiter: Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
+    since: float
     floats: NDArray[np.float32] | None = None
     left: int = field(init=False)
     failed: bool = False
@@ -72,12 +75,12 @@ class Pending:
 def whole(requests: Sequence[Pending]) -> list[tuple[Pending, Outcome]]:
     """Return the batches of requests whose rows are all there.
 
-    Requests of one spec are normalised and quantised together: for many small ones numpy's calls
-    cost more than its work.
+    Requests of one spec and role are normalised and quantised together: for many small ones
+    numpy's calls cost more than its work.
     """
-    groups: dict[int, list[Pending]] = {}
+    groups: dict[tuple[int, str], list[Pending]] = {}
     for request in requests:
-        groups.setdefault(id(request.spec), []).append(request)
+        groups.setdefault((id(request.spec), request.input_type), []).append(request)
     outcomes: list[tuple[Pending, Outcome]] = []
     for group in groups.values():
         joined = _together(group) if len(group) > 1 else None
@@ -143,24 +146,24 @@ def _alone(request: Pending) -> Outcome:
 
 
 def _together(group: Sequence[Pending]) -> list[tuple[Pending, Outcome]] | None:
-    """Return the batches of requests with one spec, or None if a vector is not finite."""
-    spec = group[0].spec
+    """Return the batches of requests with one spec and role, or None if a vector is not finite."""
+    first = group[0]
     floats = np.concatenate([each.floats for each in group if each.floats is not None])
     if not np.isfinite(floats).all():
         return None
-    stored = quantize(slice_normalize(floats, spec.dimensions), spec)
-    outcomes: list[tuple[Pending, Outcome]] = []
-    start = 0
-    for request in group:
-        stop = start + len(request.counts)
-        batch = EmbeddingBatch(
-            # A copy: a view would keep everybody's vectors for as long as somebody keeps one.
-            vectors=stored[start:stop].copy(),
-            spec=spec,
-            input_type=request.input_type,
-            token_counts=request.counts,
-            truncated=request.truncated,
-        )
-        outcomes.append((request, batch))
-        start = stop
-    return outcomes
+    lengths = [len(each.counts) for each in group]
+    starts = itertools.accumulate(lengths, initial=0)
+    batch = EmbeddingBatch(
+        vectors=quantize(slice_normalize(floats, first.spec.dimensions), first.spec),
+        spec=first.spec,
+        input_type=first.input_type,
+        token_counts=np.concatenate([each.counts for each in group]),
+        truncated=tuple(
+            [
+                start + row
+                for start, each in zip(starts, group, strict=False)
+                for row in each.truncated
+            ]
+        ),
+    )
+    return list(zip(group, batch.split(lengths), strict=True))

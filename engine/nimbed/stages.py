@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nimbed.inputs import Input, Modality
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-__all__ = ["Prepared", "Replica", "Staged"]
+__all__ = ["Observer", "Prepared", "Replica", "Staged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +79,26 @@ class Staged(Protocol):
 
     def replicas(self) -> Sequence[Replica]:
         """Return the copies of the model, weights loaded."""
+        ...
+
+
+class Observer(Protocol):
+    """Told how long each half takes, from any thread."""
+
+    def tokenized(self, seconds: float) -> None:
+        """Note how long the inputs of one request took to prepare."""
+        ...
+
+    def ran(
+        self, *, items: int, tokens: int, waited: float, longest: float, seconds: float
+    ) -> None:
+        """Note a batch.
+
+        Args:
+            items: Its inputs.
+            tokens: Their tokens.
+            waited: Their waits in the queue, in sum; seconds.
+            longest: The longest of these waits.
+            seconds: How long it ran.
+        """
         ...

@@ -67,7 +67,11 @@ def serve(
         int | None, typer.Option(help="Inputs under way for a model; then 503. Default: 4096.")
     ] = None,
     max_wait_ms: Annotated[
-        float | None, typer.Option(help="Cap of a wait for fuller batches; nothing waits here.")
+        float | None,
+        typer.Option(
+            help="How long a batch may be held back, right after another, for the callers just "
+            "answered; an idle device waits for nothing. 0 for never. Default: 10."
+        ),
     ] = None,
     request_timeout_s: Annotated[
         float | None, typer.Option(help="What still waits then is dropped. Default: 120.")

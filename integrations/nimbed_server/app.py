@@ -8,6 +8,7 @@ twice are what its documentation makes of base URLs.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -60,13 +61,12 @@ class App:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._loading: asyncio.Task[None] | None = None
+        self._loader: threading.Thread | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's event, as ASGI wants it."""
         if scope["type"] == "http":
-            exchange = Exchange(scope, receive, send, ending=lambda: self.state.draining)
-            await self._serve(exchange)
+            await self._serve(Exchange(scope, receive, send, ending=self.state.ending))
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -75,9 +75,10 @@ class App:
         ending = ""
         try:
             ending, prefix = _parted(exchange.path)
-            await self._admitted(exchange, ending)(self.state, exchange, self._named(prefix))
+            route = self._admitted(exchange, ending)  # before a name is looked up for strangers
+            await route(self.state, exchange, self._named(prefix) if prefix else None)
         except Disconnected:
-            self.state.metrics.failed("disconnected")
+            self.state.metrics.tally.refused("disconnected")
             return
         except (Refusal, NimbedError) as error:
             await self._refuse(exchange, refusal_of(error), ending)
@@ -85,7 +86,7 @@ class App:
             LOG.exception("a request failed", extra={"facts": {"id": exchange.request_id}})
             await self._refuse(exchange, refusal_of(error), ending)
         seconds = time.perf_counter() - begin
-        self.state.metrics.answered(ending or "unknown", exchange.answered, seconds)
+        self.state.metrics.tally.answered(ending or "unknown", exchange.answered, seconds)
         self._log(exchange, seconds)
 
     def _admitted(self, exchange: Exchange, ending: str) -> Route:
@@ -115,7 +116,7 @@ class App:
         return self.state.served.find(name) if name else None
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, ending: str) -> None:
-        self.state.metrics.failed(refusal.type)
+        self.state.metrics.tally.refused(refusal.type)
         if exchange.answered:
             return
         if ending == "/vectors":
@@ -148,7 +149,8 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 # In the background: probes must be answered while gigabytes are read.
-                self._loading = asyncio.create_task(asyncio.to_thread(self.load))
+                self._loader = threading.Thread(target=self.load, daemon=True)
+                self._loader.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.close()
@@ -169,13 +171,17 @@ class App:
             LOG.info("%s is ready", name, extra={"facts": facts})
         watch_memory(self.state.metrics)
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being read now."""
+        return self._loader is not None and self._loader.is_alive()
+
     async def close(self) -> None:
-        """Finish what waits and release the models."""
+        """Finish what waits and release the models; one that is still being read is left."""
         self.state.draining = True
-        if self._loading is not None:
-            await self._loading
         for lane in self.state.served.lanes.values():
-            await asyncio.to_thread(lane.close)
+            if lane.ready:
+                await asyncio.to_thread(lane.close)
 
 
 def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = None) -> App:

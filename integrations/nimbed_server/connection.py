@@ -11,7 +11,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from nimbed_server.cycle import Cycle
 from nimbed_server.exchange import fresh_id
+from nimbed_server.patience import Patience
 from nimbed_server.settings import Settings
 from nimbed_server.wire.refusal import Refusal, render
 
@@ -23,15 +25,15 @@ _MOST_HEAD = 64 * 1024
 
 def bounded(settings: Settings) -> type[asyncio.Protocol]:
     """Return the protocol of a server's connections."""
+    patience = Patience(settings.body_timeout_s)
 
     class Bounded(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
         _whole = True
         _head = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._await_head()
+            patience.begin(self)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -40,33 +42,29 @@ def bounded(settings: Settings) -> type[asyncio.Protocol]:
             self._head += len(data)
             if self._head > _MOST_HEAD and not self.transport.is_closing():
                 self._turn_away(431, f"the request's head is larger than {_MOST_HEAD} bytes")
+            elif self._head == len(data):
+                patience.begin(self)  # the first piece of a head; most come in one
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._whole = False
             self._head = 0
-            self._await_head()
 
         def on_headers_complete(self) -> None:
             self._whole = True
-            self._stop_waiting()
+            patience.end(self)
             super().on_headers_complete()
+            self.cycle.__class__ = Cycle
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
+            patience.end(self)
             super().connection_lost(exc)
+
+        def late(self) -> None:
+            self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
             self._turn_away(400, "this is not HTTP/1.1; the connection ends here")
-
-        def _await_head(self) -> None:
-            if self._timer is None:
-                self._timer = self.loop.call_later(settings.body_timeout_s, self.transport.close)
-
-        def _stop_waiting(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
         def _turn_away(self, status: int, message: str) -> None:
             cycle = self.cycle

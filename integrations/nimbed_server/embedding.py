@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -11,19 +11,18 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.batch import EmbeddingBatch
 from nimbed.errors import InputError
 from nimbed.inputs import Input
 from nimbed.spec import InputType
 from nimbed_server.exchange import Disconnected, Exchange
+from nimbed_server.patience import Patience
 from nimbed_server.resolving import Options
 from nimbed_server.served import Choice
 from nimbed_server.state import State
 from nimbed_server.wire.refusal import Refusal
 
 __all__ = ["Embedded", "embed"]
-
-# Below this nobody has gone yet, and a task to watch for it would cost more than the answer.
-_PATIENCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +67,10 @@ async def embed(
         )
     lane.admission.take(len(inputs))
     try:
-        with _Watch(exchange):
+        with _Watch(exchange, state.embedding):
             if isinstance(roles, str):
-                return await _embed_one_role(state, exchange, choice, inputs, roles, options)
+                batch = await _batch(state, exchange, choice, inputs, roles, options)
+                return _counted(batch, choice, options)
             return await _embed_two_roles(state, exchange, choice, inputs, roles, options)
     finally:
         lane.admission.give(len(inputs))
@@ -91,10 +91,11 @@ async def _embed_two_roles(
     async def part(role: InputType, rows: list[int]) -> Embedded:
         some = [inputs[row] for row in rows]
         try:
-            return await _embed_one_role(state, exchange, choice, some, role, options)
+            batch = await _batch(state, exchange, choice, some, role, options)
         except InputError as error:
             error.rows = tuple(rows[n] for n in error.rows)
             raise
+        return _counted(batch, choice, options)
 
     parts = await asyncio.gather(*(part(role, rows) for role, rows in parted.items()))
     first = parts[0].vectors
@@ -106,15 +107,15 @@ async def _embed_two_roles(
     return Embedded(vectors, sum(each.tokens for each in parts), tuple(sorted(truncated)))
 
 
-async def _embed_one_role(
+def _batch(
     state: State,
     exchange: Exchange,
     choice: Choice,
     inputs: Sequence[Input],
     role: InputType,
     options: Options,
-) -> Embedded:
-    batch = await choice.lane.embed(
+) -> Awaitable[EmbeddingBatch]:
+    return choice.lane.embed(
         inputs,
         input_type=role,
         embedding_type=options.embedding_type,
@@ -123,9 +124,12 @@ async def _embed_one_role(
         truncate=options.truncate,
         timeout=_seconds(exchange, state.settings.request_timeout_s),
     )
+
+
+def _counted(batch: EmbeddingBatch, choice: Choice, options: Options) -> Embedded:
     tokens = sum(batch.token_counts.tolist())  # of few numbers, quicker than numpy's sum
-    choice.lane.metrics.embedded(
-        role, items=len(inputs), tokens=tokens, truncated=len(batch.truncated)
+    choice.lane.tally.embedded(
+        batch.input_type, items=len(batch), tokens=tokens, truncated=len(batch.truncated)
     )
     return Embedded(batch.signs() if options.signs else batch.vectors, tokens, batch.truncated)
 
@@ -143,18 +147,22 @@ def _seconds(exchange: Exchange, most: float) -> float:
 
 
 class _Watch:
-    """Cancels the work of a request whose client has gone."""
+    """Cancels the work of a request whose client has gone.
 
-    def __init__(self, exchange: Exchange) -> None:
+    Args:
+        exchange: The request.
+        patience: For how long nobody looks.
+    """
+
+    def __init__(self, exchange: Exchange, patience: Patience) -> None:
         self._exchange = exchange
+        self._patience = patience
+        self._main = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
         self._gone = False
 
     def __enter__(self) -> Self:
-        main = asyncio.current_task()
-        assert main is not None
-        self._main = main
-        self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._begin)
+        self._patience.begin(self)
         return self
 
     def __exit__(
@@ -163,17 +171,20 @@ class _Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-        if self._gone:
+        self._patience.end(self)
+        if self._task is None:
+            return
+        self._task.cancel()
+        if self._gone and self._main is not None:
             self._main.uncancel()
             raise Disconnected from None
 
-    def _begin(self) -> None:
+    def late(self) -> None:
+        """Look from now on; see :class:`nimbed_server.patience.Patience`."""
         self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         await self._exchange.gone()
         self._gone = True
-        self._main.cancel()
+        if self._main is not None:
+            self._main.cancel()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from nimbed_server.admission import Admission
+from nimbed_server.patience import Patience
 from nimbed_server.wire.refusal import Refusal
 
 __all__ = ["Disconnected", "Exchange", "Receive", "Scope", "Send", "fresh_id"]
@@ -68,8 +69,9 @@ class Exchange:
         peer = scope.get("client")
         self.client: str = peer[0] if peer else ""
         sent = self._headers.get(b"x-request-id", b"")
-        self.request_id = sent.decode() if _PLAIN_ID.match(sent) else fresh_id()
+        self.request_id = sent.decode() if sent and _PLAIN_ID.match(sent) else fresh_id()
         self.answered = 0
+        self._reader: asyncio.Task[Any] | None = None
         self._too_much = False
         self._extra: list[tuple[bytes, bytes]] = []
 
@@ -81,12 +83,12 @@ class Exchange:
         """Add a header to the answer, whatever it will be."""
         self._extra.append((name, value.encode("latin-1", "replace")))
 
-    async def body(self, *, limit: int, seconds: float, room: Admission) -> bytes:
+    async def body(self, *, limit: int, patience: Patience, room: Admission) -> bytes:
         """Read the request's body.
 
         Args:
             limit: Bytes it may hold.
-            seconds: How long it may take to come.
+            patience: How long it may take to come.
             room: Bytes of all bodies that may be in memory at once.
 
         Raises:
@@ -100,14 +102,32 @@ class Exchange:
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise Refusal(415, "a compressed body is not read; send it as it is")
-        deadline = asyncio.get_running_loop().time() + seconds
-        message = await self._next(deadline)
-        if not message.get("more_body"):
-            whole: bytes = message.get("body", b"")
-            if len(whole) > limit:
-                raise self._too_large(limit)
-            return whole
-        return await self._gathered(message, limit, deadline, room)
+        reader = self._reader = asyncio.current_task()
+        patience.begin(self)
+        try:
+            message = await self._receive()
+            if message.get("more_body"):
+                return await self._gathered(message, limit, room)
+        except asyncio.CancelledError:
+            if self._reader is not None or reader is None or reader.uncancel():
+                raise
+            raise Refusal(
+                408,
+                "the body did not come in time; send it faster, or in several requests",
+                headers=((b"connection", b"close"),),
+            ) from None
+        finally:
+            patience.end(self)
+        whole = _piece(message)
+        if len(whole) > limit:
+            raise self._too_large(limit)
+        return whole
+
+    def late(self) -> None:
+        """Give up a body that does not come; see :class:`nimbed_server.patience.Patience`."""
+        reader, self._reader = self._reader, None
+        assert reader is not None
+        reader.cancel()
 
     async def gone(self) -> None:
         """Return when the client has closed the connection; only after the body was read."""
@@ -142,13 +162,13 @@ class Exchange:
         await self._send({"type": "http.response.body"})
 
     async def _gathered(
-        self, message: MutableMapping[str, Any], limit: int, deadline: float, room: Admission
+        self, message: MutableMapping[str, Any], limit: int, room: Admission
     ) -> bytes:
         chunks: list[bytes] = []
         total = 0
         try:
             while True:
-                chunk: bytes = message.get("body", b"")
+                chunk = _piece(message)
                 if total + len(chunk) > limit:
                     raise self._too_large(limit)
                 room.take(len(chunk))
@@ -156,7 +176,7 @@ class Exchange:
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return b"".join(chunks)
-                message = await self._next(deadline)
+                message = await self._receive()
         finally:
             room.give(total)
 
@@ -174,19 +194,12 @@ class Exchange:
                 while (await self._receive()).get("more_body"):
                     pass
 
-    async def _next(self, deadline: float) -> MutableMapping[str, Any]:
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await self._receive()
-        except TimeoutError:
-            raise Refusal(
-                408,
-                "the body did not come in time; send it faster, or in several requests",
-                headers=((b"connection", b"close"),),
-            ) from None
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        return message
+
+def _piece(message: MutableMapping[str, Any]) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    body: bytes = message.get("body", b"")
+    return body
 
 
 def fresh_id() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from nimbed.batch import EmbeddingBatch
@@ -15,8 +15,7 @@ from nimbed.scheduler import QueueState, Scheduler
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate
 from nimbed.stages import Staged
 from nimbed_server.admission import Admission
-from nimbed_server.metrics import LaneMetrics
-from nimbed_server.observed import Observed
+from nimbed_server.tallies import LaneTally
 
 __all__ = ["DirectLane", "Lane", "QueuedLane", "lane_for"]
 
@@ -47,7 +46,7 @@ class Lane(Protocol):
         ...
 
     @property
-    def metrics(self) -> LaneMetrics:
+    def tally(self) -> LaneTally:
         """Told of what is embedded here."""
         ...
 
@@ -55,7 +54,7 @@ class Lane(Protocol):
         """Read the weights and embed a word; blocks for as long as that takes."""
         ...
 
-    async def embed(
+    def embed(
         self,
         inputs: Sequence[Input],
         *,
@@ -65,7 +64,7 @@ class Lane(Protocol):
         int8_scale: Int8Scale | None,
         truncate: Truncate,
         timeout: float | None,
-    ) -> EmbeddingBatch:
+    ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
         ...
 
@@ -80,23 +79,26 @@ class QueuedLane:
     Args:
         embedder: The model; read at :meth:`start`.
         staged: The same, by its halves.
-        metrics: Told of every batch.
+        tally: Told of every batch.
         max_items: Inputs that may be under way.
         max_tokens: Tokens that may wait.
+        max_wait: Seconds for which a batch may be held back after another.
     """
 
     def __init__(
         self,
         embedder: Embedder,
         staged: Staged,
-        metrics: LaneMetrics,
+        tally: LaneTally,
         *,
         max_items: int,
         max_tokens: int,
+        max_wait: float,
     ) -> None:
         self._embedder = embedder
-        self._observed = Observed(staged, metrics)
-        self.metrics = metrics
+        self._staged = staged
+        self._max_wait = max_wait
+        self.tally = tally
         self._most_tokens = max_tokens
         self._scheduler: Scheduler | None = None
         self.admission = Admission(max_items, drain_rate=self._items_per_second)
@@ -119,15 +121,17 @@ class QueuedLane:
     def start(self) -> None:
         """Read the weights and embed a word."""
         scheduler = Scheduler(
-            self._observed,
+            self._staged,
             # Admission counts the items; the queue itself bounds their tokens.
             max_queue_items=max(1, 2 * self.admission.most),
             max_queue_tokens=self._most_tokens,
+            max_wait=self._max_wait,
+            observer=self.tally,
         )
         scheduler.submit([_WARM], input_type="passage").result()
         self._scheduler = scheduler
 
-    async def embed(
+    def embed(
         self,
         inputs: Sequence[Input],
         *,
@@ -137,10 +141,10 @@ class QueuedLane:
         int8_scale: Int8Scale | None,
         truncate: Truncate,
         timeout: float | None,
-    ) -> EmbeddingBatch:
+    ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
         assert self._scheduler is not None  # the app asks nothing of a lane that is not ready
-        return await self._scheduler.asubmit(
+        return self._scheduler.asubmit(
             inputs,
             input_type=input_type,
             embedding_type=embedding_type,
@@ -165,9 +169,9 @@ class QueuedLane:
 class DirectLane:
     """An embedder that queues by itself: a server elsewhere, or one made for tests."""
 
-    def __init__(self, embedder: Embedder, metrics: LaneMetrics, *, max_items: int) -> None:
+    def __init__(self, embedder: Embedder, tally: LaneTally, *, max_items: int) -> None:
         self._embedder = embedder
-        self.metrics = metrics
+        self.tally = tally
         self.ready = False
         self.admission = Admission(max_items)
 
@@ -216,8 +220,17 @@ class DirectLane:
         self._embedder.close()
 
 
-def lane_for(embedder: Embedder, metrics: LaneMetrics, *, max_items: int, max_tokens: int) -> Lane:
+def lane_for(
+    embedder: Embedder, tally: LaneTally, *, max_items: int, max_tokens: int, max_wait: float
+) -> Lane:
     """Return a queue for an embedder whose halves can be called apart, else a direct lane."""
     if isinstance(embedder, Staged):
-        return QueuedLane(embedder, embedder, metrics, max_items=max_items, max_tokens=max_tokens)
-    return DirectLane(embedder, metrics, max_items=max_items)
+        return QueuedLane(
+            embedder,
+            embedder,
+            tally,
+            max_items=max_items,
+            max_tokens=max_tokens,
+            max_wait=max_wait,
+        )
+    return DirectLane(embedder, tally, max_items=max_items)

@@ -6,64 +6,69 @@ No label holds anything a client can choose freely.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
-__all__ = ["LaneMetrics", "Metrics"]
+from nimbed_server.tallies import Buckets, LaneTally, Tally
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_ITEMS = tuple(2.0**power for power in range(13))
-_TOKENS = tuple(2.0**power for power in range(3, 18))
+__all__ = ["Metrics"]
 
-_COUNTERS = (
-    ("nimbed_tokens", "Tokens read by the model."),
-    ("nimbed_truncated", "Inputs cut to the model's length."),
+_COUNTERS: tuple[tuple[str, str, Callable[[LaneTally], float]], ...] = (
+    ("nimbed_tokens", "Tokens read by the model.", lambda lane: lane.tokens),
+    ("nimbed_truncated", "Inputs cut to the model's length.", lambda lane: lane.truncated),
 )
 # Triton's names, as its metrics.cc spells them; durations are microseconds. They only ever grow,
 # but stand as gauges: a counter of this library's would be called ..._total.
-_TRITON = (
-    ("nv_inference_request_success", "Successful requests."),
-    ("nv_inference_request_failure", "Failed requests."),
-    ("nv_inference_count", "Inputs embedded."),
-    ("nv_inference_exec_count", "Batches run."),
-    ("nv_inference_request_duration_us", "Requests, end to end, in sum."),
-    ("nv_inference_queue_duration_us", "Waits of inputs, in sum."),
-    ("nv_inference_compute_infer_duration_us", "Runs of batches, in sum."),
+_TRITON: tuple[tuple[str, str, Callable[[LaneTally], float]], ...] = (
+    ("nv_inference_request_success", "Successful requests.", lambda lane: lane.succeeded),
+    ("nv_inference_request_failure", "Failed requests.", lambda lane: lane.failed),
+    ("nv_inference_count", "Inputs embedded.", lambda lane: lane.batch_items.total),
+    ("nv_inference_exec_count", "Batches run.", lambda lane: sum(lane.infer_seconds.counts)),
+    (
+        "nv_inference_request_duration_us",
+        "Requests, end to end, in sum.",
+        lambda lane: 1e6 * lane.request_seconds,
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Waits of inputs, in sum.",
+        lambda lane: 1e6 * lane.waited,
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Runs of batches, in sum.",
+        lambda lane: 1e6 * lane.infer_seconds.total,
+    ),
 )
-_HISTOGRAMS = (
-    ("nimbed_tokenize_seconds", "Tokenizing one request.", _SECONDS),
-    ("nimbed_queue_seconds", "Longest wait in a batch.", _SECONDS),
-    ("nimbed_infer_seconds", "Running one batch.", _SECONDS),
-    ("nimbed_batch_items", "Inputs of a batch.", _ITEMS),
-    ("nimbed_batch_tokens", "Tokens of a batch.", _TOKENS),
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[LaneTally], Buckets]], ...] = (
+    ("nimbed_tokenize_seconds", "Tokenizing one request.", lambda lane: lane.tokenize_seconds),
+    ("nimbed_queue_seconds", "Longest wait in a batch.", lambda lane: lane.queue_seconds),
+    ("nimbed_infer_seconds", "Running one batch.", lambda lane: lane.infer_seconds),
+    ("nimbed_batch_items", "Inputs of a batch.", lambda lane: lane.batch_items),
+    ("nimbed_batch_tokens", "Tokens of a batch.", lambda lane: lane.batch_tokens),
 )
 
 
 class Metrics:
-    """Every metric of one server."""
+    """Every metric of one server.
+
+    Attributes:
+        tally: The numbers that its parts count.
+    """
 
     def __init__(self) -> None:
+        self.tally = Tally()
         self._registry = CollectorRegistry()
-        self._requests = self._counter(
-            "nimbed_requests", "Requests answered.", "endpoint", "status"
-        )
-        self._request_seconds = self._histogram(
-            "nimbed_request_seconds", "From the first byte to the answer.", _SECONDS, "endpoint"
-        )
-        self._failures = self._counter("nimbed_failures", "Requests refused or failed.", "type")
-        self._serialize = self._histogram(
-            "nimbed_serialize_seconds", "Writing vectors into JSON.", _SECONDS
-        )
-        self._items = self._counter("nimbed_items", "Inputs embedded.", "model", "input_type")
-        self._counters = {name: self._counter(name, text, "model") for name, text in _COUNTERS}
-        self._triton = {
-            name: Gauge(name, text, ["model"], registry=self._registry) for name, text in _TRITON
-        }
-        self._histograms = {
-            name: self._histogram(name, text, buckets, "model")
-            for name, text, buckets in _HISTOGRAMS
-        }
+        self._registry.register(_Counted(self.tally))
         self._gauges = {
             name: Gauge(name, text, ["model"], registry=self._registry)
             for name, text in (
@@ -79,31 +84,6 @@ class Metrics:
             ["device"],
             registry=self._registry,
         )
-        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-
-    def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count an answer."""
-        found = self._children.get((endpoint, status))
-        if found is None:
-            found = (
-                self._requests.labels(endpoint, str(status)),
-                self._request_seconds.labels(endpoint),
-            )
-            self._children[endpoint, status] = found
-        found[0].inc()
-        found[1].observe(seconds)
-
-    def failed(self, kind: str) -> None:
-        """Count a refusal by its type."""
-        self._failures.labels(kind).inc()
-
-    def serialized(self, seconds: float) -> None:
-        """Note how long writing an answer took."""
-        self._serialize.observe(seconds)
-
-    def for_lane(self, model: str) -> LaneMetrics:
-        """Return the metrics of one model."""
-        return LaneMetrics(model, self._items, self._counters, self._triton, self._histograms)
 
     def watch(
         self,
@@ -127,57 +107,73 @@ class Metrics:
         """Return the text that Prometheus reads."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
-    ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+class _Counted(Collector):
+    """Says a tally in prometheus-client's words, when it is asked."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family."""
+        yield from self._of_the_server()
+        yield from self._of_the_lanes()
+
+    def _of_the_server(self) -> Iterator[Metric]:
+        tally = self._tally
+        requests = CounterMetricFamily(
+            "nimbed_requests", "Requests answered.", labels=["endpoint", "status"]
+        )
+        for (endpoint, status), count in tally.requests.items():
+            requests.add_metric([endpoint, str(status)], count)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "nimbed_request_seconds", "From the first byte to the answer.", labels=["endpoint"]
+        )
+        for endpoint, buckets in tally.request_seconds.items():
+            _add(seconds, [endpoint], buckets)
+        yield seconds
+        failures = CounterMetricFamily(
+            "nimbed_failures", "Requests refused or failed.", labels=["type"]
+        )
+        for kind, count in tally.failures.items():
+            failures.add_metric([kind], count)
+        yield failures
+        serialize = HistogramMetricFamily(
+            "nimbed_serialize_seconds", "Writing vectors into JSON.", labels=[]
+        )
+        _add(serialize, [], tally.serialize_seconds)
+        yield serialize
+
+    def _of_the_lanes(self) -> Iterator[Metric]:
+        lanes = self._tally.lanes
+        items = CounterMetricFamily(
+            "nimbed_items", "Inputs embedded.", labels=["model", "input_type"]
+        )
+        for model, lane in lanes.items():
+            for role, count in lane.items.items():
+                items.add_metric([model, role], count)
+        yield items
+        for name, text, read in _COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=["model"])
+            for model, lane in lanes.items():
+                counter.add_metric([model], read(lane))
+            yield counter
+        for name, text, read in _TRITON:
+            gauge = GaugeMetricFamily(name, text, labels=["model"])
+            for model, lane in lanes.items():
+                gauge.add_metric([model], read(lane))
+            yield gauge
+        for name, text, find in _HISTOGRAMS:
+            histogram = HistogramMetricFamily(name, text, labels=["model"])
+            for model, lane in lanes.items():
+                _add(histogram, [model], find(lane))
+            yield histogram
 
 
-class LaneMetrics:
-    """The metrics of one model; safe from any thread."""
-
-    def __init__(
-        self,
-        model: str,
-        items: Counter,
-        counters: Mapping[str, Counter],
-        triton: Mapping[str, Gauge],
-        histograms: Mapping[str, Histogram],
-    ) -> None:
-        self._items = {role: items.labels(model, role) for role in ("query", "passage")}
-        self._counters = {name: metric.labels(model) for name, metric in counters.items()}
-        self._triton = {name: metric.labels(model) for name, metric in triton.items()}
-        self._histograms = {name: metric.labels(model) for name, metric in histograms.items()}
-
-    def tokenized(self, seconds: float) -> None:
-        """Note how long the inputs of one request took to tokenize."""
-        self._histograms["nimbed_tokenize_seconds"].observe(seconds)
-
-    def ran(
-        self, *, items: int, tokens: int, waited: float, longest: float, seconds: float
-    ) -> None:
-        """Note a batch: its size, the waits of its rows in sum and at most, its run; in seconds."""
-        self._histograms["nimbed_batch_items"].observe(items)
-        self._histograms["nimbed_batch_tokens"].observe(tokens)
-        self._histograms["nimbed_queue_seconds"].observe(longest)
-        self._histograms["nimbed_infer_seconds"].observe(seconds)
-        self._triton["nv_inference_count"].inc(items)
-        self._triton["nv_inference_exec_count"].inc()
-        self._triton["nv_inference_queue_duration_us"].inc(waited * 1e6)
-        self._triton["nv_inference_compute_infer_duration_us"].inc(seconds * 1e6)
-
-    def embedded(self, role: str, *, items: int, tokens: int, truncated: int) -> None:
-        """Count what one request had embedded in one role."""
-        self._items[role].inc(items)
-        self._counters["nimbed_tokens"].inc(tokens)
-        if truncated:
-            self._counters["nimbed_truncated"].inc(truncated)
-
-    def finished(self, seconds: float, *, failed: bool) -> None:
-        """Count a request for this model, from its first byte to its answer."""
-        outcome = "failure" if failed else "success"
-        self._triton[f"nv_inference_request_{outcome}"].inc()
-        self._triton["nv_inference_request_duration_us"].inc(seconds * 1e6)
+def _add(family: HistogramMetricFamily, labels: list[str], buckets: Buckets) -> None:
+    """Add a histogram's sample; Prometheus counts from the bottom to each bound."""
+    bounds = [*map(str, buckets.bounds), "+Inf"]
+    family.add_metric(
+        labels, list(zip(bounds, accumulate(buckets.counts), strict=True)), buckets.total
+    )

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from nimbed.inputs import Input
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate
 from nimbed_server.served import Choice
 from nimbed_server.settings import Settings
 from nimbed_server.wire.refusal import Refusal
-from nimbed_server.wire.request import EmbeddingsRequest
+from nimbed_server.wire.request import Wish
 
 __all__ = ["Options", "assign_roles", "resolve"]
 
@@ -44,13 +43,11 @@ class Options:
     disclosed: tuple[tuple[bytes, str], ...] = field(default=())
 
 
-def resolve(
-    request: EmbeddingsRequest, choice: Choice, settings: Settings, *, from_sdk: bool
-) -> Options:
-    """Return the options of a request.
+def resolve(wish: Wish, choice: Choice, settings: Settings, *, from_sdk: bool) -> Options:
+    """Return the options of a wish.
 
     Args:
-        request: What the client asked for.
+        wish: What the client asked for.
         choice: What its model's name stands for.
         settings: The server's.
         from_sdk: Whether an OpenAI SDK sent it, which adds ``base64`` by itself and decodes it as
@@ -60,25 +57,25 @@ def resolve(
         Refusal: With status 400.
     """
     fixed = choice.fixed
-    dimensions: int | None = _agreed("dimensions", request.dimensions, fixed.dimensions, choice)
+    dimensions: int | None = _agreed("dimensions", wish.dimensions, fixed.dimensions, choice)
     asked: EmbeddingType | None = _agreed(
-        "embedding_type", request.embedding_type, fixed.embedding_type, choice
+        "embedding_type", wish.embedding_type, fixed.embedding_type, choice
     )
-    packed = request.embedding_type not in (None, "float")
-    if settings.strict_nim and packed and request.dimensions is not None:
+    packed = wish.embedding_type not in (None, "float")
+    if settings.strict_nim and packed and wish.dimensions is not None:
         raise Refusal(
             400, "dimensions cannot be used in combination with embedding_type", param="dimensions"
         )
     kind: EmbeddingType = asked or "float"
     _check_size(dimensions, kind, choice, settings)
     disclosed: list[tuple[bytes, str]] = []
-    truncate = request.truncate or "NONE"
+    truncate = wish.truncate or "NONE"
     override = fixed.truncate or settings.truncate
     if truncate == "NONE" and override not in (None, "NONE"):
         truncate = override
         source = "alias" if fixed.truncate else "server"
         disclosed.append((b"x-nimbed-truncate", f"{override}; source={source}"))
-    encoding = request.encoding_format
+    encoding = wish.encoding_format
     signs = fixed.as_ == "signs"
     if encoding == "base64" and from_sdk and kind != "float" and not signs:
         encoding = "float"
@@ -95,15 +92,21 @@ def resolve(
 
 
 def assign_roles(
-    inputs: Sequence[Input], request: EmbeddingsRequest, choice: Choice, settings: Settings
+    shown: Sequence[bool], wish: Wish, choice: Choice, settings: Settings
 ) -> tuple[list[InputType] | InputType, str | None]:
     """Return each input's role, or one for all, and what to disclose about it.
+
+    Args:
+        shown: Whether each input shows an image.
+        wish: What the client asked for.
+        choice: What its model's name stands for.
+        settings: The server's.
 
     Raises:
         Refusal: With status 400, if two ways to name the role contradict each other, an image
             would be a query, or a role is required.
     """
-    asked = request.input_type
+    asked = wish.input_type
     if choice.role is not None:
         if asked not in (None, choice.role):
             raise Refusal(
@@ -113,7 +116,6 @@ def assign_roles(
                 param="input_type",
             )
         asked = choice.role
-    shown = [not isinstance(item, str) for item in inputs]
     if asked is not None:
         if asked == "query" and any(shown):
             raise Refusal(

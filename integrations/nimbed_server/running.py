@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import resource
 import signal
 import socket
@@ -60,6 +62,19 @@ class Server(uvicorn.Server):
             for number in taken:
                 loop.remove_signal_handler(number)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was taken while whoever still comes is told so, then close the door."""
+        end = asyncio.get_running_loop().time() + self._graceful
+        taken = set(self.server_state.tasks)
+        while taken and not self.force_exit:
+            left = end - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            _, taken = await asyncio.wait(taken, timeout=min(left, 0.1))
+        left = end - asyncio.get_running_loop().time()
+        self.config.timeout_graceful_shutdown = max(1, round(left))
+        await super().shutdown(sockets)
+
     def stop(self) -> None:
         """Say that it is not ready any more, finish what was taken, then end; twice: end now."""
         if self._app.state.draining:
@@ -94,9 +109,18 @@ def bind(settings: Settings) -> socket.socket:
     return bound
 
 
+# Turns for which OpenMP's threads wait busily for each other; its own default is 300,000. Beside
+# another busy process a batch then takes seconds, since they spin for one that does not run.
+_SPINS = "3000"
+
+
 def run(app: App, settings: Settings) -> None:
-    """Serve until a signal comes; return when everything taken has been answered."""
+    """Serve until a signal comes; return when everything taken has been answered.
+
+    If a model is still being read then, the process ends here, with exit code 0.
+    """
     _many_files()
+    _spin_briefly()
     with bind(settings) as bound:
         host, port = bound.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
@@ -111,6 +135,11 @@ def run(app: App, settings: Settings) -> None:
         if settings.open_to_all:
             LOG.warning("everybody on the network may use this server; give it an --api-key")
         Server(app, settings).run(sockets=[bound])
+    if app.loading:
+        # A thread within a library can neither be stopped nor, at Python's own end, be survived.
+        LOG.info("ending before the model was read")
+        logging.shutdown()
+        os._exit(0)
 
 
 def _many_files() -> None:
@@ -118,3 +147,9 @@ def _many_files() -> None:
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _spin_briefly() -> None:
+    """Share the cores with other processes, unless somebody has said how; before torch is read."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)

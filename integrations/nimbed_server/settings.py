@@ -66,8 +66,9 @@ class Settings:
     )
     max_wait_ms: float = _set(
         10.0,
-        "Longest deliberate wait for a fuller batch. Nothing is held back for one here: what "
-        "waits starts as soon as the device is free, so every value is kept.",
+        "Longest that a batch is held back, right after another, for the callers who were just "
+        "answered to join it; never longer than a batch costs whatever its size. A device that is "
+        "idle waits for nothing; 0 holds nothing back.",
         "NIM_SERVER_MAX_WAIT_MS",
         "NIM_MAX_WAIT_MS",
     )

@@ -54,6 +54,17 @@ SCENARIOS = [
 ]
 
 
+class Started(NamedTuple):
+    port: int
+    process: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds that the process has used: what a busy machine changes least."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,15 +72,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, int]]:
-    """Start servers; ``PORT`` in a command becomes a free one. Yield their ports."""
-    processes, ports = [], {}
+def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, Started]]:
+    """Start servers; ``PORT`` in a command becomes a free one."""
+    processes, servers = [], {}
     environment = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     environment["HF_HUB_OFFLINE"] = "1"
     try:
         for name, command in commands.items():
-            ports[name] = free_port()
-            words = [word.replace("PORT", str(ports[name])) for word in command]
+            port = free_port()
+            words = [word.replace("PORT", str(port)) for word in command]
             ours = "nimbed" in name or "stub" in name
             extra = {"PYTHONPATH": os.pathsep.join(PARTS)} if ours else {}
             processes.append(
@@ -80,9 +91,10 @@ def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, int]]:
                     stdout=subprocess.DEVNULL,
                 )
             )
-        for name, port in ports.items():
-            _wait(name, port)
-        yield ports
+            servers[name] = Started(port, processes[-1].pid)
+        for name, server in servers.items():
+            _wait(name, server.port)
+        yield servers
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -113,13 +125,17 @@ def bodies(scenario: Scenario, seed: int, *, encoding: str = "float") -> list[by
 
 
 def measured(
-    ports: dict[str, int], scenario: Scenario, *, rounds: int, seconds: float, encoding: str
+    servers: dict[str, Started], scenario: Scenario, *, rounds: int, seconds: float, encoding: str
 ) -> dict[str, list[Load]]:
-    loads: dict[str, list[Load]] = {name: [] for name in ports}
+    loads: dict[str, list[Load]] = {name: [] for name in servers}
     for turn in range(rounds):
         sent = bodies(scenario, 1000 * turn + scenario.inputs, encoding=encoding)
-        for name, port in ports.items():
-            load = asyncio.run(drive(port, sent, connections=scenario.connections, seconds=seconds))
+        for name, server in servers.items():
+            before = server.cpu
+            load = asyncio.run(
+                drive(server.port, sent, connections=scenario.connections, seconds=seconds)
+            )
+            load.cpu = server.cpu - before
             wrong = [status for status in load.statuses if status != 200]
             if wrong:
                 raise SystemExit(f"{name} answered {wrong[0]} in {scenario.name!r}")
@@ -129,7 +145,7 @@ def measured(
 
 def table(scenario: Scenario, loads: dict[str, list[Load]], first: str) -> None:
     print(f"\n### {scenario.name}\n")
-    print("| server | inputs/s | p50 ms | p99 ms | of nimbed's rate | nimbed is faster by |")
+    print("| server | inputs/s | p50 ms | p99 ms | CPU µs/request | nimbed's rate / its |")
     print("|---|---|---|---|---|---|")
     for name, runs in loads.items():
         rate = statistics.median(run.rate * scenario.inputs for run in runs)
@@ -137,7 +153,8 @@ def table(scenario: Scenario, loads: dict[str, list[Load]], first: str) -> None:
         ratio = statistics.median(
             ours.rate / theirs.rate for ours, theirs in zip(loads[first], runs, strict=True)
         )
-        print(f"| {name} | {rate:,.0f} | {p50:.1f} | {p99:.1f} | {1 / ratio:.2f} | {ratio:.2f} |")
+        cpu = statistics.median(run.cpu / len(run.seconds) for run in runs) * 1e6
+        print(f"| {name} | {rate:,.0f} | {p50:.1f} | {p99:.1f} | {cpu:,.0f} | {ratio:.2f} |")
 
 
 def main() -> None:
@@ -164,13 +181,13 @@ def main() -> None:
         naive = str(HERE / "servers" / "naive.py")
         commands["fastapi + st"] = [options.infinity, naive, "PORT", FOLDER, options.dtype]
     print(f"## MiniLM, {options.dtype}, {options.rounds} rounds of {options.seconds:g} s each")
-    with started(commands) as ports:
+    with started(commands) as servers:
         for scenario in SCENARIOS:
             loads = measured(
-                ports, scenario, rounds=options.rounds, seconds=options.seconds, encoding="float"
+                servers, scenario, rounds=options.rounds, seconds=options.seconds, encoding="float"
             )
             table(scenario, loads, "nimbed")
-        of_in_process(ports["nimbed"], options)
+        of_in_process(servers["nimbed"].port, options)
     return None
 
 
@@ -201,13 +218,13 @@ def stub(options: argparse.Namespace) -> None:
         "bare ASGI": [*pinned, str(HERE / "servers" / "raw.py"), "PORT"],
     }
     os.sched_setaffinity(0, {1})
-    with started(commands) as ports:
+    with started(commands) as servers:
         for inputs, connections in ((1, 32), (32, 8)):
             for encoding in ("base64", "float"):
                 name = f"{inputs} inputs of 1,024 dimensions, {connections} at a time, {encoding}"
                 scenario = Scenario(name, inputs, connections, False)
                 loads = measured(
-                    ports,
+                    servers,
                     scenario,
                     rounds=options.rounds,
                     seconds=options.seconds,

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Load:
-    """What a run saw: seconds each answer took, its status, and the whole run's length."""
+    """What a run saw: seconds each answer took, its status, and the whole run's length.
+
+    ``cpu`` holds the seconds of CPU that the server took, where somebody measured them.
+    """
 
     seconds: list[float] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     lost: list[bytes] = field(default_factory=list)  # requests whose connection ended instead
     wall: float = 0.0
+    cpu: float = 0.0
 
     def saw(self, sent: bytes, answer: bytes, seconds: float) -> None:
         """Note an answer; heirs look into it."""

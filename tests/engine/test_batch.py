@@ -186,3 +186,28 @@ def test_no_garbage_collection_walks_the_lists_while_they_are_made(kind):
     assert len(lists) == 20_000
     assert walked, "so many lists set off no collection: nothing was tested"
     assert sum(walked) < 100
+
+
+def test_parts_are_the_rows_they_were_and_share_nothing():
+    vectors = np.random.default_rng(3).standard_normal((6, 16)).astype(np.float32)
+    counts = np.arange(6, dtype=np.int32)
+    whole = batch(vectors, counts=counts, truncated=(0, 3, 5))
+    parts = whole.split([1, 3, 0, 2])
+    assert [len(part) for part in parts] == [1, 3, 0, 2]
+    np.testing.assert_array_equal(np.concatenate([part.vectors for part in parts]), vectors)
+    np.testing.assert_array_equal(np.concatenate([part.token_counts for part in parts]), counts)
+    assert [part.truncated for part in parts] == [(0,), (2,), (), (1,)]
+    assert all(part.spec is SPEC and part.input_type == "passage" for part in parts)
+    parts[1].vectors[:] = 0
+    parts[1].token_counts[:] = 0
+    np.testing.assert_array_equal(whole.vectors, vectors)
+    np.testing.assert_array_equal(whole.token_counts, np.arange(6))
+    again = pickle.loads(pickle.dumps(parts[3]))
+    np.testing.assert_array_equal(again.vectors, vectors[4:])
+
+
+def test_a_batch_does_not_part_into_more_or_fewer_rows_than_it_has():
+    whole = batch(np.zeros((3, 16), np.float32))
+    for lengths in ([1, 1], [2, 2], []):
+        with pytest.raises(ConfigurationError, match="3 rows do not part"):
+            whole.split(lengths)

@@ -16,7 +16,7 @@ from nimbed_server.resolving import resolve
 from nimbed_server.served import Choice
 from nimbed_server.state import State
 from nimbed_server.wire.refusal import Refusal
-from nimbed_server.wire.request import EmbeddingsRequest, parse_object
+from nimbed_server.wire.request import Wish, parse_object
 
 __all__ = ["meta", "vectors"]
 
@@ -33,7 +33,7 @@ async def vectors(state: State, exchange: Exchange, named: Choice | None) -> Non
     settings = state.settings
     body = parse_object(
         await exchange.body(
-            limit=settings.max_body_bytes, seconds=settings.body_timeout_s, room=state.bodies
+            limit=settings.max_body_bytes, patience=state.reading, room=state.bodies
         )
     )
     text, config = body.get("text"), body.get("config")
@@ -49,8 +49,8 @@ async def vectors(state: State, exchange: Exchange, named: Choice | None) -> Non
     if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
         raise Refusal(400, "config.dimensions must be an integer", param="config")
     # Weaviate sends 0 where a class sets none.
-    request = EmbeddingsRequest([text], dimensions=size or None)
-    options = resolve(request, choice, settings, from_sdk=False)
+    wish = Wish(dimensions=size or None)
+    options = resolve(wish, choice, settings, from_sdk=False)
     # As the reference container: a text without a task is stored, not asked.
     role = choice.role or _ROLES.get(task) or choice.fixed.input_type or "passage"
     embedded = await embed(state, exchange, choice, [text], role, options)

@@ -7,7 +7,7 @@ has the same form. ``null`` means absent in every field, because hosted NIM's re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from nimbed.inputs import Modality
 from nimbed.spec import InputType, Truncate
 from nimbed_server.wire.refusal import Refusal
 
-__all__ = ["FIELDS", "Field", "read_fields"]
+__all__ = ["FIELDS", "Field", "read_fields", "read_free_fields", "signature"]
 
 Check = Callable[[str, Any], Any]
 
@@ -34,12 +34,14 @@ class Field:
         check: Returns the value, or raises a Refusal.
         schema: Its JSON schema, without what depends on the models served.
         required: Whether it must be there.
+        free: Whether every request says something else in it; of the others there are few values.
     """
 
     name: str
     check: Check
     schema: Mapping[str, Any]
     required: bool = False
+    free: bool = False
 
 
 _KINDS: dict[type, str] = {
@@ -136,6 +138,7 @@ FIELDS = (
             "these."
         },
         required=True,
+        free=True,
     ),
     Field(
         "input_type",
@@ -179,8 +182,12 @@ FIELDS = (
         _one_of(get_args(Truncate)),
         {"type": "string", "enum": list(get_args(Truncate)), "default": "NONE"},
     ),
-    Field("user", _text, {"type": "string", "description": "Ignored, and never logged."}),
+    Field(
+        "user", _text, {"type": "string", "description": "Ignored, and never logged."}, free=True
+    ),
 )
+_FREE = tuple(field for field in FIELDS if field.free)
+_OTHERS = tuple(field.name for field in FIELDS if not field.free)
 
 
 def read_fields(body: Mapping[str, Any], *, without: str | None = None) -> dict[str, Any]:
@@ -193,8 +200,31 @@ def read_fields(body: Mapping[str, Any], *, without: str | None = None) -> dict[
     Raises:
         Refusal: With status 400, for the first field that is missing or wrong.
     """
+    return _read(FIELDS, body, without)
+
+
+def read_free_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked fields of which every request has its own, where the rest is known.
+
+    Raises:
+        Refusal: As :func:`read_fields` does.
+    """
+    return _read(_FREE, body, None)
+
+
+def signature(body: Mapping[str, Any]) -> tuple[object, ...] | None:
+    """Return what a body says in all other fields, or None where that cannot be a key.
+
+    Types are part of it: to Python true, 1 and 1.0 are one key, to a client they are not.
+    """
+    values = tuple(map(body.get, _OTHERS))
+    kinds = tuple(map(type, values))
+    return None if list in kinds or dict in kinds else (values, kinds)
+
+
+def _read(fields: Sequence[Field], body: Mapping[str, Any], without: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for field in FIELDS:
+    for field in fields:
         value = body.get(field.name)
         if value is not None:
             found[field.name] = field.check(field.name, value)

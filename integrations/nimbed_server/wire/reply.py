@@ -6,6 +6,7 @@ between them.
 
 from __future__ import annotations
 
+import sys
 from binascii import b2a_base64
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -33,7 +34,8 @@ def render(
         encoding_format: ``base64`` writes the bytes of a row: little-endian float32, or raw
             int8 or uint8.
     """
-    written = _base64(vectors) if encoding_format == "base64" else _lists(vectors)
+    rows = np.ascontiguousarray(vectors)
+    written = _base64(rows) if encoding_format == "base64" else _lists(rows)
     data = b",".join(
         [
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, row)
@@ -51,11 +53,10 @@ def render(
     )
 
 
-def _lists(vectors: NDArray[Any]) -> Iterator[bytes]:
-    rows = np.ascontiguousarray(vectors)
+def _lists(rows: NDArray[Any]) -> Iterator[bytes]:
     return (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows)
 
 
-def _base64(vectors: NDArray[Any]) -> Iterator[bytes]:
-    little = vectors.astype(vectors.dtype.newbyteorder("<"), order="C", copy=False)
+def _base64(rows: NDArray[Any]) -> Iterator[bytes]:
+    little = rows if sys.byteorder == "little" else rows.byteswap()
     return (b'"%b"' % b2a_base64(row, newline=False) for row in little)

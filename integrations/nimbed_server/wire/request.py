@@ -1,7 +1,8 @@
-"""Bytes of a request body in, a checked request out."""
+"""Bytes of a request body in, checked inputs and wishes out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -9,18 +10,17 @@ import orjson
 
 from nimbed.inputs import Modality
 from nimbed.spec import EmbeddingType, InputType, Truncate
-from nimbed_server.wire.fields import read_fields
+from nimbed_server.wire.fields import read_fields, read_free_fields
 from nimbed_server.wire.refusal import Refusal
 
-__all__ = ["EmbeddingsRequest", "parse", "parse_object"]
+__all__ = ["Wish", "parse_object", "read_request", "read_texts"]
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingsRequest:
-    """What a client asked for; None stands for what it left out.
+class Wish:
+    """What a client asked for beside its inputs; None stands for what it left out.
 
     Attributes:
-        texts: The inputs as they came, one string each.
         model: The name the client used.
         input_type: The role.
         modality: What each input is: one word for all, or one a row.
@@ -30,7 +30,6 @@ class EmbeddingsRequest:
         truncate: What happens to an input that is too long.
     """
 
-    texts: list[str]
     model: str | None = None
     input_type: InputType | None = None
     modality: Modality | list[Modality] | None = None
@@ -39,24 +38,29 @@ class EmbeddingsRequest:
     dimensions: int | None = None
     truncate: Truncate | None = None
 
+    def may_show(self, has_images: bool) -> bool:
+        """Return whether an input may be an image, for a model that reads images or not."""
+        return has_images if self.modality is None else self.modality != "text"
 
-def parse(body: bytes, *, max_items: int, model_in_path: bool = False) -> EmbeddingsRequest:
+
+def read_request(
+    body: Mapping[str, Any], *, max_items: int, model_in_path: bool = False
+) -> tuple[list[str], Wish]:
     """Read the body of ``/v1/embeddings``.
 
     Args:
-        body: UTF-8 JSON.
+        body: A parsed object.
         max_items: Inputs that one request may hold.
         model_in_path: Whether the path names the model, so that the body need not.
+
+    Returns:
+        The inputs as they came, one string each, and the rest.
 
     Raises:
         Refusal: With status 400.
     """
-    found = read_fields(parse_object(body), without="model" if model_in_path else None)
-    texts: list[str] = found.pop("input")
-    if len(texts) > max_items:
-        raise Refusal(
-            400, f"input must contain at most {max_items} items; got {len(texts)}", param="input"
-        )
+    found = read_fields(body, without="model" if model_in_path else None)
+    texts = _few(found.pop("input"), max_items)
     modality = found.get("modality")
     if isinstance(modality, list):
         if len(modality) == 1:
@@ -69,7 +73,16 @@ def parse(body: bytes, *, max_items: int, model_in_path: bool = False) -> Embedd
                 param="modality",
             )
     found.pop("user", None)
-    return EmbeddingsRequest(texts, **found)
+    return texts, Wish(**found)
+
+
+def read_texts(body: Mapping[str, Any], *, max_items: int) -> list[str]:
+    """Return the inputs of a body whose other fields are known to be right.
+
+    Raises:
+        Refusal: With status 400.
+    """
+    return _few(read_free_fields(body)["input"], max_items)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -88,3 +101,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(400, 'the body must be a JSON object such as {"model": ..., "input": [...]}')
     return cast("dict[str, Any]", value)
+
+
+def _few(texts: list[str], most: int) -> list[str]:
+    if len(texts) > most:
+        raise Refusal(
+            400, f"input must contain at most {most} items; got {len(texts)}", param="input"
+        )
+    return texts

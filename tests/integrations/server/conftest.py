@@ -33,12 +33,13 @@ PICTURES = replace(
 
 @dataclass
 class Running:
-    """A server that answers; ``client`` speaks to it over a real socket."""
+    """A server that answers; ``client`` speaks to it over a real socket, ``stop`` is a signal's."""
 
     url: str
     port: int
     app: App | None
     client: httpx.Client
+    stop: Callable[[], None]
 
     def embed(self, headers: Mapping[str, str] | None = None, **body) -> httpx.Response:
         body = {"model": MODEL, "input": ["a text"], **body}
@@ -65,7 +66,7 @@ def running(
                 wait_until(lambda: client.get("/v1/health/live").status_code == 200)
                 if loaded:
                     wait_until(lambda: app.state.ready or app.state.failure is not None)
-                yield Running(url, port, app, client)
+                yield Running(url, port, app, client, server.stop)
         finally:
             server.stop()
             thread.join(timeout=20)

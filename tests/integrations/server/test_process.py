@@ -62,6 +62,35 @@ def test_sigterm_under_load_loses_nothing_that_was_admitted_and_exits_with_0(com
     assert "of many words" not in "".join(server.lines)
 
 
+def test_sigterm_while_a_model_is_read_does_not_wait_for_it(tmp_path):
+    """The server behind takes a connection and never says a word, as a hanging disk would."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as behind, (tmp_path / "log").open("w") as log:
+        url = f"http://127.0.0.1:{behind.getsockname()[1]}/v1"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "nimbed_cli.main", "serve", "--port", str(port)),
+                *("--base-url", url, "--model", "nvidia/nv-embedqa-e5-v5"),
+            ],
+            stderr=log,
+        )
+        try:
+            behind.settimeout(60)
+            hanging, _ = behind.accept()  # the model is being read from now on
+            with hanging:
+                ready = f"http://127.0.0.1:{port}/v1/health/ready"
+                wait_until(lambda: httpx.get(ready).status_code == 503)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 0  # the read itself would give up after a minute
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    said = (tmp_path / "log").read_text()
+    assert "ending before the model was read" in said
+    assert "Traceback" not in said
+
+
 def test_interrupting_it_exits_with_0_and_a_taken_port_is_said(command, plain):
     behind = ("--base-url", plain.url, "--model", MODEL)
     server = command(*behind)
@@ -103,6 +132,20 @@ def test_being_open_to_the_network_without_a_key_is_warned_of(flags, warns, logg
     assert f"serving {MODEL} on http://{settings.host}:{settings.port}" in written
     assert ("everybody on the network may use this server" in written) is warns
     assert KEY not in written
+
+
+@pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_a_batchs_threads_share_the_cores_unless_somebody_has_said_how(said, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, said.get(name, ""))
+        if name not in said:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    settings = gather({"port": free_port()}, environment={})
+    run(create_app({MODEL: FakeEmbedder()}, settings), settings)
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    assert spins == said.get("GOMP_SPINCOUNT", None if said else spins)
+    assert said or int(spins or 0) < 300_000
 
 
 def test_a_thousand_connections_that_say_nothing_do_not_stop_a_client(serve):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
+import httpx
+
 from nimbed_server import Settings
 
 from .conftest import MODEL, running, wait_until
-from .stub import Stub, busy, is_right
+from .stub import Stub, busy, is_right, post
 
 
 def test_ready_is_503_while_loading_and_embedding_too():
@@ -46,18 +50,31 @@ def test_a_model_that_cannot_be_loaded_is_named_by_the_probe(serve):
     assert server.client.get("/v1/health/live").status_code == 200
 
 
-def test_ready_is_503_while_the_server_stops_and_new_requests_are_refused(serve):
+def test_while_the_server_stops_whoever_comes_anew_is_told_so(serve):
     stub = Stub()
     server = serve({MODEL: stub})
     with busy(server, stub) as first:
-        server.app.state.draining = True  # the first thing that a signal does
-        answer = server.client.get("/v1/health/ready")
-        assert answer.status_code == 503
-        assert answer.json()["message"] == "stopping"
-        refused = server.embed()
-        assert refused.status_code == 503
-        assert refused.json()["code"] == "stopping"
-        assert refused.headers["connection"] == "close"
+        server.stop()
+        for _ in range(3):  # each over a connection of its own, as probes come
+            answer = httpx.get(f"{server.url}/v1/health/ready")
+            assert answer.status_code == 503
+            assert answer.json()["message"] == "stopping"
+            assert answer.headers["connection"] == "close"
+            assert httpx.get(f"{server.url}/v1/health/live").status_code == 200
+            refused = post(server, ["too late"])
+            assert refused.status_code == 503
+            assert refused.json()["code"] == "stopping"
+            assert refused.headers["connection"] == "close"
+        assert not first.done()
         stub.gate.set()
         is_right(first.result(), ["first"])
         assert first.result().headers["connection"] == "close"
+    wait_until(lambda: refuses(server.port))
+
+
+def refuses(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -1,0 +1,60 @@
+"""How fast batches go, and for how long a small one may be held back for company.
+
+Callers who are answered together come back together, a moment after their answer. A device that
+then starts with whoever waits already serves two halves in turn for ever. Waiting for those who
+were just answered is anticipatory scheduling (Iyer and Druschel, SOSP 2001), for batches.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Pace"]
+
+# Share of what was learnt that is forgotten with every batch: devices heat up, loads change.
+_FORGOTTEN = 0.01
+# Batches that are not held back after one that was in vain: its callers do not come back at once.
+_PAUSE = 16
+
+
+class Pace:
+    """What the batches of one queue have shown so far; the caller holds the lock.
+
+    Args:
+        max_wait: Seconds for which a batch may be held back at most.
+
+    Attributes:
+        rate: Tokens a second, a moving average; 0 before the first batch.
+    """
+
+    def __init__(self, max_wait: float) -> None:
+        self._max_wait = max_wait
+        self._best = 0.0  # tokens a second
+        self._overhead = 0.0  # seconds of a small batch that a large one does not take
+        self._pause = 0
+        self.rate = 0.0
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """Learn from a batch."""
+        rate = tokens / max(seconds, 1e-9)
+        self.rate = 0.8 * self.rate + 0.2 * rate if self.rate else rate
+        self._best = max(rate, (1 - _FORGOTTEN) * self._best)
+        lost = seconds - tokens / self._best
+        # Slowly up, so that one batch that was disturbed teaches little.
+        if lost > self._overhead:
+            self._overhead += 0.2 * (lost - self._overhead)
+        else:
+            self._overhead *= 1 - _FORGOTTEN
+
+    def grace(self) -> float:
+        """Return the seconds for which the next batch may be held back.
+
+        At most what a batch costs whatever its size: two that become one win back so much.
+        """
+        if self._pause:
+            self._pause -= 1
+            return 0.0
+        return min(self._max_wait, self._overhead)
+
+    def waited(self, *, in_vain: bool) -> None:
+        """Learn whether the callers who were waited for came in time."""
+        if in_vain:
+            self._pause = _PAUSE

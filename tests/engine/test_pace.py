@@ -1,0 +1,115 @@
+"""How long a small batch is held back for the callers who were just answered."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+
+import pytest
+
+from nimbed.pace import Pace
+from nimbed.scheduler import Scheduler
+
+from .test_scheduler import FAKE, Device, Stub
+
+
+def learnt(max_wait):
+    """A device that takes 4 ms a batch and 1 ms more for every 10 tokens."""
+    pace = Pace(max_wait)
+    for tokens in (1000, 10, 10, 10) * 10:
+        pace.ran(tokens, 0.004 + tokens * 1e-4)
+    return pace
+
+
+def test_a_batch_is_held_back_no_longer_than_a_batch_costs_whatever_its_size():
+    grace = learnt(10.0).grace()
+    assert 0.003 < grace < 0.0045
+    assert learnt(0.001).grace() == 0.001
+    assert learnt(0.0).grace() == 0.0
+
+
+def test_nothing_is_held_back_before_anything_is_known_or_where_size_does_not_matter():
+    assert Pace(10.0).grace() == 0.0
+    pace = Pace(10.0)
+    for tokens in (1000, 10, 500) * 10:
+        pace.ran(tokens, tokens * 1e-4)
+    assert pace.grace() < 1e-6
+
+
+def test_one_disturbed_batch_teaches_little():
+    pace = learnt(10.0)
+    before = pace.grace()
+    pace.ran(10, 0.1)
+    assert pace.grace() < before + 0.02
+
+
+def test_waiting_in_vain_is_not_repeated_at_once():
+    pace = learnt(10.0)
+    pace.waited(in_vain=False)
+    assert pace.grace() > 0
+    pace.waited(in_vain=True)
+    graces = [pace.grace() for _ in range(40)]
+    assert graces[:10] == [0.0] * 10
+    assert max(graces) > 0
+
+
+@pytest.mark.parametrize(("max_wait", "shared"), [(10.0, True), (0.0, False)])
+def test_callers_in_a_loop_come_to_share_batches(max_wait, shared):
+    """Greedily, two callers would take turns for ever, each with a batch of its own."""
+
+    class Slow(Device):
+        def embed_rows(self, rows):
+            time.sleep(0.02)
+            return super().embed_rows(rows)
+
+    device = Slow(budget=1000)
+    turns = threading.Semaphore(60)
+
+    def ask(scheduler, name):
+        while turns.acquire(blocking=False):
+            batch = scheduler.submit([name], input_type="query").result(timeout=20)
+            assert len(batch) == 1
+
+    with Scheduler(Stub(device), max_wait=max_wait) as scheduler:
+        scheduler.submit(["a " * 500], input_type="query").result(timeout=20)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            callers = [pool.submit(ask, scheduler, "one")]
+            assert device.entered.wait(5)
+            time.sleep(0.01)  # in the midst of the other's batch
+            callers.append(pool.submit(ask, scheduler, "two"))
+            for caller in callers:
+                caller.result(timeout=60)
+    sizes = [len(texts) for texts in device.batches[1:]]
+    assert sum(sizes) == 60
+    assert (sizes.count(2) > 15) is shared
+
+
+def test_a_caller_who_is_alone_is_never_held_back():
+    device = Device(budget=1000)
+    with Scheduler(Stub(device), max_wait=3600.0) as scheduler:
+        scheduler._queue._pace._overhead = 3600.0
+        for n in range(20):  # each is alone, and everybody who was answered has come again
+            got = scheduler.submit([f"text {n}"], input_type="query").result(timeout=10)
+            assert got.vectors[0] == pytest.approx(
+                FAKE.embed([f"text {n}"], input_type="query").vectors[0], abs=1e-6
+            )
+    assert [len(texts) for texts in device.batches] == [1] * 20
+
+
+def test_a_caller_who_is_back_before_the_device_looks_is_not_waited_for():
+    device = Device(budget=1000)
+    ended = threading.Event()
+    with Scheduler(Stub(device), max_wait=3600.0) as scheduler:
+        scheduler._queue._pace._overhead = 3600.0
+
+        def again(_, left=20):
+            if not left:
+                ended.set()
+                return
+            future = scheduler.submit(["a text"], input_type="query")
+            future.add_done_callback(lambda told: again(told, left - 1))
+
+        again(None)  # every request but the first comes from the thread that answers the last
+        assert ended.wait(20)
+    assert [len(texts) for texts in device.batches] == [1] * 20
