@@ -27,6 +27,10 @@ from nimbed_cli.tradeoff import tradeoff
 
 __all__ = ["app", "main"]
 
+# Turns for which OpenMP's threads wait busily for each other; its own default is 300,000. Beside
+# another busy process a batch then takes seconds, since they spin for one that does not run.
+_SPINS = "3000"
+
 app = typer.Typer(
     name="nimbed",
     no_args_is_help=True,
@@ -80,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         typed = ["--debug", *(word for word in typed if word != "--debug")]
     # Like Ctrl-C, a request to stop must unwind, or temporary files stay behind.
     signal.signal(signal.SIGTERM, _stop)
+    _share_cores()
     try:
         app(args=typed, prog_name="nimbed")
         code = 0
@@ -94,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         typer.echo(f"Error: {sentence}", err=True)
     _flush()
     sys.exit(code)
+
+
+def _share_cores() -> None:
+    """Leave the cores to other processes in between, unless somebody has said how.
+
+    OpenMP reads this when torch is imported. A process of ours may choose; a library may not.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

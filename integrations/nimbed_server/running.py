@@ -109,18 +109,12 @@ def bind(settings: Settings) -> socket.socket:
     return bound
 
 
-# Turns for which OpenMP's threads wait busily for each other; its own default is 300,000. Beside
-# another busy process a batch then takes seconds, since they spin for one that does not run.
-_SPINS = "3000"
-
-
 def run(app: App, settings: Settings) -> None:
     """Serve until a signal comes; return when everything taken has been answered.
 
     If a model is still being read then, the process ends here, with exit code 0.
     """
     _many_files()
-    _spin_briefly()
     with bind(settings) as bound:
         host, port = bound.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
@@ -147,9 +141,3 @@ def _many_files() -> None:
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _spin_briefly() -> None:
-    """Share the cores with other processes, unless somebody has said how; before torch is read."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)

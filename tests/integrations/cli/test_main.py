@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -37,6 +38,18 @@ def test_help_imports_neither_the_engine_nor_what_it_stands_on():
     loaded = result.stdout.splitlines()[-1]
     for heavy in ("'nimbed'", "'numpy'", "'rich'", "'torch'", "'pyarrow'", "'httpx'"):
         assert heavy not in loaded
+
+
+@pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_share_the_cores_unless_somebody_has_said_how(nimbed_command, said, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, said.get(name, ""))
+        if name not in said:
+            monkeypatch.delenv(name)
+    nimbed_command("--version")
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    assert spins == said.get("GOMP_SPINCOUNT", None if said else spins)
+    assert said or int(spins or 0) < 300_000
 
 
 @pytest.mark.parametrize(

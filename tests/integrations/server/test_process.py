@@ -134,20 +134,6 @@ def test_being_open_to_the_network_without_a_key_is_warned_of(flags, warns, logg
     assert KEY not in written
 
 
-@pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
-def test_a_batchs_threads_share_the_cores_unless_somebody_has_said_how(said, monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, said.get(name, ""))
-        if name not in said:
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
-    settings = gather({"port": free_port()}, environment={})
-    run(create_app({MODEL: FakeEmbedder()}, settings), settings)
-    spins = os.environ.get("GOMP_SPINCOUNT")
-    assert spins == said.get("GOMP_SPINCOUNT", None if said else spins)
-    assert said or int(spins or 0) < 300_000
-
-
 def test_a_thousand_connections_that_say_nothing_do_not_stop_a_client(serve):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
