@@ -45,7 +45,7 @@ class Layout:
         lengths: Tokens of each sequence.
         tokens: Sum of the lengths.
         rows: Rows of the packed tensors: tokens, then padding that nothing reads.
-        groups: Runs of sequences of one length, in order.
+        groups: Runs of sequences of one length, in order; none where lengths are not fixed.
         positions: Position of each row within its sequence, int64 of shape (rows,).
         starts: First row of each sequence, int64 of shape (sequences,).
         offsets: starts with the end appended, int32, for variable-length attention kernels.

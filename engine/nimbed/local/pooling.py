@@ -28,7 +28,9 @@ def pool(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     if layout.pooled is not None:
         return _by_offsets(hidden[layout.pooled.rows].float(), layout.pooled.offsets)
     states = hidden[: layout.tokens].float()
-    return _by_group(states, layout) if hidden.is_cpu else _by_offsets(states, layout.offsets)
+    if hidden.is_cpu and layout.groups:
+        return _by_group(states, layout)
+    return _by_offsets(states, layout.offsets)
 
 
 def _by_offsets(states: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
