@@ -15,9 +15,9 @@ try:
     from nimbed_pgvector.searching import Hit
     from nimbed_pgvector.vector_table import VectorTable
 except ModuleNotFoundError as error:
-    if error.name != "psycopg":
+    if error.name not in ("psycopg", "xxhash"):
         raise
-    raise missing_extra("pgvector", needs="psycopg") from error
+    raise missing_extra("pgvector", needs=error.name) from error
 
 __all__ = [
     "AsyncVectorTable",

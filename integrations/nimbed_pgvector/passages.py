@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
+from xxhash import xxh3_128_digest
+
 from nimbed.files.items import identity
 from nimbed.files.load_report import Reject
 from nimbed.files.rows import Row, id_fault, text_fault
@@ -159,8 +161,9 @@ def _all_sound(
 
 def _digest(text: bytes, metadata: bytes, vector: bytes) -> bytes:
     # The length in front keeps (text, metadata) and a shifted border apart. Processors have
-    # instructions for SHA-256: it takes two thirds of BLAKE2b's time.
-    content = b"".join((_length(len(text)), text, metadata, vector))
+    # instructions for SHA-256: it takes two thirds of BLAKE2b's time. A vector's 4 kB are named by
+    # XXH3 first, in 0.1 us instead of 2.3: who could forge them could as well store others.
+    content = b"".join((_length(len(text)), text, metadata, xxh3_128_digest(vector)))
     return hashlib.sha256(content).digest()[:16]
 
 
