@@ -11,6 +11,9 @@ __all__ = ["Pace"]
 
 # Share of what was learnt that is forgotten with every batch: devices heat up, loads change.
 _FORGOTTEN = 0.01
+# Share of the largest batch up to which one is small. Of what a larger one takes the fixed part is
+# lost in its noise: on a busy machine, a flood of full ones would teach waits of any length.
+_SMALL = 0.25
 # Batches that are not held back after one that was in vain: its callers do not come back at once.
 _PAUSE = 16
 
@@ -28,6 +31,7 @@ class Pace:
     def __init__(self, max_wait: float) -> None:
         self._max_wait = max_wait
         self._best = 0.0  # tokens a second
+        self._largest = 0.0  # tokens
         self._overhead = 0.0  # seconds of a small batch that a large one does not take
         self._pause = 0
         self.rate = 0.0
@@ -37,6 +41,9 @@ class Pace:
         rate = tokens / max(seconds, 1e-9)
         self.rate = 0.8 * self.rate + 0.2 * rate if self.rate else rate
         self._best = max(rate, (1 - _FORGOTTEN) * self._best)
+        self._largest = max(tokens, (1 - _FORGOTTEN) * self._largest)
+        if tokens > _SMALL * self._largest:
+            return
         lost = seconds - tokens / self._best
         # Slowly up, so that one batch that was disturbed teaches little.
         if lost > self._overhead:

@@ -44,6 +44,14 @@ def test_one_disturbed_batch_teaches_little():
     assert pace.grace() < before + 0.02
 
 
+def test_a_flood_of_full_batches_on_a_busy_machine_teaches_no_waits():
+    pace = learnt(10.0)
+    before = pace.grace()
+    for n in range(1000):
+        pace.ran(1000, 0.104 * (1 + n % 3))
+    assert pace.grace() <= before
+
+
 def test_waiting_in_vain_is_not_repeated_at_once():
     pace = learnt(10.0)
     pace.waited(in_vain=False)
