@@ -179,7 +179,7 @@ class Engine:
         """
         try:
             with self._lock, torch.inference_mode():
-                return self._forward(ids, None)
+                return self._forward(ids, self._flat(ids), None)
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"{sum(map(len, ids))} tokens do not fit the memory of {self._placement.device}; "
@@ -187,21 +187,22 @@ class Engine:
             ) from error
 
     def _pooled(self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None) -> torch.Tensor:
+        flat = self._flat(ids)
         if self._graphs is not None and skip is None and next(images_of(ids), None) is None:
-            vectors = self._graphs(self._flat(ids), [len(row) for row in ids])
+            vectors = self._graphs(flat, [len(row) for row in ids])
             if vectors is not None:
                 return vectors
-        return self._vectors(*self._forward(ids, skip))
+        return self._vectors(*self._forward(ids, flat, skip))
 
     def _vectors(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         return pool(states, layout, self._pooling)[:, : self._dimensions]
 
     def _forward(
-        self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None
+        self, ids: Sequence[Sequence[int]], flat: NDArray[np.int64], skip: Sequence[int] | None
     ) -> tuple[torch.Tensor, Layout]:
         device = self._placement.device
         layout = Layout.of([len(row) for row in ids], device, skip=skip)
-        packed = torch.from_numpy(np.pad(self._flat(ids), (0, layout.rows - layout.tokens)))
+        packed = torch.from_numpy(np.pad(flat, (0, layout.rows - layout.tokens)))
         if not self._placement.on_cpu:
             packed = packed.pin_memory().to(device, non_blocking=True)
         images = list(images_of(ids)) if self._images is not None else []

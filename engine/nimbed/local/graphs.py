@@ -35,11 +35,12 @@ Forward: TypeAlias = Callable[[torch.Tensor, Layout], torch.Tensor]
 Recorder: TypeAlias = Callable[[Work], Work]
 
 
-def record(work: Work, *, pool: Any) -> Work:
-    """Record what a function launches on the current CUDA device.
+def record(work: Work, *, device: torch.device, pool: Any) -> Work:
+    """Record what a function launches on a CUDA device.
 
     Args:
         work: Launches the same kernels over the same memory at every call.
+        device: Where it launches them.
         pool: A ``torch.cuda.graph_pool_handle()``: memory shared with other recordings, of which
             one runs at a time.
 
@@ -49,17 +50,18 @@ def record(work: Work, *, pool: Any) -> Work:
     Raises:
         RuntimeError: If something in it cannot be recorded.
     """
-    # Libraries make their workspaces at the first call, which must not be recorded.
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: another replica's thread may allocate meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
+    with torch.cuda.device(device):
+        # Libraries make their workspaces at the first call, which must not be recorded.
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        # thread_local: another replica's thread may allocate meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = work()
 
     def replay() -> torch.Tensor:
         graph.replay()
@@ -99,7 +101,9 @@ class Graphs:
         self, forward: Forward, device: torch.device, *, recorder: Recorder | None = None
     ) -> None:
         self._forward, self._device = forward, device
-        self._recorder = recorder or functools.partial(record, pool=torch.cuda.graph_pool_handle())
+        self._recorder = recorder or functools.partial(
+            record, device=device, pool=torch.cuda.graph_pool_handle()
+        )
         self._known: dict[_Shape, _Recorded | None] = {}
 
     def __call__(self, ids: NDArray[np.int64], lengths: Sequence[int]) -> torch.Tensor | None:
@@ -149,10 +153,7 @@ class Graphs:
             return self._forward(ids, layout)
 
         try:
-            if self._device.type != "cuda":
-                return _Recorded(feed, self._recorder(work))
-            with torch.cuda.device(self._device):
-                return _Recorded(feed, self._recorder(work))
+            return _Recorded(feed, self._recorder(work))
         except Exception as error:  # the batch can always be launched as any other
             _log.warning(
                 "batches of %d tokens are not recorded as a CUDA graph: %s", shape.rows, error
