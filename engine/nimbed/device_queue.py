@@ -1,7 +1,7 @@
 """Rows of many requests in, batches on every device out, and the news to whoever waits.
 
-A batch is whatever waits when a device falls free, up to its token budget; rows of one request may
-ride in different batches. Knows nothing about texts or models.
+A batch is made of what waits when a device falls free, up to its token budget; rows of one request
+may ride in different batches. Knows nothing about texts or models.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class DeviceQueue:
                     self._changed.wait()
                 if not self._queue:
                     return
-                batch = self._queue.take(replica.budget, wanted=self._wanted)
+                batch = self._queue.take(
+                    replica.budget, look_ahead=replica.look_ahead, wanted=self._wanted
+                )
                 if self._queue:
                     self._changed.notify()
             if batch:

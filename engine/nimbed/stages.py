@@ -42,6 +42,11 @@ class Replica(Protocol):
         """Tokens that fill the device at once."""
         ...
 
+    @property
+    def look_ahead(self) -> int:
+        """Budgets of waiting rows to find similar lengths in; 1 where lengths do not matter."""
+        ...
+
     def embed_rows(self, rows: Sequence[Any]) -> NDArray[np.float32]:
         """Return full float vectors, of shape (len(rows), dimensions), not normalised."""
         ...

@@ -25,6 +25,8 @@ FAKE = nimbed.FakeEmbedder()
 class Device:
     """A replica that records its batches and can be held, as a busy device is."""
 
+    look_ahead = 1
+
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.batches: list[list[str]] = []

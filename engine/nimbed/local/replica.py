@@ -25,6 +25,11 @@ class EngineReplica:
         """Tokens that fill the device at once; halved when its memory ran out."""
         return self._engine.budget
 
+    @property
+    def look_ahead(self) -> int:
+        """How many budgets of waiting rows to look through for similar lengths."""
+        return self._engine.look_ahead
+
     def embed_rows(self, rows: Sequence[tuple[Sequence[int], int]]) -> NDArray[np.float32]:
         """Return pooled vectors of shape (len(rows), dimensions), not normalised."""
         out = np.empty((len(rows), self._dimensions), np.float32)

@@ -32,6 +32,7 @@ class Stub(Managed):
     def __init__(self, card=FAKE_CARD, *, budget=64, poison=None):
         self.card = card
         self.budget = budget
+        self.look_ahead = 1
         self.poison = poison
         self.gate = threading.Event()
         self.gate.set()
