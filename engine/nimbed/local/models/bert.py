@@ -18,30 +18,20 @@ from nimbed.local.dense import Dense, dense
 from nimbed.local.device import Placement
 from nimbed.local.layout import Layout
 from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.norms import LayerNorm
 from nimbed.local.tensors import Tensors
 
 __all__ = ["Bert"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: torch.Tensor
-    bias: torch.Tensor
-    eps: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # torch keeps the statistics in float32 whatever the dtype of x.
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     qkv: Dense
     attended: Dense
-    attended_norm: _Norm
+    attended_norm: LayerNorm
     up: Dense
     down: Dense
-    down_norm: _Norm
+    down_norm: LayerNorm
 
     def __call__(
         self, x: torch.Tensor, layout: Layout, attention: Attention, heads: int
@@ -81,11 +71,8 @@ class Bert:
         width, eps = whole(config, "hidden_size"), real(config, "layer_norm_eps", default=1e-12)
         heads_fit(width, self._heads)
 
-        def vector(name: str) -> torch.Tensor:
-            return tensors.placed(placement, name, width)
-
-        def norm(name: str) -> _Norm:
-            return _Norm(vector(f"{name}.weight"), vector(f"{name}.bias"), eps)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm.read(tensors, name, width, placement, eps=eps)
 
         def product(name: str, outputs: int, inputs: int) -> Dense:
             weight = tensors.get(f"{name}.weight", outputs, inputs)

@@ -21,6 +21,7 @@ from nimbed.local.device import Placement
 from nimbed.local.gated import Affine, Gated, gated
 from nimbed.local.layout import Layout
 from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.tensors import Tensors
 
@@ -33,21 +34,11 @@ _BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral")
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: torch.Tensor
-    eps: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        # torch squares and sums in float32 whatever the dtype of x.
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
-    norm: _Norm
+    norm: RmsNorm
     qkv: Dense
     attended: Dense
-    mlp_norm: _Norm
+    mlp_norm: RmsNorm
     gated: Gated
     down: Dense
 
@@ -181,9 +172,8 @@ class _Reader:
         weight = torch.cat([part.weight for part in parts])
         return dense(weight, torch.cat(biases) if biases else None, self._placement)
 
-    def norm(self, name: str) -> _Norm:
-        weight = self._tensors.placed(self._placement, f"{name}.weight", self._width)
-        return _Norm(weight, self._eps)
+    def norm(self, name: str) -> RmsNorm:
+        return RmsNorm.read(self._tensors, name, self._width, self._placement, eps=self._eps)
 
     def _affine(self, name: str, outputs: int, inputs: int, bias: bool) -> Affine:
         weight = self._tensors.get(f"{name}.weight", outputs, inputs)

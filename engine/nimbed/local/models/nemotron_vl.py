@@ -15,9 +15,10 @@ from nimbed.local.device import Placement
 from nimbed.local.layout import Layout
 from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
+from nimbed.local.norms import LayerNorm
 from nimbed.local.tensors import Tensors
 from nimbed.local.vision.settings import VisionSettings
-from nimbed.local.vision.siglip import LayerNorm, Siglip, read_affine
+from nimbed.local.vision.siglip import Siglip, read_affine
 
 __all__ = ["NemotronVL", "pixel_shuffle"]
 

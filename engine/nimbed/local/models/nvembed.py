@@ -6,11 +6,9 @@ what NV-Embed wants there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.dense import dense
@@ -19,6 +17,7 @@ from nimbed.local.gated import Affine, gated
 from nimbed.local.layout import Layout
 from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
+from nimbed.local.norms import LayerNorm
 from nimbed.local.tensors import Tensors
 
 __all__ = ["NvEmbed"]
@@ -57,22 +56,6 @@ class NvEmbed:
         return self._latent(self._mistral(ids, layout))
 
 
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def read(cls, tensors: Tensors, name: str, width: int, placement: Placement) -> _Norm:
-        return cls(
-            tensors.placed(placement, f"{name}.weight", width),
-            tensors.placed(placement, f"{name}.bias", width),
-        )
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, _EPS)
-
-
 class _LatentAttention:
     """Cross-attention from token states to trained latents, then a gated MLP.
 
@@ -98,11 +81,11 @@ class _LatentAttention:
                 f"language model {width}"
             )
         attend, mlp = "cross_attend_blocks.0", "cross_attend_blocks.1"
-        self._norm = _Norm.read(tensors, f"{attend}.norm", width, placement)
-        self._mlp_norm = _Norm.read(tensors, f"{mlp}.norm", width, placement)
+        self._norm = LayerNorm.read(tensors, f"{attend}.norm", width, placement, eps=_EPS)
+        self._mlp_norm = LayerNorm.read(tensors, f"{mlp}.norm", width, placement, eps=_EPS)
         # What is folded is folded in float32, whatever the dtype of the file or the run.
         exact = Placement(torch.device("cpu"), torch.float32)
-        normed = _Norm.read(tensors, f"{attend}.norm_context", latent_width, exact)
+        normed = LayerNorm.read(tensors, f"{attend}.norm_context", latent_width, exact, eps=_EPS)
         latents = normed(tensors.get("latents", count, latent_width).float())
         inner = self._heads * head_dim
         scores, mix = _folded(

@@ -20,35 +20,11 @@ from nimbed.local.dense import Dense, dense
 from nimbed.local.device import Placement
 from nimbed.local.layout import Layout
 from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.norms import LayerNorm
 from nimbed.local.tensors import Tensors
 from nimbed.local.vision.pixels import patches
 
-__all__ = ["LayerNorm", "Siglip", "read_affine"]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Normalises the last dimension."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    eps: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x of any shape (..., width), normalised."""
-        # torch keeps the statistics in float32 whatever the dtype of x.
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-    @classmethod
-    def read(
-        cls, tensors: Tensors, name: str, width: int, placement: Placement, *, eps: float
-    ) -> LayerNorm:
-        """Read weight and bias of a name."""
-        weight, bias = (
-            tensors.get(f"{name}.{part}", width).to(placement.device, placement.dtype)
-            for part in ("weight", "bias")
-        )
-        return cls(weight, bias, eps)
+__all__ = ["Siglip", "read_affine"]
 
 
 @dataclass(frozen=True, slots=True)
