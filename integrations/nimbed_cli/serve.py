@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -91,6 +93,8 @@ def serve(
     """
     from nimbed.errors import missing_extra
 
+    # A server that was told to stop has not failed, from its first moment to its last.
+    signal.signal(signal.SIGTERM, _leave)
     try:
         from nimbed_server import logs, sources
         from nimbed_server.app import create_app
@@ -130,6 +134,10 @@ def serve(
     for name, why in sources.unused(os.environ).items():
         logs.LOG.warning("%s has no effect: %s", name, why)
     run(app, settings)
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def _embedders(settings: Settings) -> dict[str, Embedder]:

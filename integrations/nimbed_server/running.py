@@ -50,17 +50,19 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Take SIGTERM and SIGINT; uvicorn would raise them again at the end, and die of them."""
         loop = asyncio.get_running_loop()
-        taken: list[int] = []
-        for name in (signal.SIGTERM, signal.SIGINT):
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        taken: list[signal.Signals] = []
+        for number in before:
             # Not in the main thread, as in tests: then nobody signals it.
             with contextlib.suppress(RuntimeError, ValueError):
-                loop.add_signal_handler(name, self.stop)
-                taken.append(name)
+                loop.add_signal_handler(number, self.stop)
+                taken.append(number)
         try:
             yield
         finally:
             for number in taken:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was taken while whoever still comes is told so, then close the door."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -89,6 +90,38 @@ def test_sigterm_while_a_model_is_read_does_not_wait_for_it(tmp_path):
     said = (tmp_path / "log").read_text()
     assert "ending before the model was read" in said
     assert "Traceback" not in said
+
+
+def test_sigterm_before_it_listens_exits_with_0():
+    held = "import time, nimbed_server.app as app; from nimbed_cli.main import main\n"
+    held += "app.create_app = lambda *given: (print('here', flush=True), time.sleep(60))\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{held}main(['serve', '--port', '0'])"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == ("", "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_signals_are_given_back_when_it_has_ended(serve):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    server = Server(serve().app, gather({}, environment={}))
+
+    async def ended():
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGTERM) != before[0]
+
+    asyncio.run(ended())
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_interrupting_it_exits_with_0_and_a_taken_port_is_said(command, plain):
