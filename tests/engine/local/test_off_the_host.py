@@ -1,0 +1,72 @@
+"""The forward passes on a device that is not the host, as far as this is seen without one.
+
+Tensors on ``meta`` have shapes and no values. So a pass that leaves a tensor behind on the host,
+waits for a value (which a CUDA graph cannot record), or calls torch's own variable-length kernel
+wrongly fails here as it would on CUDA. What it computes, ``test_gpu.py`` says.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.engine.local.families import FAMILIES
+from tests.engine.local.vl_checkpoint import tiny_vl
+
+import nimbed
+from nimbed.local.attention import ByVarlen, by_length
+from nimbed.local.device import Placement
+from nimbed.local.engine import _MODELS
+from nimbed.local.layout import Layout
+from nimbed.local.models import bert, llama
+from nimbed.local.pooling import pool
+from nimbed.local.tensors import open_tensors
+from nimbed.local.vision import siglip
+
+AWAY = torch.device("meta")
+LENGTHS = [7, 5, 5, 1]
+
+pytestmark = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+
+
+@pytest.fixture(params=["varlen", "by_length"])
+def attention(request, monkeypatch):
+    attend = ByVarlen.if_available() if request.param == "varlen" else by_length
+    assert attend is not None  # the tests' torch has the kernel
+    for module in (bert, llama, siglip):
+        monkeypatch.setattr(module, "attention_for", lambda placement: attend)
+    # Pinning needs a driver; where the copy goes, it does not change.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+
+
+def model(folder, dtype):
+    card = nimbed.load(str(folder), device="cpu").card
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    with torch.inference_mode(), open_tensors(folder) as tensors:
+        return card, _MODELS[card.architecture](config, tensors, Placement(AWAY, dtype))
+
+
+@pytest.mark.parametrize("skip", [None, [3, 0, 1, 0]])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_model_stays_on_its_device_and_waits_for_nothing(
+    family, dtype, skip, attention, tmp_path
+):
+    card, network = model(FAMILIES[family](tmp_path / "model"), dtype)
+    with torch.inference_mode():
+        layout = Layout.of(LENGTHS, AWAY, skip=skip)
+        states = network(torch.zeros(layout.rows, dtype=torch.int64, device=AWAY), layout)
+        vectors = pool(states, layout, card.pooling)
+    assert (states.device, states.dtype) == (AWAY, dtype)
+    assert (vectors.device, vectors.dtype) == (AWAY, torch.float32)
+    assert vectors.shape == (len(LENGTHS), card.dimensions)
+
+
+def test_a_vision_tower_stays_on_its_device_and_waits_for_nothing(dtype, attention, tmp_path):
+    card, network = model(tiny_vl(tmp_path / "model"), dtype)
+    side = json.loads((tmp_path / "model/config.json").read_text("utf-8"))["force_image_size"]
+    with torch.inference_mode():
+        states = network.image_states(torch.zeros(3, side, side, 3, dtype=torch.uint8))
+    assert (states.device, states.dtype) == (AWAY, dtype)
+    assert states.shape[0] % 3 == 0
+    assert states.shape[1] == card.dimensions
