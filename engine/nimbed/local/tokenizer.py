@@ -23,6 +23,10 @@ from nimbed.spec import Truncate
 
 __all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "tokenizer_for"]
 
+# Characters up to which texts are tokenized here, one after the other. Rust's threads share the
+# cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05.
+_FEW = 4096
+
 
 class InputTokenizer(Protocol):
     """Tokenizes whatever the model embeds; see :meth:`TextTokenizer.encode`."""
@@ -108,7 +112,7 @@ class TextTokenizer:
     def encode(
         self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
     ) -> Tokens:
-        """Tokenize ``prompt + text`` for each text, in Rust threads.
+        """Tokenize ``prompt + text`` for each text; many of them in Rust threads.
 
         Args:
             texts: Valid, non-blank strings.
@@ -126,7 +130,7 @@ class TextTokenizer:
             raise ConfigurationError(
                 f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
             )
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prompted)]
+        ids = self._ids(prompted)
         lengths = [len(row) for row in ids]
         nothing = self._head + self._tail + self._suffix_length
         if lengths and min(lengths) <= nothing:
@@ -150,6 +154,12 @@ class TextTokenizer:
         # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
         skips = [min(skip, len(row) - 1) for row in ids] if skip else None
         return Tokens(ids, too_long, skips)
+
+    def _ids(self, prompted: list[str]) -> list[list[int]]:
+        fast = self._tokenizer.encode_batch_fast
+        if sum(map(len, prompted)) <= _FEW:
+            return [fast([text])[0].ids for text in prompted]
+        return [encoding.ids for encoding in fast(prompted)]
 
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""

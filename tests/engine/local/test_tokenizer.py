@@ -30,6 +30,13 @@ def test_baked_in_truncation_and_padding_are_taken_off(raw):
     assert [len(row) for row in ids] == [3, 202]
 
 
+@pytest.mark.parametrize("count", [1, 3, 700])
+def test_few_texts_and_many_are_tokenized_as_the_library_does_it_one_by_one(raw, count):
+    texts = [f"text {n} for naïve münchen 東京 {'und so weiter ' * (n % 7)}" for n in range(count)]
+    ids = TextTokenizer(PATH, max_tokens=256).encode(texts, prompt="query: ", truncate="NONE").ids
+    assert ids == [raw.encode(f"query: {text}").ids for text in texts]
+
+
 def test_end_keeps_the_beginning_and_the_special_tokens(raw):
     words = " ".join(f"w{n}" for n in range(50))
     whole = raw.encode(words).ids
