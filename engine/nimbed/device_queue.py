@@ -128,7 +128,7 @@ class DeviceQueue:
         back = 0
         while True:
             with self._changed:
-                self._await_return(back, replica.budget)
+                self._await_return(back, replica)
                 back = 0
                 while not self._queue and not self._closed:
                     self._changed.wait()
@@ -146,16 +146,18 @@ class DeviceQueue:
                 with self._changed:
                     self._pace.ran(sum([item.tokens for item in batch]), spent)
 
-    def _await_return(self, back: int, budget: int) -> None:
+    def _await_return(self, back: int, replica: Replica) -> None:
         """Hold the next batch back until so many requests have come, where that may pay."""
-        if self._came >= back or self._queue.tokens >= budget or self._closed:
+        came = self._came
+        missing = back - came
+        if missing <= 0 or self._queue.tokens >= replica.budget or self._closed:
             return
-        grace = self._pace.grace()
+        grace = self._pace.grace(answers=missing if replica.on_host else 0)
         if grace > 0:
             self._awaited = back
-            returned = self._returned.wait(grace)
+            self._returned.wait(grace)
             self._awaited = 0
-            self._pace.waited(in_vain=not returned)
+            self._pace.waited(in_vain=self._came - came < missing / 4)
 
     def _wanted(self, request: Pending) -> bool:
         if request.dead:

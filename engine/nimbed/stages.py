@@ -47,6 +47,11 @@ class Replica(Protocol):
         """Budgets of waiting rows to find similar lengths in; 1 where lengths do not matter."""
         ...
 
+    @property
+    def on_host(self) -> bool:
+        """Whether it computes on the cores that requests are answered on."""
+        ...
+
     def embed_rows(self, rows: Sequence[Any]) -> NDArray[np.float32]:
         """Return full float vectors, of shape (len(rows), dimensions), not normalised."""
         ...

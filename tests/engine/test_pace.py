@@ -11,7 +11,7 @@ import pytest
 from nimbed.pace import Pace
 from nimbed.scheduler import Scheduler
 
-from .test_scheduler import FAKE, Device, Stub
+from .test_scheduler import FAKE, Device, Stub, hold
 
 
 def learnt(max_wait):
@@ -27,6 +27,34 @@ def test_a_batch_is_held_back_no_longer_than_a_batch_costs_whatever_its_size():
     assert 0.003 < grace < 0.0045
     assert learnt(0.001).grace() == 0.001
     assert learnt(0.0).grace() == 0.0
+
+
+def test_a_device_on_the_hosts_own_cores_also_waits_for_the_answers_to_go_out():
+    alone = learnt(10.0).grace()
+    assert learnt(10.0).grace(answers=50) - alone == pytest.approx(0.01)
+    assert learnt(0.005).grace(answers=50) == 0.005
+    assert learnt(0.0).grace(answers=50) == 0.0
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_only_such_a_device_waits_where_a_batch_costs_nothing_beside_its_tokens(on_host):
+    device = Device(budget=1000)
+    device.on_host = on_host
+    asked = []
+
+    class Noted(Pace):
+        def grace(self, *, answers=0):
+            asked.append(answers)
+            return super().grace(answers=answers)
+
+    with Scheduler(Stub(device), max_wait=0.001) as scheduler:
+        scheduler._queue._pace = Noted(0.001)
+        futures = [scheduler.submit([f"text {n}"], input_type="query") for n in range(30)]
+        for future in futures:
+            future.result(timeout=10)
+    assert len(device.batches) >= 1
+    assert asked  # nobody came again
+    assert (max(asked) > 0) is on_host
 
 
 def test_nothing_is_held_back_before_anything_is_known_or_where_size_does_not_matter():
@@ -60,6 +88,35 @@ def test_waiting_in_vain_is_not_repeated_at_once():
     graces = [pace.grace() for _ in range(40)]
     assert graces[:10] == [0.0] * 10
     assert max(graces) > 0
+
+
+@pytest.mark.parametrize(("back", "vain"), [(0, True), (1, True), (2, False), (8, False)])
+def test_a_wait_was_in_vain_if_fewer_than_a_quarter_came_back(back, vain):
+    judged: list[bool] = []
+
+    class Noted(Pace):
+        def grace(self, *, answers=0):
+            return 0.5 if answers == 8 else 0.0
+
+        def waited(self, *, in_vain):
+            judged.append(in_vain)
+
+    device = Device(budget=1000)
+    device.on_host = True
+    with Scheduler(Stub(device)) as scheduler:
+        hold(device, scheduler)
+        scheduler._queue._pace = Noted(1.0)
+        futures = [scheduler.submit([f"text {n}"], input_type="query") for n in range(8)]
+        device.free.set()
+        for future in futures:
+            future.result(timeout=10)
+        for _ in range(back):
+            scheduler.submit(["again"], input_type="query")
+        deadline = time.monotonic() + 10
+        while not judged:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert judged[0] is vain
 
 
 @pytest.mark.parametrize(("max_wait", "shared"), [(10.0, True), (0.0, False)])

@@ -26,6 +26,7 @@ class Device:
     """A replica that records its batches and can be held, as a busy device is."""
 
     look_ahead = 1
+    on_host = False
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

@@ -30,6 +30,11 @@ class EngineReplica:
         """How many budgets of waiting rows to look through for similar lengths."""
         return self._engine.look_ahead
 
+    @property
+    def on_host(self) -> bool:
+        """Whether the device is the host's own processor."""
+        return self._engine.placement.on_cpu
+
     def embed_rows(self, rows: Sequence[tuple[Sequence[int], int]]) -> NDArray[np.float32]:
         """Return pooled vectors of shape (len(rows), dimensions), not normalised."""
         out = np.empty((len(rows), self._dimensions), np.float32)

@@ -17,6 +17,7 @@ ROWS = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
 class _Replica:
     budget = 32768
     look_ahead = 1
+    on_host = False
 
     def embed_rows(self, rows):
         return ROWS[: len(rows)]

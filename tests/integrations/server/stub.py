@@ -33,6 +33,7 @@ class Stub(Managed):
         self.card = card
         self.budget = budget
         self.look_ahead = 1
+        self.on_host = False
         self.poison = poison
         self.gate = threading.Event()
         self.gate.set()
