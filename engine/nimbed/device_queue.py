@@ -23,7 +23,8 @@ __all__ = ["DeviceQueue", "QueueState"]
 class QueueState(NamedTuple):
     """What waits and how fast it goes.
 
-    ``tokens_per_second`` is a moving average over batches; 0 before the first.
+    ``tokens_per_second`` is what all devices together do when all are busy, a moving average over
+    batches; 0 before the first.
     """
 
     items: int
@@ -72,7 +73,11 @@ class DeviceQueue:
     def state(self) -> QueueState:
         """What waits now."""
         with self._changed:
-            return QueueState(len(self._queue), self._queue.tokens, self._pace.rate)
+            return QueueState(len(self._queue), self._queue.tokens, self._rate)
+
+    @property
+    def _rate(self) -> float:
+        return self._pace.rate * len(self._workers)
 
     def close(self, *, drain: bool) -> None:
         """Take no more; finish what waits, or cancel it, and let the threads go."""
@@ -110,7 +115,7 @@ class DeviceQueue:
                 len(queue) + len(rows) > self._most_items
                 or queue.tokens + sum(counts) > self._most_tokens
             ):
-                rate = self._pace.rate
+                rate = self._rate
                 raise OverloadedError(
                     f"{len(queue)} inputs of {queue.tokens} tokens wait already; try again later, "
                     f"or raise max_queue_items and max_queue_tokens",

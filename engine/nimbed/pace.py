@@ -29,7 +29,7 @@ class Pace:
         max_wait: Seconds for which a batch may be held back at most.
 
     Attributes:
-        rate: Tokens a second, a moving average; 0 before the first batch.
+        rate: Tokens a second of one device, a moving average; 0 before the first batch.
     """
 
     def __init__(self, max_wait: float) -> None:

@@ -212,6 +212,25 @@ def test_a_full_queue_refuses_and_estimates_the_wait(device):
     assert scheduler.state[:2] == (0, 0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_more_devices_work_the_queue_off_the_shorter_is_the_wait(count):
+    devices = [Device(budget=1) for _ in range(count)]
+    with Scheduler(Stub(*devices), max_queue_items=12) as scheduler:
+        scheduler._queue._pace.rate = 2.0
+        for each in devices:
+            each.free.clear()
+        scheduler.submit(["held"] * count, input_type="query")
+        for each in devices:
+            assert each.entered.wait(5)
+        scheduler.submit(["a"] * 12, input_type="query")
+        with pytest.raises(OverloadedError) as raised:
+            scheduler.submit(["b"], input_type="query")
+        assert raised.value.retry_after == 12 / (2.0 * count)
+        assert scheduler.state.tokens_per_second == 2.0 * count
+        for each in devices:
+            each.free.set()
+
+
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(device):
     with Scheduler(Stub(device), max_queue_items=2) as scheduler:
         future = scheduler.submit(list("abcdef"), input_type="query")
