@@ -97,7 +97,10 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     batch, queries, width = query.shape
     key = key.transpose(1, 2)
     total = query.new_empty(batch, queries, width + _ONES)
-    for heads, rows in _parts(batch, queries, key.shape[2]):
+    parts = list(_parts(batch, queries, key.shape[2]))
+    if len(parts) > batch:  # a head is cut, and each of its products would lay its keys out anew
+        key = key.contiguous()
+    for heads, rows in parts:
         weights = torch.bmm(query[heads, rows], key[heads]).exp_()
         torch.bmm(weights, value[heads], out=total[heads, rows])
     sums = total[..., width : width + 1]

@@ -30,8 +30,8 @@ def reference(q, k, v, lengths):
     return out.flatten(1)
 
 
-def tensors(key_heads, dtype, scale=1.0):
-    layout = Layout.of(LENGTHS, torch.device("cpu"))
+def tensors(key_heads, dtype, scale=1.0, lengths=LENGTHS):
+    layout = Layout.of(lengths, torch.device("cpu"))
     torch.manual_seed(0)
     # One fused projection, as the models hand it over: the views are not contiguous.
     fused = (scale * torch.randn(layout.rows, 4 + 2 * key_heads, 8)).to(dtype)
@@ -52,6 +52,15 @@ def test_every_implementation_follows_the_definition(attend, key_heads, dtype, o
         rtol=off,
     )
     assert not got[layout.tokens :].any()
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("lengths", [[1900], [1500, 1500, 40], [500] * 5])
+def test_sequences_whose_scores_do_not_fit_the_cache_follow_it_too(key_heads, lengths):
+    q, k, v, layout = tensors(key_heads, torch.float32, lengths=lengths)
+    expected = reference(q, k, v, lengths)[: layout.tokens]
+    got = ByWindow()(q, k, v, layout)[: layout.tokens].double()
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
