@@ -160,9 +160,10 @@ class DeviceQueue:
         grace = self._pace.grace(answers=missing if replica.on_host else 0)
         if grace > 0:
             self._awaited = back
+            begin = time.monotonic()
             self._returned.wait(grace)
             self._awaited = 0
-            self._pace.waited(in_vain=self._came - came < missing / 4)
+            self._pace.waited(time.monotonic() - begin, in_vain=self._came - came < missing / 4)
 
     def _wanted(self, request: Pending) -> bool:
         if request.dead:

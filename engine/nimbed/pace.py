@@ -7,6 +7,8 @@ were just answered is anticipatory scheduling (Iyer and Druschel, SOSP 2001), fo
 
 from __future__ import annotations
 
+import time
+
 __all__ = ["Pace"]
 
 # Share of what was learnt that is forgotten with every batch: devices heat up, loads change.
@@ -18,8 +20,9 @@ _SMALL = 0.25
 # that is the host's own processor loses more by working meanwhile: each of its products waits for
 # the slowest thread (2 cores, 128 connections: 6 to 20 % of the throughput).
 _ANSWER = 200e-6
-# Batches that are not held back after one that was in vain: its callers do not come back at once.
-_PAUSE = 16
+# A wait in vain is followed by so many times its length without any: callers who do not come back
+# cost the others at most a twentieth of the time.
+_PAUSE = 20
 
 
 class Pace:
@@ -37,7 +40,7 @@ class Pace:
         self._best = 0.0  # tokens a second
         self._largest = 0.0  # tokens
         self._overhead = 0.0  # seconds of a small batch that a large one does not take
-        self._pause = 0
+        self._pause_ends = 0.0  # a moment of time.monotonic
         self.rate = 0.0
 
     def ran(self, tokens: int, seconds: float) -> None:
@@ -64,12 +67,11 @@ class Pace:
         Args:
             answers: Answers under way on the cores that the device computes on.
         """
-        if self._pause:
-            self._pause -= 1
+        if time.monotonic() < self._pause_ends:
             return 0.0
         return min(self._max_wait, self._overhead + answers * _ANSWER)
 
-    def waited(self, *, in_vain: bool) -> None:
+    def waited(self, seconds: float, *, in_vain: bool) -> None:
         """Learn whether a fair share of those who were waited for came in time."""
         if in_vain:
-            self._pause = _PAUSE
+            self._pause_ends = time.monotonic() + _PAUSE * seconds
