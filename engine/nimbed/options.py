@@ -1,0 +1,60 @@
+"""The options of one embedding call, checked once and carried as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+from nimbed.inputs import Modality
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
+
+__all__ = ["EmbedOptions", "SpecOptions"]
+
+
+class SpecOptions(TypedDict):
+    """The options that decide a spec, as the keyword arguments of ``Embedder.spec``."""
+
+    embedding_type: EmbeddingType
+    dimensions: int | None
+    int8_scale: Int8Scale | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """What a caller asks of every input of one call.
+
+    The attributes are the keyword arguments of :meth:`nimbed.embedder.Embedder.embed`, which
+    describes them. Whether a model can give such vectors is the card's to say.
+
+    Raises:
+        ConfigurationError: If a value is not one of those that its option knows.
+    """
+
+    input_type: InputType
+    embedding_type: EmbeddingType = "float"
+    dimensions: int | None = None
+    truncate: Truncate = "NONE"
+    int8_scale: Int8Scale | None = None
+    modality: Modality | None = None
+
+    def __post_init__(self) -> None:
+        check_literal("input_type", self.input_type, InputType)
+        check_literal("embedding_type", self.embedding_type, EmbeddingType)
+        check_literal("truncate", self.truncate, Truncate)
+        if self.int8_scale is not None:
+            check_literal("int8_scale", self.int8_scale, Int8Scale)
+        if self.modality is not None:
+            check_literal("modality", self.modality, Modality)
+
+    @property
+    def of_spec(self) -> SpecOptions:
+        """The part that decides the spec, for ``embedder.spec(**options.of_spec)``."""
+        return {
+            "embedding_type": self.embedding_type,
+            "dimensions": self.dimensions,
+            "int8_scale": self.int8_scale,
+        }
+
+    def keywords(self) -> dict[str, object]:
+        """Return the options as keyword arguments of ``embed``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
