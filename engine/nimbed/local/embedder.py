@@ -25,7 +25,7 @@ from nimbed.stages import Prepared, Replica
 
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
-    from nimbed.local.m3 import M3Heads, SparseVector
+    from nimbed.local.heads import M3Heads, SparseVector
     from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
@@ -112,6 +112,8 @@ class LocalEmbedder(Managed):
             ConfigurationError: If the device does not exist.
         """
         self.embed(["warm up"], input_type="passage")
+        for engine in self._load().engines:
+            engine.warm_up()
 
     def embed(
         self,
@@ -139,7 +141,9 @@ class LocalEmbedder(Managed):
             modalities=self.card.modalities,
         )
         loaded = self._load()
-        from nimbed.local.conveyor import run, tokenized
+        from nimbed.local.engine import run
+        from nimbed.local.tokenizer import tokenized
+        from nimbed.local.transfer import Transfer
 
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts = np.empty(len(items), np.int32)
@@ -148,11 +152,14 @@ class LocalEmbedder(Managed):
             loaded.tokenizer.encode, prompt=self.card.prompt(input_type), truncate=truncate
         )
         with reporting(progress, len(items)) as finished:
-            for start, tokens in tokenized(items, encode):
+            transfers = [Transfer(out, finished) for _ in loaded.engines]
+            for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
                 stop = start + len(tokens.ids)
                 counts[start:stop] = [len(row) for row in tokens.ids]
                 truncated.extend(start + row for row in tokens.truncated)
-                run(loaded.engines, tokens, out[start:stop], finished)
+                run(loaded.engines, tokens, transfers, start)
+            for transfer in transfers:
+                transfer.flush()
         return EmbeddingBatch.from_floats(
             out,
             spec=spec,
@@ -213,32 +220,35 @@ class LocalEmbedder(Managed):
         )
 
     def replicas(self) -> Sequence[Replica]:
-        """Return a queue's view of the model on each device, weights loaded."""
-        from nimbed.local.replica import EngineReplica
-
-        loaded = self._load()
-        return [EngineReplica(engine, self.card.dimensions) for engine in loaded.engines]
+        """Return the model on each device, weights loaded."""
+        return self._load().engines
 
     def embed_sparse(
         self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
     ) -> list[SparseVector]:
-        """Embed texts as weights of their tokens; see :meth:`nimbed.local.m3.M3Heads.sparse`."""
+        """Embed texts as weights of their tokens; see :meth:`nimbed.local.heads.M3Heads.sparse`."""
         return self._heads().sparse(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
 
     def embed_multi(
         self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
     ) -> list[NDArray[np.float32]]:
-        """Embed texts as a vector a token; see :meth:`nimbed.local.m3.M3Heads.colbert`."""
+        """Embed texts as a vector a token; see :meth:`nimbed.local.heads.M3Heads.colbert`."""
         return self._heads().colbert(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
 
     def close(self) -> None:
         """Release the weights; the next call would read them again."""
-        self._loaded = self._m3 = None
+        if self._loaded is None:
+            return
+        devices = {engine.placement.device for engine in self._loaded.engines}
+        self._loaded = self._m3 = None  # the last references, unless a call is under way
+        from nimbed.local.device import release
+
+        release(devices)
 
     def _heads(self) -> M3Heads:
         loaded = self._load()
         if self._m3 is None:
-            from nimbed.local.m3 import M3Heads
+            from nimbed.local.heads import M3Heads
 
             self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, loaded.engines[0])
         return self._m3

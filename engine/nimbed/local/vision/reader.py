@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nimbed.local.layout import Layout
+from nimbed.local.batching import Layout
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.vision.image_row import ImageRow, images_of
 from nimbed.local.vision.tiling import Grid

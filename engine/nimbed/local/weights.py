@@ -7,6 +7,8 @@ code. Knows nothing about architectures.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import re
 from collections.abc import Callable, Generator, Iterable
@@ -17,9 +19,8 @@ import torch
 from nimbed.errors import CheckpointError, missing_extra
 from nimbed.local.checkpoint import read_json
 from nimbed.local.device import Placement
-from nimbed.local.memory import give_back
 
-__all__ = ["Tensors", "open_tensors"]
+__all__ = ["Tensors", "give_back", "open_tensors"]
 
 # Bytes read between two calls of the C library, which take a millisecond or so each.
 _GIVE_BACK_EVERY = 1 << 26
@@ -201,3 +202,23 @@ def _pickled(files: list[Path], folder: Path) -> Tensors:
         except Exception as error:
             raise CheckpointError(f"{path} cannot be loaded safely: {error}") from error
     return Tensors(tensors, tensors.__getitem__, folder=folder)
+
+
+def give_back() -> None:
+    """Return the C heap's free pages to the system, where its library can.
+
+    Loading converts one weight after another. glibc cannot put the next aligned block into the
+    hole that the last one left, so without this the holes add up to half the model again.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None  # not glibc: musl, macOS, Windows
+    return trim

@@ -1,7 +1,6 @@
-"""bge-m3's other two outputs: a weight a token, and a vector a token.
+"""Sparse and multi-vector heads: bge-m3's weight a token, and its vector a token.
 
-Both are small linear layers over the same token states as the dense vector. Knows nothing about
-the encoder.
+Both are small linear layers over the same token states as the dense vector.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.inputs import check_texts
+from nimbed.local.batching import micro_batches
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.engine import Engine
 from nimbed.local.models.fields import whole
-from nimbed.local.plan import micro_batches
 from nimbed.local.tokenizer import InputTokenizer
 from nimbed.spec import Truncate, check_literal
 
@@ -133,8 +132,8 @@ class M3Heads:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for rows in micro_batches([len(row) for row in ids], budget=self._engine.budget):
             chosen = rows.tolist()
-            states, layout = self._engine.states([ids[row] for row in chosen])
-            with torch.inference_mode():
+            with self._engine.current():
+                states, layout = self._engine.states([ids[row] for row in chosen])
                 outputs = head(states[: layout.tokens]).cpu().numpy()
             yield from zip(chosen, np.split(outputs, np.cumsum(layout.lengths)[:-1]), strict=True)
 
