@@ -11,10 +11,10 @@ runs around the same modules. `python -m pytest -m gpu` shows that what is measu
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import statistics
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -181,7 +181,7 @@ def device_alone(embedder: nimbed.LocalEmbedder, texts: list[str]) -> float:
     """Return tokens/s with the ids ready."""
     rows = embedder.prepare(texts, input_type="passage", truncate="END").rows
     ids = [np.asarray(ids) for ids, _ in rows]
-    (engine,) = embedder.replicas()
+    engine = embedder.replicas()[0]
     out = np.empty((len(ids), embedder.card.dimensions), np.float32)
     spent = []
     for _ in range(3):
@@ -209,18 +209,14 @@ def sharing(embedder: nimbed.LocalEmbedder, callers: int = 1000, each: int = 8) 
     one = min(timed(lambda: embedder.embed(texts, input_type="query")) for _ in range(3))
     with nimbed.scheduler.Scheduler(embedder, max_queue_items=10**6) as shared:
 
-        def ask(number: int) -> None:
+        async def ask(number: int) -> None:
             for text in texts[number::callers]:
-                shared.submit([text], input_type="query").result()
+                await shared.asubmit([text], input_type="query")
 
-        def everyone() -> None:
-            threads = [threading.Thread(target=ask, args=(n,)) for n in range(callers)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+        async def everyone() -> None:
+            await asyncio.gather(*(ask(number) for number in range(callers)))
 
-        many = min(timed(everyone) for _ in range(3))
+        many = min(timed(lambda: asyncio.run(everyone())) for _ in range(3))
     shared_rate, alone = len(texts) / many, len(texts) / one
     return (
         f"{callers} callers {shared_rate:,.0f} queries/s, one call {alone:,.0f}: {one / many:.2f}"
@@ -268,9 +264,7 @@ def compete(
         with survived(f"transformers at {batch}"):
             theirs(texts[:batch], batch)
             own = tokens / timed(lambda b=batch: theirs(texts, b))
-            say(
-                f"| {name} transformers-{batch} | {own:,.0f} tokens/s | nimbed {rate / own:.2f} times |"
-            )
+            say(f"| {name} transformers-{batch} | {own:,.0f} tokens/s | nimbed {rate / own:.2f}x |")
 
 
 def float8_agreement(

@@ -10,6 +10,8 @@ export PYTHONPATH=engine:integrations:tests/benchmarks PYTHONUNBUFFERED=1 HF_HUB
 nvidia-smi -L
 # The project's own pytest options name plugins that such a machine need not have.
 timeout "$tests" python3 -m pytest -q -o addopts=--import-mode=importlib -o filterwarnings= \
-  -p no:cacheprovider -m gpu --maxfail=25 --tb=short tests/engine/local 2>&1 | tail -n "${TAIL:-60}"
+  -p no:cacheprovider -m gpu --maxfail=25 --tb=short \
+  tests/engine/local/test_gpu.py tests/engine/local/test_kernels.py tests/engine/local/test_graphs.py \
+  tests/engine/local/test_attention.py 2>&1 | tail -n "${TAIL:-60}"
 timeout "$benchmark" python3 tests/benchmarks/bench_cuda.py --quick \
   ${tokenizer:+--tokenizer "$tokenizer"} ${ONLY:+--only $ONLY}

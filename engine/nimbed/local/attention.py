@@ -15,11 +15,15 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from nimbed.local import kernels
 from nimbed.local.attention_windows import ByWindow
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 
 __all__ = ["Attention", "ByVarlen", "attention_for", "by_length", "follows_rows"]
+
+# Head sizes of nimbed.local.kernels.varlen_attention, known without importing triton.
+_FUSED_SIZES = (32, 64, 128)
 
 
 class Attention(Protocol):
@@ -77,12 +81,12 @@ def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout)
 
 
 class ByVarlen:
-    """Attend with torch's own variable-length kernel: one launch for the whole batch.
+    """Attend by offsets, one launch for the whole batch: on CUDA, in half precision.
 
-    CUDA alone, in half precision. The padding is one more sequence, so that the kernel writes
-    every row of its output. Its signature grew with torch: 2.10 and 2.11 take grouped heads
-    unasked, 2.12 wants ``enable_gqa``; ``num_splits`` (1 makes a sequence independent of its
-    batch) came with 2.13.
+    A kernel of our own takes the usual head sizes, torch's variable-length kernel the others. The
+    padding is one more sequence, so that every row is written. The signature of torch's grew: 2.10
+    and 2.11 take grouped heads unasked, 2.12 wants ``enable_gqa``; ``num_splits`` (1 makes a
+    sequence independent of its batch) came with 2.13.
     """
 
     def __init__(self, kernel: Callable[..., torch.Tensor]) -> None:
@@ -104,6 +108,10 @@ class ByVarlen:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`Attention`."""
+        if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
+            from nimbed.local.kernels.varlen_attention import attend
+
+            return attend(q, k, v, layout.spans, layout.longest_span)
         options: dict[str, Any] = dict(self._options)
         if self._groups_heads and q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True

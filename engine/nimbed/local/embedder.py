@@ -220,8 +220,12 @@ class LocalEmbedder(Managed):
         )
 
     def replicas(self) -> Sequence[Replica]:
-        """Return the model on each device, weights loaded."""
-        return self._load().engines
+        """Return the model on each device, weights loaded.
+
+        A GPU counts twice: one batch is launched and another copied back while a third runs.
+        """
+        engines = self._load().engines
+        return [engine for engine in engines for _ in range(1 if engine.on_host else 2)]
 
     def embed_sparse(
         self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"

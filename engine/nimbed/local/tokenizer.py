@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tokenizers
 
 from nimbed.errors import (
@@ -79,7 +80,7 @@ class Tokens(NamedTuple):
         skip: How many of each row's first tokens are not pooled, or None if all are.
     """
 
-    ids: list[list[int]]
+    ids: Sequence[Sequence[int]]
     truncated: list[int]
     skip: list[int] | None = None
 
@@ -212,22 +213,34 @@ def tokenized(
     """
     starts = _windows(len(items), on_host)
     if len(starts) < 2:
-        yield 0, encode(items, first_row=0)
+        yield 0, _as_arrays(encode(items, first_row=0))
         return
+
+    def window(start: int, stop: int) -> Tokens:
+        return _as_arrays(encode(items[start:stop], first_row=start))
+
     with ThreadPoolExecutor(1, thread_name_prefix="nimbed-tokenizer") as pool:
         windows: list[Future[Tokens]] = [
-            pool.submit(encode, items[start:stop], first_row=start)
+            pool.submit(window, start, stop)
             for start, stop in zip(starts, [*starts[1:], len(items)], strict=True)
         ]
         try:
-            for number, (start, window) in enumerate(zip(starts, windows, strict=True)):
+            for number, (start, coming) in enumerate(zip(starts, windows, strict=True)):
                 for later in windows[number:]:
                     if later.done() and later.exception() is not None:
                         later.result()
-                yield start, window.result()
+                yield start, coming.result()
                 windows[number] = Future()  # lets go of the ids
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _as_arrays(tokens: Tokens) -> Tokens:
+    """Turn lists of Python's integers into arrays, ahead of the thread that feeds the device."""
+    rows = [
+        np.fromiter(row, np.int32, len(row)) if type(row) is list else row for row in tokens.ids
+    ]
+    return tokens._replace(ids=rows)
 
 
 def _windows(count: int, on_host: bool) -> list[int]:

@@ -187,7 +187,7 @@ def test_a_hundred_shortages_of_memory_lose_no_request(tmp_path, monkeypatch):
     folder = FAMILIES["bert"](tmp_path / "model")
     embedder = nimbed.load(str(folder), device="cuda", dtype="bfloat16")
     expected = embedder.embed(TEXTS, input_type="passage").vectors
-    (engine,) = embedder.replicas()
+    engine = embedder.replicas()[0]
     real, shortages = engine._pooled, []
 
     def tight(ids, skip):

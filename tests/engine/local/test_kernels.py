@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 kernels = pytest.importorskip("nimbed.local.kernels.selftest", reason="needs triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -47,7 +48,8 @@ def test_it_gives_what_torch_gives(dtype, width):
             assert ((got - expected).abs() <= expected.abs() / 15 + unit / 256).all(), name
         else:
             torch.testing.assert_close(got, expected, rtol=exact, atol=exact, msg=name)
-    assert len(names) == 9
+    attends = dtype == torch.float16 or (DEVICE.type == "cuda" and dtype == torch.bfloat16)
+    assert len(names) == 9 + attends
 
 
 def test_a_wrong_kernel_is_named(monkeypatch):
@@ -96,3 +98,26 @@ def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request)
     ours = nimbed.load(folder, device="cpu", dtype="float8")
     got = ours.embed(TEXTS, input_type="query").vectors
     assert (got * expected).sum(1).min() >= 0.93  # the interpreter halves some numbers
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+def test_attention_follows_the_definition_whatever_lies_around_a_sequence(head_dim, key_heads):
+    from nimbed.local.kernels.varlen_attention import attend
+
+    lengths = [70, 3, 1, 64, 130]
+    generator = torch.Generator().manual_seed(head_dim)
+    fused = torch.randn(sum(lengths) + 6, 4 + 2 * key_heads, head_dim, generator=generator)
+    fused[-6:] = float("nan")  # the padding
+    q, k, v = fused.to(DEVICE, torch.float16).split([4, key_heads, key_heads], dim=1)
+    ends = np.cumsum(lengths)
+    spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+    got = attend(q, k, v, spans, 130)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, enable_gqa=key_heads != 4
+        )
+        torch.testing.assert_close(
+            got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from nimbed.local.kernels.normalization import (
 )
 from nimbed.local.kernels.rotation import rotate_
 from nimbed.local.kernels.segments import mean_rows
+from nimbed.local.kernels.varlen_attention import attend
 
 __all__ = ["comparisons", "disagreement"]
 
@@ -79,8 +80,24 @@ def comparisons(
     yield "the float8 RMS norm", values.float() * scales, rms(x)
     values, scales = row_float8(x)
     yield "the float8 rows", values.float() * scales, x
+    # float32 goes through torch, and triton's interpreter cannot multiply bfloat16.
+    if dtype == torch.float16 or (x.is_cuda and dtype == torch.bfloat16):
+        yield "attention", *_attended(normal)
     yield "the mean of rows", *_means(normal(70, width))
     yield "the rotation", *_rotated(normal(13, 7, width), normal(13, width), width)
+
+
+def _attended(normal: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend within sequences of 70, 1 and 129 rows, two heads to a key."""
+    lengths, parts = (70, 1, 129), []
+    q, k, v = normal(sum(lengths), 6, 32).split([2, 2, 2], dim=1)
+    k, v = k[:, :1], v[:, :1]
+    spans = torch.tensor([0, 70, 71, 200], dtype=torch.int32, device=q.device)
+    for part in zip(*(x.float().split(lengths) for x in (q, k, v)), strict=True):
+        query, key, value = (x.transpose(0, 1) for x in part)
+        key, value = (x.expand(query.shape) for x in (key, value))
+        parts.append(F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1))
+    return attend(q, k, v, spans, 129), torch.cat(parts)
 
 
 def _means(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
