@@ -7,6 +7,7 @@ to a size that the matrix products have seen before.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from nimbed.local.transfer import Staging
 
 __all__ = ["Group", "Layout", "Shape", "micro_batches", "on_device", "pack", "padded_total"]
 
@@ -68,6 +71,11 @@ class Shape(NamedTuple):
 
     rows: int
     sequences: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers describe such a batch; see :func:`pack`."""
+        return 2 * self.rows + 4 * self.sequences + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,7 @@ def on_device(
     device: torch.device,
     *,
     skip: Sequence[int] | None = None,
+    staging: Staging | None = None,
 ) -> tuple[torch.Tensor, Layout]:
     """Return a batch's packed ids and its layout, brought to a device in one copy.
 
@@ -154,11 +163,17 @@ def on_device(
         lengths: Tokens of each sequence.
         device: Where they are needed.
         skip: How many of each sequence's first tokens are not pooled; fewer than it has.
+        staging: Brings them there without a wait, if the device is a GPU.
     """
     shape = Shape(padded_total(len(ids)), len(lengths) + 1)
-    packed = torch.from_numpy(pack(ids, lengths, shape, skip=skip))
-    if device.type != "cpu":
-        packed = packed.pin_memory().to(device, non_blocking=True)
+    write = functools.partial(pack, ids, lengths, shape, skip=skip)
+    if staging is None:
+        numbers = np.empty(shape.numbers, dtype=np.int64)
+        write(numbers)
+        packed = torch.from_numpy(numbers).to(device)
+    else:
+        packed = torch.empty(shape.numbers, dtype=torch.int64, device=device)
+        staging.fill(packed, write)
     skips = skip is not None and any(skip)
     return _unpacked(packed, shape, lengths=tuple(lengths), skips=skips, tokens=len(ids))
 
@@ -167,30 +182,29 @@ def pack(
     ids: NDArray[np.int64],
     lengths: Sequence[int],
     shape: Shape,
+    out: NDArray[np.int64],
     *,
     skip: Sequence[int] | None = None,
-) -> NDArray[np.int64]:
-    """Return all that a forward pass needs to know of a batch as one array.
+) -> None:
+    """Write all that a forward pass needs to know of a batch into one array.
 
     Args:
         ids: Token ids of the sequences, end to end.
         lengths: Tokens of each sequence.
         shape: With room for them.
+        out: int64 of shape (shape.numbers,): ids and positions (shape.rows each); starts, firsts
+            and ends (shape.sequences each); spans (shape.sequences + 1).
         skip: How many of each sequence's first tokens are not pooled.
-
-    Returns:
-        int64: ids and positions (shape.rows each); starts, firsts and ends (shape.sequences each);
-        spans (shape.sequences + 1).
     """
     rows, places = shape
     count, tokens = len(lengths), len(ids)
-    packed = np.zeros(2 * rows + 4 * places + 1, dtype=np.int64)
+    out.fill(0)
     counts = np.asarray(lengths, dtype=np.int64)
     ends = np.cumsum(counts)
     starts = ends - counts
-    packed[:tokens] = ids
-    packed[rows : rows + tokens] = np.arange(tokens) - np.repeat(starts, counts)
-    own = packed[2 * rows :]
+    out[:tokens] = ids
+    out[rows : rows + tokens] = np.arange(tokens) - np.repeat(starts, counts)
+    own = out[2 * rows :]
     own[:count] = starts
     own[places : places + count] = starts if skip is None else starts + np.asarray(skip)
     own[2 * places : 2 * places + count] = ends
@@ -199,7 +213,6 @@ def pack(
     spans[:count] = starts
     spans[count] = tokens
     spans[count + 1 :] = rows
-    return packed
 
 
 def _unpacked(

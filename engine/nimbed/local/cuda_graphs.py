@@ -7,6 +7,7 @@ shapes. Attention must not launch by the sequences' lengths.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from bisect import bisect_left
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from nimbed.local.batching import Layout, Shape, pack
+from nimbed.local.transfer import Staging
 
 __all__ = ["CudaRecorder", "Graphs", "Recorder"]
 
@@ -34,6 +36,7 @@ _SEQUENCES = (2, 8, 32, 128)
 _MOST_FAILURES = 3
 
 Work: TypeAlias = Callable[[], torch.Tensor]
+Writer: TypeAlias = Callable[[NDArray[np.int64]], None]
 Forward: TypeAlias = Callable[[torch.Tensor, Layout], torch.Tensor]
 
 
@@ -95,7 +98,7 @@ class _Recorded:
     """One shape's fixed memory and its launches.
 
     Attributes:
-        packed: What :func:`nimbed.local.batching.pack` makes, on the device.
+        packed: What :func:`nimbed.local.batching.pack` writes, on the device.
         replay: Runs the model on what lies there.
     """
 
@@ -110,6 +113,7 @@ class Graphs:
         forward: Gives the pooled vector of each sequence, from packed ids and their layout.
         device: Where it runs.
         recorder: Records launches.
+        staging: Brings batches to the device, if it is a GPU.
         longest: Tokens of the longest text.
         most_rows: Tokens of the largest shape; larger batches are not recorded.
     """
@@ -120,10 +124,12 @@ class Graphs:
         device: torch.device,
         recorder: Recorder,
         *,
+        staging: Staging | None = None,
         longest: int = _ROWS[-1],
         most_rows: int = 512,
     ) -> None:
         self._forward, self._device, self._recorder = forward, device, recorder
+        self._staging = staging
         self._longest, self._most_rows = longest, most_rows
         self._known: dict[Shape, _Recorded] = {}
         self._failures: dict[Shape, int] = {}
@@ -149,15 +155,13 @@ class Graphs:
         shape = _shape(len(ids), len(lengths), self._most_rows)
         if shape is None:
             return None
-        packed = torch.from_numpy(pack(ids, lengths, shape, skip=skip))
-        if self._device.type == "cuda":
-            packed = packed.pin_memory()
+        write = functools.partial(pack, ids, lengths, shape, skip=skip)
         recorded = self._known.get(shape)
         if recorded is None:
-            recorded = self._record(shape, packed)
+            recorded = self._record(shape, write)
             if recorded is None:
                 return None
-        recorded.packed.copy_(packed, non_blocking=True)
+        self._fill(recorded.packed, write)
         # Copied on the device: the next batch overwrites the result.
         return recorded.replay()[: len(lengths)].clone()
 
@@ -167,13 +171,23 @@ class Graphs:
             if shape not in self._known:
                 longest = min(shape.rows, self._longest)
                 ids = np.zeros(longest, dtype=np.int64)
-                self._record(shape, torch.from_numpy(pack(ids, [longest], shape)))
+                self._record(shape, functools.partial(pack, ids, [longest], shape))
 
-    def _record(self, shape: Shape, example: torch.Tensor) -> _Recorded | None:
+    def _fill(self, packed: torch.Tensor, write: Writer) -> None:
+        if self._staging is not None:
+            self._staging.fill(packed, write)
+            return
+        numbers = np.empty(len(packed), dtype=np.int64)
+        write(numbers)
+        packed.copy_(torch.from_numpy(numbers))
+
+    def _record(self, shape: Shape, write: Writer) -> _Recorded | None:
         """Record a shape, and keep it if it gives for an example what launches one by one give."""
         if self._failures.get(shape, 0) >= _MOST_FAILURES:
             return None
-        packed, forward = example.to(self._device), self._forward
+        packed = torch.empty(shape.numbers, dtype=torch.int64, device=self._device)
+        self._fill(packed, write)
+        forward = self._forward
         longest, padding = min(shape.rows, self._longest), _padding(shape.rows)
 
         def work() -> torch.Tensor:

@@ -154,8 +154,8 @@ class LocalEmbedder(Managed):
         with reporting(progress, len(items)) as finished:
             transfers = [Transfer(out, finished) for _ in loaded.engines]
             for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
-                stop = start + len(tokens.ids)
-                counts[start:stop] = [len(row) for row in tokens.ids]
+                stop = start + len(tokens.rows)
+                counts[start:stop] = [len(row) for row in tokens.rows]
                 truncated.extend(start + row for row in tokens.truncated)
                 run(loaded.engines, tokens, transfers, start)
             for transfer in transfers:
@@ -212,10 +212,10 @@ class LocalEmbedder(Managed):
         tokens = self._load().tokenizer.encode(
             items, prompt=self.card.prompt(input_type), truncate=truncate
         )
-        skips = tokens.skip or [0] * len(tokens.ids)
+        ids = tokens.ids
         return Prepared(
-            rows=list(zip(tokens.ids, skips, strict=True)),
-            counts=[len(row) for row in tokens.ids],
+            rows=list(zip(ids, tokens.skip or [0] * len(ids), strict=True)),
+            counts=[len(row) for row in ids],
             truncated=tokens.truncated,
         )
 

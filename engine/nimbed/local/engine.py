@@ -31,8 +31,8 @@ from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.pooling import pool
-from nimbed.local.tokenizer import Tokens
-from nimbed.local.transfer import Transfer
+from nimbed.local.tokenizer import Row, Tokens, ids_of
+from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.image_row import images_of
 from nimbed.local.vision.reader import ImageReader
 from nimbed.local.weights import Tensors, give_back, open_tensors
@@ -125,7 +125,10 @@ class Engine:
         device = placement.device
         # Launches of one engine follow each other on a stream of its own, whatever stream is
         # current in the thread that calls.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._staging = Staging(device) if self._stream is not None else None
         self._pool = functools.partial(_first, pooling=pooling, dimensions=dimensions)
         self._forward = _forward(model, self._pool)
         self._graphs: Graphs | None = None
@@ -134,6 +137,7 @@ class Engine:
                 self._forward,
                 device,
                 CudaRecorder(device, self._stream),
+                staging=self._staging,
                 longest=max_tokens,
                 most_rows=int(min(4096, max(128, _RECORDED / max(cost.operations, 1)))),
             )
@@ -164,7 +168,7 @@ class Engine:
 
     def run(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Row],
         out: NDArray[np.float32],
         finished: Callable[[int], None],
         *,
@@ -187,7 +191,7 @@ class Engine:
             self.launch(ids, rows, transfer, skip=skip)
         transfer.flush()
 
-    def embed_rows(self, rows: Sequence[tuple[Sequence[int], int]]) -> NDArray[np.float32]:
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> NDArray[np.float32]:
         """Return pooled vectors of shape (len(rows), dimensions), not normalised.
 
         Threads may call it at once: a batch is launched while the one before it runs.
@@ -205,14 +209,14 @@ class Engine:
         return out
 
     def ahead(
-        self, ids: Sequence[Sequence[int]], plan: Iterator[NDArray[np.intp]]
+        self, ids: Sequence[Row], plan: Iterator[NDArray[np.intp]]
     ) -> Iterator[NDArray[np.intp]]:
         """Yield the micro-batches of a plan; images are decoded one batch ahead."""
         return plan if self._images is None else self._images.ahead(ids, plan)
 
     def launch(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Row],
         rows: NDArray[np.intp],
         transfer: Transfer,
         *,
@@ -250,7 +254,7 @@ class Engine:
 
     def _launched(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Row],
         rows: NDArray[np.intp],
         transfer: Transfer,
         skip: Sequence[int] | None,
@@ -265,7 +269,7 @@ class Engine:
             return False
         return True
 
-    def states(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Layout]:
+    def states(self, ids: Sequence[Row]) -> tuple[torch.Tensor, Layout]:
         """Return the token states of one micro-batch, and where each row's lie in them.
 
         To be called, and its result used, within :meth:`current`.
@@ -274,9 +278,7 @@ class Engine:
             BackendError: If they do not fit the device's memory.
         """
         try:
-            packed, layout = on_device(
-                self._flat(ids), [len(row) for row in ids], self._placement.device
-            )
+            packed, layout = self._sent(self._flat(ids), [len(row) for row in ids])
             return self._model(packed, layout), layout
         except torch.OutOfMemoryError as error:
             raise BackendError(
@@ -291,20 +293,28 @@ class Engine:
         with self._lock, torch.inference_mode(), stream:
             yield
 
-    def _pooled(self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None) -> torch.Tensor:
+    def _pooled(self, ids: Sequence[Row], skip: Sequence[int] | None) -> torch.Tensor:
         flat, lengths = self._flat(ids), [len(row) for row in ids]
         images = list(images_of(ids)) if self._images is not None else []
         if self._images is not None and images:
-            packed, layout = on_device(flat, lengths, self._placement.device, skip=skip)
+            packed, layout = self._sent(flat, lengths, skip)
             return self._pool(self._images(packed, layout, images, budget=self.budget), layout)
         if self._graphs is not None:
             vectors = self._graphs(flat, lengths, skip=skip)
             if vectors is not None:
                 return vectors
-        return self._forward(*on_device(flat, lengths, self._placement.device, skip=skip))
+        return self._forward(*self._sent(flat, lengths, skip))
 
-    def _flat(self, ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-        flat = np.concatenate(ids, dtype=np.int64)
+    def _sent(
+        self,
+        flat: NDArray[np.int64],
+        lengths: Sequence[int],
+        skip: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, Layout]:
+        return on_device(flat, lengths, self._placement.device, skip=skip, staging=self._staging)
+
+    def _flat(self, ids: Sequence[Row]) -> NDArray[np.int64]:
+        flat = np.concatenate([np.fromiter(ids_of(row), np.int64, len(row)) for row in ids])
         if flat.max() >= self._model.vocabulary:
             raise CheckpointError(
                 f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
@@ -324,7 +334,7 @@ def run(
         transfers: Where the vectors of each replica go; flush them after the last window.
         first_row: The first input's row in the array of the transfers.
     """
-    ids, skip = tokens.ids, tokens.skip
+    ids, skip = tokens.rows, tokens.skip
     budget = min(engine.budget for engine in engines)
     plan = engines[0].ahead(ids, micro_batches([len(row) for row in ids], budget=budget))
     taking = threading.Lock()

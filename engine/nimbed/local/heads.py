@@ -128,7 +128,7 @@ class M3Heads:
         return self._tokenizer.encode(texts, prompt=prompt, truncate=truncate).ids
 
     def _outputs(
-        self, ids: Sequence[Sequence[int]], head: _Linear
+        self, ids: Sequence[list[int]], head: _Linear
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for rows in micro_batches([len(row) for row in ids], budget=self._engine.budget):
             chosen = rows.tolist()

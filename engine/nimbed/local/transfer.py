@@ -1,4 +1,4 @@
-"""Vectors on their way from a device into an array, copied while the device goes on."""
+"""Batches on their way to a GPU and vectors on their way back, while the device goes on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,53 @@ from numpy.typing import NDArray
 
 from nimbed.errors import BackendError
 
-__all__ = ["Transfer"]
+__all__ = ["Staging", "Transfer"]
 
 # Batches that wait for the device. One would do to keep it busy; a plan that several devices share
 # is divided the more evenly, the fewer each has taken in advance.
 _AHEAD = 2
+
+
+class Staging:
+    """Pinned memory that batches are written to before they go to one device; one thread at a time.
+
+    Each is written in place: pinning a tensor takes an allocation and a copy by many threads, and
+    gives up the interpreter's lock, which another thread then holds for milliseconds.
+
+    Args:
+        device: Where they go.
+        buffers: How many may be on their way.
+    """
+
+    def __init__(self, device: torch.device, *, buffers: int = 4) -> None:
+        self._device = device
+        self._buffers: deque[_Buffer] = deque(_Buffer() for _ in range(buffers))
+
+    def fill(self, target: torch.Tensor, write: Callable[[NDArray[np.int64]], None]) -> None:
+        """Queue on the current stream that a tensor is filled.
+
+        Args:
+            target: int64, on the device.
+            write: Fills an array of its size, whose content is arbitrary before.
+        """
+        buffer = self._buffers[0]
+        self._buffers.rotate(-1)
+        if buffer.sent is not None:
+            buffer.sent.synchronize()
+        if buffer.pinned.numel() < target.numel():
+            buffer.pinned = torch.empty(2 * target.numel(), dtype=torch.int64, pin_memory=True)
+        part = buffer.pinned[: target.numel()]
+        write(part.numpy())
+        target.copy_(part, non_blocking=True)
+        buffer.sent = torch.cuda.current_stream(self._device).record_event()
+
+
+class _Buffer:
+    __slots__ = ("pinned", "sent")
+
+    def __init__(self) -> None:
+        self.pinned = torch.empty(0, dtype=torch.int64)
+        self.sent: Any = None  # torch.cuda.Event, whose stubs disagree
 
 
 class _Copy(NamedTuple):

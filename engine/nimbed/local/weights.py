@@ -1,7 +1,7 @@
 """Weights from disk, by name, checked before they are used.
 
-safetensors directly; ``.bin`` only through ``torch.load(weights_only=True)``, which runs no
-code. Knows nothing about architectures.
+safetensors directly; ``.bin`` only through ``torch.load(weights_only=True)``, which runs no code.
+What compressed-tensors or NVIDIA's ModelOpt stored in float8 is multiplied by its scale.
 """
 
 from __future__ import annotations
@@ -115,20 +115,50 @@ class Tensors:
         except Exception as error:
             # The readers raise whatever the bytes provoke: their own errors, OS errors, struct's.
             raise CheckpointError(f"{self._folder}: cannot read {stored}: {error}") from error
+        if tensor.dtype == torch.uint8 and f"{name}_scale" in self._stored:
+            raise CheckpointError(
+                f"{self._folder}: {stored} is packed 4-bit numbers (NVFP4 or the like), which "
+                f"nimbed does not read; take the model's bfloat16 or float8 checkpoint"
+            )
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
                 f"{self._folder}: {stored} has shape {tuple(tensor.shape)}, config.json "
                 f"promises {shape}"
             )
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = self._unscaled(name, tensor)
         if tensor.dtype not in _READABLE:
             raise CheckpointError(
-                f"{self._folder}: {stored} is {tensor.dtype}, expected floats of 16 bits or more"
+                f"{self._folder}: {stored} is {tensor.dtype}, expected floats of 16 bits or more, "
+                f"or float8 with a scale"
             )
         # Both ends are NaN if anything is; unlike isfinite this needs no memory of its own.
         if not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
             raise CheckpointError(f"{self._folder}: {stored} holds NaN or infinity")
         self._unreturned += tensor.nbytes
         return tensor
+
+    def _unscaled(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a float8 weight as float32; its scale is one number, or one an output."""
+        scale_name = self._stored.get(f"{name}_scale")
+        if scale_name is None:
+            raise CheckpointError(
+                f"{self._folder}: {self._stored[name]} is float8 without {name}_scale; nimbed "
+                f"reads float8 with a scale a tensor or an output, not by blocks"
+            )
+        # Activations are scaled by what they hold, so a scale that was measured for them is moot.
+        self._used.update({scale_name, self._stored.get(_input_scale(name), scale_name)})
+        scale = self._read(scale_name)
+        if (
+            scale.numel() not in (1, len(tensor))
+            or scale.dim() > 2
+            or not scale.is_floating_point()
+        ):
+            raise CheckpointError(
+                f"{self._folder}: {scale_name} is {scale.dtype} of shape {tuple(scale.shape)}, "
+                f"expected one scale, or one for each of {len(tensor)} outputs"
+            )
+        return tensor.float() * scale.float().reshape(-1, *[1] * (tensor.dim() - 1))
 
     def placed(self, placement: Placement, name: str, *shape: int) -> torch.Tensor:
         """Return one tensor on a device, in its dtype and independent of the file.
@@ -137,6 +167,10 @@ class Tensors:
             CheckpointError: As :meth:`get` does.
         """
         return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
+
+
+def _input_scale(name: str) -> str:
+    return f"{name.removesuffix('weight')}input_scale"
 
 
 @contextlib.contextmanager

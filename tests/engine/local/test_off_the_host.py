@@ -36,8 +36,6 @@ def attention(request, monkeypatch):
     assert attend is not None  # the tests' torch has the kernel
     for module in (bert, llama, siglip):
         monkeypatch.setattr(module, "attention_for", lambda placement: attend)
-    # Pinning needs a driver; where the copy goes, it does not change.
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
 
 
 def model(folder, dtype):

@@ -12,14 +12,14 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _activated(gate, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+def _activated(gate, SILU: tl.constexpr):
     if SILU:
         return gate * tl.sigmoid(gate)
     return gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
 
 
 @triton.jit
-def _gated(both, out, width, BLOCK: tl.constexpr, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gated(both, out, width, BLOCK: tl.constexpr, SILU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -31,7 +31,7 @@ def _gated(both, out, width, BLOCK: tl.constexpr, SILU: tl.constexpr):  # type: 
 
 
 @triton.jit
-def _gated_float8(both, out, scales, width, BLOCK: tl.constexpr, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gated_float8(both, out, scales, width, BLOCK: tl.constexpr, SILU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width

@@ -13,7 +13,7 @@ _TILE = 4096
 
 
 @triton.jit
-def _norm(  # type: ignore[no-untyped-def]
+def _norm(
     x,
     residual,
     weight,

@@ -10,7 +10,7 @@ __all__ = ["rotate_"]
 
 
 @triton.jit
-def _rotate(x, cos, sin, heads, row_stride, half, HEADS: tl.constexpr, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rotate(x, cos, sin, heads, row_stride, half, HEADS: tl.constexpr, HALF: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, HALF)[None, :]

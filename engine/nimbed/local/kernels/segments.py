@@ -10,7 +10,7 @@ __all__ = ["mean_rows"]
 
 
 @triton.jit
-def _mean(x, firsts, ends, out, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _mean(x, firsts, ends, out, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     sequence = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

@@ -89,11 +89,11 @@ def comparisons(
 
 def _attended(normal: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend within sequences of 70, 1 and 129 rows, two heads to a key."""
-    lengths, parts = (70, 1, 129), []
-    q, k, v = normal(sum(lengths), 6, 32).split([2, 2, 2], dim=1)
+    lengths, parts = [70, 1, 129], []
+    q, k, v = torch.split(normal(sum(lengths), 6, 32), [2, 2, 2], dim=1)
     k, v = k[:, :1], v[:, :1]
     spans = torch.tensor([0, 70, 71, 200], dtype=torch.int32, device=q.device)
-    for part in zip(*(x.float().split(lengths) for x in (q, k, v)), strict=True):
+    for part in zip(*(torch.split(x.float(), lengths) for x in (q, k, v)), strict=True):
         query, key, value = (x.transpose(0, 1) for x in part)
         key, value = (x.expand(query.shape) for x in (key, value))
         parts.append(F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1))
