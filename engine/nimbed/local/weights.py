@@ -143,8 +143,8 @@ class Tensors:
         scale_name = self._stored.get(f"{name}_scale")
         if scale_name is None:
             raise CheckpointError(
-                f"{self._folder}: {self._stored[name]} is float8 without {name}_scale; nimbed "
-                f"reads float8 with a scale a tensor or an output, not by blocks"
+                f"{self._folder}: {self._stored[name]} is float8 without {name}_scale; expected "
+                f"floats of 16 bits or more, or float8 with a scale a tensor or an output"
             )
         # Activations are scaled by what they hold, so a scale that was measured for them is moot.
         self._used.update({scale_name, self._stored.get(_input_scale(name), scale_name)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from english import passages, queries
 from safetensors.torch import load_file, save_file
 from tests.engine.local.tiny_decoders import tiny_llama
 
@@ -110,3 +111,25 @@ def test_the_fingerprint_is_the_models(tmp_path):
         for dtype in ("float32", "float8")
     }
     assert len(specs) == 1
+
+
+def test_an_encoder_that_it_would_harm_is_refused():
+    with pytest.raises(nimbed.errors.ConfigurationError, match="use dtype='bfloat16'"):
+        nimbed.load(device="cpu", dtype="float8").warmup()
+
+
+@pytest.mark.slow
+def test_what_it_costs_a_real_model_is_what_the_refusal_says(monkeypatch):
+    monkeypatch.setattr("nimbed.local.engine._TOO_COARSE", ())
+    kept, asked = passages(150, seed=1), queries(50, seed=2)
+    stored, found = [], []
+    for dtype in ("bfloat16", "float8"):
+        embedder = nimbed.load(device="cpu", dtype=dtype)
+        stored.append(embedder.embed(kept, input_type="passage", truncate="END").vectors)
+        found.append(embedder.embed(asked, input_type="query").vectors)
+    cosine = np.concatenate([(a * b).sum(1) for a, b in (stored, found)])
+    assert 0.996 < cosine.mean() < 0.999
+    assert cosine.min() > 0.99
+    nearest = [np.argsort(-(q @ p.T), axis=1)[:, :10] for q, p in zip(found, stored, strict=True)]
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(*nearest, strict=True)]
+    assert 0.9 < np.mean(shared) < 0.98

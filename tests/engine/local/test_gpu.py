@@ -132,7 +132,7 @@ def test_the_kernels_are_used():
     assert usable(CUDA)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "ministral3", "nvembed"])
 def test_float8_on_the_device_is_what_the_emulation_gives(family, tmp_path):
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs float8 products")

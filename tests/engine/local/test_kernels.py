@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,9 +11,6 @@ from tests.engine.local.varlen import varlen
 import nimbed
 from nimbed.local.attention import ByVarlen
 from nimbed.local.models import bert, llama
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 
 kernels = pytest.importorskip("nimbed.local.kernels.selftest", reason="needs triton")
 
@@ -89,7 +84,7 @@ def test_every_family_gives_the_same_through_the_kernels(family, tmp_path, reque
         np.testing.assert_allclose(got, vectors, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "ministral3", "nvembed"])
 def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request):
     folder = str(FAMILIES[family](tmp_path / "model"))
     plain = nimbed.load(folder, device="cpu", dtype="float8")
