@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -56,6 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ubinary of 8": {"embedding_type": "ubinary", "dimensions": 8},
     "text said": {"modality": "text"},
 }
+_NUMBERS = itertools.count()
 Answer = Callable[[dict[str, Any]], Any]
 
 
@@ -203,8 +205,12 @@ def _without(body: dict[str, Any], *names: str) -> dict[str, Any]:
 
 @contextmanager
 def _stub(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Serve embeddings on a free port; yield its address and the list of what was posted."""
+    """Serve embeddings on a free port; yield its address and the list of what was posted.
+
+    No two addresses are alike even where a port is: the client remembers what a server taught it.
+    """
     requests: list[dict[str, Any]] = []
+    place = f"/{next(_NUMBERS)}"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -224,7 +230,8 @@ def _stub(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             lines = sorted(f"{k}: {v}".replace(version, "VERSION") for k, v in headers.items())
             # How small a PNG becomes is up to the machine's zlib.
             said = re.sub("(?<=;base64,)[A-Za-z0-9+/=]+", "...", body.decode())
-            requests.append({"path": self.path, "headers": lines, "body": said})
+            path = self.path.removeprefix(place)
+            requests.append({"path": path, "headers": lines, "body": said})
             self._send(200, json.dumps(answer(json.loads(body))).encode())
 
         def _send(self, status: int, body: bytes) -> None:
@@ -239,7 +246,7 @@ def _stub(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/v1", requests
+            yield f"http://127.0.0.1:{server.server_port}{place}/v1", requests
         finally:
             server.shutdown()
             thread.join()
