@@ -9,19 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "ruff check .",
-        "ruff format --check .",
-        "mypy",
-        f"pyright --pythonpath {sys.executable}",
-        "lint-imports --no-cache",
-    ],
-    ids=lambda command: " ".join(command.split()[:2]),
+CHECKS = (
+    "ruff check .",
+    "ruff format --check .",
+    "mypy",
+    f"pyright --pythonpath {sys.executable}",
+    "lint-imports --no-cache",
 )
+
+
+@pytest.mark.parametrize("command", CHECKS, ids=lambda command: " ".join(command.split()[:2]))
 def test_the_house_rules_hold(command):
     program, *arguments = command.split()
     beside = Path(sys.executable).parent / program
