@@ -9,7 +9,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 #: Each is a module here with a function ``record(folder)``, and a JSON file of what it returned.
-PARTS = ("cards", "fake", "minilm", "families", "stores", "remote", "server", "postgres")
+PARTS = ("cards", "fake", "minilm", "families", "stores", "remote", "server", "command", "postgres")
 
 
 def record(name: str, folder: Path) -> Any:
@@ -28,8 +28,19 @@ def write(name: str, folder: Path) -> int:
     return len(_flat(text).encode())
 
 
-def differences(old: Any, new: Any, *, within: float = 0.0, at: str = "") -> list[str]:
-    """Return where two trees of JSON differ; floats may by ``within``."""
+def differences(
+    old: Any, new: Any, *, within: float = 0.0, may_grow: bool = False, at: str = ""
+) -> list[str]:
+    """Return where two trees of JSON differ.
+
+    Args:
+        old: What was written down.
+        new: What is there now.
+        within: By how much floats may differ.
+        may_grow: Whether the new tree may have more names.
+        at: Where in the tree this is.
+    """
+    how: Any = {"within": within, "may_grow": may_grow}
     if isinstance(old, float) or isinstance(new, float):
         alike = isinstance(old, int | float) and isinstance(new, int | float)
         return [] if alike and abs(old - new) <= within else [f"{at}: {old} became {new}"]
@@ -37,9 +48,10 @@ def differences(old: Any, new: Any, *, within: float = 0.0, at: str = "") -> lis
         return [f"{at}: {old!r} became {new!r}"]
     if isinstance(old, dict):
         found = [f"{at}/{key} is gone" for key in old.keys() - new.keys()]
-        found += [f"{at}/{key} is new" for key in new.keys() - old.keys()]
+        if not may_grow:
+            found += [f"{at}/{key} is new" for key in new.keys() - old.keys()]
         for key in old.keys() & new.keys():
-            found += differences(old[key], new[key], within=within, at=f"{at}/{key}")
+            found += differences(old[key], new[key], **how, at=f"{at}/{key}")
         return sorted(found)
     if isinstance(old, list):
         if len(old) != len(new):
@@ -47,7 +59,7 @@ def differences(old: Any, new: Any, *, within: float = 0.0, at: str = "") -> lis
         return [
             line
             for row, (one, other) in enumerate(zip(old, new, strict=True))
-            for line in differences(one, other, within=within, at=f"{at}/{row}")
+            for line in differences(one, other, **how, at=f"{at}/{row}")
         ]
     return [] if old == new else [f"{at}:\n  {old!r}\nbecame\n  {new!r}"]
 
