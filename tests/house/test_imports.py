@@ -86,6 +86,7 @@ def test_nothing_else_lies_on_the_top_level():
     assert names <= {
         "pyproject.toml",
         "README.md",
+        "CONTRIBUTING.md",
         "LICENSE",
         "CHANGELOG.md",
         "engine",

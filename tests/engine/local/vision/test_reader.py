@@ -9,9 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tests.engine.local.families import load
 from tests.engine.local.vl_checkpoint import tiny_vl
-from tests.engine.local.vl_inputs import ITEMS, embed, load, nimbed_input, picture
-from tests.engine.pictures import encoded
+from tests.engine.local.vl_inputs import ITEMS, embed, nimbed_input
+from tests.engine.pictures import encoded, picture
 
 from nimbed.errors import InputError
 from nimbed.images import Image
