@@ -1,26 +1,48 @@
-"""Vectors that carry their contract.
+"""A batch of vectors with their contract: what every embedder returns.
 
-An :class:`EmbeddingBatch` is what every embedder returns. It refuses to be built from an array
-that does not fit its spec, and to meet vectors of another space.
+An :class:`EmbeddingBatch` cannot be built from an array that does not fit its spec, nor joined
+with vectors of another space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.errors import BackendError, ConfigurationError, InputError, name_rows
 from nimbed.quantize import dequantize_int8, quantize, signs_from_bits, slice_normalize
-from nimbed.report import Report
 from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_same_space
 
-__all__ = ["EmbeddingBatch", "concatenate"]
+__all__ = ["EmbeddingBatch", "Report", "concatenate"]
 
+_INPUT_TYPES = get_args(InputType)
 _SIGNS = np.array([-1.0, 1.0], dtype=object)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one ``embed`` call cost.
+
+    Attributes:
+        requests: HTTP requests sent, including failed ones, retries and polls.
+        retries: Requests sent again after a fault (an overload, a reset, a malformed answer).
+        tokens: Tokens the server says it read; None unless every answer said so.
+        bytes_sent: Bytes of request bodies.
+        bytes_received: Bytes of response bodies, after decompression.
+        skipped: Row numbers whose input the server or the input check refused and the caller
+            asked to skip, ascending; their vectors are zero and their token counts 0.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    tokens: int | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -46,7 +68,8 @@ class EmbeddingBatch:
 
     def __post_init__(self) -> None:
         """Refuse an array that lies about its spec."""
-        check_literal("input_type", self.input_type, InputType)
+        if self.input_type not in _INPUT_TYPES:
+            check_literal("input_type", self.input_type, InputType)
         vectors, spec = self.vectors, self.spec
         if vectors.ndim != 2 or vectors.shape[1] != spec.width:
             raise ConfigurationError(

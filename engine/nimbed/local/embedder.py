@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import Managed, Prepared, Replica
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
-from nimbed.stages import Prepared, Replica
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
@@ -29,6 +30,13 @@ if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not bef
     from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
+
+
+def _ignore(rows: int) -> None:
+    """Take the progress of a call that nobody watches."""
+
+
+_SILENT = contextlib.nullcontext(_ignore)
 
 
 class _Loaded(NamedTuple):
@@ -74,6 +82,7 @@ class LocalEmbedder(Managed):
         self._checkpoint = read_checkpoint(located, revision=revision, override=model)
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
+        self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
 
     def __repr__(self) -> str:
@@ -126,28 +135,24 @@ class LocalEmbedder(Managed):
         progress: Progress = False,
     ) -> EmbeddingBatch:
         """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        spec = self.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
-        items = check_inputs(
-            inputs,
+        options = EmbedOptions(
             input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
             modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
         )
+        spec, prompt = self._resolve(options)
+        items = self._check(inputs, options)
         loaded = self._load()
         from nimbed.local.conveyor import run, tokenized
 
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts = np.empty(len(items), np.int32)
         truncated: list[int] = []
-        encode = functools.partial(
-            loaded.tokenizer.encode, prompt=self.card.prompt(input_type), truncate=truncate
-        )
-        with reporting(progress, len(items)) as finished:
+        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
+        with reporting(progress, len(items)) if progress else _SILENT as finished:
             for start, tokens in tokenized(items, encode):
                 stop = start + len(tokens.ids)
                 counts[start:stop] = [len(row) for row in tokens.ids]
@@ -186,25 +191,11 @@ class LocalEmbedder(Managed):
             progress=progress,
         )
 
-    def prepare(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        modality: Modality | None = None,
-    ) -> Prepared:
-        """Check and tokenize inputs; see :meth:`nimbed.stages.Staged.prepare`."""
-        items = check_inputs(
-            inputs,
-            input_type=input_type,
-            modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
-        )
-        tokens = self._load().tokenizer.encode(
-            items, prompt=self.card.prompt(input_type), truncate=truncate
-        )
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""
+        _, prompt = self._resolve(options)
+        items = self._check(inputs, options)
+        tokens = self._load().tokenizer.encode(items, prompt=prompt, truncate=options.truncate)
         skips = tokens.skip or [0] * len(tokens.ids)
         return Prepared(
             rows=list(zip(tokens.ids, skips, strict=True)),
@@ -234,6 +225,23 @@ class LocalEmbedder(Managed):
     def close(self) -> None:
         """Release the weights; the next call would read them again."""
         self._loaded = self._m3 = None
+
+    def _resolve(self, options: EmbedOptions) -> tuple[VectorSpec, str]:
+        """Return the contract and the prompt of a call; most repeat earlier options."""
+        resolved = self._resolved.get(options)
+        if resolved is None:
+            spec, prompt = self.spec(**options.of_spec), self.card.prompt(options.input_type)
+            resolved = self._resolved[options] = (spec, prompt)
+        return resolved
+
+    def _check(self, inputs: Sequence[Input], options: EmbedOptions) -> list[Input]:
+        return check_inputs(
+            inputs,
+            input_type=options.input_type,
+            modality=options.modality,
+            model=self.card.id,
+            modalities=self.card.modalities,
+        )
 
     def _heads(self) -> M3Heads:
         loaded = self._load()
