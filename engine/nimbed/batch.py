@@ -67,7 +67,7 @@ class EmbeddingBatch:
     report: Report | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an array that lies about its spec."""
+        """Refuse an array that does not fit its spec."""
         if self.input_type not in _INPUT_TYPES:
             check_literal("input_type", self.input_type, InputType)
         vectors, spec = self.vectors, self.spec
@@ -162,8 +162,8 @@ class EmbeddingBatch:
     def floats(self) -> NDArray[np.float32]:
         """Return the vectors as float32 of shape (n, dimensions), dequantised.
 
-        Floats come back as they are, int8 and uint8 as the value of their level, packed types
-        as ±1/√dimensions.
+        Floats are returned unchanged, int8 and uint8 as the value of their level, packed types as
+        ±1/√dimensions.
         """
         if self.spec.embedding_type == "float":
             return self.vectors
@@ -174,9 +174,9 @@ class EmbeddingBatch:
     def lists(self) -> list[list[float]]:
         """Return lists of Python floats, for stores and caches that take nothing else.
 
-        Packed types come as ±1 a dimension, whose dot product and cosine rank as the Hamming
-        distance does; the others as :meth:`floats` has them. Bits and levels that repeat are one
-        object: half the time and a quarter of the memory of as many floats.
+        Packed types become ±1 a dimension, whose dot product and cosine rank like the Hamming
+        distance; the others are as in :meth:`floats`. Equal bits and levels share one object:
+        half the time and a quarter of the memory of as many floats.
         """
         if self.spec.packed:
             return _filled(np.unpackbits(self.bits(), axis=1), _SIGNS)
@@ -201,17 +201,20 @@ class EmbeddingBatch:
     def split(self, lengths: Sequence[int]) -> list[EmbeddingBatch]:
         """Return consecutive parts, which share no memory with the whole or with each other.
 
-        What holds for the whole holds for its parts, so they are not checked again: a queue parts
-        a batch among many callers of one input each.
+        The parts are not validated again, since a scheduler splits a batch among many callers of
+        one input each.
 
         Args:
             lengths: Rows of each part; together all rows.
 
         Raises:
-            ConfigurationError: If they are not as many as there are rows.
+            ConfigurationError: If the lengths do not add up to the number of rows.
         """
         if sum(lengths) != len(self):
-            raise ConfigurationError(f"{len(self)} rows do not part into {sum(lengths)}")
+            raise ConfigurationError(
+                f"a batch of {len(self)} rows cannot be split into parts of {sum(lengths)} rows "
+                f"in all"
+            )
         parts: list[EmbeddingBatch] = []
         start = 0
         for length in lengths:
@@ -235,9 +238,9 @@ class EmbeddingBatch:
 
 def _filled(rows: NDArray[Any], objects: NDArray[Any] | None = None) -> list[list[float]]:
     """Return the rows as lists: their numbers, or the objects that their numbers stand for."""
-    # Empty lists first. Making thousands of lists sets off the garbage collector again and again,
-    # and each time it looks at every number of the lists that are new (measured: 13 of 45 us a
-    # row of 1,024). Filling a list that exists sets off nothing.
+    # Empty lists first: creating thousands of lists triggers the garbage collector again and again,
+    # and each time it visits every number in the new ones (measured: 13 of 45 us a row of 1,024).
+    # Filling an existing list triggers nothing.
     lists: list[list[float]] = [[] for _ in range(len(rows))]
     for filled, row in zip(lists, rows, strict=True):
         filled.extend((row if objects is None else objects.take(row)).tolist())
