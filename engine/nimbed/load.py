@@ -2,7 +2,8 @@
 
 The only place that decides which arguments belong to a local model and which to a server. For
 adapters, whose settings are assigned, copied and pickled, :class:`LazyEmbedder` loads at the first
-call.
+call. ``nimbed.load`` as an attribute is the function: take the rest with ``from nimbed.load
+import ...``.
 """
 
 from __future__ import annotations

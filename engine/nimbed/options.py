@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Modality
@@ -11,11 +11,14 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_lit
 
 __all__ = ["EmbedOptions", "SpecOptions"]
 
-_INPUT_TYPES = get_args(InputType)
-_EMBEDDING_TYPES = get_args(EmbeddingType)
-_TRUNCATES = get_args(Truncate)
-_INT8_SCALES = (None, *get_args(Int8Scale))
-_MODALITIES = (None, *get_args(Modality))
+# Name, Literal and values of each option: compared here, since most calls are right.
+_CHOICES: tuple[tuple[str, Any, tuple[object, ...]], ...] = (
+    ("input_type", InputType, get_args(InputType)),
+    ("embedding_type", EmbeddingType, get_args(EmbeddingType)),
+    ("truncate", Truncate, get_args(Truncate)),
+    ("int8_scale", Int8Scale, (None, *get_args(Int8Scale))),
+    ("modality", Modality, (None, *get_args(Modality))),
+)
 
 
 class SpecOptions(TypedDict):
@@ -46,26 +49,13 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         """Refuse a value that no model knows."""
+        for name, literal, choices in _CHOICES:
+            value = getattr(self, name)
+            if value not in choices:
+                check_literal(name, value, literal)
         size = self.dimensions
-        # One test for the calls that are right, which pay for it each time: half as long as
-        # check_literal for each option.
-        if (
-            self.input_type in _INPUT_TYPES
-            and self.embedding_type in _EMBEDDING_TYPES
-            and self.truncate in _TRUNCATES
-            and self.int8_scale in _INT8_SCALES
-            and self.modality in _MODALITIES
-            and (size is None or type(size) is int)
-        ):
-            return
-        check_literal("input_type", self.input_type, InputType)
-        check_literal("embedding_type", self.embedding_type, EmbeddingType)
-        check_literal("truncate", self.truncate, Truncate)
-        if self.int8_scale is not None:
-            check_literal("int8_scale", self.int8_scale, Int8Scale)
-        if self.modality is not None:
-            check_literal("modality", self.modality, Modality)
-        raise ConfigurationError(f"dimensions must be an integer; got {size!r}")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise ConfigurationError(f"dimensions must be an integer; got {size!r}")
 
     @property
     def of_spec(self) -> SpecOptions:

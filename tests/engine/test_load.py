@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -121,3 +123,18 @@ def test_a_key_is_the_given_one_or_the_environments(monkeypatch: pytest.MonkeyPa
     assert key_for("https://integrate.api.nvidia.com", None) == "theirs"
     monkeypatch.delenv("NIMBED_API_KEY")
     assert key_for("http://localhost:9", None) is None
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import nimbed.load",
+        "from nimbed.load import LoadOptions; import nimbed",
+        "import nimbed, nimbed.load, importlib; importlib.import_module('nimbed.load')",
+        "import nimbed.local.embedder, nimbed.load, nimbed",
+    ],
+)
+def test_the_function_wins_over_its_module_whatever_is_imported_first(order) -> None:
+    code = f"{order}; import pickle; assert pickle.loads(pickle.dumps(nimbed.load)) is nimbed.load"
+    code += "; from nimbed.load import load; assert nimbed.load is load and callable(load)"
+    subprocess.run([sys.executable, "-c", code], check=True)
