@@ -152,7 +152,7 @@ class LocalEmbedder(Managed):
         counts = np.empty(len(items), np.int32)
         truncated: list[int] = []
         encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
-        with reporting(progress, len(items)) if progress else _SILENT as finished:
+        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
             for start, tokens in tokenized(items, encode):
                 stop = start + len(tokens.ids)
                 counts[start:stop] = [len(row) for row in tokens.ids]
