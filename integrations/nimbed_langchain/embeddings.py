@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.lazy import Lazy, key_for
-from nimbed.loading import Source
+from nimbed.load import LazyEmbedder, LoadOptions, key_for
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 from nimbed_langchain.usage import tell_usage
 
@@ -76,7 +75,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     batch_size: int | None = Field(default=None, gt=0)
     timeout: float | None = Field(default=None, gt=0)
 
-    _lazy: Lazy = PrivateAttr(default_factory=Lazy)
+    _lazy: LazyEmbedder = PrivateAttr(default_factory=LazyEmbedder)
 
     @classmethod
     def from_embedder(
@@ -98,7 +97,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             int8_scale=int8_scale,
             progress=progress,
         )
-        made._lazy = Lazy(embedder)
+        made._lazy = LazyEmbedder(embedder)
         return made
 
     @model_validator(mode="after")
@@ -189,8 +188,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             "progress": self.progress and role == "passage",
         }
 
-    def _source(self) -> Source:
-        return Source(
+    def _source(self) -> LoadOptions:
+        return LoadOptions(
             model=self.model,
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,

@@ -207,7 +207,7 @@ def sharing(embedder: nimbed.LocalEmbedder, callers: int = 1000, each: int = 8) 
     """Return how 1,000 callers of one query at a time compare with one call of them all."""
     texts = queries(callers * each, seed=11)
     one = min(timed(lambda: embedder.embed(texts, input_type="query")) for _ in range(3))
-    with nimbed.scheduler.Scheduler(embedder, max_queue_items=10**6) as shared:
+    with nimbed.scheduling.Scheduler(embedder, max_queue_items=10**6) as shared:
 
         async def ask(number: int) -> None:
             for text in texts[number::callers]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import Managed, Prepared, Replica
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
-from nimbed.stages import Prepared, Replica
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
@@ -29,6 +30,13 @@ if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not bef
     from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
+
+
+def _ignore(rows: int) -> None:
+    """Take the progress of a call that nobody watches."""
+
+
+_SILENT = contextlib.nullcontext(_ignore)
 
 
 class _Loaded(NamedTuple):
@@ -74,6 +82,7 @@ class LocalEmbedder(Managed):
         self._checkpoint = read_checkpoint(located, revision=revision, override=model)
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
+        self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
 
     def __repr__(self) -> str:
@@ -128,18 +137,16 @@ class LocalEmbedder(Managed):
         progress: Progress = False,
     ) -> EmbeddingBatch:
         """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        spec = self.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
-        items = check_inputs(
-            inputs,
+        options = EmbedOptions(
             input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
             modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
         )
+        spec, prompt = self._resolve(options)
+        items = self._check(inputs, options)
         loaded = self._load()
         from nimbed.local.engine import run
         from nimbed.local.tokenizer import tokenized
@@ -148,11 +155,15 @@ class LocalEmbedder(Managed):
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts = np.empty(len(items), np.int32)
         truncated: list[int] = []
-        encode = functools.partial(
-            loaded.tokenizer.encode, prompt=self.card.prompt(input_type), truncate=truncate
-        )
-        with reporting(progress, len(items)) as finished:
-            transfers = [Transfer(out, finished) for _ in loaded.engines]
+        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
+        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
+            telling = threading.Lock()
+
+            def tell(rows: int) -> None:
+                with telling:  # each replica has a thread of its own
+                    finished(rows)
+
+            transfers = [Transfer(out, tell) for _ in loaded.engines]
             for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
                 stop = start + len(tokens.rows)
                 counts[start:stop] = [len(row) for row in tokens.rows]
@@ -193,25 +204,11 @@ class LocalEmbedder(Managed):
             progress=progress,
         )
 
-    def prepare(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        modality: Modality | None = None,
-    ) -> Prepared:
-        """Check and tokenize inputs; see :meth:`nimbed.stages.Staged.prepare`."""
-        items = check_inputs(
-            inputs,
-            input_type=input_type,
-            modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
-        )
-        tokens = self._load().tokenizer.encode(
-            items, prompt=self.card.prompt(input_type), truncate=truncate
-        )
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""
+        _, prompt = self._resolve(options)
+        items = self._check(inputs, options)
+        tokens = self._load().tokenizer.encode(items, prompt=prompt, truncate=options.truncate)
         ids = tokens.ids
         return Prepared(
             rows=list(zip(ids, tokens.skip or [0] * len(ids), strict=True)),
@@ -248,6 +245,23 @@ class LocalEmbedder(Managed):
         from nimbed.local.device import release
 
         release(devices)
+
+    def _resolve(self, options: EmbedOptions) -> tuple[VectorSpec, str]:
+        """Return the contract and the prompt of a call; most repeat earlier options."""
+        resolved = self._resolved.get(options)
+        if resolved is None:
+            spec, prompt = self.spec(**options.of_spec), self.card.prompt(options.input_type)
+            resolved = self._resolved[options] = (spec, prompt)
+        return resolved
+
+    def _check(self, inputs: Sequence[Input], options: EmbedOptions) -> list[Input]:
+        return check_inputs(
+            inputs,
+            input_type=options.input_type,
+            modality=options.modality,
+            model=self.card.id,
+            modalities=self.card.modalities,
+        )
 
     def _heads(self) -> M3Heads:
         loaded = self._load()

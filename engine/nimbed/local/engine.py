@@ -101,7 +101,7 @@ class Engine:
     """One replica of a model.
 
     A row of a queue is (token ids, how many of the first are not pooled); see
-    :class:`nimbed.stages.Replica`.
+    :class:`nimbed.embedder.Replica`.
 
     Args:
         model: The network.

@@ -14,6 +14,7 @@ import nimbed
 from nimbed.local.attention import ByVarlen
 from nimbed.local.cuda_graphs import Graphs
 from nimbed.local.models import bert, llama
+from nimbed.options import EmbedOptions
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def engine(request, tmp_path, monkeypatch):
     embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
     embedder.warmup()
     (engine,) = embedder._loaded.engines
-    engine.rows = embedder.prepare(TEXTS, input_type="passage").rows
+    engine.rows = embedder.prepare(TEXTS, EmbedOptions(input_type="passage")).rows
     return engine
 
 

@@ -18,7 +18,8 @@ from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.vision import image_row
-from nimbed.scheduler import Scheduler
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_a_damaged_image_fails_its_own_caller_alone(folder):
     wanted = embed(embedder, [image, *texts]).vectors
     with Scheduler(embedder) as scheduler:
         futures = [
-            scheduler.submit(inputs, input_type="passage")
+            scheduler.submit(inputs, EmbedOptions(input_type="passage"))
             for inputs in ([image, *texts], ["a text", broken], [image, *texts])
         ]
         with pytest.raises(InputError, match="row 1: image is damaged") as caught:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.fair_queue import FairQueue, Item
+from nimbed.scheduling.fairness import FairQueue, QueuedRow
 
 BUDGET = 100
 
@@ -12,22 +12,22 @@ class Request:
     """One request of rows of the given sizes."""
 
     def __init__(self, *tokens: int) -> None:
-        self.items = [Item(self, place, size, None) for place, size in enumerate(tokens)]
+        self.rows = [QueuedRow(self, index, size, None) for index, size in enumerate(tokens)]
 
 
 def queue_of(*requests: Request) -> FairQueue[Request]:
     queue: FairQueue[Request] = FairQueue()
     for request in requests:
-        queue.push(request.items)
+        queue.push(request.rows)
     return queue
 
 
-def take(queue, look_ahead=1, wanted=lambda request: True):
-    return queue.take(BUDGET, look_ahead=look_ahead, wanted=wanted)
+def take(queue, look_ahead=1, is_alive=lambda request: True):
+    return queue.take(BUDGET, look_ahead=look_ahead, is_alive=is_alive)
 
 
 def sizes(batch):
-    return [item.tokens for item in batch]
+    return [row.tokens for row in batch]
 
 
 def test_rows_come_in_the_order_of_their_requests_where_lengths_do_not_matter():
@@ -47,24 +47,24 @@ def test_rows_of_one_length_share_a_batch_where_lengths_matter():
     assert len(mixed) <= 2 < len(batches) / 4
 
 
-def test_a_query_rides_at_once_though_the_book_before_it_has_other_lengths():
+def test_a_query_is_taken_at_once_though_the_book_before_it_has_other_lengths():
     book = Request(*[20] * 100)
     queue = queue_of(book)
     take(queue, look_ahead=4)
     query = Request(3)
-    queue.push(query.items)
-    assert query.items[0] in take(queue, look_ahead=4)
+    queue.push(query.rows)
+    assert query.rows[0] in take(queue, look_ahead=4)
 
 
 def test_a_row_of_a_rare_length_is_passed_over_three_times_at_most():
     queue = queue_of(*(Request(20) for _ in range(10)))
     rare = Request(90)
-    queue.push(rare.items)
+    queue.push(rare.rows)
     passed = 0
-    while rare.items[0] not in take(queue, look_ahead=4):
+    while rare.rows[0] not in take(queue, look_ahead=4):
         passed += 1
         for _ in range(5):  # as many again, as long as the others
-            queue.push(Request(20).items)
+            queue.push(Request(20).rows)
     assert passed <= 3
 
 
@@ -74,8 +74,8 @@ def test_a_book_is_not_starved_by_queries_without_end():
     batches = done = 0
     while done < 20 and batches < 2000:
         while len(queue) < 60:  # the device is never done with them
-            queue.push(Request(11).items)
-        done += sum(item.request is book for item in take(queue))
+            queue.push(Request(11).rows)
+        done += sum(row.request is book for row in take(queue))
         batches += 1
     assert 20 < batches < 2000  # nor are they starved
 
@@ -84,8 +84,8 @@ def test_rows_nobody_waits_for_are_dropped_and_leave_their_room_to_others():
     dead = [Request(30) for _ in range(5)]
     alive = [Request(30) for _ in range(5)]
     queue = queue_of(*dead, *alive)
-    batch = take(queue, wanted=lambda request: request in alive)
-    assert [item.request for item in batch] == alive[:3]
+    batch = take(queue, is_alive=lambda request: request in alive)
+    assert [row.request for row in batch] == alive[:3]
     assert queue.requests() == alive[3:]
 
 
@@ -96,9 +96,9 @@ def test_rows_nobody_waits_for_are_dropped_and_leave_their_room_to_others():
     ),
     st.sampled_from([1, 4]),
 )
-def test_every_row_rides_once_in_a_batch_within_the_budget(requests, look_ahead):
+def test_every_row_is_taken_once_in_a_batch_within_the_budget(requests, look_ahead):
     queue = queue_of(*requests)
-    waiting = [item for request in requests for item in request.items]
+    waiting = [row for request in requests for row in request.rows]
     taken = []
     while queue:
         batch = take(queue, look_ahead=look_ahead)
