@@ -103,6 +103,11 @@ class Engine:
     A row of a queue is (token ids, how many of the first are not pooled); see
     :class:`nimbed.embedder.Replica`.
 
+    Attributes:
+        budget: Tokens a micro-batch; halved when the device's memory ran out.
+        look_ahead: Budgets of waiting rows to look through for similar lengths.
+        on_host: Whether the device is the host's own processor.
+
     Args:
         model: The network.
         placement: Where it runs.
@@ -125,6 +130,7 @@ class Engine:
         self._model = model
         self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
         self._placement = placement
+        self.on_host = placement.on_cpu
         self._dimensions = dimensions
         device = placement.device
         # Launches of one engine follow each other on a stream of its own, whatever stream is
@@ -158,11 +164,6 @@ class Engine:
     def placement(self) -> Placement:
         """Where the model runs."""
         return self._placement
-
-    @property
-    def on_host(self) -> bool:
-        """Whether the device is the host's own processor."""
-        return self._placement.on_cpu
 
     def warm_up(self) -> None:
         """Do what the first batches would otherwise have to wait for."""
