@@ -96,9 +96,10 @@ def serve(
     # A server that was told to stop has not failed, from its first moment to its last.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        from nimbed_server import logs, sources
+        from nimbed_server import logging as logs
+        from nimbed_server import settings as sources
         from nimbed_server.app import create_app
-        from nimbed_server.running import run
+        from nimbed_server.uvicorn_server import run
     except ImportError as error:
         raise missing_extra("server", needs=error.name or "uvicorn") from error
 

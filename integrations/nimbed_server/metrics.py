@@ -1,91 +1,124 @@
 """What can be seen from outside, in Prometheus' format.
 
 The names are ours; beside them stand the counters of Triton that dashboards made for NIM read.
-No label holds anything a client can choose freely.
+No label holds anything that a client can choose freely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+
+__all__ = ["Metrics", "ModelMetrics"]
+
+_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-from prometheus_client.registry import Collector
+_ITEMS = tuple(2.0**power for power in range(13))
+_TOKENS = tuple(2.0**power for power in range(3, 18))
 
-from nimbed_server.tallies import Buckets, LaneTally, Tally
-
-__all__ = ["Metrics"]
-
-_COUNTERS: tuple[tuple[str, str, Callable[[LaneTally], float]], ...] = (
-    ("nimbed_tokens", "Tokens read by the model.", lambda lane: lane.tokens),
-    ("nimbed_truncated", "Inputs cut to the model's length.", lambda lane: lane.truncated),
-)
 # Triton's names, as its metrics.cc spells them; durations are microseconds. They only ever grow,
-# but stand as gauges: a counter of this library's would be called ..._total.
-_TRITON: tuple[tuple[str, str, Callable[[LaneTally], float]], ...] = (
-    ("nv_inference_request_success", "Successful requests.", lambda lane: lane.succeeded),
-    ("nv_inference_request_failure", "Failed requests.", lambda lane: lane.failed),
-    ("nv_inference_count", "Inputs embedded.", lambda lane: lane.batch_items.total),
-    ("nv_inference_exec_count", "Batches run.", lambda lane: sum(lane.infer_seconds.counts)),
-    (
-        "nv_inference_request_duration_us",
-        "Requests, end to end, in sum.",
-        lambda lane: 1e6 * lane.request_seconds,
-    ),
-    (
-        "nv_inference_queue_duration_us",
-        "Waits of inputs, in sum.",
-        lambda lane: 1e6 * lane.waited,
-    ),
-    (
-        "nv_inference_compute_infer_duration_us",
-        "Runs of batches, in sum.",
-        lambda lane: 1e6 * lane.infer_seconds.total,
-    ),
-)
-_HISTOGRAMS: tuple[tuple[str, str, Callable[[LaneTally], Buckets]], ...] = (
-    ("nimbed_tokenize_seconds", "Tokenizing one request.", lambda lane: lane.tokenize_seconds),
-    ("nimbed_queue_seconds", "Longest wait in a batch.", lambda lane: lane.queue_seconds),
-    ("nimbed_infer_seconds", "Running one batch.", lambda lane: lane.infer_seconds),
-    ("nimbed_batch_items", "Inputs of a batch.", lambda lane: lane.batch_items),
-    ("nimbed_batch_tokens", "Tokens of a batch.", lambda lane: lane.batch_tokens),
-)
+# but stand as gauges: prometheus-client would append _total to the name of a counter.
+_TRITON = {
+    "request_success": "Successful requests.",
+    "request_failure": "Failed requests.",
+    "count": "Inputs embedded.",
+    "exec_count": "Batches run.",
+    "request_duration_us": "Requests, end to end, in sum.",
+    "queue_duration_us": "Waits of inputs, in sum.",
+    "compute_infer_duration_us": "Runs of batches, in sum.",
+    "pending_request_count": "Inputs that wait, as Triton counts.",
+}
 
 
 class Metrics:
     """Every metric of one server.
 
+    Label values are bound once, since to look one up costs four times what counting does.
+
     Attributes:
-        tally: The numbers that its parts count.
+        serialize_seconds: Writing vectors into JSON.
     """
 
     def __init__(self) -> None:
-        self.tally = Tally()
         self._registry = CollectorRegistry()
-        self._registry.register(_Counted(self.tally))
-        self._gauges = {
-            name: Gauge(name, text, ["model"], registry=self._registry)
-            for name, text in (
-                ("nimbed_queue_items", "Inputs that wait."),
-                ("nimbed_queue_tokens", "Tokens that wait."),
-                ("nv_inference_pending_request_count", "Inputs that wait, as Triton counts."),
-                ("nimbed_ready", "Whether the model is loaded."),
+        counter = functools.partial(Counter, registry=self._registry)
+        gauge = functools.partial(Gauge, labelnames=["model"], registry=self._registry)
+        histogram = functools.partial(Histogram, registry=self._registry)
+        of_model = functools.partial(histogram, labelnames=["model"])
+        self._requests = counter("nimbed_requests", "Requests answered.", ["endpoint", "status"])
+        self._request_seconds = histogram(
+            "nimbed_request_seconds",
+            "From the first byte to the answer.",
+            ["endpoint"],
+            buckets=_SECONDS,
+        )
+        self._failures = counter("nimbed_failures", "Requests refused or failed.", ["type"])
+        self.serialize_seconds = histogram(
+            "nimbed_serialize_seconds", "Writing vectors into JSON.", buckets=_SECONDS
+        )
+        self._items = counter("nimbed_items", "Inputs embedded.", ["model", "input_type"])
+        self._tokens = counter("nimbed_tokens", "Tokens read by the model.", ["model"])
+        self._truncated = counter(
+            "nimbed_truncated", "Inputs cut to the model's length.", ["model"]
+        )
+        self._triton = {name: gauge(f"nv_inference_{name}", text) for name, text in _TRITON.items()}
+        self._histograms = {
+            name: of_model(f"nimbed_{name}", text, buckets=buckets)
+            for name, text, buckets in (
+                ("tokenize_seconds", "Tokenizing one request.", _SECONDS),
+                ("queue_seconds", "Longest wait in a batch.", _SECONDS),
+                ("infer_seconds", "Running one batch.", _SECONDS),
+                ("batch_items", "Inputs of a batch.", _ITEMS),
+                ("batch_tokens", "Tokens of a batch.", _TOKENS),
             )
         }
+        self._queue_items = gauge("nimbed_queue_items", "Inputs that wait.")
+        self._queue_tokens = gauge("nimbed_queue_tokens", "Tokens that wait.")
+        self._ready = gauge("nimbed_ready", "Whether the model is loaded.")
         self._memory = Gauge(
             "nimbed_device_memory_bytes",
             "Memory of the process on the device.",
             ["device"],
             registry=self._registry,
         )
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
-    def watch(
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a response."""
+        bound = self._answered.get((endpoint, status))
+        if bound is None:
+            bound = self._answered[endpoint, status] = (
+                self._requests.labels(endpoint, status),
+                self._request_seconds.labels(endpoint),
+            )
+        bound[0].inc()
+        bound[1].observe(seconds)
+
+    def failed(self, kind: str) -> None:
+        """Count a request that was refused or failed, by its type."""
+        self._failures.labels(kind).inc()
+
+    def of_model(self, model: str) -> ModelMetrics:
+        """Return the metrics of one model."""
+        return ModelMetrics(
+            model,
+            items=self._items,
+            tokens=self._tokens,
+            truncated=self._truncated,
+            triton=self._triton,
+            histograms=self._histograms,
+        )
+
+    def watch_queue(
         self,
         model: str,
         *,
@@ -94,86 +127,110 @@ class Metrics:
         ready: Callable[[], float],
     ) -> None:
         """Read a model's queue whenever the metrics are read."""
-        self._gauges["nimbed_queue_items"].labels(model).set_function(items)
-        self._gauges["nv_inference_pending_request_count"].labels(model).set_function(items)
-        self._gauges["nimbed_queue_tokens"].labels(model).set_function(tokens)
-        self._gauges["nimbed_ready"].labels(model).set_function(ready)
+        self._queue_items.labels(model).set_function(items)
+        self._triton["pending_request_count"].labels(model).set_function(items)
+        self._queue_tokens.labels(model).set_function(tokens)
+        self._ready.labels(model).set_function(ready)
 
-    def watch_memory(self, device: str, read: Callable[[], float]) -> None:
-        """Read a device's memory whenever the metrics are read."""
-        self._memory.labels(device).set_function(read)
+    def watch_memory(self) -> None:
+        """Read the memory of the process and of each CUDA device whenever the metrics are read."""
+        self._memory.labels("cpu").set_function(_resident_bytes)
+        torch = sys.modules.get("torch")  # a server that only forwards never imports it
+        if torch is None or not torch.cuda.is_available():
+            return
+        for number in range(torch.cuda.device_count()):
+            read = functools.partial(torch.cuda.memory_reserved, number)
+            self._memory.labels(f"cuda:{number}").set_function(read)
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus reads."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric, without the times at which prometheus-client made them."""
+        for metric in self._registry.collect():
+            metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
+            yield metric
 
 
-class _Counted(Collector):
-    """Says a tally in prometheus-client's words, when it is asked."""
+class ModelMetrics:
+    """What was done with one model; an observer of its scheduler.
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    Args:
+        model: The served name.
+        items: Inputs embedded, by model and role.
+        tokens: Tokens read.
+        truncated: Inputs cut.
+        triton: Triton's gauges, by the end of their names.
+        histograms: Ours, by the end of their names.
+    """
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric family."""
-        yield from self._of_the_server()
-        yield from self._of_the_lanes()
+    def __init__(
+        self,
+        model: str,
+        *,
+        items: Counter,
+        tokens: Counter,
+        truncated: Counter,
+        triton: dict[str, Gauge],
+        histograms: dict[str, Histogram],
+    ) -> None:
+        self._items = {role: items.labels(model, role) for role in ("query", "passage")}
+        self._tokens = tokens.labels(model)
+        self._truncated = truncated.labels(model)
+        gauges = {name: gauge.labels(model) for name, gauge in triton.items()}
+        self._succeeded, self._failed = gauges["request_success"], gauges["request_failure"]
+        self._inputs, self._batches = gauges["count"], gauges["exec_count"]
+        self._request_us = gauges["request_duration_us"]
+        self._queue_us = gauges["queue_duration_us"]
+        self._infer_us = gauges["compute_infer_duration_us"]
+        bound = {name: histogram.labels(model) for name, histogram in histograms.items()}
+        self._tokenize_seconds = bound["tokenize_seconds"]
+        self._queue_seconds = bound["queue_seconds"]
+        self._infer_seconds = bound["infer_seconds"]
+        self._batch_items, self._batch_tokens = bound["batch_items"], bound["batch_tokens"]
 
-    def _of_the_server(self) -> Iterator[Metric]:
-        tally = self._tally
-        requests = CounterMetricFamily(
-            "nimbed_requests", "Requests answered.", labels=["endpoint", "status"]
-        )
-        for (endpoint, status), count in tally.requests.items():
-            requests.add_metric([endpoint, str(status)], count)
-        yield requests
-        seconds = HistogramMetricFamily(
-            "nimbed_request_seconds", "From the first byte to the answer.", labels=["endpoint"]
-        )
-        for endpoint, buckets in tally.request_seconds.items():
-            _add(seconds, [endpoint], buckets)
-        yield seconds
-        failures = CounterMetricFamily(
-            "nimbed_failures", "Requests refused or failed.", labels=["type"]
-        )
-        for kind, count in tally.failures.items():
-            failures.add_metric([kind], count)
-        yield failures
-        serialize = HistogramMetricFamily(
-            "nimbed_serialize_seconds", "Writing vectors into JSON.", labels=[]
-        )
-        _add(serialize, [], tally.serialize_seconds)
-        yield serialize
+    def tokenized(self, seconds: float) -> None:
+        """Note how long the inputs of one request took to tokenize; from any thread."""
+        self._tokenize_seconds.observe(seconds)
 
-    def _of_the_lanes(self) -> Iterator[Metric]:
-        lanes = self._tally.lanes
-        items = CounterMetricFamily(
-            "nimbed_items", "Inputs embedded.", labels=["model", "input_type"]
-        )
-        for model, lane in lanes.items():
-            for role, count in lane.items.items():
-                items.add_metric([model, role], count)
-        yield items
-        for name, text, read in _COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=["model"])
-            for model, lane in lanes.items():
-                counter.add_metric([model], read(lane))
-            yield counter
-        for name, text, read in _TRITON:
-            gauge = GaugeMetricFamily(name, text, labels=["model"])
-            for model, lane in lanes.items():
-                gauge.add_metric([model], read(lane))
-            yield gauge
-        for name, text, find in _HISTOGRAMS:
-            histogram = HistogramMetricFamily(name, text, labels=["model"])
-            for model, lane in lanes.items():
-                _add(histogram, [model], find(lane))
-            yield histogram
+    def ran(
+        self, *, items: int, tokens: int, waited: float, longest: float, seconds: float
+    ) -> None:
+        """Note a batch, from any thread.
+
+        Args:
+            items: Its inputs.
+            tokens: Its tokens.
+            waited: Waits of its inputs, in sum.
+            longest: The longest of them.
+            seconds: How long it ran.
+        """
+        self._batch_items.observe(items)
+        self._batch_tokens.observe(tokens)
+        self._queue_seconds.observe(longest)
+        self._infer_seconds.observe(seconds)
+        self._inputs.inc(items)
+        self._batches.inc()
+        self._queue_us.inc(1e6 * waited)
+        self._infer_us.inc(1e6 * seconds)
+
+    def embedded(self, role: str, *, items: int, tokens: int, truncated: int) -> None:
+        """Count what one request had embedded in one role."""
+        self._items[role].inc(items)
+        self._tokens.inc(tokens)
+        if truncated:
+            self._truncated.inc(truncated)
+
+    def request_finished(self, seconds: float, *, failed: bool) -> None:
+        """Count a request for this model, from its first byte to its answer."""
+        (self._failed if failed else self._succeeded).inc()
+        self._request_us.inc(1e6 * seconds)
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], buckets: Buckets) -> None:
-    """Add a histogram's sample; Prometheus counts from the bottom to each bound."""
-    bounds = [*map(str, buckets.bounds), "+Inf"]
-    family.add_metric(
-        labels, list(zip(bounds, accumulate(buckets.counts), strict=True)), buckets.total
-    )
+def _resident_bytes() -> float:
+    """Return the resident memory of this process; 0 where the system has no /proc."""
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return float(pages * os.sysconf("SC_PAGE_SIZE"))
+    return 0.0

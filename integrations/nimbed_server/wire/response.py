@@ -1,4 +1,4 @@
-"""Vectors in, the JSON of an embeddings answer out.
+"""The JSON of an embeddings response.
 
 Rows are written one by one, so that a thread that renders a large answer lets the event loop in
 between them.
