@@ -106,7 +106,9 @@ class Request:
             self._headers.get(b"content-length", b"0") != b"0"
             or b"transfer-encoding" in self._headers
         )
-        self._reader: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._reading = self._gone = False
         self._extra: list[tuple[bytes, bytes]] = []
         state: dict[str, Any] | None = scope.get("state")
         self.connection: Connection | None = state.get(CONNECTION) if state else None
@@ -140,7 +142,7 @@ class Request:
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
             raise HttpError(415, "a compressed body is not read; send it as it is")
-        reader = self._reader = asyncio.current_task()
+        self._task, self._reading = asyncio.current_task(), True
         timeout.start(self)
         try:
             message = await self._receive()
@@ -149,7 +151,7 @@ class Request:
             else:
                 body = _chunk(message)
         except asyncio.CancelledError:
-            if self._reader is not None or reader is None or reader.uncancel():
+            if self._reading or self._task is None or self._task.uncancel():
                 raise
             self._body_unread = False  # it was waited for long enough
             raise HttpError(
@@ -159,23 +161,49 @@ class Request:
             ) from None
         finally:
             timeout.stop(self)
-        self._body_unread = False
+        self._reading = self._body_unread = False
         if self.connection is not None:
             self.connection.receiving_body = False
         if len(body) > limit:
             raise _too_large(limit)
         return body
 
-    def timed_out(self) -> None:
-        """Give up a body that does not arrive; see :class:`nimbed_server.limits.TimeLimit`."""
-        reader, self._reader = self._reader, None
-        assert reader is not None
-        reader.cancel()
+    def watch(self, unwatched: TimeLimit) -> None:
+        """Cancel this task if the client goes, once the work has lasted for some time.
 
-    async def disconnected(self) -> None:
-        """Return when the client has closed the connection; only after the body was read."""
+        Only after the body was read; what is watched ends with :meth:`unwatch`.
+        """
+        unwatched.start(self)
+
+    def unwatch(self, unwatched: TimeLimit) -> None:
+        """Watch no more.
+
+        Raises:
+            ClientDisconnected: If the client has gone, which is why the work was cancelled.
+        """
+        unwatched.stop(self)
+        if self._watcher is None:
+            return
+        self._watcher.cancel()
+        if self._gone and self._task is not None:
+            self._task.uncancel()
+            raise ClientDisconnected from None
+
+    def timed_out(self) -> None:
+        """Give up a body that does not arrive, or begin to watch; see :class:`TimeLimit`."""
+        if self._reading:
+            self._reading = False
+            assert self._task is not None
+            self._task.cancel()
+        else:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._gone = True
+        assert self._task is not None
+        self._task.cancel()
 
     async def respond(
         self,

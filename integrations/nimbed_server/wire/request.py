@@ -40,6 +40,7 @@ class Resolved:
         encoding_format: How vectors are written into JSON.
         headers: Headers of the answer that say what the client did not ask for.
         role_from: Where a role came from that the client did not send; None if it sent one.
+        role_header: What to say about the role of texts, where the model has two.
     """
 
     options: EmbedOptions
@@ -47,11 +48,7 @@ class Resolved:
     encoding_format: Literal["float", "base64"]
     headers: tuple[tuple[bytes, str], ...]
     role_from: Literal["alias", "default"] | None
-
-    @property
-    def role_header(self) -> str | None:
-        """What to say about a role that the client did not send."""
-        return f"{self.options.input_type}; source={self.role_from}" if self.role_from else None
+    role_header: str | None = None
 
 
 def resolve(
@@ -159,8 +156,7 @@ class ParsedRequest:
             HttpError: With status 400, if an image would be a query, or a role is required.
         """
         if not any(shown):
-            resolved = self._for_texts(resolved)
-            return None, resolved.role_header
+            return None, self._for_texts(resolved).role_header
         role = resolved.options.input_type
         if resolved.role_from is None:
             if role == "query":
@@ -178,9 +174,12 @@ class ParsedRequest:
         return roles, f"{words}; source={resolved.role_from}"
 
     def _for_texts(self, resolved: Resolved) -> Resolved:
-        """Return what a request of texts alone comes to; one role needs no words."""
+        """Return what a request of texts alone comes to."""
         self._check_role_required(resolved)
-        return resolved if self.model.card.asymmetric else replace(resolved, role_from=None)
+        if resolved.role_from is None or not self.model.card.asymmetric:
+            return resolved
+        header = f"{resolved.options.input_type}; source={resolved.role_from}"
+        return replace(resolved, role_header=header)
 
     def _check_role_required(self, resolved: Resolved) -> None:
         if (
