@@ -88,8 +88,8 @@ class Settings:
     dtype: str = _setting("auto", "float32, bfloat16, float16 or auto.", "NIM_ENGINE_PRECISION")
     api_keys: tuple[str, ...] = _setting(
         (),
-        "A key; clients must send one of them. NIMBED_API_KEYS keeps them out of sight. None lets "
-        "everybody in.",
+        "A key that clients must send; give it again for more, or set NIMBED_API_KEYS, which no "
+        "list of processes shows. Without any, everybody is let in.",
         flag="--api-key",
         metavar="KEY",
         secret=True,

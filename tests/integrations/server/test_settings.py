@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from nimbed.errors import ConfigurationError
 from nimbed_cli.main import app
 from nimbed_server import Settings, gather
-from nimbed_server.settings import unused
+from nimbed_server.settings import flag_of, unused
 
 SECRET = "nvapi-very-secret"
 
@@ -168,3 +168,20 @@ def test_check_says_what_is_wrong_and_fails(flags, reason):
     result = check(*flags)
     assert result.exit_code != 0
     assert reason in " ".join((result.output + str(result.exception)).split())
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_a_flag_with_its_help_and_its_default(field):
+    shown = CliRunner().invoke(app, ["serve", "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    words = " ".join(shown.output.split())
+    said = words.split(f" {flag_of(field.name)} ")[1].split(" --")[0]
+    assert field.metadata["help"].split(" --")[0] in said
+    if isinstance(field.default, (str, int)) and field.default is not False:
+        assert f"Default: {field.default}." in said
+
+
+def test_a_flag_that_does_not_exist_is_misuse():
+    result = CliRunner().invoke(app, ["serve", "--prot", "3"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
