@@ -43,6 +43,8 @@ _NUMBERS = itertools.count()
 # Seconds for which a body that nobody wants is still read, and thrown away: a client that sends
 # everything before it reads would find its connection reset, and no reason.
 _LINGER = 5.0
+# Bytes of a body below which it goes out with its head: to copy it takes less than a second write.
+_JOINED = 64 * 1024
 # A client's request id that is safe in a header and in a log.
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
@@ -56,9 +58,11 @@ class Connection(Protocol):
 
     Attributes:
         receiving_body: Whether the bytes that arrive belong to the body of the request.
+        joins_writes: Whether the next piece that is written waits for the one behind it.
     """
 
     receiving_body: bool
+    joins_writes: bool
 
     def request_started(self, *, has_body: bool) -> None:
         """Take note that the head of a request is complete."""
@@ -223,6 +227,8 @@ class Request:
             lines.append((b"content-length", b"%d" % len(body)))
         if body:
             lines.append((b"content-type", content_type))
+        if self.connection is not None and 0 < len(body) < _JOINED and self.method != "HEAD":
+            self.connection.joins_writes = True
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
         message = {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
         if not self._body_unread:

@@ -96,13 +96,14 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
         self, settings: Settings, head_time: TimeLimit, *, app_state: dict[str, Any], **uvicorn: Any
     ) -> None:
         super().__init__()
-        self.receiving_body = False
+        self.receiving_body = self.joins_writes = False
         self._settings = settings
         self._head_time = head_time
         self._protocol = HttpToolsProtocol(app_state={**app_state, CONNECTION: self}, **uvicorn)
         self._transport: Any = None
         self._under_way = False
         self._head_bytes = 0  # of a head that is not complete
+        self._held = b""
         self._parsing = False
         self._paused = False
         self._error: HttpError | None = None  # why nothing more is read
@@ -147,10 +148,18 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
     def write(self, data: Any) -> None:
         if self._parsing:  # only what cannot be parsed is answered before anybody has run
             self._end(HttpError(400, "this is not HTTP/1.1; the connection ends here"))
+        elif self.joins_writes:
+            self.joins_writes = False
+            self._held = data
+        elif self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
         else:
             self._transport.write(data)
 
     def close(self) -> None:
+        if self._held:  # the application failed between the two
+            self.write(b"")
         if not self._parsing:
             self._transport.close()
 
