@@ -36,13 +36,23 @@ def serve(context: typer.Context) -> None:
     # A server that was told to stop has not failed, from its first moment to its last.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        import nimbed_server.uvicorn_server  # noqa: F401
-        from nimbed_server.settings import Settings
+        from nimbed_server import app
+        from nimbed_server.logging import LOG, set_up
+        from nimbed_server.settings import Settings, gather, unused
+        from nimbed_server.uvicorn_server import run
     except ImportError as error:
         raise missing_extra("server", needs=error.name or "uvicorn") from error
 
     def command(config: str | None, check: bool, **flags: Any) -> None:
-        _serve(flags, config=config, check=check)
+        settings = gather(flags, environment=os.environ, file=config)
+        application = app.create_app(_embedders(settings), settings)
+        if check:
+            typer.echo(json.dumps(settings.shown(), indent=2))
+            return
+        set_up(settings.log_format, level=settings.log_level)
+        for name, why in unused(os.environ).items():
+            LOG.warning("%s has no effect: %s", name, why)
+        run(application, settings)
 
     command.__doc__ = (
         f"{serve.__doc__}\n\nFlags go before NIMBED_... variables, these before NIM's own, these "
@@ -97,23 +107,6 @@ def _option(
         default=default,
         annotation=Annotated[annotation, option],
     )
-
-
-def _serve(flags: dict[str, Any], *, config: str | None, check: bool) -> None:
-    from nimbed_server.app import create_app
-    from nimbed_server.logging import LOG, set_up
-    from nimbed_server.settings import gather, unused
-    from nimbed_server.uvicorn_server import run
-
-    settings = gather(flags, environment=os.environ, file=config)
-    app = create_app(_embedders(settings), settings)
-    if check:
-        typer.echo(json.dumps(settings.shown(), indent=2))
-        return
-    set_up(settings.log_format, level=settings.log_level)
-    for name, why in unused(os.environ).items():
-        LOG.warning("%s has no effect: %s", name, why)
-    run(app, settings)
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:

@@ -68,9 +68,10 @@ def resolve(
     """
     fixed = model.fixed
     dimensions: int | None = _agreed("dimensions", fields.dimensions, fixed.dimensions, model)
-    kind: EmbeddingType = (
-        _agreed("embedding_type", fields.embedding_type, fixed.embedding_type, model) or "float"
+    agreed: EmbeddingType | None = _agreed(
+        "embedding_type", fields.embedding_type, fixed.embedding_type, model
     )
+    kind: EmbeddingType = agreed or "float"
     if (
         settings.strict_nim
         and fields.embedding_type not in (None, "float")
