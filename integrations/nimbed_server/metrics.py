@@ -10,8 +10,9 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -25,17 +26,27 @@ _SECONDS = (
 _ITEMS = tuple(2.0**power for power in range(13))
 _TOKENS = tuple(2.0**power for power in range(3, 18))
 
-# Triton's names, as its metrics.cc spells them; durations are microseconds. They only ever grow,
-# but stand as gauges: prometheus-client would append _total to the name of a counter.
-_TRITON = {
-    "request_success": "Successful requests.",
-    "request_failure": "Failed requests.",
-    "count": "Inputs embedded.",
-    "exec_count": "Batches run.",
-    "request_duration_us": "Requests, end to end, in sum.",
-    "queue_duration_us": "Waits of inputs, in sum.",
-    "compute_infer_duration_us": "Runs of batches, in sum.",
-    "pending_request_count": "Inputs that wait, as Triton counts.",
+# Of each model. Triton's names are spelt as in its metrics.cc; their durations are microseconds.
+# They only ever grow, but stand as gauges: prometheus-client would append _total to a counter's.
+_GAUGES = {
+    "nimbed_queue_items": "Inputs that wait.",
+    "nimbed_queue_tokens": "Tokens that wait.",
+    "nimbed_ready": "Whether the model is loaded.",
+    "nv_inference_request_success": "Successful requests.",
+    "nv_inference_request_failure": "Failed requests.",
+    "nv_inference_count": "Inputs embedded.",
+    "nv_inference_exec_count": "Batches run.",
+    "nv_inference_request_duration_us": "Requests, end to end, in sum.",
+    "nv_inference_queue_duration_us": "Waits of inputs, in sum.",
+    "nv_inference_compute_infer_duration_us": "Runs of batches, in sum.",
+    "nv_inference_pending_request_count": "Inputs that wait, as Triton counts.",
+}
+_HISTOGRAMS = {
+    "nimbed_tokenize_seconds": ("Tokenizing one request.", _SECONDS),
+    "nimbed_queue_seconds": ("Longest wait in a batch.", _SECONDS),
+    "nimbed_infer_seconds": ("Running one batch.", _SECONDS),
+    "nimbed_batch_items": ("Inputs of a batch.", _ITEMS),
+    "nimbed_batch_tokens": ("Tokens of a batch.", _TOKENS),
 }
 
 
@@ -50,11 +61,10 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        counter = functools.partial(Counter, registry=self._registry)
-        gauge = functools.partial(Gauge, labelnames=["model"], registry=self._registry)
-        histogram = functools.partial(Histogram, registry=self._registry)
-        of_model = functools.partial(histogram, labelnames=["model"])
+        self._registry = registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=registry)
+        gauge = functools.partial(Gauge, registry=registry)
+        histogram = functools.partial(Histogram, registry=registry)
         self._requests = counter("nimbed_requests", "Requests answered.", ["endpoint", "status"])
         self._request_seconds = histogram(
             "nimbed_request_seconds",
@@ -66,31 +76,21 @@ class Metrics:
         self.serialize_seconds = histogram(
             "nimbed_serialize_seconds", "Writing vectors into JSON.", buckets=_SECONDS
         )
-        self._items = counter("nimbed_items", "Inputs embedded.", ["model", "input_type"])
-        self._tokens = counter("nimbed_tokens", "Tokens read by the model.", ["model"])
-        self._truncated = counter(
-            "nimbed_truncated", "Inputs cut to the model's length.", ["model"]
+        self._memory = gauge(
+            "nimbed_device_memory_bytes", "Memory of the process on the device.", ["device"]
         )
-        self._triton = {name: gauge(f"nv_inference_{name}", text) for name, text in _TRITON.items()}
-        self._histograms = {
-            name: of_model(f"nimbed_{name}", text, buckets=buckets)
-            for name, text, buckets in (
-                ("tokenize_seconds", "Tokenizing one request.", _SECONDS),
-                ("queue_seconds", "Longest wait in a batch.", _SECONDS),
-                ("infer_seconds", "Running one batch.", _SECONDS),
-                ("batch_items", "Inputs of a batch.", _ITEMS),
-                ("batch_tokens", "Tokens of a batch.", _TOKENS),
-            )
+        self._of_model: dict[str, Any] = {
+            "nimbed_items": counter("nimbed_items", "Inputs embedded.", ["model", "input_type"]),
+            "nimbed_tokens": counter("nimbed_tokens", "Tokens read by the model.", ["model"]),
+            "nimbed_truncated": counter(
+                "nimbed_truncated", "Inputs cut to the model's length.", ["model"]
+            ),
+            **{name: gauge(name, text, ["model"]) for name, text in _GAUGES.items()},
+            **{
+                name: histogram(name, text, ["model"], buckets=buckets)
+                for name, (text, buckets) in _HISTOGRAMS.items()
+            },
         }
-        self._queue_items = gauge("nimbed_queue_items", "Inputs that wait.")
-        self._queue_tokens = gauge("nimbed_queue_tokens", "Tokens that wait.")
-        self._ready = gauge("nimbed_ready", "Whether the model is loaded.")
-        self._memory = Gauge(
-            "nimbed_device_memory_bytes",
-            "Memory of the process on the device.",
-            ["device"],
-            registry=self._registry,
-        )
         self._models: list[ModelMetrics] = []
         self._answered: dict[tuple[str, int], int] = {}
         self._request_seconds_of: dict[str, Histogram] = {}
@@ -111,14 +111,7 @@ class Metrics:
 
     def of_model(self, model: str) -> ModelMetrics:
         """Return the metrics of one model."""
-        metrics = ModelMetrics(
-            model,
-            items=self._items,
-            tokens=self._tokens,
-            truncated=self._truncated,
-            triton=self._triton,
-            histograms=self._histograms,
-        )
+        metrics = ModelMetrics(model, self._of_model)
         self._models.append(metrics)
         return metrics
 
@@ -131,10 +124,13 @@ class Metrics:
         ready: Callable[[], float],
     ) -> None:
         """Read a model's queue whenever the metrics are read."""
-        self._queue_items.labels(model).set_function(items)
-        self._triton["pending_request_count"].labels(model).set_function(items)
-        self._queue_tokens.labels(model).set_function(tokens)
-        self._ready.labels(model).set_function(ready)
+        for name, read in (
+            ("nimbed_queue_items", items),
+            ("nv_inference_pending_request_count", items),
+            ("nimbed_queue_tokens", tokens),
+            ("nimbed_ready", ready),
+        ):
+            self._of_model[name].labels(model).set_function(read)
 
     def watch_memory(self) -> None:
         """Read the memory of the process and of each CUDA device whenever the metrics are read."""
@@ -167,41 +163,31 @@ class ModelMetrics:
 
     Args:
         model: The served name.
-        items: Inputs embedded, by model and role.
-        tokens: Tokens read.
-        truncated: Inputs cut.
-        triton: Triton's gauges, by the end of their names.
-        histograms: Ours, by the end of their names.
+        families: The metrics of all models, by name.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        items: Counter,
-        tokens: Counter,
-        truncated: Counter,
-        triton: dict[str, Gauge],
-        histograms: dict[str, Histogram],
-    ) -> None:
-        self._item_counters = {role: items.labels(model, role) for role in ("query", "passage")}
-        self._token_counter = tokens.labels(model)
-        self._truncated_counter = truncated.labels(model)
-        self._items = dict.fromkeys(self._item_counters, 0)
+    def __init__(self, model: str, families: Mapping[str, Any]) -> None:
+        self._items = {"query": 0, "passage": 0}
         self._tokens = self._truncated = self._succeeded = self._failed = 0
         self._request_seconds = 0.0
-        gauges = {name: gauge.labels(model) for name, gauge in triton.items()}
-        gauges["request_success"].set_function(lambda: self._succeeded)
-        gauges["request_failure"].set_function(lambda: self._failed)
-        gauges["request_duration_us"].set_function(lambda: 1e6 * self._request_seconds)
-        self._inputs, self._batches = gauges["count"], gauges["exec_count"]
-        self._queue_us = gauges["queue_duration_us"]
-        self._infer_us = gauges["compute_infer_duration_us"]
-        bound = {name: histogram.labels(model) for name, histogram in histograms.items()}
-        self._tokenize_seconds = bound["tokenize_seconds"]
-        self._queue_seconds = bound["queue_seconds"]
-        self._infer_seconds = bound["infer_seconds"]
-        self._batch_items, self._batch_tokens = bound["batch_items"], bound["batch_tokens"]
+        items = families["nimbed_items"]
+        self._item_counters = {role: items.labels(model, role) for role in self._items}
+        # Bound to the model here, since to look a label up takes four times what counting does.
+        bound = {name: each.labels(model) for name, each in families.items() if each is not items}
+        self._token_counter: Counter = bound["nimbed_tokens"]
+        self._truncated_counter: Counter = bound["nimbed_truncated"]
+        self._tokenize_seconds: Histogram = bound["nimbed_tokenize_seconds"]
+        self._queue_seconds: Histogram = bound["nimbed_queue_seconds"]
+        self._infer_seconds: Histogram = bound["nimbed_infer_seconds"]
+        self._batch_items: Histogram = bound["nimbed_batch_items"]
+        self._batch_tokens: Histogram = bound["nimbed_batch_tokens"]
+        self._inputs: Gauge = bound["nv_inference_count"]
+        self._batches: Gauge = bound["nv_inference_exec_count"]
+        self._queue_us: Gauge = bound["nv_inference_queue_duration_us"]
+        self._infer_us: Gauge = bound["nv_inference_compute_infer_duration_us"]
+        bound["nv_inference_request_success"].set_function(lambda: self._succeeded)
+        bound["nv_inference_request_failure"].set_function(lambda: self._failed)
+        bound["nv_inference_request_duration_us"].set_function(lambda: 1e6 * self._request_seconds)
 
     def tokenized(self, seconds: float) -> None:
         """Note how long the inputs of one request took to tokenize; from any thread."""

@@ -93,13 +93,13 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
     """
 
     def __init__(
-        self, settings: Settings, head_time: TimeLimit, *, app_state: dict[str, Any], **uvicorn: Any
+        self, settings: Settings, head_time: TimeLimit, *, app_state: dict[str, Any], **others: Any
     ) -> None:
         super().__init__()
         self.receiving_body = self.joins_writes = False
         self._settings = settings
         self._head_time = head_time
-        self._protocol = HttpToolsProtocol(app_state={**app_state, CONNECTION: self}, **uvicorn)
+        self._protocol = HttpToolsProtocol(app_state={**app_state, CONNECTION: self}, **others)
         self._transport: Any = None
         self._under_way = False
         self._head_bytes = 0  # of a head that is not complete
@@ -119,8 +119,10 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
         if self._error is not None:
             return
         self._parsing = True
-        self._protocol.data_received(data)
-        self._parsing = False
+        try:
+            self._protocol.data_received(data)
+        finally:
+            self._parsing = False
         if self.receiving_body:
             return
         if self._under_way:
@@ -238,8 +240,8 @@ def guarded(settings: Settings) -> type[asyncio.Protocol]:
     head_time = TimeLimit(settings.body_timeout_s)
 
     class Guarded(_Connection):
-        def __init__(self, **uvicorn: Any) -> None:
-            super().__init__(settings, head_time, **uvicorn)
+        def __init__(self, **given: Any) -> None:
+            super().__init__(settings, head_time, **given)
 
     return Guarded
 
