@@ -60,7 +60,7 @@ class Backend:
         self._embedder = embedder
         self.metrics = metrics
         self.ready = False
-        self.capacity = CapacityLimit(max_items)
+        self.capacity = CapacityLimit(max_items, drain_rate=self._items_per_second)
 
     @property
     def card(self) -> ModelCard:
@@ -166,6 +166,11 @@ class Backend:
         )
         return Embedded(batch.signs() if signs else batch.vectors, tokens, batch.truncated)
 
+    def _items_per_second(self) -> float:
+        waiting = self.queue
+        tokens_per_item = waiting.tokens / waiting.items if waiting.items else 0.0
+        return waiting.tokens_per_second / tokens_per_item if tokens_per_item else 0.0
+
     async def _embed_in_time(
         self, inputs: Sequence[Input], options: EmbedOptions, timeout: float
     ) -> EmbeddingBatch:
@@ -206,7 +211,6 @@ class ScheduledBackend(Backend):
         max_wait: float,
     ) -> None:
         super().__init__(embedder, metrics, max_items=max_items)
-        self.capacity = CapacityLimit(max_items, drain_rate=self._items_per_second)
         self._staged = staged
         self._max_tokens = max_tokens
         self._max_wait = max_wait
@@ -251,11 +255,6 @@ class ScheduledBackend(Backend):
         if self._scheduler is not None:
             self._scheduler.close()
         super().close()
-
-    def _items_per_second(self) -> float:
-        waiting = self.queue
-        tokens_per_item = waiting.tokens / waiting.items if waiting.items else 0.0
-        return waiting.tokens_per_second / tokens_per_item if tokens_per_item else 0.0
 
 
 def backend_for(
