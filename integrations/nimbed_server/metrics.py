@@ -1,6 +1,6 @@
-"""What can be seen from outside, in Prometheus' format.
+"""Prometheus metrics of the server: our own, and those of Triton that dashboards expect.
 
-The names are ours; beside them stand the counters of Triton that dashboards made for NIM read.
+Dashboards made for NIM read Triton's names.
 No label holds anything that a client can choose freely.
 """
 

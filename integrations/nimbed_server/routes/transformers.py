@@ -1,4 +1,4 @@
-"""The container that Weaviate's text2vec-transformers talks to, on the same port.
+"""The API of Weaviate's text2vec-transformers container, on the same port.
 
 It sends one text a request, no Content-Type and no key; an error is ``{"error": "a string"}``.
 """

@@ -1,4 +1,4 @@
-"""Texts and images out of the strings of a request.
+"""Turns the strings of a request into texts and images.
 
 NIM's rule: an input that is a data URL of an image, bare or in an ``img`` tag, is an image; one
 that holds such a URL among other words is a text with its image; the rest is text. A client that
