@@ -9,7 +9,7 @@ from nimbed.errors import ConfigurationError
 from nimbed.inputs import Modality
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
 
-__all__ = ["EmbedOptions", "SpecOptions"]
+__all__ = ["EmbedKeywords", "EmbedOptions", "SpecOptions"]
 
 # Name, Literal and values of each option: compared here, since most calls are right.
 _CHOICES: tuple[tuple[str, Any, tuple[object, ...]], ...] = (
@@ -27,6 +27,17 @@ class SpecOptions(TypedDict):
     embedding_type: EmbeddingType
     dimensions: int | None
     int8_scale: Int8Scale | None
+
+
+class EmbedKeywords(TypedDict, total=False):
+    """The options of a call as keyword arguments."""
+
+    input_type: InputType
+    embedding_type: EmbeddingType
+    dimensions: int | None
+    truncate: Truncate
+    int8_scale: Int8Scale | None
+    modality: Modality | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +67,17 @@ class EmbedOptions:
         size = self.dimensions
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise ConfigurationError(f"dimensions must be an integer; got {size!r}")
+
+    @classmethod
+    def given(cls, options: EmbedOptions | None, keywords: EmbedKeywords) -> EmbedOptions:
+        """Return the options of a call that takes them as one value or by name, not both."""
+        if options is None:
+            return cls(**keywords)
+        if keywords:
+            raise ConfigurationError(
+                f"options are given twice: as one value, and {', '.join(keywords)} by name"
+            )
+        return options
 
     @property
     def of_spec(self) -> SpecOptions:

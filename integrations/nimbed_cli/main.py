@@ -22,7 +22,7 @@ from nimbed_cli.load import load
 from nimbed_cli.models import models
 from nimbed_cli.quickstart import quickstart
 from nimbed_cli.search import search
-from nimbed_cli.serve import serve
+from nimbed_cli.serve import SERVE_OPTIONS, serve
 from nimbed_cli.tradeoff import tradeoff
 
 __all__ = ["app", "main"]
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(embed)
-app.command()(serve)
+app.command(**SERVE_OPTIONS)(serve)
 app.command()(load)
 app.command()(search)
 app.command()(tradeoff)

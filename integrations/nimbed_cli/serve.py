@@ -1,7 +1,13 @@
-"""``nimbed serve``: models and settings in, a server that NIM's clients take for NIM out."""
+"""``nimbed serve``: models behind the API of NVIDIA's NIM and of OpenAI's embeddings.
+
+Its flags are the fields of :class:`nimbed_server.settings.Settings`, so they are made when it is
+called: to import them takes the engine, which ``nimbed --help`` can do without.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -14,126 +20,93 @@ if TYPE_CHECKING:
     from nimbed.embedder import Embedder
     from nimbed_server.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["SERVE_OPTIONS", "serve"]
+
+#: How the command is registered: everything that is typed after it reaches it as it stands.
+SERVE_OPTIONS: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
+}
 
 
-def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A folder, a catalogue name or a hub id; may be given again. Default: MiniLM.",
-        ),
-    ] = None,
-    served_name: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="What clients call it; in the models' order."),
-    ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=MODEL,option=value,...",
-            help="A name that fixes options: dimensions, embedding_type, as (signs), int8_scale, "
-            "input_type, truncate.",
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Serve what a server elsewhere embeds.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default: 8000; 0 takes a free one.")] = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; several share one queue."),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Clients must send one; better: NIMBED_API_KEYS."),
-    ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="For each key; then 429.")] = None,
-    input_type: Annotated[
-        str | None, typer.Option(help="Role of texts that come without one. Default: query.")
-    ] = None,
-    require_input_type: Annotated[
-        bool | None, typer.Option("--require-input-type", help="Answer 400 to them instead.")
-    ] = None,
-    truncate: Annotated[
-        str | None, typer.Option(help="END or START: cut what is too long, whatever clients say.")
-    ] = None,
-    int8_scale: Annotated[str | None, typer.Option(help="nim (default) or even.")] = None,
-    strict_nim: Annotated[
-        bool | None, typer.Option("--strict-nim", help="Refuse what NIM refuses, in its words.")
-    ] = None,
-    max_queue: Annotated[
-        int | None, typer.Option(help="Inputs under way for a model; then 503. Default: 4096.")
-    ] = None,
-    max_wait_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="How long a batch may be held back, right after another, for the callers just "
-            "answered; an idle device waits for nothing. 0 for never. Default: 10."
-        ),
-    ] = None,
-    request_timeout_s: Annotated[
-        float | None, typer.Option(help="What still waits then is dropped. Default: 120.")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(help="pretty or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug shows every request.")] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="nimbed.toml: any setting by its name.")
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Print the settings as they would be, and end.")
-    ] = False,
-) -> None:
-    """Serve models to every client of NVIDIA's NIM and of OpenAI's embeddings.
-
-    Flags go before NIMBED_... variables, these before NIM's own, these before the file.
-    """
+def serve(context: typer.Context) -> None:
+    """Serve models to every client of NVIDIA's NIM and of OpenAI's embeddings."""
     from nimbed.errors import missing_extra
 
     # A server that was told to stop has not failed, from its first moment to its last.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        from nimbed_server import logs, sources
-        from nimbed_server.app import create_app
-        from nimbed_server.running import run
+        from nimbed_server import app
+        from nimbed_server.logging import LOG, set_up
+        from nimbed_server.settings import Settings, gather, unused
+        from nimbed_server.uvicorn_server import run
     except ImportError as error:
         raise missing_extra("server", needs=error.name or "uvicorn") from error
 
-    flags: dict[str, Any] = {
-        "models": model,
-        "served_names": served_name,
-        "aliases": alias,
-        "base_url": base_url,
-        "host": host,
-        "port": port,
-        "devices": device,
-        "dtype": dtype,
-        "api_keys": api_key,
-        "requests_per_minute": requests_per_minute,
-        "input_type": input_type,
-        "require_input_type": require_input_type,
-        "truncate": truncate,
-        "int8_scale": int8_scale,
-        "strict_nim": strict_nim,
-        "max_queue": max_queue,
-        "max_wait_ms": max_wait_ms,
-        "request_timeout_s": request_timeout_s,
-        "log_format": log_format,
-        "log_level": log_level,
-    }
-    settings = sources.gather(flags, environment=os.environ, file=config)
-    embedders = _embedders(settings)
-    app = create_app(embedders, settings)
-    if check:
-        typer.echo(json.dumps(settings.shown(), indent=2))
-        return
-    logs.set_up(settings.log_format, level=settings.log_level)
-    for name, why in sources.unused(os.environ).items():
-        logs.LOG.warning("%s has no effect: %s", name, why)
-    run(app, settings)
+    def command(config: str | None, check: bool, **flags: Any) -> None:
+        settings = gather(flags, environment=os.environ, file=config)
+        application = app.create_app(_embedders(settings), settings)
+        if check:
+            typer.echo(json.dumps(settings.shown(), indent=2))
+            return
+        set_up(settings.log_format, level=settings.log_level)
+        for name, why in unused(os.environ).items():
+            LOG.warning("%s has no effect: %s", name, why)
+        run(application, settings)
+
+    command.__doc__ = (
+        f"{serve.__doc__}\n\nFlags go before NIMBED_... variables, these before NIM's own, these "
+        f"before the file. A variable is NIMBED_ and the setting's name in capitals."
+    )
+    parameters = [_flag(field) for field in dataclasses.fields(Settings)]
+    parameters += [
+        _option("config", str | None, None, "FILE", "nimbed.toml: any setting by its name."),
+        _option("check", bool, False, None, "Print the settings as they would be, and end."),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    flags_only = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    flags_only.command()(command)
+    flags_only(args=context.args, prog_name=context.command_path)
+
+
+def _flag(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """Return the command-line option of a setting; values are read and checked by the settings."""
+    from nimbed_server.settings import flag_of
+
+    kind = str(field.type)
+    annotation: Any = str | None
+    if kind.startswith("tuple"):
+        annotation = list[str] | None
+    else:
+        for each in (bool, int, float):
+            if kind.startswith(each.__name__):
+                annotation = each | None
+    text: str = field.metadata["help"]
+    if field.default not in (None, False, ()):
+        default = field.default
+        shown = f"{default:g}" if isinstance(default, float) else default
+        text = f"{text} Default: {', '.join(default) if isinstance(default, tuple) else shown}."
+    return _option(
+        field.name, annotation, None, field.metadata["metavar"], text, flag_of(field.name)
+    )
+
+
+def _option(
+    name: str, annotation: Any, default: Any, metavar: str | None, text: str, flag: str = ""
+) -> inspect.Parameter:
+    option = typer.Option(flag or f"--{name}", metavar=metavar, help=text, show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, option],
+    )
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:

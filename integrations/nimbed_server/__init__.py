@@ -8,10 +8,9 @@ or, inside another ASGI server, ``create_app({"name": nimbed.load(...)})``.
 from nimbed.errors import missing_extra
 
 try:
-    from nimbed_server.aliases import Alias, Fixed, parse_alias
     from nimbed_server.app import App, create_app
-    from nimbed_server.settings import Settings
-    from nimbed_server.sources import gather
+    from nimbed_server.models import Alias, Fixed, parse_alias
+    from nimbed_server.settings import Settings, gather
 except ModuleNotFoundError as error:
     if error.name not in ("orjson", "prometheus_client"):
         raise

@@ -1,13 +1,14 @@
-"""The ASGI application: a path in, a route called, every failure an answer.
+"""The ASGI application: finds the route of a path, and turns every failure into a response.
 
 A path may stand behind the name of a model, ``/NAME/v1/embeddings``: Weaviate's older clients
-choose by their base URL what they cannot choose by a field. Slashes doubled and a ``/v1`` said
-twice are what its documentation makes of base URLs.
+choose by their base URL what they cannot choose by a field. Doubled slashes and a repeated ``/v1``
+are what its documentation makes of base URLs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,25 +17,24 @@ import orjson
 
 from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError
-from nimbed_server.exchange import Disconnected, Exchange, Receive, Scope, Send
-from nimbed_server.logs import LOG
-from nimbed_server.memory import watch_memory
-from nimbed_server.routes import about, embeddings, health, transformers
-from nimbed_server.served import Choice
+from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
+from nimbed_server.logging import LOG
+from nimbed_server.models import ServedModel
+from nimbed_server.routes import about, embeddings, transformers
 from nimbed_server.settings import Settings
 from nimbed_server.state import State
-from nimbed_server.wire.refusal import Refusal, refusal_of, render
+from nimbed_server.wire.errors import HttpError, http_error, render_error
 
 __all__ = ["App", "create_app"]
 
-Route = Callable[[State, Exchange, Choice | None], Awaitable[None]]
+Route = Callable[[State, Request, ServedModel | None], Awaitable[None]]
 
 # The last part of a path, its verb and its route; whatever stands before it names a model.
 _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/embeddings": ("POST", embeddings.embeddings),
     "/v1/models": ("GET", about.models),
-    "/v1/health/live": ("GET", health.live),
-    "/v1/health/ready": ("GET", health.ready),
+    "/v1/health/live": ("GET", about.live),
+    "/v1/health/ready": ("GET", about.ready),
     "/v1/metrics": ("GET", about.metrics),
     "/metrics": ("GET", about.metrics),
     "/v1/metadata": ("GET", about.metadata),
@@ -44,12 +44,12 @@ _ROUTES: dict[str, tuple[str, Route]] = {
     "/openapi.json": ("GET", about.openapi),
     "/vectors": ("POST", transformers.vectors),
     "/meta": ("GET", transformers.meta),
-    "/.well-known/live": ("GET", health.well_known_live),
-    "/.well-known/ready": ("GET", health.well_known_ready),
+    "/.well-known/live": ("GET", about.well_known_live),
+    "/.well-known/ready": ("GET", about.well_known_ready),
 }
 # Longest first, so that /v1/metrics is not taken for /metrics behind a model called v1.
-_ENDINGS = sorted(_ROUTES, key=len, reverse=True)
-_OPEN = (health.live, health.ready, health.well_known_live, health.well_known_ready)
+_ENDPOINTS = sorted(_ROUTES, key=len, reverse=True)
+_OPEN = (about.live, about.ready, about.well_known_live, about.well_known_ready)
 
 
 class App:
@@ -61,90 +61,109 @@ class App:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self._under_way = 0
         self._loader: threading.Thread | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection's event, as ASGI wants it."""
+        """Serve one connection's event, as ASGI defines it."""
         if scope["type"] == "http":
-            await self._serve(Exchange(scope, receive, send, ending=self.state.ending))
+            request = Request(scope, receive, send, stopping=self._stopping)
+            self._under_way += 1
+            try:
+                await self._serve(request)
+            finally:
+                self._under_way -= 1
+                if request.connection is not None:
+                    request.connection.request_finished()
         elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
 
-    async def _serve(self, exchange: Exchange) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._under_way > 0
+
+    def _stopping(self) -> bool:
+        return self.state.draining
+
+    async def _serve(self, request: Request) -> None:
         begin = time.perf_counter()
-        ending = ""
+        endpoint = ""
         try:
-            ending, prefix = _parted(exchange.path)
-            route = self._admitted(exchange, ending)  # before a name is looked up for strangers
-            await route(self.state, exchange, self._named(prefix) if prefix else None)
-        except Disconnected:
-            self.state.metrics.tally.refused("disconnected")
+            endpoint, prefix = _split(request.path)
+            route = self._route(request, endpoint)  # before a name is looked up for strangers
+            model = self._model_in(prefix) if prefix else None
+            await route(self.state, request, model)
+        except ClientDisconnected:
+            self.state.metrics.failed("disconnected")
             return
-        except (Refusal, NimbedError) as error:
-            await self._refuse(exchange, refusal_of(error), ending)
+        except (HttpError, NimbedError) as error:
+            await self._respond_error(request, http_error(error), endpoint)
         except Exception as error:
-            LOG.exception("a request failed", extra={"facts": {"id": exchange.request_id}})
-            await self._refuse(exchange, refusal_of(error), ending)
+            LOG.exception("a request failed", extra={"facts": {"id": request.request_id}})
+            await self._respond_error(request, http_error(error), endpoint)
         seconds = time.perf_counter() - begin
-        self.state.metrics.tally.answered(ending or "unknown", exchange.answered, seconds)
-        self._log(exchange, seconds)
+        self.state.metrics.answered(endpoint or "unknown", request.status, seconds)
+        self._log(request, seconds)
 
-    def _admitted(self, exchange: Exchange, ending: str) -> Route:
+    def _route(self, request: Request, endpoint: str) -> Route:
         """Return the route of a request that may come in."""
-        verb, route = _ROUTES.get(ending, ("", None))
-        if route not in _OPEN:
-            self.state.gate.check(exchange.header(b"authorization"))
+        verb, route = _ROUTES.get(endpoint, ("", None))
+        if self.state.auth.needed and route not in _OPEN:
+            self.state.auth.check(request.header(b"authorization"))
         if route is None:
-            raise Refusal(
+            raise HttpError(
                 404,
-                f"there is no {exchange.path[:200]!r}; embeddings are made by POST "
+                f"there is no {request.path[:200]!r}; embeddings are made by POST "
                 f"/v1/embeddings, /openapi.json lists the rest",
                 code="unknown_path",
             )
-        if exchange.method != verb and not (verb == "GET" and exchange.method == "HEAD"):
+        if request.method != verb and not (verb == "GET" and request.method == "HEAD"):
             allow = "GET, HEAD" if verb == "GET" else verb
-            raise Refusal(
+            raise HttpError(
                 405,
-                f"{ending} takes {allow}; got {exchange.method}",
+                f"{endpoint} takes {allow}; got {request.method}",
                 headers=((b"allow", allow.encode()),),
             )
         return route
 
-    def _named(self, prefix: str) -> Choice | None:
+    def _model_in(self, prefix: str) -> ServedModel | None:
         """Return what the part of a path before its route names, if it names anything."""
         name = f"{prefix.removesuffix('/v1')}/".removeprefix("/t2v/").strip("/")
-        return self.state.served.find(name) if name else None
+        return self.state.models.find(name) if name else None
 
-    async def _refuse(self, exchange: Exchange, refusal: Refusal, ending: str) -> None:
-        self.state.metrics.tally.refused(refusal.type)
-        if exchange.answered:
+    async def _respond_error(self, request: Request, error: HttpError, endpoint: str) -> None:
+        self.state.metrics.failed(error.type)
+        if request.status:
             return
-        if ending == "/vectors":
-            body = orjson.dumps({"error": refusal.message})
+        if endpoint == "/vectors":
+            body = orjson.dumps({"error": error.message})
         else:
-            body = render(
-                refusal,
-                request_id=exchange.request_id,
+            body = render_error(
+                error,
+                request_id=request.request_id,
                 strict_nim=self.state.settings.strict_nim,
             )
-        await exchange.answer(refusal.status, body, headers=refusal.all_headers())
+        await request.respond(error.status, body, headers=error.all_headers())
 
-    def _log(self, exchange: Exchange, seconds: float) -> None:
-        status = exchange.answered
-        level = 30 if status >= 500 else 20 if status >= 400 else 10
+    def _log(self, request: Request, seconds: float) -> None:
+        status = request.status
+        level = (
+            logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
+        )
         if not LOG.isEnabledFor(level):
             return
         facts = {
             "status": status,
             "ms": round(seconds * 1000, 1),
-            "client": exchange.client,
-            "id": exchange.request_id,
+            "client": request.client,
+            "id": request.request_id,
         }
         # Escaped: a path may hold line breaks, which would forge lines of the log.
-        path = exchange.path[:200].encode("unicode_escape").decode()
-        LOG.log(level, "%s %s", exchange.method, path, extra={"facts": facts})
+        path = request.path[:200].encode("unicode_escape").decode()
+        LOG.log(level, "%s %s", request.method, path, extra={"facts": facts})
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -159,17 +178,17 @@ class App:
 
     def load(self) -> None:
         """Read every model; what fails is said by the readiness probe and in the log."""
-        for name, lane in self.state.served.lanes.items():
+        for name, backend in self.state.models.backends.items():
             begin = time.perf_counter()
             try:
-                lane.start()
+                backend.load()
             except Exception as error:
                 self.state.failure = f"{name} cannot be loaded: {error}"
                 LOG.error(self.state.failure)
                 return
             facts = {"seconds": round(time.perf_counter() - begin, 2)}
             LOG.info("%s is ready", name, extra={"facts": facts})
-        watch_memory(self.state.metrics)
+        self.state.metrics.watch_memory()
 
     @property
     def loading(self) -> bool:
@@ -179,9 +198,9 @@ class App:
     async def close(self) -> None:
         """Finish what waits and release the models; one that is still being read is left."""
         self.state.draining = True
-        for lane in self.state.served.lanes.values():
-            if lane.ready:
-                await asyncio.to_thread(lane.close)
+        for backend in self.state.models.backends.values():
+            if backend.ready:
+                await asyncio.to_thread(backend.close)
 
 
 def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = None) -> App:
@@ -197,12 +216,12 @@ def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = No
     return App(State(embedders, settings or Settings()))
 
 
-def _parted(path: str) -> tuple[str, str]:
-    """Return the route of a path, empty if there is none, and what stands before it."""
+def _split(path: str) -> tuple[str, str]:
+    """Return the endpoint of a path, empty if there is none, and what stands before it."""
     path = path.rstrip("/")
     if path in _ROUTES:
         return path, ""
-    for ending in _ENDINGS:
-        if path.endswith(ending):
-            return ending, path.removesuffix(ending)
+    for endpoint in _ENDPOINTS:
+        if path.endswith(endpoint):
+            return endpoint, path.removesuffix(endpoint)
     return "", ""

@@ -1,118 +1,179 @@
-"""What can be set, its defaults, and what an environment variable of NIM's calls it."""
+"""Settings of a server: what can be set, and how flags, variables and a file set it.
+
+A field of :class:`Settings` is the one declaration of a flag of ``nimbed serve``, of a key of
+``nimbed.toml`` and, as ``NIMBED_`` and its name in capitals, of an environment variable.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from nimbed.errors import ConfigurationError
 from nimbed.spec import InputType, Int8Scale, Truncate, check_literal
-from nimbed_server.aliases import Alias
-from nimbed_server.logs import LogFormat
+from nimbed_server.logging import LogFormat
+from nimbed_server.models import Alias, parse_alias
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "flag_of", "gather", "unused"]
 
 
-def _set(default: Any, text: str, *nim: str, secret: bool = False) -> Any:
-    """Return a dataclass field with its help and NIM's environment variables for it."""
-    return dataclasses.field(default=default, metadata={"help": text, "nim": nim}, repr=not secret)
+def _setting(
+    default: Any,
+    text: str,
+    *nim: str,
+    flag: str | None = None,
+    metavar: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """Return a dataclass field.
+
+    Args:
+        default: Its value where nothing sets it.
+        text: Its help.
+        nim: NIM's environment variables that mean the same.
+        flag: What it is called on the command line, where that is not its own name.
+        metavar: What stands for its value in the help.
+        secret: Whether its value must never be shown.
+    """
+    metadata = {"help": text, "nim": nim, "flag": flag, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a server behaves; each field's meaning stands in its ``help``.
+    """How a server behaves; the meaning of each field stands in its ``help``."""
 
-    A field is a flag of ``nimbed serve``, a key of ``nimbed.toml`` and, as ``NIMBED_`` and its
-    name in capitals, an environment variable.
-    """
-
-    models: tuple[str, ...] = _set(
+    models: tuple[str, ...] = _setting(
         (),
-        "Models to serve: folders, catalogue names or hub ids; clients take the first by default.",
+        "A folder, a catalogue name or a hub id; give it again for more. Clients take the first by "
+        "default. Default: MiniLM.",
         "NIM_ENGINE_MODEL_PATH",
         "NIM_ENGINE_MODEL_NAME",
+        flag="--model",
+        metavar="NAME",
     )
-    served_names: tuple[str, ...] = _set(
+    served_names: tuple[str, ...] = _setting(
         (),
-        "What clients call the models, in their order; the model's own name if not given.",
+        "What clients call the models, in their order; by default the model's own name.",
         "NIM_SERVER_SERVED_MODEL_NAME",
         "NIM_SERVED_MODEL_NAME",
+        flag="--served-name",
+        metavar="NAME",
     )
-    base_url: str | None = _set(
-        None, "Address of a server behind this one; its key is read as nimbed.load reads it."
+    aliases: tuple[Alias, ...] = _setting(
+        (),
+        "A name that fixes options: dimensions, embedding_type, as (signs), int8_scale, "
+        "input_type, truncate.",
+        flag="--alias",
+        metavar="NAME=MODEL,option=value,...",
     )
-    aliases: tuple[Alias, ...] = _set((), "NAME=MODEL,option=value,...: options fixed by a name.")
-    host: str = _set("127.0.0.1", "Address to bind.")
-    port: int = _set(8000, "Port to bind; 0 takes a free one.", "NIM_HTTP_API_PORT")
-    dtype: str = _set("auto", "float32, bfloat16, float16 or auto.", "NIM_ENGINE_PRECISION")
-    devices: tuple[str, ...] = _set(("auto",), "cpu, cuda, cuda:N or auto; several share a queue.")
-    api_keys: tuple[str, ...] = _set(
-        (), "Keys of which a client must send one; none lets everybody in.", secret=True
+    base_url: str | None = _setting(
+        None,
+        "Serve what a server elsewhere embeds; its key is read as nimbed.load reads it.",
+        metavar="URL",
     )
-    requests_per_minute: int | None = _set(None, "How many a key may send; 429 beyond it.")
-    input_type: InputType = _set(
-        "query", "Role of texts that come without one; disclosed in a header of the answer."
+    host: str = _setting("127.0.0.1", "Address to bind.")
+    port: int = _setting(8000, "Port to bind; 0 takes a free one.", "NIM_HTTP_API_PORT")
+    devices: tuple[str, ...] = _setting(
+        ("auto",),
+        "cpu, cuda, cuda:N or auto; several share one queue.",
+        flag="--device",
+        metavar="DEVICE",
     )
-    require_input_type: bool = _set(
+    dtype: str = _setting("auto", "float32, bfloat16, float16 or auto.", "NIM_ENGINE_PRECISION")
+    api_keys: tuple[str, ...] = _setting(
+        (),
+        "A key that clients must send; give it again for more, or set NIMBED_API_KEYS, which no "
+        "list of processes shows. Without any, everybody is let in.",
+        flag="--api-key",
+        metavar="KEY",
+        secret=True,
+    )
+    requests_per_minute: int | None = _setting(
+        None, "How many requests a key may send; 429 beyond it."
+    )
+    input_type: InputType = _setting(
+        "query", "Role of texts that come without one; a header of the answer says so."
+    )
+    require_input_type: bool = _setting(
         False, "Answer 400 to texts without a role, where the model has two."
     )
-    strict_nim: bool = _set(
+    truncate: Truncate | None = _setting(
+        None, "END or START: cut texts that are too long even where a client says NONE."
+    )
+    int8_scale: Int8Scale = _setting(
+        "nim", "nim (trunc 127x, which mixes with a real NIM's) or even."
+    )
+    strict_nim: bool = _setting(
         False, "Refuse dimensions together with a type, and trim errors to NIM 2.x's fields."
     )
-    int8_scale: Int8Scale = _set("nim", "nim (trunc 127x, mixes with a real NIM's) or even.")
-    truncate: Truncate | None = _set(
-        None, "START or END: cut texts that are too long even where a client says NONE."
-    )
-    max_wait_ms: float = _set(
-        10.0,
-        "Longest that a batch is held back, right after another, for the callers who were just "
-        "answered to join it; never longer than a batch costs whatever its size. A device that is "
-        "idle waits for nothing; 0 holds nothing back.",
-        "NIM_SERVER_MAX_WAIT_MS",
-        "NIM_MAX_WAIT_MS",
-    )
-    max_queue: int = _set(
+    max_queue: int = _setting(
         4096,
         "Inputs under way for one model; 503 beyond it.",
         "NIM_SERVER_MAX_QUEUE_SIZE",
         "NIM_MAX_QUEUE_SIZE",
     )
-    max_queue_tokens: int = _set(4_000_000, "Tokens that may wait for one model; 503 beyond it.")
-    max_items: int = _set(2048, "Inputs of one request.")
-    max_body_bytes: int = _set(
+    max_queue_tokens: int = _setting(
+        4_000_000, "Tokens that may wait for one model; 503 beyond it."
+    )
+    max_wait_ms: float = _setting(
+        10.0,
+        "How long a batch may be held back, right after another, for the callers who were just "
+        "answered; an idle device waits for nothing. 0 for never.",
+        "NIM_SERVER_MAX_WAIT_MS",
+        "NIM_MAX_WAIT_MS",
+    )
+    max_items: int = _setting(2048, "Inputs of one request; 400 beyond it.")
+    max_body_bytes: int = _setting(
         64 * 2**20,
         "Bytes of one request; 413 beyond it.",
         "NIM_SERVER_HTTP_BODY_LIMIT_BYTES",
         "NIM_HTTP_BODY_LIMIT_BYTES",
     )
-    max_image_bytes: int = _set(
+    max_image_bytes: int = _setting(
         25 * 2**20,
-        "Decoded bytes of one image.",
+        "Decoded bytes of one image; 400 beyond it.",
         "NIM_SERVER_MAX_IMAGE_BYTES",
         "NIM_MAX_IMAGE_BYTES",
     )
-    request_timeout_s: float = _set(
+    request_timeout_s: float = _setting(
         120.0,
         "Seconds after which a request that still waits is dropped; 504.",
         "NIM_SERVER_REQUEST_TIMEOUT_S",
         "NIM_REQUEST_TIMEOUT_S",
     )
-    body_timeout_s: float = _set(
-        60.0, "Seconds that a request's head, and then its body, may take."
+    body_timeout_s: float = _setting(
+        60.0, "Seconds that a request's head, and then its body, may take to arrive; 408."
     )
-    keep_alive_s: int = _set(
+    keep_alive_s: int = _setting(
         120, "Seconds that an idle connection stays open; Weaviate keeps its own for 90."
     )
-    drain_s: float = _set(30.0, "Seconds that a stopping server gives the requests it has taken.")
-    tls_cert: str | None = _set(
-        None, "Certificate file, for https.", "NIM_SERVER_TLS_CERT_PATH", "NIM_TLS_CERT_PATH"
+    drain_s: float = _setting(
+        30.0, "Seconds that a stopping server gives the requests it has accepted."
     )
-    tls_key: str | None = _set(
-        None, "Key file of the certificate.", "NIM_SERVER_TLS_KEY_PATH", "NIM_TLS_KEY_PATH"
+    tls_cert: str | None = _setting(
+        None,
+        "Certificate file, for https.",
+        "NIM_SERVER_TLS_CERT_PATH",
+        "NIM_TLS_CERT_PATH",
+        metavar="FILE",
     )
-    log_format: LogFormat = _set("pretty", "pretty or json.", "LOG_FORMAT")
-    log_level: str = _set("info", "debug logs every request; info those that fail.")
+    tls_key: str | None = _setting(
+        None,
+        "Key file of the certificate.",
+        "NIM_SERVER_TLS_KEY_PATH",
+        "NIM_TLS_KEY_PATH",
+        metavar="FILE",
+    )
+    log_format: LogFormat = _setting("pretty", "pretty or json.", "LOG_FORMAT")
+    log_level: str = _setting(
+        "info", "debug logs every request, info those that fail; or warning, or error."
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before a model is read."""
@@ -157,6 +218,7 @@ class Settings:
         return facts
 
 
+_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 _POSITIVE = (
     "requests_per_minute",
     "max_queue",
@@ -169,3 +231,132 @@ _POSITIVE = (
     "keep_alive_s",
     "drain_s",
 )
+# NIM's variables that mean something there and nothing here; said once at the start.
+_UNUSED = {
+    "NIM_PIPELINE_MAX_BATCH_SIZE": "batches are filled by tokens, not by items",
+    "NIM_PIPELINE_MAX_SEQ_LEN": "the model's card says how long an input may be",
+    "NIM_PERFORMANCE_MODE": "a batch starts when the device is free, which serves both ends",
+    "NIM_ENGINE_COUNT": "name a device more than once for more replicas: --device cuda:0",
+    "NIM_SERVER_GRPC_BIND_ADDR": "there is no gRPC endpoint",
+}
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def flag_of(name: str) -> str:
+    """Return what a setting is called on the command line."""
+    return _FIELDS[name].metadata["flag"] or f"--{name.replace('_', '-')}"
+
+
+def gather(
+    flags: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str],
+    file: str | Path | None = None,
+) -> Settings:
+    """Return the settings: flags go before variables, ours before NIM's, these before the file.
+
+    Args:
+        flags: What was typed; None stands for not typed. Aliases and numbers may be strings.
+        environment: ``NIMBED_...`` variables, and those of NIM that mean the same.
+        file: A TOML file with a key a setting.
+
+    Raises:
+        ConfigurationError: If a value cannot be read, or a key of the file is not a setting; the
+            message names where it stands.
+    """
+    found = _from_file(Path(file)) if file is not None else {}
+    found |= _from_environment(environment)
+    for name, value in flags.items():
+        if value is not None and value != () and value != []:
+            found[name] = _read(name, value, flag_of(name))
+    return Settings(**found)
+
+
+def unused(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return NIM's variables that are set and have no effect, each with the reason."""
+    return {name: why for name, why in _UNUSED.items() if environment.get(name)}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in _FIELDS:
+            close = difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_FIELDS)}"
+            raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
+        found[name] = _read(name, value, f"{path}: {name}")
+    return found
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for bound in ("NIM_BIND_ADDR", "NIM_SERVER_BIND_ADDR"):
+        if value := environment.get(bound):
+            host, _, port = value.rpartition(":")
+            found["host"] = host.strip("[]") or "0.0.0.0"
+            found["port"] = _read("port", port, bound)
+    for name, field in _FIELDS.items():
+        for variable in (*reversed(field.metadata["nim"]), f"NIMBED_{name.upper()}"):
+            value = environment.get(variable)
+            if value:
+                ours = variable.startswith("NIMBED_")
+                found[name] = _read(name, value if ours else _from_nim(name, value), variable)
+    return found
+
+
+def _from_nim(name: str, value: str) -> str:
+    """Return NIM's word as ours, where they differ."""
+    if name == "dtype":
+        return _PRECISIONS.get(value.lower(), value)
+    if name == "log_format":
+        return "json" if value.lower() in ("json", "jsonl") else "pretty"
+    return value
+
+
+def _read(name: str, value: Any, where: str) -> Any:
+    """Return a value as its field's type, whether it was typed, exported or parsed."""
+    kind = str(_FIELDS[name].type)
+    expected, reader = next(
+        (each for word, each in _READERS.items() if kind.startswith(word)), ("a text", str)
+    )
+    try:
+        return tuple(_read_list(name, value)) if kind.startswith("tuple") else reader(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        got = f"; got {value!r}" if _FIELDS[name].repr else ""  # never a key
+        raise ConfigurationError(f"{where} must be {expected}{got}") from error
+
+
+def _read_list(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str):
+        # Options of an alias are parted by commas, so aliases are by semicolons.
+        value = value.split(";" if name == "aliases" else ",")
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("not a list")
+    items = [str(item).strip() for item in value if str(item).strip()]
+    return [parse_alias(item) for item in items] if name == "aliases" else items
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    if word not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError(word)
+    return word in ("1", "true", "yes", "on")
+
+
+# What the type of a field is called in a message, and what makes one of it.
+_READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "tuple": ("a list", tuple),
+    "bool": ("true or false", _read_bool),
+    "int": ("a whole number", int),
+    "float": ("a number", float),
+}

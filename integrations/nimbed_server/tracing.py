@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from nimbed_server.logs import LOG
+from nimbed_server.logging import LOG
 
 __all__ = ["traced"]
 

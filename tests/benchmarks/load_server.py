@@ -4,7 +4,7 @@ Run: python tests/benchmarks/load_server.py [--seconds 60] [--times 10] [--queue
 
 One `nimbed serve` holds MiniLM in float32; every request asks for eight short texts in base64, and
 every admitted answer is compared with embed(...) in process. The load comes from the same cores.
-Ends with exit code 1 if a promise of the server is broken.
+Ends with exit code 1 if the server does less than it must.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 class Report:
-    """Rows of a table, and whether every promise was kept."""
+    """Rows of a table, and whether every requirement was met."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
-        print("| what | measured | promised |\n|---|---|---|")
+        print("| what | measured | required |\n|---|---|---|")
 
-    def row(self, what: str, measured: str, promised: str = "", *, kept: bool = True) -> None:
-        print(f"| {what} | {measured} | {promised}{'' if kept else ' **broken**'} |", flush=True)
+    def row(self, what: str, measured: str, required: str = "", *, kept: bool = True) -> None:
+        print(f"| {what} | {measured} | {required}{'' if kept else ' **broken**'} |", flush=True)
         if not kept:
             self.broken.append(what)
 

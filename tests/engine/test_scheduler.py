@@ -309,3 +309,11 @@ def test_a_thousand_callers_get_what_one_call_gives():
     joined = nimbed.concatenate(batches)
     np.testing.assert_allclose(joined.vectors, expected.vectors, atol=1e-6)
     np.testing.assert_array_equal(joined.token_counts, expected.token_counts)
+
+
+def test_options_may_be_one_value_or_keywords_but_not_both(scheduler):
+    one = scheduler.submit(["a"], QUERY).result(5)
+    other = scheduler.submit(["a"], input_type="query").result(5)
+    assert (one.spec, one.input_type) == (other.spec, other.input_type)
+    with pytest.raises(ConfigurationError, match="given twice: .* truncate by name"):
+        scheduler.submit(["a"], QUERY, truncate="END")

@@ -121,8 +121,7 @@ class LocalEmbedder(Managed):
             ConfigurationError: If the device does not exist.
         """
         self.embed(["warm up"], input_type="passage")
-        for engine in self._load().engines:
-            engine.warm_up()
+        self.replicas()
 
     def embed(
         self,
@@ -217,11 +216,13 @@ class LocalEmbedder(Managed):
         )
 
     def replicas(self) -> Sequence[Replica]:
-        """Return the model on each device, weights loaded.
+        """Return the model on each device, loaded and warm.
 
         A GPU counts twice: one batch is launched and another copied back while a third runs.
         """
         engines = self._load().engines
+        for engine in engines:
+            engine.warm_up()
         return [engine for engine in engines for _ in range(1 if engine.on_host else 2)]
 
     def embed_sparse(

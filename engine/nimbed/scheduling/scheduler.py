@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Schedulable
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Input
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedKeywords, EmbedOptions
 from nimbed.scheduling.queue import Observer, QueueState, Request, RequestQueue, complete
 from nimbed.spec import EmbeddingType, Int8Scale, VectorSpec
 
@@ -74,13 +74,19 @@ class Scheduler:
         return self._queue.state
 
     def submit(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float | None = None
+        self,
+        inputs: Sequence[Input],
+        options: EmbedOptions | None = None,
+        *,
+        timeout: float | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> Future[EmbeddingBatch]:
         """Queue inputs and return at once; they are tokenized here, in the caller's thread.
 
         Args:
             inputs: As for :meth:`nimbed.embedder.Embedder.embed`.
-            options: As the keyword arguments of ``embed``.
+            options: What is asked of each, or None if keywords say it.
+            keywords: The options by name, as for ``embed``; not both.
             timeout: Seconds until the answer is worthless; rows still waiting then are dropped,
                 and the future gets a DeadlineError.
 
@@ -93,11 +99,16 @@ class Scheduler:
             OverloadedError: If the queue is full; ``.retry_after`` estimates when it is not.
         """
         future: Future[EmbeddingBatch] = Future()
-        self._enqueue(future, inputs, options, timeout)
+        self._enqueue(future, inputs, EmbedOptions.given(options, keywords), timeout)
         return future
 
     async def asubmit(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float | None = None
+        self,
+        inputs: Sequence[Input],
+        options: EmbedOptions | None = None,
+        *,
+        timeout: float | None = None,
+        **keywords: Unpack[EmbedKeywords],
     ) -> EmbeddingBatch:
         """Queue inputs and wait without blocking the event loop; see :meth:`submit`.
 
@@ -105,6 +116,7 @@ class Scheduler:
         thread, a few short ones here: handing them over would cost more than the work.
         """
         future: asyncio.Future[EmbeddingBatch] = asyncio.get_running_loop().create_future()
+        options = EmbedOptions.given(options, keywords)
         try:
             if _is_quick(inputs):
                 self._enqueue(future, inputs, options, timeout)

@@ -1,1 +1,1 @@
-"""One module a group of endpoints; ``app.py`` knows which path leads to which."""
+"""The endpoints, a module for each group; ``app.py`` maps paths to them."""

@@ -1,4 +1,4 @@
-"""What the server is and what it serves: models, metadata, manifest, licence, version, metrics."""
+"""What the server says about itself: health, models, metadata, licences, version, metrics."""
 
 from __future__ import annotations
 
@@ -10,66 +10,108 @@ import orjson
 
 from nimbed.spec import Int8Scale, VectorSpec
 from nimbed.version import __version__
-from nimbed_server.exchange import Exchange
-from nimbed_server.served import Choice
+from nimbed_server.http import Request
+from nimbed_server.models import ServedModel
 from nimbed_server.state import State
 from nimbed_server.wire.openapi import document
 
-__all__ = ["licence", "manifest", "metadata", "metrics", "models", "openapi", "version"]
+__all__ = [
+    "licence",
+    "live",
+    "manifest",
+    "metadata",
+    "metrics",
+    "models",
+    "openapi",
+    "ready",
+    "version",
+    "well_known_live",
+    "well_known_ready",
+]
 
 _API = "1.0"
 _APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
+_LIVE = orjson.dumps({"object": "health.response", "message": "live", "live": True})
+_READY = orjson.dumps({"object": "health.response", "message": "ready", "ready": True})
 
 
-async def models(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def live(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer NIM's liveness probe."""
+    await request.respond(200, _LIVE)
+
+
+async def ready(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer NIM's readiness probe: 503 while models load and while the server stops."""
+    if state.ready:
+        await request.respond(200, _READY)
+        return
+    answer = {
+        "object": "health.response",
+        "message": state.failure or ("stopping" if state.draining else "not ready"),
+        "ready": False,
+        "status": "not_ready",
+    }
+    await request.respond(503, orjson.dumps(answer))
+
+
+async def well_known_live(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer the text2vec-transformers container's liveness probe."""
+    await request.respond(204)
+
+
+async def well_known_ready(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer the text2vec-transformers container's readiness probe."""
+    await request.respond(204 if state.ready else 503)
+
+
+async def models(state: State, request: Request, in_path: ServedModel | None) -> None:
     """List the served names; NVIDIA's clients take the first as their default."""
     data = [
         {
-            "id": choice.name,
+            "id": model.name,
             "object": "model",
-            "created": state.served.created,
-            "owned_by": "nvidia" if choice.name.startswith("nvidia/") else "nimbed",
-            "root": choice.name,
+            "created": state.models.created,
+            "owned_by": "nvidia" if model.name.startswith("nvidia/") else "nimbed",
+            "root": model.name,
         }
-        for choice in state.served.choices
+        for model in state.models
     ]
-    await _json(exchange, {"object": "list", "data": data})
+    await _json(request, {"object": "list", "data": data})
 
 
-async def metadata(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def metadata(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return what nv-ingest reads: a version and a short name for each model."""
-    cards = [lane.card for lane in state.served.lanes.values()]
+    cards = [backend.card for backend in state.models.backends.values()]
     answer = {
         "version": __version__,
         "modelInfo": [
             {"shortName": name, "modelUrl": f"https://huggingface.co/{card.weights or card.id}"}
-            for name, card in zip(state.served.lanes, cards, strict=True)
+            for name, card in zip(state.models.backends, cards, strict=True)
         ],
         "assetInfo": [card.id for card in cards],
         "licenseInfo": _licence(state),
         "repository_override": "",
         "selectedModelProfileId": "",
         "spaces": {
-            choice.name: _space(choice, state.settings.int8_scale).to_dict()
-            for choice in state.served.choices
+            model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models
         },
     }
-    await _json(exchange, answer)
+    await _json(request, answer)
 
 
-def _space(choice: Choice, int8_scale: Int8Scale) -> VectorSpec:
+def _space(model: ServedModel, int8_scale: Int8Scale) -> VectorSpec:
     """Return the contract of what a name gives to a client that sends nothing but the name."""
-    fixed = choice.fixed
+    fixed = model.fixed
     kind = fixed.embedding_type or "float"
     scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
-    return choice.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+    return model.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
 
 
-async def manifest(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def manifest(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return the served models as the text of a YAML file."""
     lines = ["models:"]
-    for name, lane in state.served.lanes.items():
-        card = lane.card
+    for name, backend in state.models.backends.items():
+        card = backend.card
         facts: dict[str, Any] = {
             "name": name,
             "model": card.id,
@@ -80,38 +122,40 @@ async def manifest(state: State, exchange: Exchange, named: Choice | None) -> No
         # A JSON string is a YAML string.
         written = [f"{key}: {orjson.dumps(value).decode()}" for key, value in facts.items()]
         lines += [f"  - {written[0]}", *(f"    {line}" for line in written[1:])]
-    await _json(exchange, {"manifest_file": "\n".join(lines) + "\n", "repository": "nimbed"})
+    await _json(request, {"manifest_file": "\n".join(lines) + "\n", "repository": "nimbed"})
 
 
-async def licence(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def licence(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return the licences of the server and of the models."""
-    await _json(exchange, _licence(state))
+    await _json(request, _licence(state))
 
 
-async def version(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def version(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return the version of the server and of its API."""
-    await _json(exchange, {"release": __version__, "api": _API})
+    await _json(request, {"release": __version__, "api": _API})
 
 
-async def metrics(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def metrics(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return what Prometheus reads."""
     kind = b"text/plain; version=0.0.4; charset=utf-8"
-    await exchange.answer(200, state.metrics.exposition(), kind=kind)
+    await request.respond(200, state.metrics.exposition(), content_type=kind)
 
 
-async def openapi(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def openapi(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return the OpenAPI document of this very server."""
-    await exchange.answer(200, _document(state))
+    await request.respond(200, _document(state))
 
 
 @functools.lru_cache(maxsize=4)
 def _document(state: State) -> bytes:
-    return orjson.dumps(document(state.served, state.settings))
+    return orjson.dumps(document(state.models, state.settings))
 
 
 def _licence(state: State) -> dict[str, Any]:
     lines = ["nimbed: Apache-2.0"]
-    lines += [f"{lane.card.id}: {lane.card.licence}" for lane in state.served.lanes.values()]
+    lines += [
+        f"{backend.card.id}: {backend.card.licence}" for backend in state.models.backends.values()
+    ]
     content = "\n".join(lines) + "\n"
     return {
         "name": "Apache-2.0",
@@ -124,5 +168,5 @@ def _licence(state: State) -> dict[str, Any]:
     }
 
 
-async def _json(exchange: Exchange, answer: object) -> None:
-    await exchange.answer(200, orjson.dumps(answer))
+async def _json(request: Request, answer: object) -> None:
+    await request.respond(200, orjson.dumps(answer))

@@ -8,96 +8,124 @@ import time
 
 from nimbed.inputs import Input
 from nimbed.spec import InputType
-from nimbed_server.embedding import Embedded, embed
-from nimbed_server.exchange import Exchange
-from nimbed_server.resolving import Options, assign_roles
-from nimbed_server.served import Choice
+from nimbed_server.backends import Embedded
+from nimbed_server.http import Request
+from nimbed_server.logging import LOG
+from nimbed_server.models import ServedModel
 from nimbed_server.state import State
-from nimbed_server.terms import Asked
-from nimbed_server.wire.modality import read_inputs
-from nimbed_server.wire.reply import render
+from nimbed_server.wire.inputs import read_inputs
+from nimbed_server.wire.request import ParsedRequest, Resolved
+from nimbed_server.wire.response import render
 
 __all__ = ["embeddings"]
 
 # Beyond these a body is parsed, and an answer written, in a thread.
 _LARGE_BODY = 256 * 1024
 _LARGE_ANSWER = 128 * 1024
+# Clients that were told once which role their texts took; beyond it the oldest may be told again.
+_WARNED = 4096
 
 
-async def embeddings(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def embeddings(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Answer one request.
 
     Args:
         state: The server.
-        exchange: The request.
-        named: What the path names, if it names a model; the body's ``model`` is then ignored.
+        request: The request.
+        in_path: What the path names, if it names a model; the body's ``model`` is then ignored.
 
     Raises:
-        Refusal: If the request cannot be met.
+        HttpError: If the request cannot be met.
         NimbedError: If the engine refuses or fails.
     """
-    body = await exchange.body(
-        limit=state.settings.max_body_bytes, patience=state.reading, room=state.bodies
+    settings = state.settings
+    body = await request.body(
+        limit=settings.max_body_bytes, timeout=state.body_time, room=state.body_room
     )
     begin = time.perf_counter()
     large = len(body) > _LARGE_BODY
     if large:
-        texts, asked = await asyncio.to_thread(state.desk.read, body, named)
+        texts, parsed = await asyncio.to_thread(state.reader.read, body, in_path)
     else:
-        texts, asked = state.desk.read(body, named)
-    choice = asked.choice
+        texts, parsed = state.reader.read(body, in_path)
+    model = parsed.model
     failed = True
     try:
-        terms = asked.terms(from_sdk=exchange.header(b"x-stainless-lang") is not None)
-        options, disclosed = terms.options, terms.disclosed
+        resolved = parsed.resolve(from_sdk=request.header(b"x-stainless-lang") is not None)
         inputs: list[str] | list[Input] = texts
-        roles: InputType | list[InputType] | None = terms.roles
-        if roles is None:
-            inputs = await _inputs(state, texts, asked, large=large)
+        roles: list[InputType] | None = None
+        role_header = resolved.role_header
+        if parsed.may_show:
+            inputs = await _inputs(state, texts, parsed, large=large)
             shown = [not isinstance(item, str) for item in inputs]
-            roles, disclosed = assign_roles(shown, asked.wish, choice, state.settings)
-        if disclosed is not None:
-            _disclose_role(state, exchange, disclosed)
-        for name, value in options.disclosed:
-            exchange.disclose(name, value)
-        embedded = await embed(state, exchange, choice, inputs, roles, options)
+            roles, role_header = parsed.assign_roles(resolved, shown)
+        if role_header is not None:
+            request.add_header(b"x-nimbed-input-type", role_header)
+            if resolved.role_from == "default":
+                _warn_once(state, request, role_header)
+        for name, value in resolved.headers:
+            request.add_header(name, value)
+        if state.draining or not model.backend.ready:
+            raise state.unavailable(model)
+        embedded = await model.backend.embed_request(
+            request,
+            inputs,
+            resolved.options,
+            roles=roles,
+            signs=resolved.signs,
+            timeout=settings.request_timeout_s,
+            unwatched=state.unwatched,
+        )
         if embedded.truncated:
-            shown_rows = ",".join(map(str, embedded.truncated[:100]))
-            exchange.disclose(b"x-nimbed-truncated", shown_rows)
+            rows = ",".join(map(str, embedded.truncated[:100]))
+            request.add_header(b"x-nimbed-truncated", rows)
         writing = time.perf_counter()
         if embedded.vectors.size > _LARGE_ANSWER:
-            answer = await asyncio.to_thread(_rendered, embedded, choice, options)
+            answer = await asyncio.to_thread(_rendered, embedded, model, resolved)
         else:
-            answer = _rendered(embedded, choice, options)
-        state.metrics.tally.serialize_seconds.note(time.perf_counter() - writing)
-        await exchange.answer(200, answer)
+            answer = _rendered(embedded, model, resolved)
+        state.metrics.serialize_seconds.observe(time.perf_counter() - writing)
+        await request.respond(200, answer)
         failed = False
     finally:
-        choice.lane.tally.finished(time.perf_counter() - begin, failed=failed)
+        model.backend.metrics.request_finished(time.perf_counter() - begin, failed=failed)
 
 
-async def _inputs(state: State, texts: list[str], asked: Asked, *, large: bool) -> list[Input]:
+async def _inputs(
+    state: State, texts: list[str], parsed: ParsedRequest, *, large: bool
+) -> list[Input]:
     read = functools.partial(
         read_inputs,
         texts,
-        asked.wish.modality,
-        has_images="image" in asked.choice.card.modalities,
+        parsed.fields.modality,
+        has_images="image" in parsed.model.card.modalities,
         max_image_bytes=state.settings.max_image_bytes,
     )
     return await asyncio.to_thread(read) if large else read()
 
 
-def _disclose_role(state: State, exchange: Exchange, disclosed: str) -> None:
-    exchange.disclose(b"x-nimbed-input-type", disclosed)
-    if disclosed.endswith("default"):
-        agent = exchange.header(b"user-agent") or b""
-        state.tell_once(exchange.client, agent, disclosed)
+def _warn_once(state: State, request: Request, role: str) -> None:
+    """Log, once for each client, that its texts came without a role."""
+    agent = request.header(b"user-agent") or b""
+    client = request.client, agent
+    if client in state.warned:
+        return
+    if len(state.warned) >= _WARNED:
+        del state.warned[next(iter(state.warned))]
+    state.warned[client] = None
+    LOG.warning(
+        "texts came without input_type; they were embedded as %s. Send input_type, put "
+        "-query or -passage behind the model's name, or give the server an alias with "
+        "input_type=...",
+        role.split(";")[0],
+        extra={"facts": {"client": request.client, "agent": agent.decode("latin-1")[:80]}},
+    )
 
 
-def _rendered(embedded: Embedded, choice: Choice, options: Options) -> bytes:
+def _rendered(embedded: Embedded, model: ServedModel, resolved: Resolved) -> bytes:
     return render(
         embedded.vectors,
-        model=choice.name,
+        model=model.name,
         tokens=embedded.tokens,
-        encoding_format=options.encoding_format,
+        encoding_format=resolved.encoding_format,
     )

@@ -1,4 +1,4 @@
-"""The container that Weaviate's text2vec-transformers talks to, on the same port.
+"""The API of Weaviate's text2vec-transformers container, on the same port.
 
 It sends one text a request, no Content-Type and no key; an error is ``{"error": "a string"}``.
 """
@@ -10,63 +10,71 @@ from typing import Any
 import orjson
 
 from nimbed.spec import InputType
-from nimbed_server.embedding import embed
-from nimbed_server.exchange import Exchange
-from nimbed_server.resolving import resolve
-from nimbed_server.served import Choice
+from nimbed_server.http import Request
+from nimbed_server.models import ServedModel
 from nimbed_server.state import State
-from nimbed_server.wire.refusal import Refusal
-from nimbed_server.wire.request import Wish, parse_object
+from nimbed_server.wire.errors import HttpError
+from nimbed_server.wire.fields import RequestFields, parse_object
+from nimbed_server.wire.request import resolve
 
 __all__ = ["meta", "vectors"]
 
 _ROLES: dict[Any, InputType] = {"query": "query", "passage": "passage"}
 
 
-async def vectors(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def vectors(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Answer ``POST /vectors``; ``config.task_type`` is the role.
 
     Raises:
-        Refusal: If the request cannot be met.
+        HttpError: If the request cannot be met.
         NimbedError: If the engine refuses or fails.
     """
     settings = state.settings
     body = parse_object(
-        await exchange.body(
-            limit=settings.max_body_bytes, patience=state.reading, room=state.bodies
+        await request.body(
+            limit=settings.max_body_bytes, timeout=state.body_time, room=state.body_room
         )
     )
     text, config = body.get("text"), body.get("config")
     config = {} if config is None else config
     if not isinstance(text, str) or not text or text.isspace():
-        raise Refusal(400, "text must be a string that is not blank", param="text")
+        raise HttpError(400, "text must be a string that is not blank", param="text")
     if not isinstance(config, dict):
-        raise Refusal(400, "config must be an object", param="config")
-    choice = named or state.served.default
+        raise HttpError(400, "config must be an object", param="config")
+    model = in_path or state.models.default
     task, size = config.get("task_type"), config.get("dimensions")
     if task not in (None, "", *_ROLES):
-        raise Refusal(400, "config.task_type must be 'query' or 'passage'", param="config")
+        raise HttpError(400, "config.task_type must be 'query' or 'passage'", param="config")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-        raise Refusal(400, "config.dimensions must be an integer", param="config")
-    # Weaviate sends 0 where a class sets none.
-    wish = Wish(dimensions=size or None)
-    options = resolve(wish, choice, settings, from_sdk=False)
+        raise HttpError(400, "config.dimensions must be an integer", param="config")
     # As the reference container: a text without a task is stored, not asked.
-    role = choice.role or _ROLES.get(task) or choice.fixed.input_type or "passage"
-    embedded = await embed(state, exchange, choice, [text], role, options)
+    role = model.role or _ROLES.get(task) or model.fixed.input_type or "passage"
+    # Weaviate sends 0 where a class sets no size.
+    fields = RequestFields(dimensions=size or None, input_type=role)
+    resolved = resolve(fields, model, settings, from_sdk=False)
+    if state.draining or not model.backend.ready:
+        raise state.unavailable(model)
+    embedded = await model.backend.embed_request(
+        request,
+        [text],
+        resolved.options,
+        signs=resolved.signs,
+        timeout=settings.request_timeout_s,
+        unwatched=state.unwatched,
+    )
     row = embedded.vectors[0]
     answer = {"text": text, "vector": row, "dim": len(row), "dims": len(row)}
-    for name, value in options.disclosed:
-        exchange.disclose(name, value)
-    await exchange.answer(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+    for name, value in resolved.headers:
+        request.add_header(name, value)
+    await request.respond(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-async def meta(state: State, exchange: Exchange, named: Choice | None) -> None:
+async def meta(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Answer ``GET /meta``."""
-    choice = named or state.served.default
-    width = choice.fixed.dimensions or choice.card.dimensions
+    model = in_path or state.models.default
+    width = model.fixed.dimensions or model.card.dimensions
     answer = {
-        "model": {"_name_or_path": choice.card.id, "hidden_size": width},
-        "model_path": choice.name,
+        "model": {"_name_or_path": model.card.id, "hidden_size": width},
+        "model_path": model.name,
     }
-    await exchange.answer(200, orjson.dumps(answer))
+    await request.respond(200, orjson.dumps(answer))

@@ -1,1 +1,1 @@
-"""The contract on the wire: JSON in, checked values out; vectors in, JSON out."""
+"""The contract on the wire: requests, their fields and inputs; responses and errors."""

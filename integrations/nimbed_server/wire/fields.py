@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, cast, get_args
+
+import orjson
 
 from nimbed.inputs import Modality
-from nimbed.spec import InputType, Truncate
-from nimbed_server.wire.refusal import Refusal
+from nimbed.spec import EmbeddingType, InputType, Truncate
+from nimbed_server.wire.errors import HttpError
 
-__all__ = ["FIELDS", "Field", "read_fields", "read_free_fields", "signature"]
+__all__ = [
+    "FIELDS",
+    "Field",
+    "RequestFields",
+    "parse_object",
+    "read_request",
+    "read_texts",
+    "signature",
+]
 
 Check = Callable[[str, Any], Any]
 
@@ -31,10 +41,10 @@ class Field:
 
     Attributes:
         name: Its key.
-        check: Returns the value, or raises a Refusal.
+        check: Returns the value, or raises a HttpError.
         schema: Its JSON schema, without what depends on the models served.
         required: Whether it must be there.
-        free: Whether every request says something else in it; of the others there are few values.
+        free: Whether every request says something else in it; the others have few values.
     """
 
     name: str
@@ -59,7 +69,7 @@ def _kind(value: object) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise Refusal(400, f"{name} must be a string; got {_kind(value)}", param=name)
+        raise HttpError(400, f"{name} must be a string; got {_kind(value)}", param=name)
     return value
 
 
@@ -69,7 +79,7 @@ def _one_of(choices: tuple[str, ...]) -> Check:
     def check(name: str, value: Any) -> Any:
         if value not in choices:
             shown = repr(value[:100]) if isinstance(value, str) else _kind(value)
-            raise Refusal(400, f"{name} must be one of {listed}; got {shown}", param=name)
+            raise HttpError(400, f"{name} must be one of {listed}; got {shown}", param=name)
         return value
 
     return check
@@ -77,7 +87,7 @@ def _one_of(choices: tuple[str, ...]) -> Check:
 
 def _embedding_type(name: str, value: Any) -> Any:
     if value not in _TYPES:
-        raise Refusal(
+        raise HttpError(
             400, "Input should be 'float', 'binary', 'ubinary', 'int8' or 'uint8'", param=name
         )
     return value
@@ -87,9 +97,9 @@ def _size(name: str, value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON has one kind of number
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Refusal(400, f"{name} must be an integer; got {_kind(value)}", param=name)
+        raise HttpError(400, f"{name} must be an integer; got {_kind(value)}", param=name)
     if value < 1:
-        raise Refusal(400, f"{name} must be positive; got {value}", param=name)
+        raise HttpError(400, f"{name} must be positive; got {value}", param=name)
     return value
 
 
@@ -105,18 +115,18 @@ def _modality(name: str, value: Any) -> Any:
 def _input(name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise Refusal(400, f"{name} must be a string or an array of strings", param=name)
+        raise HttpError(400, f"{name} must be a string or an array of strings", param=name)
     if not texts:
-        raise Refusal(400, f"{name} must not be empty", param=name)
+        raise HttpError(400, f"{name} must not be empty", param=name)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise Refusal(
+            raise HttpError(
                 400,
                 f"{name} must be a string or an array of strings; {name}[{row}] is {_kind(text)}",
                 param=name,
             )
         if not text or text.isspace():
-            raise Refusal(400, f"{name}[{row}] must not be blank or empty", param=name)
+            raise HttpError(400, f"{name}[{row}] must not be blank or empty", param=name)
     return texts
 
 
@@ -190,26 +200,89 @@ _FREE = tuple(field for field in FIELDS if field.free)
 _OTHERS = tuple(field.name for field in FIELDS if not field.free)
 
 
-def read_fields(body: Mapping[str, Any], *, without: str | None = None) -> dict[str, Any]:
-    """Return the checked fields that are there; unknown ones are ignored, as by NIM's clients.
+@dataclass(frozen=True, slots=True)
+class RequestFields:
+    """What a client asked for beside its inputs; None stands for what it left out.
+
+    Attributes:
+        model: The name the client used.
+        input_type: The role.
+        modality: What each input is: one word for all, or one a row.
+        embedding_type: How a dimension is stored.
+        encoding_format: How vectors are written into JSON.
+        dimensions: Size of a vector.
+        truncate: What happens to an input that is too long.
+    """
+
+    model: str | None = None
+    input_type: InputType | None = None
+    modality: Modality | list[Modality] | None = None
+    embedding_type: EmbeddingType | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    truncate: Truncate | None = None
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        HttpError: With status 400, if the bytes are not JSON or not an object.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        # Only where it went wrong: the rest of its text may quote the body.
+        raise HttpError(
+            400, f"the body is not valid UTF-8 JSON (line {error.lineno} column {error.colno})"
+        ) from None
+    if not isinstance(value, dict):
+        raise HttpError(
+            400, 'the body must be a JSON object such as {"model": ..., "input": [...]}'
+        )
+    return cast("dict[str, Any]", value)
+
+
+def read_request(
+    body: Mapping[str, Any], *, max_items: int, model_in_path: bool = False
+) -> tuple[list[str], RequestFields]:
+    """Read the body of ``/v1/embeddings``; unknown fields are ignored, as NIM's clients expect.
 
     Args:
-        body: The parsed request.
-        without: A required field that may be absent all the same.
+        body: A parsed object.
+        max_items: Inputs that one request may hold.
+        model_in_path: Whether the path names the model, so that the body need not.
+
+    Returns:
+        The inputs as they came, one string each, and the other fields.
 
     Raises:
-        Refusal: With status 400, for the first field that is missing or wrong.
+        HttpError: With status 400, for the first field that is missing or wrong.
     """
-    return _read(FIELDS, body, without)
+    found = _checked(FIELDS, body, optional="model" if model_in_path else None)
+    texts = _bounded(found.pop("input"), max_items)
+    modality = found.get("modality")
+    if isinstance(modality, list):
+        if len(modality) == 1:
+            found["modality"] = modality[0]
+        elif len(modality) != len(texts):
+            raise HttpError(
+                400,
+                f"modality must hold one value or one an input; got {len(modality)} values for "
+                f"{len(texts)} inputs",
+                param="modality",
+            )
+    found.pop("user", None)
+    return texts, RequestFields(**found)
 
 
-def read_free_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked fields of which every request has its own, where the rest is known.
+def read_texts(body: Mapping[str, Any], *, max_items: int) -> list[str]:
+    """Return the inputs of a body whose other fields are known to be right.
 
     Raises:
-        Refusal: As :func:`read_fields` does.
+        HttpError: With status 400.
     """
-    return _read(_FREE, body, None)
+    return _bounded(_checked(_FREE, body)["input"], max_items)
 
 
 def signature(body: Mapping[str, Any]) -> tuple[object, ...] | None:
@@ -222,12 +295,22 @@ def signature(body: Mapping[str, Any]) -> tuple[object, ...] | None:
     return None if list in kinds or dict in kinds else (values, kinds)
 
 
-def _read(fields: Sequence[Field], body: Mapping[str, Any], without: str | None) -> dict[str, Any]:
+def _checked(
+    fields: Sequence[Field], body: Mapping[str, Any], optional: str | None = None
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields:
         value = body.get(field.name)
         if value is not None:
             found[field.name] = field.check(field.name, value)
-        elif field.required and field.name != without:
-            raise Refusal(400, f"{field.name} is required", param=field.name)
+        elif field.required and field.name != optional:
+            raise HttpError(400, f"{field.name} is required", param=field.name)
     return found
+
+
+def _bounded(texts: list[str], most: int) -> list[str]:
+    if len(texts) > most:
+        raise HttpError(
+            400, f"input must contain at most {most} items; got {len(texts)}", param="input"
+        )
+    return texts

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from nimbed.version import __version__
-from nimbed_server.served import Served
+from nimbed_server.models import ServedModels
 from nimbed_server.settings import Settings
 from nimbed_server.wire.fields import FIELDS
 
 __all__ = ["document"]
 
 # Not blank, as Python has it: ECMAScript's \s lacks five of its blanks and has one that is none.
-_WORDED = {"type": "string", "pattern": "[^\\s\\x1c-\\x1f\\x85]|\\ufeff"}
+_NOT_BLANK = {"type": "string", "pattern": "[^\\s\\x1c-\\x1f\\x85]|\\ufeff"}
 
 
-def document(served: Served, settings: Settings) -> dict[str, Any]:
+def document(models: ServedModels, settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of one server."""
     return {
         "openapi": "3.1.0",
@@ -28,7 +28,7 @@ def document(served: Served, settings: Settings) -> dict[str, Any]:
         },
         "paths": _paths(),
         "components": {
-            "schemas": _schemas(served, settings),
+            "schemas": _schemas(models, settings),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"bearer": []}] if settings.api_keys else [],
@@ -87,21 +87,23 @@ def _paths() -> dict[str, Any]:
     return paths
 
 
-def _schemas(served: Served, settings: Settings) -> dict[str, Any]:
+def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
     properties = {field.name: dict(field.schema) for field in FIELDS}
-    text = _WORDED
-    properties["model"]["enum"] = [choice.name for choice in served.choices]
+    text = _NOT_BLANK
+    properties["model"]["enum"] = [model.name for model in models]
     properties["input"]["anyOf"] = [
         text,
         {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_items},
     ]
-    kinds = sorted({kind for lane in served.lanes.values() for kind in lane.card.modalities})
+    kinds = sorted(
+        {kind for backend in models.backends.values() for kind in backend.card.modalities}
+    )
     one = {"type": "string", "enum": kinds}
     properties["modality"]["anyOf"] = [
         one,
         {"type": "array", "items": one, "minItems": 1, "maxItems": settings.max_items},
     ]
-    sizes = {size for lane in served.lanes.values() for size in lane.card.sizes}
+    sizes = {size for backend in models.backends.values() for size in backend.card.sizes}
     properties["dimensions"]["enum"] = sorted(sizes)
     for field in FIELDS:
         if not field.required:
@@ -186,10 +188,10 @@ def _answer(text: str, schema: str) -> dict[str, Any]:
 
 
 def _errors(schema: str, *statuses: int) -> dict[str, Any]:
-    return {str(status): _answer(_SAID[status], schema) for status in statuses}
+    return {str(status): _answer(_STATUSES[status], schema) for status in statuses}
 
 
-_SAID = {
+_STATUSES = {
     400: "The request is wrong; the message says how to mend it.",
     401: "A key is needed, or it is not known.",
     404: "The model or the path is not known.",

@@ -1,111 +1,283 @@
-"""Bytes of a request body in, checked inputs and wishes out."""
+"""What an embeddings request comes to, with its model's alias and the server's settings.
+
+Every rule about what may be combined stands here; nothing here touches a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
-import orjson
+from nimbed.options import EmbedOptions
+from nimbed.spec import EmbeddingType, InputType
+from nimbed_server.models import ServedModel, ServedModels
+from nimbed_server.settings import Settings
+from nimbed_server.wire.errors import HttpError
+from nimbed_server.wire.fields import (
+    RequestFields,
+    parse_object,
+    read_request,
+    read_texts,
+    signature,
+)
 
-from nimbed.inputs import Modality
-from nimbed.spec import EmbeddingType, InputType, Truncate
-from nimbed_server.wire.fields import read_fields, read_free_fields
-from nimbed_server.wire.refusal import Refusal
+__all__ = ["ParsedRequest", "RequestReader", "Resolved", "resolve"]
 
-__all__ = ["Wish", "parse_object", "read_request", "read_texts"]
+T = TypeVar("T")
+
+# Requests that are remembered; a client may spell a model's name in many cases.
+_MOST = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a client asked for beside its inputs; None stands for what it left out.
+class Resolved:
+    """How the inputs of a request are embedded and answered.
 
     Attributes:
-        model: The name the client used.
-        input_type: The role.
-        modality: What each input is: one word for all, or one a row.
-        embedding_type: How a dimension is stored.
+        options: What is asked of the engine; its role is that of texts.
+        signs: Whether packed bits are answered as +1 and -1.
         encoding_format: How vectors are written into JSON.
-        dimensions: Size of a vector.
-        truncate: What happens to an input that is too long.
+        headers: Headers of the answer that say what the client did not ask for.
+        role_from: Where a role came from that the client did not send; None if it sent one.
+        role_header: What to say about the role of texts, where the model has two.
     """
 
-    model: str | None = None
-    input_type: InputType | None = None
-    modality: Modality | list[Modality] | None = None
-    embedding_type: EmbeddingType | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    truncate: Truncate | None = None
-
-    def may_show(self, has_images: bool) -> bool:
-        """Return whether an input may be an image, for a model that reads images or not."""
-        return has_images if self.modality is None else self.modality != "text"
+    options: EmbedOptions
+    signs: bool
+    encoding_format: Literal["float", "base64"]
+    headers: tuple[tuple[bytes, str], ...]
+    role_from: Literal["alias", "default"] | None
+    role_header: str | None = None
 
 
-def read_request(
-    body: Mapping[str, Any], *, max_items: int, model_in_path: bool = False
-) -> tuple[list[str], Wish]:
-    """Read the body of ``/v1/embeddings``.
+def resolve(
+    fields: RequestFields, model: ServedModel, settings: Settings, *, from_sdk: bool
+) -> Resolved:
+    """Return what a request comes to.
 
     Args:
-        body: A parsed object.
-        max_items: Inputs that one request may hold.
-        model_in_path: Whether the path names the model, so that the body need not.
-
-    Returns:
-        The inputs as they came, one string each, and the rest.
-
-    Raises:
-        Refusal: With status 400.
-    """
-    found = read_fields(body, without="model" if model_in_path else None)
-    texts = _few(found.pop("input"), max_items)
-    modality = found.get("modality")
-    if isinstance(modality, list):
-        if len(modality) == 1:
-            found["modality"] = modality[0]
-        elif len(modality) != len(texts):
-            raise Refusal(
-                400,
-                f"modality must hold one value or one an input; got {len(modality)} values for "
-                f"{len(texts)} inputs",
-                param="modality",
-            )
-    found.pop("user", None)
-    return texts, Wish(**found)
-
-
-def read_texts(body: Mapping[str, Any], *, max_items: int) -> list[str]:
-    """Return the inputs of a body whose other fields are known to be right.
+        fields: What the client asked for.
+        model: What its model's name stands for.
+        settings: The server's.
+        from_sdk: Whether an OpenAI SDK sent it, which adds ``base64`` by itself and decodes it as
+            float32 whatever the type: 2048 int8 bytes would become 512 floats of garbage.
 
     Raises:
-        Refusal: With status 400.
+        HttpError: With status 400.
     """
-    return _few(read_free_fields(body)["input"], max_items)
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        Refusal: With status 400, if the bytes are no JSON or no object.
-    """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        # Only where it went wrong: the rest of its text may quote the body.
-        raise Refusal(
-            400, f"the body is not valid UTF-8 JSON (line {error.lineno} column {error.colno})"
-        ) from None
-    if not isinstance(value, dict):
-        raise Refusal(400, 'the body must be a JSON object such as {"model": ..., "input": [...]}')
-    return cast("dict[str, Any]", value)
-
-
-def _few(texts: list[str], most: int) -> list[str]:
-    if len(texts) > most:
-        raise Refusal(
-            400, f"input must contain at most {most} items; got {len(texts)}", param="input"
+    fixed = model.fixed
+    dimensions: int | None = _agreed("dimensions", fields.dimensions, fixed.dimensions, model)
+    agreed: EmbeddingType | None = _agreed(
+        "embedding_type", fields.embedding_type, fixed.embedding_type, model
+    )
+    kind: EmbeddingType = agreed or "float"
+    if (
+        settings.strict_nim
+        and fields.embedding_type not in (None, "float")
+        and fields.dimensions is not None
+    ):
+        raise HttpError(
+            400, "dimensions cannot be used in combination with embedding_type", param="dimensions"
         )
-    return texts
+    _check_dimensions(dimensions, kind, model, settings)
+    headers: list[tuple[bytes, str]] = []
+    truncate = fields.truncate or "NONE"
+    override = fixed.truncate or settings.truncate
+    if truncate == "NONE" and override not in (None, "NONE"):
+        truncate = override
+        source = "alias" if fixed.truncate else "server"
+        headers.append((b"x-nimbed-truncate", f"{override}; source={source}"))
+    encoding = fields.encoding_format
+    signs = fixed.as_ == "signs"
+    if encoding == "base64" and from_sdk and kind != "float" and not signs:
+        encoding = "float"
+        headers.append((b"x-nimbed-encoding-format", "float; source=sdk"))
+    role = _role_asked_for(fields, model)
+    options = EmbedOptions(
+        input_type=role or fixed.input_type or settings.input_type,
+        embedding_type=kind,
+        dimensions=dimensions,
+        truncate=truncate,
+        int8_scale=(fixed.int8_scale or settings.int8_scale) if kind in ("int8", "uint8") else None,
+    )
+    source_of_role: Literal["alias", "default"] = "alias" if fixed.input_type else "default"
+    return Resolved(options, signs, encoding, tuple(headers), None if role else source_of_role)
+
+
+class ParsedRequest:
+    """All that a request says beside its inputs.
+
+    Attributes:
+        fields: What the client asked for.
+        model: What the model's name stands for.
+        may_show: Whether an input may be an image.
+    """
+
+    __slots__ = ("_resolved", "_settings", "fields", "may_show", "model")
+
+    def __init__(self, fields: RequestFields, model: ServedModel, settings: Settings) -> None:
+        self.fields = fields
+        self.model = model
+        self.may_show = (
+            "image" in model.card.modalities
+            if fields.modality is None
+            else fields.modality != "text"
+        )
+        self._settings = settings
+        self._resolved: dict[bool, Resolved] = {}
+
+    def resolve(self, *, from_sdk: bool) -> Resolved:
+        """Return what it comes to, as far as that does not depend on which inputs are images.
+
+        Args:
+            from_sdk: See :func:`resolve`.
+
+        Raises:
+            HttpError: With status 400.
+        """
+        resolved = self._resolved.get(from_sdk)
+        if resolved is None:
+            resolved = resolve(self.fields, self.model, self._settings, from_sdk=from_sdk)
+            if not self.may_show:
+                resolved = self._for_texts(resolved)
+            self._resolved[from_sdk] = resolved
+        return resolved
+
+    def assign_roles(
+        self, resolved: Resolved, shown: Sequence[bool]
+    ) -> tuple[list[InputType] | None, str | None]:
+        """Return the role of each input, None if that of the options is everyone's, and the header.
+
+        Args:
+            resolved: What the request comes to.
+            shown: Whether each input shows an image.
+
+        Raises:
+            HttpError: With status 400, if an image would be a query, or a role is required.
+        """
+        if not any(shown):
+            return None, self._for_texts(resolved).role_header
+        role = resolved.options.input_type
+        if resolved.role_from is None:
+            if role == "query":
+                raise HttpError(
+                    400,
+                    'input_type="query" is not supported with images; the VLM model processes '
+                    'images as passages only. Use input_type="passage" or omit input_type.',
+                    param="input_type",
+                )
+            return None, None
+        if not all(shown):
+            self._check_role_required(resolved)
+        roles: list[InputType] = ["passage" if image else role for image in shown]
+        words = "mixed" if "query" in roles else "passage"
+        return roles, f"{words}; source={resolved.role_from}"
+
+    def _for_texts(self, resolved: Resolved) -> Resolved:
+        """Return what a request of texts alone comes to."""
+        self._check_role_required(resolved)
+        if resolved.role_from is None or not self.model.card.asymmetric:
+            return resolved
+        header = f"{resolved.options.input_type}; source={resolved.role_from}"
+        return replace(resolved, role_header=header)
+
+    def _check_role_required(self, resolved: Resolved) -> None:
+        if (
+            resolved.role_from == "default"
+            and self._settings.require_input_type
+            and self.model.card.asymmetric
+        ):
+            raise HttpError(
+                400, "'input_type' parameter is required for asymmetric models", param="input_type"
+            )
+
+
+class RequestReader:
+    """Reads requests, and remembers what the same few fields came to.
+
+    Clients say the same things about ever new inputs: all rules but those about the inputs are then
+    one look into a dictionary.
+
+    Args:
+        models: The names there are.
+        settings: How the server behaves.
+    """
+
+    def __init__(self, models: ServedModels, settings: Settings) -> None:
+        self._models = models
+        self._settings = settings
+        self._known: dict[tuple[object, ...], ParsedRequest] = {}
+
+    def read(self, raw: bytes, in_path: ServedModel | None) -> tuple[list[str], ParsedRequest]:
+        """Return a body's inputs as they came, and the rest of it; from any thread.
+
+        Args:
+            raw: UTF-8 JSON.
+            in_path: What the path names, if it names a model; the body's ``model`` is then ignored.
+
+        Raises:
+            HttpError: With status 400, or 404 if there is no such model.
+        """
+        body = parse_object(raw)
+        most = self._settings.max_items
+        if in_path is not None:
+            texts, fields = read_request(body, max_items=most, model_in_path=True)
+            return texts, ParsedRequest(fields, in_path, self._settings)
+        key = signature(body)
+        parsed = self._known.get(key) if key is not None else None
+        if parsed is not None:
+            return read_texts(body, max_items=most), parsed
+        texts, fields = read_request(body, max_items=most)
+        parsed = ParsedRequest(fields, self._models.find(fields.model or ""), self._settings)
+        if key is not None:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            self._known[key] = parsed
+        return texts, parsed
+
+
+def _role_asked_for(fields: RequestFields, model: ServedModel) -> InputType | None:
+    if model.role is not None and fields.input_type not in (None, model.role):
+        raise HttpError(
+            400,
+            f"the model's suffix asks for {model.role!r}, input_type for {fields.input_type!r}; "
+            f"send one of them",
+            param="input_type",
+        )
+    return model.role or fields.input_type
+
+
+def _agreed(name: str, asked: T | None, fixed: T | None, model: ServedModel) -> T | None:
+    if fixed is None:
+        return asked
+    if asked not in (None, fixed):
+        raise HttpError(400, f"{model.name!r} fixes {name}={fixed}; got {asked}", param=name)
+    return fixed
+
+
+def _check_dimensions(
+    dimensions: int | None, kind: EmbeddingType, model: ServedModel, settings: Settings
+) -> None:
+    card = model.card
+    if dimensions is not None and (
+        dimensions not in card.sizes or (settings.strict_nim and len(card.sizes) == 1)
+    ):
+        if len(card.sizes) == 1:
+            raise HttpError(
+                400,
+                f"This model does not support 'dimensions', but a value of '{dimensions}' was "
+                f"provided.",
+                param="dimensions",
+            )
+        offered = ", ".join(map(str, card.sizes))
+        raise HttpError(
+            400, f"dimensions must be one of {offered}; got {dimensions}", param="dimensions"
+        )
+    width = dimensions or card.dimensions
+    if kind in ("binary", "ubinary") and width % 8:
+        raise HttpError(
+            400,
+            f"{kind} packs 8 dimensions into a byte; {width} is not a multiple of 8",
+            param="embedding_type",
+        )

@@ -8,7 +8,7 @@ import numpy as np
 from nimbed.embedder import Prepared
 from nimbed.fake import FAKE_CARD, FakeEmbedder
 from nimbed_server import Settings, create_app
-from nimbed_server.running import run
+from nimbed_server.uvicorn_server import run
 
 CARD = replace(FAKE_CARD, dimensions=1024, matryoshka=())
 ROWS = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)

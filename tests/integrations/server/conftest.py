@@ -22,8 +22,8 @@ from nimbed import FakeEmbedder
 from nimbed.embedder import Embedder
 from nimbed.fake import FAKE_CARD
 from nimbed_server import App, Settings, create_app
-from nimbed_server.logs import LogFormat, set_up
-from nimbed_server.running import Server, bind
+from nimbed_server.logging import LogFormat, set_up
+from nimbed_server.uvicorn_server import Server, bind
 
 MODEL = "nimbed/fake"
 PICTURES = replace(

@@ -99,12 +99,12 @@ def test_openai_is_told_in_its_own_error_that_a_key_is_wrong(serve):
 
 def test_openai_tries_again_what_a_full_queue_refused(serve, monkeypatch):
     server = serve(max_queue=4)
-    server.app.state.served.default.lane.admission.items = 4
+    server.app.state.models.default.backend.capacity.used = 4
     told = []
 
     def freed(seconds):
         told.append(seconds)
-        server.app.state.served.default.lane.admission.items = 0
+        server.app.state.models.default.backend.capacity.used = 0
 
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         monkeypatch.setattr(client, "_sleep_for_retry", lambda **_: freed(1))

@@ -12,6 +12,7 @@ import pytest
 
 from .conftest import MODEL
 from .raw import Wire, chunked, post
+from .stub import Stub
 
 GOOD = json.dumps({"model": MODEL, "input": ["a text"], "input_type": "query"}).encode()
 LIVE = b"GET /v1/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -73,6 +74,49 @@ def test_pipelined_garbage_does_not_take_the_answer_before_it(plain):
         wire.send(post(b"{") + LIVE + b"\x16\x03\x01\x02\x00\x01\x00")
         assert wire.answer() is not None
     assert still_serves(plain)
+
+
+def test_garbage_behind_a_whole_request_is_400_after_the_answer(plain):
+    with Wire(plain.port) as wire:
+        wire.send(post(GOOD) + b"\x16\x03\x01\x02\x00\x01\x00")
+        assert wire.answer().status == 200
+        assert wire.answer().status == 400
+        assert wire.closed
+
+
+def test_what_follows_a_running_request_waits_in_the_socket(serve):
+    stub = Stub()
+    server = serve({MODEL: stub})
+    stub.hold()
+    with Wire(server.port) as wire:
+        wire.send(post(GOOD))
+        assert stub.held.wait(20)
+        wire.socket.settimeout(1)
+        with pytest.raises(TimeoutError):  # more than all buffers together
+            wire.send(b"GET / HTTP/1.1\r\nx-filler: " + b"a" * 50_000_000)
+        stub.gate.set()
+        wire.socket.settimeout(20)
+        assert wire.answer().status == 200
+        assert wire.answer().status == 431
+
+
+def test_a_large_body_is_not_taken_for_a_head(plain):
+    whole = json.dumps({**json.loads(GOOD), "user": "a" * 5_000_000}).encode()
+    with Wire(plain.port) as wire:
+        for _ in range(2):
+            wire.send(post(whole))
+            assert wire.answer().status == 200
+        wire.send(chunked([whole[n : n + 50_000] for n in range(0, len(whole), 50_000)]))
+        assert wire.answer().status == 200
+
+
+def test_a_request_that_is_refused_before_its_body_came_keeps_its_connection(serve):
+    server = serve(api_keys=("secret",))
+    with Wire(server.port) as wire:
+        wire.send(post(GOOD[:10], length=len(GOOD)))
+        assert wire.answer().status == 401
+        wire.send(GOOD[10:] + post(GOOD, "authorization: Bearer secret"))
+        assert wire.answer().status == 200
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from nimbed import FakeEmbedder
 from nimbed_server import Settings
-from nimbed_server.gate import Gate
-from nimbed_server.wire.refusal import Refusal
+from nimbed_server.auth import Authenticator
+from nimbed_server.wire.errors import HttpError
 
 from .conftest import MODEL, running
 from .raw import Wire, post
@@ -105,13 +105,13 @@ def test_names_in_paths_are_not_told_to_strangers(closed):
 def test_every_key_is_compared_whole_and_in_constant_time(monkeypatch):
     compared = []
     monkeypatch.setattr(
-        "nimbed_server.gate.hmac.compare_digest",
+        "nimbed_server.auth.hmac.compare_digest",
         lambda left, right: compared.append((left, right)) or _compare(left, right),
     )
-    gate = Gate([KEY, OTHER])
-    gate.check(f"Bearer {KEY}".encode())
-    with pytest.raises(Refusal):
-        gate.check(b"Bearer x")
+    auth = Authenticator([KEY, OTHER])
+    auth.check(f"Bearer {KEY}".encode())
+    with pytest.raises(HttpError):
+        auth.check(b"Bearer x")
     # Both keys each time, the first match notwithstanding, and by digests of one length.
     assert len(compared) == 4
     assert {len(side) for pair in compared for side in pair} == {32}
@@ -122,18 +122,18 @@ _compare = hmac.compare_digest
 
 def test_a_key_may_send_so_many_requests_a_minute_and_is_told_when_again():
     now = 0.0
-    gate = Gate([KEY, OTHER], requests_per_minute=3, clock=lambda: now)
+    auth = Authenticator([KEY, OTHER], requests_per_minute=3, clock=lambda: now)
     for _ in range(3):
-        gate.check(f"Bearer {KEY}".encode())
-    with pytest.raises(Refusal) as refused:
-        gate.check(f"Bearer {KEY}".encode())
+        auth.check(f"Bearer {KEY}".encode())
+    with pytest.raises(HttpError) as refused:
+        auth.check(f"Bearer {KEY}".encode())
     assert refused.value.status == 429
     assert refused.value.retry_after == pytest.approx(20)
-    gate.check(f"Bearer {OTHER}".encode())  # another key's count is its own
+    auth.check(f"Bearer {OTHER}".encode())  # another key's count is its own
     now = 20.0
-    gate.check(f"Bearer {KEY}".encode())
-    with pytest.raises(Refusal):
-        gate.check(f"Bearer {KEY}".encode())
+    auth.check(f"Bearer {KEY}".encode())
+    with pytest.raises(HttpError):
+        auth.check(f"Bearer {KEY}".encode())
 
 
 def test_too_many_requests_are_429_with_retry_after(serve):

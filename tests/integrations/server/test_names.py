@@ -159,8 +159,8 @@ def test_a_request_that_contradicts_its_name_is_400(named, fixed, asked):
         ("small=m,dimensions=x", "dimensions must be a number"),
         ("small=m,dimensions=-1", "dimensions must be a number"),
         ("small=m,embedding_type=int4", "embedding_type must be one of"),
-        ("small=m,as=signs", "belong to embedding_type=binary"),
-        ("small=m,as=signs,embedding_type=int8", "belong to embedding_type=binary"),
+        ("small=m,as=signs", "needs embedding_type=binary"),
+        ("small=m,as=signs,embedding_type=int8", "needs embedding_type=binary"),
         ("small=m,as=bits,embedding_type=binary", "as must be one of"),
         ("small=m,truncate=end", "truncate must be one of"),
         ("small=m,input_type=document", "input_type must be one of"),
@@ -285,5 +285,5 @@ def test_a_container_behind_a_name_is_that_name(several):
 
 
 def test_two_models_of_one_name_are_refused():
-    with pytest.raises(ConfigurationError, match="differ by more than case"):
+    with pytest.raises(ConfigurationError, match="two models have the same name"):
         create_app({"one": FakeEmbedder(), "ONE": FakeEmbedder()})

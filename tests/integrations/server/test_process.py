@@ -20,7 +20,7 @@ import pytest
 import nimbed
 from nimbed import FakeEmbedder
 from nimbed_server import create_app, gather
-from nimbed_server.running import Server, run
+from nimbed_server.uvicorn_server import Server, run
 
 from .conftest import MODEL, free_port, wait_until
 

@@ -20,11 +20,11 @@ SECRET = "the text of somebody"
 
 
 def waiting(server):
-    return server.app.state.served.default.lane.state.items
+    return server.app.state.models.default.backend.queue.items
 
 
 def under_way(server):
-    return server.app.state.served.default.lane.admission.items
+    return server.app.state.models.default.backend.capacity.used
 
 
 def test_a_full_queue_refuses_at_once_and_answers_all_it_has_admitted(serve):

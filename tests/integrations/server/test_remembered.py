@@ -72,12 +72,12 @@ def test_true_is_not_one_where_one_is_a_size(serve):
 @pytest.mark.parametrize("named", [True, False])
 def test_only_so_many_ways_to_ask_are_remembered_and_only_those_of_models_there_are(named):
     app = create_app({MODEL: FakeEmbedder()}, Settings())
-    desk = app.state.desk
+    reader = app.state.reader
     cases = itertools.product(*((letter.lower(), letter.upper()) for letter in MODEL))
     for spelling in itertools.islice(cases, 3000):
         body = f'{{"model": "{"".join(spelling)}", "input": "a"}}'.encode()
-        desk.read(body, app.state.served.default if named else None)
-    assert len(desk._known) <= (0 if named else 1024)
+        reader.read(body, app.state.models.default if named else None)
+    assert len(reader._known) <= (0 if named else 1024)
 
 
 def test_an_answer_comes_in_one_piece_and_two_answers_in_their_order(plain):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from nimbed.errors import ConfigurationError
 from nimbed_cli.main import app
 from nimbed_server import Settings, gather
-from nimbed_server.sources import unused
+from nimbed_server.settings import flag_of, unused
 
 SECRET = "nvapi-very-secret"
 
@@ -94,12 +94,12 @@ def test_every_setting_is_a_variable_and_a_key_of_the_file(tmp_path, field):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("max_quue = 3", "has a key 'max_quue' that there is not; did you mean max_queue?"),
-        ("max_queue = 'many'", "nimbed.toml: max_queue cannot be 'many'; it is int"),
+        ("max_quue = 3", "nimbed.toml: 'max_quue' is not a setting; did you mean max_queue?"),
+        ("max_queue = 'many'", "nimbed.toml: max_queue must be a whole number; got 'many'"),
         ("max_queue = ", "nimbed.toml is not TOML"),
         ("aliases = ['a=m,size=3']", "nimbed.toml: aliases: alias 'a': an option is one of"),
-        ("strict_nim = 'perhaps'", "nimbed.toml: strict_nim cannot be 'perhaps'"),
-        ("models = 3", "nimbed.toml: models cannot be 3"),
+        ("strict_nim = 'perhaps'", "nimbed.toml: strict_nim must be true or false; got 'perhaps'"),
+        ("models = 3", "nimbed.toml: models must be a list; got 3"),
         ("port = 70000", "port must be from 0 to 65535; got 70000"),
         ("max_queue = 0", "max_queue must be positive; got 0"),
         ("tls_cert = 'a'", "https needs both"),
@@ -112,9 +112,11 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, text, reason):
 
 
 def test_a_wrong_variable_or_flag_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match="NIM_MAX_QUEUE_SIZE cannot be 'many'"):
+    with pytest.raises(
+        ConfigurationError, match="NIM_MAX_QUEUE_SIZE must be a whole number; got 'many'"
+    ):
         gather({}, environment={"NIM_MAX_QUEUE_SIZE": "many"})
-    with pytest.raises(ConfigurationError, match="--max-queue cannot be 'many'"):
+    with pytest.raises(ConfigurationError, match="--max-queue must be a whole number; got 'many'"):
         gather({"max_queue": "many"}, environment={})
     with pytest.raises(ConfigurationError, match=r"cannot read .*nothing\.toml"):
         gather({}, environment={}, file=tmp_path / "nothing.toml")
@@ -166,3 +168,20 @@ def test_check_says_what_is_wrong_and_fails(flags, reason):
     result = check(*flags)
     assert result.exit_code != 0
     assert reason in " ".join((result.output + str(result.exception)).split())
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_a_flag_with_its_help_and_its_default(field):
+    shown = CliRunner().invoke(app, ["serve", "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    words = " ".join(shown.output.split())
+    said = words.split(f" {flag_of(field.name)} ")[1].split(" --")[0]
+    assert field.metadata["help"].split(" --")[0] in said
+    if isinstance(field.default, (str, int)) and field.default is not False:
+        assert f"Default: {field.default}." in said
+
+
+def test_a_flag_that_does_not_exist_is_misuse():
+    result = CliRunner().invoke(app, ["serve", "--prot", "3"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output

@@ -12,7 +12,7 @@ import pytest
 
 from nimbed import FakeEmbedder
 from nimbed_server import Settings, create_app
-from nimbed_server.running import Server
+from nimbed_server.uvicorn_server import Server
 
 from .conftest import MODEL, running, wait_until
 from .go import GoError, Weaviate, embeddings, vector

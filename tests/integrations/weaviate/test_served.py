@@ -16,7 +16,7 @@ import pytest
 
 from nimbed import FakeEmbedder
 from nimbed_server import Settings, create_app, parse_alias
-from nimbed_server.running import Server, bind
+from nimbed_server.uvicorn_server import Server, bind
 from nimbed_weaviate import headers, vectorizer
 
 from .double import Double

@@ -1,4 +1,4 @@
-"""Vectors in, the JSON of an embeddings answer out.
+"""The JSON of an embeddings response.
 
 Rows are written one by one, so that a thread that renders a large answer lets the event loop in
 between them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from binascii import b2a_base64
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -53,10 +52,10 @@ def render(
     )
 
 
-def _lists(rows: NDArray[Any]) -> Iterator[bytes]:
-    return (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows)
+def _lists(rows: NDArray[Any]) -> list[bytes]:
+    return [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows]
 
 
-def _base64(rows: NDArray[Any]) -> Iterator[bytes]:
+def _base64(rows: NDArray[Any]) -> list[bytes]:
     little = rows if sys.byteorder == "little" else rows.byteswap()
-    return (b'"%b"' % b2a_base64(row, newline=False) for row in little)
+    return [b'"%b"' % b2a_base64(row, newline=False) for row in little]

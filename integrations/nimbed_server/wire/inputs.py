@@ -1,8 +1,9 @@
-"""Strings from the wire in, texts and images out.
+"""Turns the strings of a request into texts and images.
 
 NIM's rule: an input that is a data URL of an image, bare or in an ``img`` tag, is an image; one
 that holds such a URL among other words is a text with its image; the rest is text. A client that
-says ``modality`` is believed. The label of a data URL is not: Weaviate calls every image a PNG.
+says ``modality`` is believed. The type that a data URL declares is not: Weaviate calls every
+image a PNG.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import re
 from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.inputs import Input, Modality
-from nimbed_server.wire.refusal import Refusal
+from nimbed_server.wire.errors import HttpError
 
 __all__ = ["read_inputs"]
 
 # A data URL, and an img tag or a data URL. Possessive throughout: whatever strangers write, no
-# stretch of it is read twice.
+# part of it is read twice.
 _URL = re.compile(r"data:image/[\w.+-]++;base64,[A-Za-z0-9+/=%_-]*+", re.IGNORECASE)
 _IMAGE = re.compile(rf"<img\b[^<>]*+>|{_URL.pattern}", re.IGNORECASE)
 
@@ -39,7 +40,7 @@ def read_inputs(
         max_image_bytes: Decoded bytes of the largest image.
 
     Raises:
-        Refusal: With status 400, naming the input.
+        HttpError: With status 400, naming the input.
     """
     if modality == "text" or (modality is None and not has_images):
         return list(texts)
@@ -95,5 +96,5 @@ def _image(source: str, row: int, most: int) -> Image:
         ) from None
 
 
-def _refused(row: int, reason: str) -> Refusal:
-    return Refusal(400, f"input[{row}]: {reason}", param="input")
+def _refused(row: int, reason: str) -> HttpError:
+    return HttpError(400, f"input[{row}]: {reason}", param="input")

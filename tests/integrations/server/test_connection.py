@@ -10,8 +10,7 @@ import pytest
 import uvicorn
 
 from nimbed_server import Settings
-from nimbed_server.connection import bounded
-from nimbed_server.running import bind
+from nimbed_server.uvicorn_server import bind, guarded
 
 from .conftest import wait_until
 
@@ -19,7 +18,7 @@ from .conftest import wait_until
 @contextlib.contextmanager
 def under(app):
     settings = Settings(port=0)
-    config = uvicorn.Config(app, http=bounded(settings), lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=guarded(settings), lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     with bind(settings) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

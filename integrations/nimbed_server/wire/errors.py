@@ -1,6 +1,6 @@
-"""Everything the server refuses or fails at, as a status and a JSON body.
+"""Errors as HTTP statuses and JSON bodies that every client can read.
 
-The body is a superset that every client of the field can read: NIM 2.x takes ``object``,
+The body is the union of what clients look for: NIM 2.x takes ``object``,
 ``message`` and ``type``; openai-python looks into ``error``; Weaviate wants ``message``, ``title``
 and ``detail`` as strings, whatever the status; LangChain prints ``title`` and ``detail``.
 """
@@ -23,7 +23,7 @@ from nimbed.errors import (
     TooLongError,
 )
 
-__all__ = ["Refusal", "refusal_of", "render"]
+__all__ = ["HttpError", "http_error", "render_error"]
 
 # What each status is called; NIM says only that the type is a string.
 _TYPES = {
@@ -36,7 +36,7 @@ _TYPES = {
 }
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """An answer that is an error.
 
     Attributes:
@@ -84,14 +84,14 @@ class Refusal(Exception):
         return headers
 
 
-def refusal_of(error: Exception) -> Refusal:
+def http_error(error: Exception) -> HttpError:
     """Return the answer for an exception that the engine raised."""
-    if isinstance(error, Refusal):
+    if isinstance(error, HttpError):
         return error
     if isinstance(error, TooLongError):
         # Elasticsearch, and many a script, look for these very words.
         first = error.rows[0] if error.rows else 0
-        return Refusal(
+        return HttpError(
             400,
             f"Input length {error.length} exceeds maximum allowed token size {error.limit} "
             f"(input[{first}])",
@@ -99,55 +99,55 @@ def refusal_of(error: Exception) -> Refusal:
             code="context_length_exceeded",
         )
     if isinstance(error, OverloadedError):
-        return Refusal(503, str(error), code="queue_full", retry_after=error.retry_after or 1.0)
+        return HttpError(503, str(error), code="queue_full", retry_after=error.retry_after or 1.0)
     if isinstance(error, DeadlineError):
-        return Refusal(504, str(error), code="deadline_exceeded")
+        return HttpError(504, str(error), code="deadline_exceeded")
     if isinstance(error, InputError):
-        return Refusal(400, str(error), param="input")
+        return HttpError(400, str(error), param="input")
     if isinstance(error, RemoteError):
         return _upstream(error)
     if isinstance(error, ConfigurationError):
-        return Refusal(400, str(error))
+        return HttpError(400, str(error))
     if isinstance(error, BackendError):
-        return Refusal(500, str(error))
+        return HttpError(500, str(error))
     if isinstance(error, NimbedError):
-        return Refusal(501, str(error))
+        return HttpError(501, str(error))
     # Anything else is a fault of ours; its words may hold a text of somebody's.
-    return Refusal(500, f"the server failed ({type(error).__name__}); its log says more")
+    return HttpError(500, f"the server failed ({type(error).__name__}); its log says more")
 
 
-def _upstream(error: RemoteError) -> Refusal:
+def _upstream(error: RemoteError) -> HttpError:
     if error.retryable:
-        return Refusal(503, str(error), code=error.code, retry_after=error.retry_after or 1.0)
-    return Refusal(502, f"the server behind this one failed: {error}", code=error.code)
+        return HttpError(503, str(error), code=error.code, retry_after=error.retry_after or 1.0)
+    return HttpError(502, f"the server behind this one failed: {error}", code=error.code)
 
 
-def render(refusal: Refusal, *, request_id: str, strict_nim: bool = False) -> bytes:
+def render_error(error: HttpError, *, request_id: str, strict_nim: bool = False) -> bytes:
     """Return the body of an error answer.
 
     Args:
-        refusal: What went wrong.
+        error: What went wrong.
         request_id: The request's id.
         strict_nim: Only the three fields of NIM 2.x.
     """
     body: dict[str, Any] = {
         "object": "error",
-        "message": refusal.message,
-        "type": refusal.type,
+        "message": error.message,
+        "type": error.type,
     }
     if not strict_nim:
         body |= {
-            "param": refusal.param,
-            "code": refusal.code or refusal.status,
-            "title": refusal.message,
-            "detail": refusal.message,
-            "status": refusal.status,
+            "param": error.param,
+            "code": error.code or error.status,
+            "title": error.message,
+            "detail": error.message,
+            "status": error.status,
             "requestId": request_id,
             "error": {
-                "message": refusal.message,
-                "type": refusal.type,
-                "param": refusal.param,
-                "code": refusal.code or str(refusal.status),
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.code or str(error.status),
             },
         }
     return orjson.dumps(body)

@@ -1,4 +1,4 @@
-"""What the server writes to standard error: one line an event, never a text or a key."""
+"""The server's log on standard error: one line an event, never a text or a key."""
 
 from __future__ import annotations
 

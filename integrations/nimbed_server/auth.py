@@ -1,4 +1,4 @@
-"""Who may come in, and how often."""
+"""API keys: who may send requests, and how many a minute."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import hmac
 import time
 from collections.abc import Callable, Sequence
 
-from nimbed_server.wire.refusal import Refusal
+from nimbed_server.wire.errors import HttpError
 
-__all__ = ["Gate"]
+__all__ = ["Authenticator"]
 
-_ASK = ((b"www-authenticate", b'Bearer realm="nimbed"'),)
+_CHALLENGE = ((b"www-authenticate", b'Bearer realm="nimbed"'),)
 
 
-class Gate:
+class Authenticator:
     """Checks API keys in constant time, and counts each key's requests.
 
     Args:
-        keys: The keys that open; none lets everybody in.
-        requests_per_minute: How many a key may send; None for any number.
+        keys: The keys that are accepted; without any, everybody is.
+        requests_per_minute: How many requests a key may send; None for any number.
         clock: Seconds, for tests.
+
+    Attributes:
+        needed: Whether there is anything to check.
     """
 
     def __init__(
@@ -30,34 +33,36 @@ class Gate:
         requests_per_minute: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Digests are of one length, so that a comparison tells nothing of a key's own.
+        # Digests have one length, so that a comparison tells nothing about a key's own.
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._per_minute = requests_per_minute
         self._clock = clock
         self._left: dict[bytes, tuple[float, float]] = {}
+        self.needed = bool(keys) or requests_per_minute is not None
 
     def __repr__(self) -> str:
-        return f"Gate({len(self._digests)} keys)"
+        return f"Authenticator({len(self._digests)} keys)"
 
     def check(self, authorization: bytes | None) -> None:
-        """Let a request in by its ``Authorization`` header.
+        """Admit a request by its ``Authorization`` header.
 
         Raises:
-            Refusal: 401 without a right key, 429 beyond its rate.
+            HttpError: 401 without a right key, 429 beyond its rate.
         """
-        if self._digests:
-            self._count(self._recognised(authorization))
-        elif self._per_minute is not None:
-            self._count(b"")
+        self._count(self._recognise(authorization) if self._digests else b"")
 
-    def _recognised(self, authorization: bytes | None) -> bytes:
+    def _recognise(self, authorization: bytes | None) -> bytes:
         if authorization is None:
-            raise Refusal(401, "an API key is needed: send Authorization: Bearer KEY", headers=_ASK)
+            raise HttpError(
+                401, "an API key is needed: send Authorization: Bearer KEY", headers=_CHALLENGE
+            )
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(key.strip()).digest()
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
-            raise Refusal(401, "the API key is not one that this server knows", headers=_ASK)
+            raise HttpError(
+                401, "the API key is not one that this server knows", headers=_CHALLENGE
+            )
         return given
 
     def _count(self, key: bytes) -> None:
@@ -69,7 +74,7 @@ class Gate:
         left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
         if left < 1:
             self._left[key] = (left, now)
-            raise Refusal(
+            raise HttpError(
                 429,
                 f"this key may send {self._per_minute} requests a minute; try again later",
                 code="rate_limit_exceeded",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nimbed_server.patience import Patience
+from nimbed_server.limits import TimeLimit
 
 
 class One:
@@ -12,7 +12,7 @@ class One:
         self.name = name
         self.told = told
 
-    def late(self):
+    def timed_out(self):
         self.told.append(self.name)
 
 
@@ -20,13 +20,13 @@ def test_only_what_has_not_ended_is_told_and_the_eldest_first():
     told: list[str] = []
 
     async def main():
-        patience = Patience(0.05)
+        limit = TimeLimit(0.05)
         first, ended, last = One("first", told), One("ended", told), One("last", told)
         for one in (first, ended, last):
-            patience.begin(one)
+            limit.start(one)
             await asyncio.sleep(0.01)
-        patience.end(ended)
-        patience.end(ended)  # nothing to end any more
+        limit.stop(ended)
+        limit.stop(ended)  # nothing to end any more
         await asyncio.sleep(0.3)
 
     asyncio.run(main())
@@ -37,12 +37,12 @@ def test_what_begins_twice_keeps_its_first_moment():
     told: list[str] = []
 
     async def main():
-        patience = Patience(0.3)
+        limit = TimeLimit(0.3)
         one, other = One("one", told), One("other", told)
-        patience.begin(one)
-        patience.begin(other)
+        limit.start(one)
+        limit.start(other)
         await asyncio.sleep(0.2)
-        patience.begin(one)
+        limit.start(one)
         await asyncio.sleep(0.2)
 
     asyncio.run(main())
@@ -51,13 +51,13 @@ def test_what_begins_twice_keeps_its_first_moment():
 
 def test_a_second_event_loop_has_a_timer_of_its_own():
     told: list[str] = []
-    patience = Patience(0.05)
+    limit = TimeLimit(0.05)
 
     async def leave():
-        patience.begin(One("left behind", told))
+        limit.start(One("left behind", told))
 
     async def stay():
-        patience.begin(One("waited for", told))
+        limit.start(One("waited for", told))
         await asyncio.sleep(0.3)
 
     asyncio.run(leave())

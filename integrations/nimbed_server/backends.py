@@ -1,0 +1,276 @@
+"""Where the inputs of one model are embedded: behind the engine's scheduler, or elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.batch import EmbeddingBatch
+from nimbed.cards import ModelCard
+from nimbed.embedder import Embedder, Schedulable
+from nimbed.errors import DeadlineError, InputError
+from nimbed.inputs import Input
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import QueueState, Scheduler
+from nimbed.spec import InputType
+from nimbed_server.http import Request
+from nimbed_server.limits import CapacityLimit, TimeLimit
+from nimbed_server.metrics import ModelMetrics
+
+__all__ = ["Backend", "Embedded", "ScheduledBackend", "backend_for"]
+
+_WARM_UP = "warm up"
+
+
+class Embedded(NamedTuple):
+    """What came of a request: a tuple, since a frozen dataclass takes twice the time.
+
+    Attributes:
+        vectors: Array of shape (n, width), as they are to be answered.
+        tokens: What the model read.
+        truncated: Rows that were cut.
+    """
+
+    vectors: NDArray[Any]
+    tokens: int
+    truncated: tuple[int, ...]
+
+
+class Backend:
+    """An embedder that queues by itself: a server elsewhere, or one made for tests.
+
+    Args:
+        embedder: The model; its weights are read by :meth:`load`.
+        metrics: Told of what is embedded here.
+        max_items: Inputs that may be under way.
+
+    Attributes:
+        ready: Whether the model is loaded.
+        capacity: The bound on inputs under way.
+        metrics: As given.
+    """
+
+    def __init__(self, embedder: Embedder, metrics: ModelMetrics, *, max_items: int) -> None:
+        self._embedder = embedder
+        self.metrics = metrics
+        self.ready = False
+        self.capacity = CapacityLimit(max_items, drain_rate=self._items_per_second)
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model."""
+        return self._embedder.card
+
+    @property
+    def queue(self) -> QueueState:
+        """What waits, or is under way where the queue is elsewhere."""
+        return QueueState(self.capacity.used, 0, 0.0)
+
+    def load(self) -> None:
+        """Read the weights and embed a word; blocks for as long as that takes."""
+        self._embedder.embed([_WARM_UP], input_type="passage")
+        self.ready = True
+
+    def embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float
+    ) -> Awaitable[EmbeddingBatch]:
+        """Embed inputs of one role; cancelling drops what still waits."""
+        return self._embed_in_time(inputs, options, timeout)
+
+    def close(self) -> None:
+        """Finish what waits, then release the model."""
+        self._embedder.close()
+
+    async def embed_request(
+        self,
+        request: Request,
+        inputs: Sequence[Input],
+        options: EmbedOptions,
+        *,
+        roles: Sequence[InputType] | None = None,
+        signs: bool = False,
+        timeout: float,
+        unwatched: TimeLimit,
+    ) -> Embedded:
+        """Embed the inputs of one request, in their order.
+
+        Args:
+            request: The request; when its client goes, what still waits is dropped.
+            inputs: Its inputs.
+            options: What it asks for.
+            roles: The role of each input, where they differ from that of the options.
+            signs: Whether packed bits are answered as +1 and -1.
+            timeout: Seconds after which the answer is worth nothing to the server.
+            unwatched: For how long nobody looks whether the client has gone.
+
+        Raises:
+            HttpError: 503 if too many inputs are under way.
+            ClientDisconnected: If the client goes first.
+            NimbedError: If the engine refuses or fails.
+        """
+        seconds = _client_timeout(request, timeout)
+        self.capacity.acquire(len(inputs))
+        request.watch(unwatched)
+        try:
+            if roles is None:
+                batch = await self.embed(inputs, options, timeout=seconds)
+                return self._counted(batch, signs)
+            return await self._embed_by_role(inputs, options, roles, signs, seconds)
+        finally:
+            self.capacity.release(len(inputs))
+            request.unwatch(unwatched)
+
+    async def _embed_by_role(
+        self,
+        inputs: Sequence[Input],
+        options: EmbedOptions,
+        roles: Sequence[InputType],
+        signs: bool,
+        seconds: float,
+    ) -> Embedded:
+        rows_of: dict[InputType, list[int]] = {}
+        for row, role in enumerate(roles):
+            rows_of.setdefault(role, []).append(row)
+
+        async def part(role: InputType, rows: list[int]) -> Embedded:
+            try:
+                batch = await self.embed(
+                    [inputs[row] for row in rows],
+                    dataclasses.replace(options, input_type=role),
+                    timeout=seconds,
+                )
+            except InputError as error:
+                error.rows = tuple(rows[n] for n in error.rows)
+                raise
+            return self._counted(batch, signs)
+
+        parts = await asyncio.gather(*(part(role, rows) for role, rows in rows_of.items()))
+        first = parts[0].vectors
+        vectors = np.empty((len(inputs), first.shape[1]), first.dtype)
+        truncated: list[int] = []
+        for rows, each in zip(rows_of.values(), parts, strict=True):
+            vectors[rows] = each.vectors
+            truncated.extend(rows[n] for n in each.truncated)
+        return Embedded(vectors, sum(each.tokens for each in parts), tuple(sorted(truncated)))
+
+    def _counted(self, batch: EmbeddingBatch, signs: bool) -> Embedded:
+        tokens = sum(batch.token_counts.tolist())  # of few numbers, quicker than numpy's sum
+        self.metrics.embedded(
+            batch.input_type, items=len(batch), tokens=tokens, truncated=len(batch.truncated)
+        )
+        return Embedded(batch.signs() if signs else batch.vectors, tokens, batch.truncated)
+
+    def _items_per_second(self) -> float:
+        waiting = self.queue
+        tokens_per_item = waiting.tokens / waiting.items if waiting.items else 0.0
+        return waiting.tokens_per_second / tokens_per_item if tokens_per_item else 0.0
+
+    async def _embed_in_time(
+        self, inputs: Sequence[Input], options: EmbedOptions, timeout: float
+    ) -> EmbeddingBatch:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._embedder.aembed(
+                    inputs,
+                    input_type=options.input_type,
+                    embedding_type=options.embedding_type,
+                    dimensions=options.dimensions,
+                    int8_scale=options.int8_scale,
+                    truncate=options.truncate,
+                )
+        except TimeoutError as error:
+            raise DeadlineError("the time given ran out") from error
+
+
+class ScheduledBackend(Backend):
+    """A local model behind the engine's scheduler.
+
+    Args:
+        embedder: The model; its weights are read by :meth:`load`.
+        schedulable: The same, as the scheduler wants it.
+        metrics: Told of every batch.
+        max_items: Inputs that may be under way.
+        max_tokens: Tokens that may wait.
+        max_wait: Seconds for which a batch may be held back after another.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        schedulable: Schedulable,
+        metrics: ModelMetrics,
+        *,
+        max_items: int,
+        max_tokens: int,
+        max_wait: float,
+    ) -> None:
+        super().__init__(embedder, metrics, max_items=max_items)
+        self._schedulable = schedulable
+        self._max_tokens = max_tokens
+        self._max_wait = max_wait
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def queue(self) -> QueueState:
+        """What waits."""
+        return QueueState(0, 0, 0.0) if self._scheduler is None else self._scheduler.state
+
+    def load(self) -> None:
+        """Read the weights and embed a word; blocks for as long as that takes."""
+        scheduler = Scheduler(
+            self._schedulable,
+            # The capacity bounds the items; the queue itself bounds their tokens.
+            max_queue_items=max(1, 2 * self.capacity.most),
+            max_queue_tokens=self._max_tokens,
+            max_wait=self._max_wait,
+            observer=self.metrics,
+        )
+        scheduler.submit([_WARM_UP], EmbedOptions(input_type="passage")).result()
+        self._scheduler = scheduler
+        self.ready = True
+
+    def embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float
+    ) -> Awaitable[EmbeddingBatch]:
+        """Embed inputs of one role; cancelling drops what still waits."""
+        assert self._scheduler is not None  # nothing is asked of a backend that is not ready
+        return self._scheduler.asubmit(inputs, options, timeout=timeout)
+
+    def close(self) -> None:
+        """Finish what waits, then release the model."""
+        if self._scheduler is not None:
+            self._scheduler.close()
+        super().close()
+
+
+def backend_for(
+    embedder: Embedder, metrics: ModelMetrics, *, max_items: int, max_tokens: int, max_wait: float
+) -> Backend:
+    """Return a backend; one that can be scheduled gets a scheduler."""
+    if isinstance(embedder, Schedulable):
+        return ScheduledBackend(
+            embedder,
+            embedder,
+            metrics,
+            max_items=max_items,
+            max_tokens=max_tokens,
+            max_wait=max_wait,
+        )
+    return Backend(embedder, metrics, max_items=max_items)
+
+
+def _client_timeout(request: Request, most: float) -> float:
+    """Return how long the answer is worth something; OpenAI's SDKs say how long they wait."""
+    said = request.header(b"x-stainless-read-timeout")
+    if said is None:
+        return most
+    try:
+        seconds = float(said)
+    except ValueError:
+        return most
+    return min(most, seconds) if seconds > 0 else most

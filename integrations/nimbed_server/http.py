@@ -1,0 +1,285 @@
+"""One HTTP request and its response, over bare ASGI.
+
+There is no framework in between: every layer that was measured (tests/benchmarks/RESULTS.md) costs
+as much as the server itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Protocol
+
+from nimbed_server.limits import CapacityLimit, TimeLimit
+from nimbed_server.wire.errors import HttpError
+
+__all__ = [
+    "CONNECTION",
+    "ClientDisconnected",
+    "Connection",
+    "Receive",
+    "Request",
+    "Scope",
+    "Send",
+    "new_request_id",
+]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: Key of a request's :class:`Connection` in ``scope["state"]``; absent under a foreign server.
+CONNECTION = "nimbed.connection"
+
+_JSON = b"application/json"
+# A random prefix for the process and a counter: a UUID for each request takes as long as parsing
+# its body.
+_PROCESS = uuid.uuid4().hex[:16]
+_NUMBERS = itertools.count()
+# Seconds for which a body that nobody wants is still read, and thrown away: a client that sends
+# everything before it reads would find its connection reset, and no reason.
+_LINGER = 5.0
+# Bytes of a body below which it goes out with its head: to copy it takes less than a second write.
+_JOINED = 64 * 1024
+# A client's request id that is safe in a header and in a log.
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
+
+
+class ClientDisconnected(Exception):
+    """The client has gone; nobody waits for an answer."""
+
+
+class Connection(Protocol):
+    """What a request tells the connection that carries it.
+
+    Attributes:
+        receiving_body: Whether the bytes that arrive belong to the body of the request.
+        joins_writes: Whether the next piece that is written waits for the one behind it.
+    """
+
+    receiving_body: bool
+    joins_writes: bool
+
+    def request_started(self, *, has_body: bool) -> None:
+        """Take note that the head of a request is complete."""
+        ...
+
+    def request_finished(self) -> None:
+        """Take note that the request has been answered, or given up."""
+        ...
+
+
+class Request:
+    """What a route reads from and responds to.
+
+    Args:
+        scope: ASGI's.
+        receive: ASGI's.
+        send: ASGI's.
+        stopping: Whether the server stops, so that the connection should end with this response.
+
+    Attributes:
+        method: The verb; HEAD is GET without a body.
+        path: The path, slashes doubled by clients made single again.
+        request_id: The client's, if it is safe to repeat, else a new one.
+        client: Address of the peer.
+        status: The status sent, or 0.
+        connection: Told how far the request is; None under a foreign server.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, stopping: Callable[[], bool]
+    ) -> None:
+        self.method: str = scope["method"]
+        path: str = scope["path"]
+        self.path = re.sub("/{2,}", "/", path) if "//" in path else path
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._stopping = stopping
+        peer = scope.get("client")
+        self.client: str = peer[0] if peer else ""
+        sent = self._headers.get(b"x-request-id", b"")
+        self.request_id = sent.decode() if sent and _SAFE_ID.match(sent) else new_request_id()
+        self.status = 0
+        self._body_unread = (
+            self._headers.get(b"content-length", b"0") != b"0"
+            or b"transfer-encoding" in self._headers
+        )
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._reading = self._gone = False
+        self._extra: list[tuple[bytes, bytes]] = []
+        state: dict[str, Any] | None = scope.get("state")
+        self.connection: Connection | None = state.get(CONNECTION) if state else None
+        if self.connection is not None:
+            self.connection.request_started(has_body=self._body_unread)
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return a request header by its lower-case name; of several the last."""
+        return self._headers.get(name)
+
+    def add_header(self, name: bytes, value: str) -> None:
+        """Add a header to the response, whatever it will be."""
+        self._extra.append((name, value.encode("latin-1", "replace")))
+
+    async def body(self, *, limit: int, timeout: TimeLimit, room: CapacityLimit) -> bytes:
+        """Read the request's body.
+
+        Args:
+            limit: Bytes it may hold.
+            timeout: How long it may take to arrive.
+            room: Bytes of all bodies that may be in memory at once.
+
+        Raises:
+            HttpError: 413 if it is too large, before it is read where its length is declared; 408
+                if it does not arrive in time; 415 if it is compressed.
+            ClientDisconnected: If the client goes before it is complete.
+        """
+        length = self._headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        encoding = self._headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            raise HttpError(415, "a compressed body is not read; send it as it is")
+        self._task, self._reading = asyncio.current_task(), True
+        timeout.start(self)
+        try:
+            message = await self._receive()
+            if message.get("more_body"):
+                body = await self._gather(message, limit, room)
+            else:
+                body = _chunk(message)
+        except asyncio.CancelledError:
+            if self._reading or self._task is None or self._task.uncancel():
+                raise
+            self._body_unread = False  # it was waited for long enough
+            raise HttpError(
+                408,
+                "the body did not come in time; send it faster, or in several requests",
+                headers=((b"connection", b"close"),),
+            ) from None
+        finally:
+            timeout.stop(self)
+        self._reading = self._body_unread = False
+        if self.connection is not None:
+            self.connection.receiving_body = False
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+
+    def watch(self, unwatched: TimeLimit) -> None:
+        """Cancel this task if the client goes, once the work has lasted for some time.
+
+        Only after the body was read; what is watched ends with :meth:`unwatch`.
+        """
+        unwatched.start(self)
+
+    def unwatch(self, unwatched: TimeLimit) -> None:
+        """Watch no more.
+
+        Raises:
+            ClientDisconnected: If the client has gone, which is why the work was cancelled.
+        """
+        unwatched.stop(self)
+        if self._watcher is None:
+            return
+        self._watcher.cancel()
+        if self._gone and self._task is not None:
+            self._task.uncancel()
+            raise ClientDisconnected from None
+
+    def timed_out(self) -> None:
+        """Give up a body that does not arrive, or begin to watch; see :class:`TimeLimit`."""
+        if self._reading:
+            self._reading = False
+            assert self._task is not None
+            self._task.cancel()
+        else:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        assert self._task is not None
+        self._task.cancel()
+
+    async def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        content_type: bytes = _JSON,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send the whole response."""
+        self.status = status
+        lines = [(b"x-request-id", self.request_id.encode()), *self._extra, *headers]
+        if self._stopping():
+            # Said, so that a client sends its next request to somebody who will answer it.
+            lines.append((b"connection", b"close"))
+        if status != 204:
+            lines.append((b"content-length", b"%d" % len(body)))
+        if body:
+            lines.append((b"content-type", content_type))
+        if self.connection is not None and 0 < len(body) < _JOINED and self.method != "HEAD":
+            self.connection.joins_writes = True
+        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+        message = {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
+        if not self._body_unread:
+            await self._send(message)
+            return
+        # The response goes out whole; what ends later is only its end.
+        await self._send({**message, "more_body": True})
+        await self._discard_body()
+        await self._send({"type": "http.response.body"})
+
+    async def _gather(
+        self, message: MutableMapping[str, Any], limit: int, room: CapacityLimit
+    ) -> bytes:
+        chunks: list[bytes] = []
+        total = 0
+        try:
+            while True:
+                chunk = _chunk(message)
+                if total + len(chunk) > limit:
+                    raise _too_large(limit)
+                room.acquire(len(chunk))
+                total += len(chunk)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await self._receive()
+        finally:
+            room.release(total)
+
+    async def _discard_body(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while (await self._receive()).get("more_body"):
+                    pass
+
+
+def new_request_id() -> str:
+    """Return an id for a request that came without one."""
+    return f"{_PROCESS}-{next(_NUMBERS):x}"
+
+
+def _chunk(message: MutableMapping[str, Any]) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnected
+    body: bytes = message.get("body", b"")
+    return body
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(
+        413,
+        f"the body is larger than {limit} bytes; send fewer inputs a request",
+        headers=((b"connection", b"close"),),
+    )
