@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nimbed import Embedder, EmbeddingBatch
     from nimbed.spec import EmbeddingType
-    from nimbed.tradeoff import Measured
+    from nimbed_tradeoff import Measured
 
 __all__ = ["OVERSAMPLING", "compare"]
 
@@ -34,7 +34,7 @@ def compare(floats: EmbeddingBatch, embedder: Embedder) -> tuple[Measured, ...]:
     """
     import numpy as np
 
-    from nimbed.tradeoff import Way, measure
+    from nimbed_tradeoff import Way, measure
 
     step = max(2, len(floats) // _MOST_QUERIES)
     held_out = np.arange(0, len(floats), step)

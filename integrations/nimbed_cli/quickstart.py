@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from nimbed import EmbeddingBatch
     from nimbed.spec import VectorSpec
-    from nimbed.tradeoff import Measured
+    from nimbed_tradeoff import Measured
     from nimbed_cli.corpus import Passage
 
 __all__ = ["quickstart"]
@@ -94,7 +94,7 @@ def _answers(
     from rich.table import Table
 
     from nimbed.search import nearest, rescore
-    from nimbed.tradeoff import derive
+    from nimbed_tradeoff import derive
     from nimbed_cli.comparison import OVERSAMPLING
 
     exact = nearest(questions, floats, _SHOWN)

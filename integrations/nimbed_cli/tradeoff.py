@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nimbed.tradeoff import Tradeoff
+    from nimbed_tradeoff import Tradeoff
 
 __all__ = ["tradeoff"]
 
@@ -91,8 +91,8 @@ def tradeoff(
     Embeds your passages once, makes every type and size of the floats, and recommends one.
     """
     import nimbed
-    from nimbed.tradeoff import page
-    from nimbed.tradeoff import tradeoff as measured
+    from nimbed_tradeoff import page
+    from nimbed_tradeoff import tradeoff as measured
     from nimbed_cli.terminal import progress_bar
 
     target = None if output is None else _writable(output)
@@ -174,8 +174,8 @@ def _table(study: Tradeoff) -> Table:
     from rich import box
     from rich.table import Table
 
-    from nimbed.tradeoff import TOP
-    from nimbed.tradeoff.result import readable_size
+    from nimbed_tradeoff import TOP
+    from nimbed_tradeoff.result import readable_size
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stored as", no_wrap=True)

@@ -9,7 +9,7 @@ import pytest
 import nimbed
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.search import nearest
-from nimbed.tradeoff import tradeoff
+from nimbed_tradeoff import tradeoff
 
 REST = "and so on for eight more words of text"
 PASSAGES = [f"Passage {n} says this. {REST} {n}" for n in range(60)]

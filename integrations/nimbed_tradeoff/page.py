@@ -11,12 +11,12 @@ from importlib import resources
 from string import Template
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from nimbed.tradeoff.axes import byte_axis, share_axis, time_axis
-from nimbed.tradeoff.measurement import Measured
-from nimbed.tradeoff.result import Tradeoff
-from nimbed.tradeoff.scatter import Fill, Line, Mark, draw_mark, scatter
-from nimbed.tradeoff.table_html import numbers
-from nimbed.tradeoff.ways import OVERSAMPLING, TOP
+from nimbed_tradeoff.axes import byte_axis, share_axis, time_axis
+from nimbed_tradeoff.measurement import Measured
+from nimbed_tradeoff.result import Tradeoff
+from nimbed_tradeoff.scatter import Fill, Line, Mark, draw_mark, scatter
+from nimbed_tradeoff.table_html import numbers
+from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["page"]
 
@@ -26,7 +26,7 @@ _FILLS: dict[int, Fill] = {0: "full", OVERSAMPLING[0]: "hollow", OVERSAMPLING[1]
 
 def page(study: Tradeoff) -> str:
     """Return the page of a study, well-formed as XML too."""
-    template = Template(resources.files("nimbed.tradeoff").joinpath("page.html").read_text("utf-8"))
+    template = Template(resources.files("nimbed_tradeoff").joinpath("page.html").read_text("utf-8"))
     asked = study.queries_from or "first sentences of the passages"
     about = (
         f"{study.model} on {study.passages:,} passages of {study.source}; {study.queries:,} "

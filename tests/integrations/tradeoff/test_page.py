@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nimbed.tradeoff import page
+from nimbed_tradeoff import page
 
 SVG = "svg[@class='plot']"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element, SubElement
 
-from nimbed.tradeoff.measurement import Measured
-from nimbed.tradeoff.result import Tradeoff, readable_size
-from nimbed.tradeoff.ways import TOP
+from nimbed_tradeoff.measurement import Measured
+from nimbed_tradeoff.result import Tradeoff, readable_size
+from nimbed_tradeoff.ways import TOP
 
 __all__ = ["numbers"]
 

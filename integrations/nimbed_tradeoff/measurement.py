@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.search import nearest, rescore
-from nimbed.tradeoff.ranking import Gains, gains_by_place, ndcgs, recalls
-from nimbed.tradeoff.ways import TOP, Way, derive
+from nimbed_tradeoff.ranking import Gains, gains_by_place, ndcgs, recalls
+from nimbed_tradeoff.ways import TOP, Way, derive
 
 __all__ = ["BLOCK", "Measured", "measure"]
 

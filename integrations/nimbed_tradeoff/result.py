@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nimbed.tradeoff.advice import Advice
-from nimbed.tradeoff.measurement import BLOCK, Measured
-from nimbed.tradeoff.pareto import frontier
-from nimbed.tradeoff.ways import OVERSAMPLING, TOP
+from nimbed_tradeoff.advice import Advice
+from nimbed_tradeoff.measurement import BLOCK, Measured
+from nimbed_tradeoff.pareto import frontier
+from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["Tradeoff", "readable_size"]
 

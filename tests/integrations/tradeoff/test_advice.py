@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 import nimbed
-from nimbed.tradeoff import Measured, Way
-from nimbed.tradeoff.advice import advise
+from nimbed_tradeoff import Measured, Way
+from nimbed_tradeoff.advice import advise
 
 FAKE = nimbed.FakeEmbedder()
 

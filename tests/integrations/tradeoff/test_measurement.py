@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import ndcg_score
 
 import nimbed
-from nimbed.tradeoff import OVERSAMPLING, TOP, ladder, measure
-from nimbed.tradeoff.questions import first_sentences
+from nimbed_tradeoff import OVERSAMPLING, TOP, ladder, measure
+from nimbed_tradeoff.questions import first_sentences
 from nimbed_cli.corpus import standard_library_passages
 
 FAKE = nimbed.FakeEmbedder()
@@ -131,7 +131,7 @@ def test_any_number_of_queries_is_searched_whole(count):
 def test_the_time_is_the_median_of_the_rounds_without_the_first(monkeypatch):
     clock = iter(itertools.accumulate([0, 500, 1, 0, 2, 0, 3, 0, 4, 0, 100]))
     stopped = SimpleNamespace(perf_counter=lambda: next(clock))
-    monkeypatch.setattr("nimbed.tradeoff.measurement.time", stopped)
+    monkeypatch.setattr("nimbed_tradeoff.measurement.time", stopped)
     queries = FAKE.embed(["a", "b", "c", "d"], input_type="query")
     passages = FAKE.embed([f"text {n}" for n in range(30)], input_type="passage")
     (full,) = measure(queries, passages, ladder(FAKE)[:1])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree.ElementTree import Element, SubElement
 
-from nimbed.tradeoff.axes import Axis
+from nimbed_tradeoff.axes import Axis
 
 __all__ = ["Fill", "Line", "Mark", "draw_mark", "scatter"]
 

@@ -9,7 +9,7 @@ import nimbed
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FAKE_CARD
 from nimbed.search import nearest
-from nimbed.tradeoff import derive, ladder
+from nimbed_tradeoff import derive, ladder
 
 FAKE = nimbed.FakeEmbedder()
 TEXTS = [f"text {n}" for n in range(40)]

@@ -8,9 +8,9 @@ import math
 import re
 
 import pytest
-from tests.engine.tradeoff.browser import look, starts
+from tests.integrations.tradeoff.browser import look, starts
 
-from nimbed.tradeoff import page
+from nimbed_tradeoff import page
 
 pytestmark = pytest.mark.skipif(
     not starts(), reason="needs kaleido==0.2.1, whose wheel carries a browser, and it must start"

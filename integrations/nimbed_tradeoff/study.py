@@ -17,13 +17,13 @@ from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
 from nimbed.progress import Progress
 from nimbed.spec import Truncate, check_literal
-from nimbed.tradeoff.advice import advise
-from nimbed.tradeoff.judgements import Judgements, read_judgements
-from nimbed.tradeoff.measurement import measure
-from nimbed.tradeoff.questions import first_sentences
-from nimbed.tradeoff.result import Tradeoff
-from nimbed.tradeoff.texts import Texts, embed_texts, read_texts
-from nimbed.tradeoff.ways import TOP, ladder
+from nimbed_tradeoff.advice import advise
+from nimbed_tradeoff.judgements import Judgements, read_judgements
+from nimbed_tradeoff.measurement import measure
+from nimbed_tradeoff.questions import first_sentences
+from nimbed_tradeoff.result import Tradeoff
+from nimbed_tradeoff.texts import Texts, embed_texts, read_texts
+from nimbed_tradeoff.ways import TOP, ladder
 
 __all__ = ["tradeoff"]
 
@@ -57,7 +57,7 @@ def tradeoff(
         source: A file of passages, as :func:`nimbed.files.embed_file` reads it.
         queries: A file of queries; None makes some of the passages' first sentences.
         judgements: A file that says which passages answer which query, see
-            :func:`nimbed.tradeoff.judgements.read_judgements`; None takes float's order for it.
+            :func:`nimbed_tradeoff.judgements.read_judgements`; None takes float's order for it.
         text_field: Field of the text, in both files.
         id_field: Field of the id, in both files.
         kind: The format of the passages, where the name does not tell it.

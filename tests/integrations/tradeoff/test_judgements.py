@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nimbed.errors import InputError
-from nimbed.tradeoff.judgements import read_judgements
+from nimbed_tradeoff.judgements import read_judgements
 
 QUERIES = {"q1": 0, "q2": 1, "q3": 2}
 PASSAGES = {"p1": 10, "p2": 11, "copy of p2": 11}

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from nimbed.tradeoff.axes import byte_axis, share_axis, time_axis
+from nimbed_tradeoff.axes import byte_axis, share_axis, time_axis
 
 AXES = [
     byte_axis([48, 384, 1536]),

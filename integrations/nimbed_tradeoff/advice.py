@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nimbed.tradeoff.measurement import Measured
+from nimbed_tradeoff.measurement import Measured
 
 __all__ = ["Advice", "advise"]
 
