@@ -1,4 +1,4 @@
-"""What every way keeps and costs in, which one to take out, as a fact and as a sentence."""
+"""The recommendation of a study: the smallest index that keeps enough of float's recall."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nimbed_tradeoff.measurement import Measured
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "advise", "frontier"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +18,27 @@ class Advice:
         keep: The share of float's recall that was asked for.
         best: The smallest way that keeps it, rescored or not.
         alone: The smallest that keeps it without floats at hand to rescore by.
-        sentence: The same for a person.
+        sentence: The recommendation in words.
     """
 
     keep: float
     best: Measured
     alone: Measured
     sentence: str
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the Pareto-optimal points of (cost, value), cheapest first.
+
+    A point is left out if another costs no more and is worth at least as much; of equal points
+    the first stays.
+    """
+    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
+    best: list[int] = []
+    for place in order:
+        if not best or points[place][1] > points[best[-1]][1]:
+            best.append(place)
+    return best
 
 
 def advise(measured: Sequence[Measured], *, keep: float, judged: bool) -> Advice:
@@ -40,31 +54,33 @@ def advise(measured: Sequence[Measured], *, keep: float, judged: bool) -> Advice
     full = measured[0]
     # Float keeps all of itself, whatever rounding makes of the product.
     able = [full, *(each for each in measured[1:] if each.recall >= keep * full.recall)]
-    best = min(able, key=_size)
-    alone = min((each for each in able if not each.way.oversampling), key=_size)
-    sentence = f"{_what(best, full)}: {_kept(best, full, judged)}"
+    best = min(able, key=_cost)
+    alone = min((each for each in able if not each.way.oversampling), key=_cost)
     if best is full:
-        sentence = f"Keep float at {full.way.spec.dimensions} dimensions: nothing smaller keeps"
-        sentence += f" {_percent(keep)} of its recall@10"
-    elif best is alone:
-        sentence += f", and nothing smaller keeps {_percent(keep)}"
-    elif alone is full:
-        sentence += f"; without rescoring nothing smaller than float keeps {_percent(keep)}"
-    else:
-        sentence += (
-            f"; where no floats are at hand to rescore by, store {_stored(alone, full)}: "
-            f"{_kept(alone, full, judged)}"
+        sentence = (
+            f"Keep float at {full.way.spec.dimensions} dimensions: nothing smaller keeps "
+            f"{_percent(keep)} of its recall@10"
         )
+    else:
+        rescored = f" and rescore the best {best.way.candidates} by float"
+        sentence = (
+            f"Store {_stored(best, full)}{rescored if best.way.oversampling else ''}: "
+            f"{_kept(best, full, judged)}"
+        )
+        if best is alone:
+            sentence += f", and nothing smaller keeps {_percent(keep)}"
+        elif alone is full:
+            sentence += f"; without rescoring nothing smaller than float keeps {_percent(keep)}"
+        else:
+            sentence += (
+                f"; where no floats are at hand to rescore by, store {_stored(alone, full)}: "
+                f"{_kept(alone, full, judged)}"
+            )
     return Advice(keep=keep, best=best, alone=alone, sentence=f"{sentence}.")
 
 
-def _size(each: Measured) -> tuple[int, int, float]:
+def _cost(each: Measured) -> tuple[int, int, float]:
     return each.bytes_per_vector, each.way.oversampling, -each.recall
-
-
-def _what(each: Measured, full: Measured) -> str:
-    rescored = f" and rescore the best {each.way.candidates} by float"
-    return f"Store {_stored(each, full)}" + (rescored if each.way.oversampling else "")
 
 
 def _stored(each: Measured, full: Measured) -> str:

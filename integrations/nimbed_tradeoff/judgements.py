@@ -1,7 +1,4 @@
-"""A file of relevance judgements in, the gain of each relevant passage of each query out.
-
-Knows nothing about embeddings.
-"""
+"""Relevance judgements (qrels): which passages answer which query, read from a file."""
 
 from __future__ import annotations
 
@@ -24,8 +21,8 @@ class Judgements:
     """What is relevant to each query that was judged.
 
     Attributes:
-        queries: Places of the queries that have a relevant passage, ascending.
-        gains: For each of them, the grade of every relevant passage by its place.
+        queries: Indices of the queries that have a relevant passage, ascending.
+        gains: For each of them, the grade of every relevant passage by its index.
         strays: Judgements whose query or passage is in neither file; they are left out.
     """
 
@@ -37,23 +34,27 @@ class Judgements:
 def read_judgements(
     source: Source, queries: Mapping[str, int], passages: Mapping[str, int]
 ) -> Judgements:
-    """Read judgements: three columns parted by tabs, or JSON lines.
+    """Read judgements: three tab-separated columns, or JSON lines.
 
     Args:
-        source: ``.jsonl`` with ``query_id``, ``passage_id`` and ``grade``, else a file of query
-            id, passage id and grade parted by tabs; a first line without a number in the third
-            column is a header. Grades above 0 are relevant.
-        queries: The place of every query's id.
-        passages: The place of every passage's id.
+        source: ``.jsonl`` with ``query_id``, ``passage_id`` and ``grade``, else a file of
+            tab-separated query id, passage id and grade; a first line without a number in the
+            third column is a header. Grades above 0 are relevant.
+        queries: The index of every query by its id.
+        passages: The index of every passage by its id.
 
     Raises:
-        InputError: If a line cannot be read, contradicts another, or none is of use.
+        InputError: If a line cannot be read or contradicts another, or no judgement is of use.
     """
     grades: dict[tuple[str, str], float] = {}
     for number, query, passage, grade in _judgements(source):
         pair = (query, passage)
         if grades.setdefault(pair, grade) != grade:
-            raise _fault(source, number, f"{query!r} and {passage!r} were judged differently above")
+            raise _fault(
+                source,
+                number,
+                f"{query!r} and {passage!r} were judged differently in an earlier line",
+            )
     gains: dict[int, dict[int, float]] = {}
     strays = 0
     for (query, passage), grade in grades.items():
@@ -67,14 +68,18 @@ def read_judgements(
         raise InputError(
             f"{name_of(source)} names no relevant passage of any query, out of {len(grades):,} "
             f"judgements, {strays:,} of them with ids that the queries or the passages lack; "
-            f"say with --id-field where the ids are (line numbers without it)"
+            f"say with --id-field which field holds the ids (without it they are line numbers)"
         )
     judged = tuple(sorted(gains))
     return Judgements(queries=judged, gains=tuple(gains[query] for query in judged), strays=strays)
 
 
 def _judgements(source: Source) -> Iterator[tuple[int, str, str, float]]:
-    json_lines = str(name_of(source)).removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    """Yield (line, query id, passage id, grade)."""
+    json_lines = name_of(source).removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    expected = "query id, passage id and grade, separated by tabs"
+    if json_lines:
+        expected = f"a JSON object with {', '.join(_FIELDS)}"
     for number, line in lines(source):
         try:
             text = line.decode()
@@ -84,12 +89,7 @@ def _judgements(source: Source) -> Iterator[tuple[int, str, str, float]]:
             continue
         cells = _json_cells(text) if json_lines else tuple(text.strip("\r\n").split("\t"))
         if cells is None or len(cells) != len(_FIELDS):
-            wanted = (
-                f"a JSON object with {', '.join(_FIELDS)}"
-                if json_lines
-                else ("query id, passage id and grade, parted by tabs")
-            )
-            raise _fault(source, number, f"expected {wanted}")
+            raise _fault(source, number, f"expected {expected}")
         grade = _grade(cells[2])
         if grade is not None:
             yield number, str(cells[0]), str(cells[1]), grade

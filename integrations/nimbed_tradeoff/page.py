@@ -1,146 +1,115 @@
-"""A study in, one HTML page that needs nothing else out.
+"""The page of a study: one HTML file with plots, the recommendation and a table of all numbers.
 
-No script, no network: a content security policy in the page forbids both.
+It needs nothing else: no script and no network, which its content security policy forbids.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from nimbed_tradeoff.axes import byte_axis, share_axis, time_axis
 from nimbed_tradeoff.measurement import Measured
-from nimbed_tradeoff.result import Tradeoff
-from nimbed_tradeoff.scatter import Fill, Line, Mark, draw_mark, scatter
-from nimbed_tradeoff.table_html import numbers
+from nimbed_tradeoff.plots import Plot, draw_plots, written_time
+from nimbed_tradeoff.result import Tradeoff, readable_size
 from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["page"]
 
-_SHAPES = {"float": "circle", "int8": "square", "uint8": "diamond", "ubinary": "triangle"}
-_FILLS: dict[int, Fill] = {0: "full", OVERSAMPLING[0]: "hollow", OVERSAMPLING[1]: "dotted"}
-
 
 def page(study: Tradeoff) -> str:
-    """Return the page of a study, well-formed as XML too."""
+    """Return the page of a study, well-formed as XML too.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
     template = Template(resources.files("nimbed_tradeoff").joinpath("page.html").read_text("utf-8"))
     asked = study.queries_from or "first sentences of the passages"
     about = (
         f"{study.model} on {study.passages:,} passages of {study.source}; {study.queries:,} "
         f"queries: {asked}; compared with {study.judgements_from or 'the order by float'}"
     )
+    bytes_plot, time_plot = draw_plots(study)
     return template.substitute(
         title=_text(f"What each embedding type keeps: {study.model}"),
         about=_text(about),
         recommendation=_text(study.advice.sentence),
-        by_bytes=_html(_by_bytes(study)),
-        by_time=_html(_by_time(study)),
+        by_bytes=_html(bytes_plot.svg),
+        by_time=_html(time_plot.svg),
+        bytes_overlaps=_overlaps(bytes_plot),
+        time_overlaps=_overlaps(time_plot),
         legend="".join(map(_html, _legend(study))),
-        table=_html(numbers(study)),
+        table=_html(_table(study)),
         notes="".join(f"<li>{_text(note)}</li>" for note in study.notes),
     )
 
 
-def _by_bytes(study: Tradeoff) -> Element:
-    measured = study.measured
-    lines = [
-        Line(points=[(each.bytes_per_vector, each.recall) for each in best], style=style)
-        for style, best in (
-            ("alone", study.pareto(rescored=False)),
-            ("pareto", study.pareto(rescored=True)),
-        )
-    ]
-    return scatter(
-        [_mark(study, each, each.bytes_per_vector) for each in _drawn(measured)],
-        lines,
-        x=byte_axis(each.bytes_per_vector for each in measured),
-        y=share_axis(each.recall for each in measured),
-        below="bytes a vector in the index",
-        title=f"Recall against bytes a vector; the Pareto line joins {_listed(study)}",
-        name="recall-by-bytes",
-    )
-
-
-def _by_time(study: Tradeoff) -> Element:
-    measured = study.measured
-    return scatter(
-        [_mark(study, each, each.milliseconds) for each in _drawn(measured)],
-        [],
-        x=time_axis(each.milliseconds for each in measured),
-        y=share_axis(each.recall for each in measured),
-        below="milliseconds a query",
-        title="Recall against the time of an exact search; the table below has the numbers",
-        name="recall-by-time",
-    )
-
-
-def _drawn(measured: Sequence[Measured]) -> list[Measured]:
-    """Return the rescored ways first: where marks meet, the plain one must not be hidden."""
-    return sorted(measured, key=lambda each: -each.way.oversampling)
-
-
-def _mark(study: Tradeoff, each: Measured, x: float) -> Mark:
-    kind = each.way.spec.embedding_type
-    return Mark(
-        x=x,
-        y=each.recall,
-        shape=_SHAPES[kind],
-        colour=kind,
-        fill=_FILLS[each.way.oversampling],
-        words=(
-            f"{each.way.label}: {each.bytes_per_vector:,} bytes, recall@{TOP} {each.recall:.3f}, "
-            f"{each.milliseconds:.3f} ms a query"
-        ),
-        chosen=each is study.advice.best,
-    )
-
-
-def _listed(study: Tradeoff) -> str:
-    return "; ".join(
-        f"{each.way.label} ({each.recall:.3f})" for each in study.pareto(rescored=True)
-    )
+def _overlaps(plot: Plot) -> str:
+    if not plot.overlaps:
+        return ""
+    lines = "".join(f"<li>{_text(line)}</li>" for line in plot.overlaps)
+    return f"<figcaption>Marks that lie on each other:<ul>{lines}</ul></figcaption>"
 
 
 def _legend(study: Tradeoff) -> list[Element]:
     kinds = dict.fromkeys(each.way.spec.embedding_type for each in study.measured)
-    items = [_sample(kind, _SHAPES[kind], kind, "full") for kind in kinds]
-    for times in OVERSAMPLING:
-        words = f"hollow: the best {times * TOP} rescored by float"
-        if _FILLS[times] == "dotted":
-            words = f"with a dot: the best {times * TOP}"
-        items.append(_sample(words, "circle", "float", _FILLS[times]))
-    for style, words in (
-        ("pareto", "Pareto line: nothing is both smaller and better"),
-        ("alone", "the same without rescoring"),
-    ):
-        item, svg = _item()
-        SubElement(svg, "path", {"class": f"line {style}", "d": "M0,10 H24"})
-        _say(item, words)
-        items.append(item)
-    item, svg = _item()
-    SubElement(svg, "circle", {"class": "ring", "cx": "12", "cy": "10", "r": "8"})
-    _say(item, "recommended")
-    return [*items, item]
+    few, many = (times * TOP for times in OVERSAMPLING)
+    return [
+        *(_item(f"symbol {kind}", kind) for kind in kinds),
+        _item("rescored", f"hollow: the best {few} rescored by float"),
+        _item("rescored larger", f"larger: the best {many}"),
+        _item("stroke pareto", "Pareto line: nothing is both smaller and better"),
+        _item("stroke alone", "the same without rescoring"),
+        _item("recommended", "recommended"),
+    ]
 
 
-def _sample(words: str, shape: str, colour: str, fill: Fill) -> Element:
-    item, svg = _item()
-    mark = Mark(x=0, y=0, shape=shape, colour=colour, fill=fill, words=words)
-    draw_mark(svg, (12, 10), mark)
-    _say(item, words)
+def _item(sample: str, words: str) -> Element:
+    item = Element("li")
+    SubElement(item, "span", {"class": sample, "aria-hidden": "true"})
+    SubElement(item, "span").text = words
     return item
 
 
-def _item() -> tuple[Element, Element]:
-    item = Element("li")
-    return item, SubElement(item, "svg", {"viewBox": "0 0 24 20", "aria-hidden": "true"})
+def _table(study: Tradeoff) -> Element:
+    """Return a table with a row for each way."""
+    table = Element("table")
+    SubElement(table, "caption").text = "All numbers"
+    head = SubElement(SubElement(table, "thead"), "tr")
+    for words in (
+        "stored as", "dimensions", "rescored", "bytes a vector", "index", f"recall@{TOP}",
+        f"nDCG@{TOP}", "ms a query (quartiles)", "Pareto",
+    ):  # fmt: skip
+        SubElement(head, "th", scope="col").text = words
+    body = SubElement(table, "tbody")
+    optimal = study.pareto(rescored=True)
+    for each in study.measured:
+        _row(body, study, each, on_line=each in optimal)
+    return table
 
 
-def _say(item: Element, words: str) -> None:
-    SubElement(item, "span").text = words
+def _row(body: Element, study: Tradeoff, each: Measured, *, on_line: bool) -> None:
+    spec, times = each.way.spec, each.way.oversampling
+    classes = [
+        *(["best"] if each is study.advice.best else []),
+        *([] if times else ["first"]),
+    ]
+    row = SubElement(body, "tr", {"class": " ".join(classes)} if classes else {})
+    SubElement(row, "th", scope="row").text = spec.embedding_type
+    for words in (
+        str(spec.dimensions),
+        f"best {each.way.candidates}" if times else "no",
+        f"{each.bytes_per_vector:,}",
+        readable_size(study.index_bytes(each)),
+    ):
+        SubElement(row, "td").text = words
+    recall = SubElement(row, "td")
+    recall.text = f"{each.recall:.3f}"
+    if each.recall_error:
+        SubElement(recall, "span", {"class": "error"}).text = f" ± {each.recall_error:.3f}"
+    for words in (f"{each.ndcg:.3f}", written_time(each), "yes" if on_line else ""):
+        SubElement(row, "td").text = words
 
 
 def _html(element: Element) -> str:

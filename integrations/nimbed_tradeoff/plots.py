@@ -1,166 +1,281 @@
-"""Marks and lines on two axes in, an SVG element out.
+"""The two plots of a study, drawn by matplotlib as SVG elements for the page.
 
-Colours are left to the page's style sheet, which knows whether the reader wants light or dark.
+Positions are exact, so marks of one size and recall lie on each other. Two can still be told
+apart, since every type has a symbol of its own, the larger the more it is rescored; of three and
+more the plot says in words which they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-from xml.etree.ElementTree import Element, SubElement
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
-from nimbed_tradeoff.axes import Axis
+from nimbed.errors import missing_extra
+from nimbed_tradeoff.measurement import Measured
+from nimbed_tradeoff.result import Tradeoff
+from nimbed_tradeoff.ways import OVERSAMPLING, TOP, Way
 
-__all__ = ["Fill", "Line", "Mark", "draw_mark", "scatter"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Fill = Literal["full", "hollow", "dotted"]
+__all__ = ["Plot", "check_installed", "draw_plots", "written_time"]
 
-# In units of the view box, small enough that words are legible when a phone shrinks it.
+# In points of the SVG's view box, small enough that words are legible when a phone shrinks it.
 _WIDTH, _HEIGHT = 460, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 52
-_SIZE = 6.5
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 18, 52
+_MOST_TICKS = 7
+_RING = 29.0
+# Marks whose middles are nearer than this hide each other in part.
+_NEAR = 8.0
 
-_SHAPES = {
-    "circle": "M-{r},0 A{r},{r} 0 1 1 {r},0 A{r},{r} 0 1 1 -{r},0 Z",
-    "square": "M-{s},-{s} H{s} V{s} H-{s} Z",
-    "diamond": "M0,-{t} L{t},0 L0,{t} L-{t},0 Z",
-    "triangle": "M0,-{t} L{t},{s} H-{t} Z",
-}
+# A symbol for each type, with the factor that makes all of them look equally large.
+_SYMBOLS = {"float": ("o", 1.0), "int8": ("s", 0.92), "uint8": ("D", 0.84), "ubinary": ("^", 1.15)}
+# Filled where nothing is rescored; else hollow, and larger for more candidates.
+_SIZES = dict(zip((0, *OVERSAMPLING), (9.6, 14.0, 18.5), strict=True))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A point of a plot.
-
-    Attributes:
-        x: Its value on the horizontal axis.
-        y: Its value on the vertical axis.
-        shape: ``circle``, ``square``, ``diamond`` or ``triangle``.
-        colour: Class that gives its colour.
-        fill: How its inside looks.
-        words: What it stands for; shown by the pointer and read aloud.
-        chosen: Whether it is ringed.
-    """
-
-    x: float
-    y: float
-    shape: str
-    colour: str
-    fill: Fill
-    words: str
-    chosen: bool = False
+# Matplotlib writes colours as they are given; the page's variables take their places, since only
+# its style sheet knows whether the reader wants light or dark.
+_VARIABLES = ("float", "int8", "uint8", "ubinary", "ink", "soft", "rule", "accent")
+_COLOURS = {name: f"#{place:06x}" for place, name in enumerate(_VARIABLES, 1)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A line through points of a plot.
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot for the page.
 
     Attributes:
-        points: Its corners, as values on the axes.
-        style: Class that gives its look.
+        svg: The element.
+        overlaps: A line for every three marks and more that lie on each other.
     """
 
-    points: Sequence[tuple[float, float]]
-    style: str
+    svg: Element
+    overlaps: list[str]
 
 
-def scatter(
-    marks: Sequence[Mark],
-    lines: Sequence[Line],
-    *,
-    x: Axis,
-    y: Axis,
-    below: str,
-    title: str,
-    name: str,
-) -> Element:
-    """Draw a plot.
+def check_installed() -> None:
+    """Raise MissingExtraError if there is no matplotlib, before hours are spent on a study."""
+    if find_spec("matplotlib") is None:
+        raise missing_extra("tradeoff", needs="matplotlib")
 
-    Args:
-        marks: Its points, the later ones on top.
-        lines: Drawn below the points.
-        x: The horizontal axis.
-        y: The vertical axis.
-        below: Written below the horizontal axis.
-        title: What it shows, for those who cannot see it.
-        name: Its id in the page.
+
+def draw_plots(study: Tradeoff) -> tuple[Plot, Plot]:
+    """Draw recall against bytes a vector, and against the time of a query.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
     """
-    svg = Element(
-        "svg",
-        {
-            "id": name,
-            "class": "plot",
-            "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
-            "role": "img",
-            "aria-labelledby": f"{name}-title",
-        },
+    check_installed()
+    import matplotlib
+
+    # Whatever somebody's matplotlibrc says; and words stay text, which the page's font shows.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams |= {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+        return _by_bytes(study), _by_time(study)
+
+
+def written_time(each: Measured) -> str:
+    """Return the median time in ms and its quartiles: ``0.142 (0.139-0.150)``."""
+    low, high = map(_digits, each.quartiles)
+    return f"{_digits(each.milliseconds)} ({low}\N{EN DASH}{high})"
+
+
+def _digits(milliseconds: float) -> str:
+    return f"{milliseconds:.{3 if milliseconds >= 0.1 else 4}f}"
+
+
+def _by_bytes(study: Tradeoff) -> Plot:
+    figure, axes = _new_axes(study, "bytes a vector in the index")
+    sizes = sorted({each.bytes_per_vector for each in study.measured})
+    _set_logarithmic(axes, sizes, base=2, written=lambda value: f"{value:,.0f}")
+    if len(sizes) <= _MOST_TICKS:
+        axes.set_xticks(sizes)
+    for style, dashes, rescored in (("alone", (0, (1, 3)), False), ("pareto", "solid", True)):
+        best = study.pareto(rescored=rescored)
+        axes.plot(
+            [each.bytes_per_vector for each in best],
+            [each.recall for each in best],
+            color=_COLOURS["ink"],
+            linewidth=1.6,
+            linestyle=dashes,
+            dash_capstyle="round",
+            gid=f"line {style}",
+        )
+    overlaps = _draw_marks(
+        axes, study, lambda each: each.bytes_per_vector, lambda size: f"{size:,.0f} bytes"
     )
-    SubElement(svg, "title", id=f"{name}-title").text = title
-    _draw_axes(svg, x, y, below)
-    for line in lines:
-        corners = " L".join(f"{_x(x, a):.1f},{_y(y, b):.1f}" for a, b in line.points)
-        SubElement(svg, "path", {"class": f"line {line.style}", "d": f"M{corners}"})
-    for mark in marks:
-        place = (_x(x, mark.x), _y(y, mark.y))
-        if mark.chosen:
-            facts = {"cx": f"{place[0]:.1f}", "cy": f"{place[1]:.1f}", "r": "13"}
-            SubElement(svg, "circle", {"class": "ring", **facts})
-        draw_mark(svg, place, mark)
+    joined = (f"{each.way.label} ({each.recall:.3f})" for each in study.pareto(rescored=True))
+    title = f"Recall against bytes a vector; the Pareto line joins {'; '.join(joined)}"
+    return Plot(_element(figure, "recall-by-bytes", title), overlaps)
+
+
+def _by_time(study: Tradeoff) -> Plot:
+    figure, axes = _new_axes(study, "milliseconds a query: median and quartiles")
+    times = [time for each in study.measured for time in (each.milliseconds, *each.quartiles)]
+    _set_logarithmic(axes, sorted(times), base=10, written=lambda value: f"{value:g}")
+    for each in study.measured:
+        colour = _COLOURS[each.way.spec.embedding_type]
+        heights = (each.recall, each.recall)
+        axes.plot(each.quartiles, heights, color=colour, solid_capstyle="butt", gid="spread")
+    overlaps = _draw_marks(
+        axes, study, lambda each: each.milliseconds, lambda time: f"{_digits(time)} ms"
+    )
+    title = "Recall against the time of an exact search; the table below has the numbers"
+    return Plot(_element(figure, "recall-by-time", title), overlaps)
+
+
+def _new_axes(study: Tradeoff, below: str) -> tuple[Figure, Axes]:
+    """Return a figure and its axes, whose height is recall, from below the lowest to 1 at most."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, facecolor="none")
+    box = (_LEFT / _WIDTH, _BOTTOM / _HEIGHT, width / _WIDTH, height / _HEIGHT)
+    axes = figure.add_axes(box, facecolor="none")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color(_COLOURS["soft"])
+    axes.grid(axis="y", color=_COLOURS["rule"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_COLOURS["soft"], labelcolor=_COLOURS["soft"])
+    axes.tick_params("y", length=0, pad=8)
+    axes.set_xlabel(below, color=_COLOURS["ink"], labelpad=8)
+    recalls = [each.recall for each in study.measured]
+    spread = max(max(recalls) - min(recalls), 0.02)
+    # Room below and above, so that no mark stands on the border.
+    low, high = max(0.0, min(recalls) - 0.08 * spread), max(recalls) + 0.04 * spread
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high)
+    digits = 3 if ticks[1] - ticks[0] < 0.0099 else 2
+    shown = [tick for tick in ticks if low <= tick <= min(high, 1 + 1e-9)]
+    axes.set_yticks(shown, [f"{tick:.{digits}f}" for tick in shown])
+    axes.set_ylim(low, high)
+    return figure, axes
+
+
+def _set_logarithmic(
+    axes: Axes, values: Sequence[float], *, base: int, written: Callable[[float], str]
+) -> None:
+    """Make equal ratios equal lengths, with room for half a mark on each side."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = values[0] / 1.25, values[-1] * 1.25
+    axes.set_xscale("log", base=base)
+    axes.set_xlim(low, high)
+    digits = (1.0, 2.0, 5.0) if base == 10 and high / low < 100 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(base=base, subs=digits, numticks=_MOST_TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+
+
+def _draw_marks(
+    axes: Axes, study: Tradeoff, x: Callable[[Measured], float], written: Callable[[float], str]
+) -> list[str]:
+    """Draw a mark for every way, and return a line for those that lie on each other."""
+    # The large ones first: what lies on top must not hide what is smaller.
+    for each in sorted(study.measured, key=lambda each: -each.way.oversampling):
+        kind = each.way.spec.embedding_type
+        symbol, factor = _SYMBOLS[kind]
+        at = x(each), each.recall
+        if each is study.advice.best:
+            _draw_mark(axes, at, "o", _RING, _COLOURS["accent"], filled=False, gid="ring")
+        gid = (
+            f"mark {kind}|{each.way.label}: {each.bytes_per_vector:,} bytes, "
+            f"recall@{TOP} {each.recall:.3f}, {written_time(each)} ms a query"
+        )
+        size, filled = _SIZES[each.way.oversampling] * factor, not each.way.oversampling
+        _draw_mark(axes, at, symbol, size, _COLOURS[kind], filled=filled, gid=gid)
+    left = [(each, axes.transData.transform((x(each), each.recall))) for each in study.measured]
+    overlaps: list[str] = []
+    while left:
+        _, first = left[0]
+        group = [each for each, place in left if math.dist(first, place) < _NEAR]
+        left = [(each, place) for each, place in left if math.dist(first, place) >= _NEAR]
+        if len(group) > 2:
+            overlaps.append(f"{written(x(group[0]))}, {_listed(group)}")
+    return overlaps
+
+
+def _listed(group: Sequence[Measured]) -> str:
+    """Return the recall of some ways, and how each of their types is rescored."""
+    low, high = (f"{pick(each.recall for each in group):.3f}" for pick in (min, max))
+    rescored: dict[str, list[str]] = {}
+    for each in group:
+        words = f"best {each.way.candidates}" if each.way.oversampling else "no"
+        rescored.setdefault(Way(spec=each.way.spec).label, []).append(words)
+    recall = low if low == high else f"{low}\N{EN DASH}{high}"
+    ways = (f"{stored}, rescored: {', '.join(words)}" for stored, words in rescored.items())
+    return f"recall {recall}: {'; '.join(ways)}"
+
+
+def _draw_mark(
+    axes: Axes, at: tuple[float, float], symbol: str, size: float, colour: str, *,
+    filled: bool, gid: str,
+) -> None:  # fmt: skip
+    axes.plot(
+        *at,
+        marker=symbol,
+        markersize=size,
+        markeredgecolor=colour,
+        markeredgewidth=1.6,
+        markerfacecolor=colour if filled else "none",
+        linestyle="none",
+        zorder=3,
+        clip_on=False,
+        gid=gid,
+    )
+
+
+def _element(figure: Figure, name: str, title: str) -> Element:
+    """Return a figure as an element of the page, named, titled and coloured by its styles.
+
+    The group id that was given to a part is its class and, after a bar, what the pointer shows.
+    """
+    import matplotlib
+
+    written = io.BytesIO()
+    # The ids of shapes then depend on the plot alone: equal studies give equal pages.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(written, format="svg")
+    source = written.getvalue().decode()
+    for variable, colour in _COLOURS.items():
+        source = source.replace(colour, f"var(--{variable})")
+    svg = ElementTree.fromstring(source)
+    # Its metadata and style sheet would count for the whole page.
+    for extra in [each for each in svg if each.tag.endswith("metadata") or _has_style(each)]:
+        svg.remove(extra)
+    for element in svg.iter():
+        # In HTML the parser knows the namespaces by itself.
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.items()}
+        if element.tag == "g" and "id" in element.attrib:
+            part, _, words = element.attrib.pop("id").partition("|")
+            element.set("class", re.sub(r"_\d+$", "", part))  # matplotlib's own: xtick_1
+            if words:
+                element.insert(0, _title(words))
+    svg.attrib = {
+        "id": name,
+        "class": "plot",
+        "viewBox": svg.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": f"{name}-title",
+    }
+    svg.insert(0, _title(title, id=f"{name}-title"))
     return svg
 
 
-def draw_mark(parent: Element, place: tuple[float, float], mark: Mark) -> None:
-    """Draw a mark at a place of the view box, whatever its values are."""
-    group = SubElement(
-        parent,
-        "g",
-        {
-            "class": f"mark {mark.colour} {mark.fill}",
-            "transform": f"translate({place[0]:.1f},{place[1]:.1f})",
-        },
-    )
-    SubElement(group, "title").text = mark.words
-    # Sizes that look alike: a square or a triangle is smaller than the circle around it.
-    path = _SHAPES[mark.shape].format(r=f"{_SIZE:g}", s=f"{_SIZE * 0.88:g}", t=f"{_SIZE * 1.2:g}")
-    SubElement(group, "path", d=path)
-    if mark.fill == "dotted":
-        SubElement(group, "circle", {"class": "dot", "r": "2.2"})
+def _has_style(element: Element) -> bool:
+    return any(child.tag.endswith("style") for child in element)
 
 
-def _draw_axes(svg: Element, x: Axis, y: Axis, below: str) -> None:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    # The table says it all to those who hear the page.
-    axes = SubElement(svg, "g", {"aria-hidden": "true"})
-    for value, words in y.ticks:
-        height = _y(y, value)
-        _straight(axes, "grid", (_LEFT, height), (right, height))
-        _write(axes, words, (_LEFT - 8, height + 4.5), "end")
-    for value, words in x.ticks:
-        _straight(axes, "tick", (_x(x, value), bottom), (_x(x, value), bottom + 5))
-        _write(axes, words, (_x(x, value), bottom + 20), "middle")
-    _straight(axes, "base", (_LEFT, bottom), (right, bottom))
-    _write(axes, below, ((_LEFT + right) / 2, _HEIGHT - 8), "middle", "name")
-
-
-def _straight(
-    parent: Element, style: str, start: tuple[float, float], end: tuple[float, float]
-) -> None:
-    places = zip(("x1", "y1", "x2", "y2"), (*start, *end), strict=True)
-    SubElement(parent, "line", {"class": style, **{at: f"{value:.1f}" for at, value in places}})
-
-
-def _write(
-    parent: Element, words: str, place: tuple[float, float], anchor: str, style: str = ""
-) -> None:
-    facts = {"x": f"{place[0]:.1f}", "y": f"{place[1]:.1f}", "text-anchor": anchor}
-    SubElement(parent, "text", {**facts, **({"class": style} if style else {})}).text = words
-
-
-def _x(axis: Axis, value: float) -> float:
-    return _LEFT + axis.place(value) * (_WIDTH - _LEFT - _RIGHT)
-
-
-def _y(axis: Axis, value: float) -> float:
-    bottom = _HEIGHT - _BOTTOM
-    return bottom - axis.place(value) * (bottom - _TOP)
+def _title(words: str, **attributes: str) -> Element:
+    title = Element("title", attributes)
+    title.text = words
+    return title

@@ -1,7 +1,4 @@
-"""What a study found, with what must be known to read it.
-
-Knows nothing about how it was found or how it is shown.
-"""
+"""The result of a study, with the notes that a reader needs to judge it."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nimbed_tradeoff.advice import Advice
+from nimbed_tradeoff.advice import Advice, frontier
 from nimbed_tradeoff.measurement import BLOCK, Measured
-from nimbed_tradeoff.pareto import frontier
 from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["Tradeoff", "readable_size"]
 
 _FEW_QUERIES = 100
-# Candidates beyond this share of the passages find what they would not among many.
+# Candidates beyond this share of the passages find more than they would in a large collection.
 _LARGE_SHARE = 0.05
 
 
@@ -28,16 +24,16 @@ class Tradeoff:
     Attributes:
         model: Id of the model.
         source: Where the passages came from.
-        queries_from: Where the queries came from; None if they are first sentences.
+        queries_from: Where the queries came from; None if they are first sentences of passages.
         judgements_from: Where relevance came from; None if it is float's order.
-        passages: Different passages.
+        passages: Distinct passages.
         queries: Queries that count.
-        duplicates: Passages left out because their text had been there already.
+        duplicates: Passages left out because their text had come before.
         strays: Judgements left out because their ids were unknown.
         truncated: Passages that were cut to what the model reads.
         measured: Every way, the full float first.
-        advice: Which to take.
-        machine: Where times were measured.
+        advice: The recommended way.
+        machine: The machine on which times were measured.
         embedding_seconds: Time in the model.
         measuring_seconds: Time in all searches together.
     """
@@ -59,18 +55,18 @@ class Tradeoff:
 
     @property
     def reference(self) -> str:
-        """What recall and nDCG compare with."""
+        """What recall and nDCG are measured against: ``float`` or ``judgements``."""
         return "float" if self.judgements_from is None else "judgements"
 
     def index_bytes(self, each: Measured) -> int:
-        """Return what the index of all passages holds in a way."""
+        """Return the bytes of an index of all passages, stored in one way."""
         return each.bytes_per_vector * self.passages
 
     def pareto(self, *, rescored: bool) -> list[Measured]:
         """Return the ways that no other beats in both bytes and recall, smallest first.
 
         Args:
-            rescored: Whether ways that need floats to rescore by take part.
+            rescored: Whether ways that need floats to rescore by are considered.
         """
         able = [each for each in self.measured if rescored or not each.way.oversampling]
         best = frontier([(each.bytes_per_vector, each.recall) for each in able])
@@ -83,13 +79,14 @@ class Tradeoff:
         if self.queries_from is None:
             said.append(
                 f"No queries were given, so the first sentences of {self.queries:,} passages, cut "
-                f"out of them, ask for the rest. Your users' queries may be harder: --queries FILE."
+                f"out of them, ask for the rest. Your users' queries may be harder; give them "
+                f"with --queries FILE."
             )
         if self.judgements_from is None:
             said.append(
                 f"Recall@{TOP} is the share of the {TOP} nearest by float that a way finds, and "
                 f"nDCG@{TOP} looks at their order too. They say what a type loses, not how good "
-                f"the model is: --judgements FILE."
+                f"the model is; for that, give relevance judgements with --judgements FILE."
             )
         else:
             said.append(
@@ -112,9 +109,7 @@ class Tradeoff:
             f"{self.measured[0].bytes_per_vector:,} bytes each, which are kept outside the index."
         )
         if self.duplicates:
-            said.append(
-                f"Passages whose text had been there already, left out: {self.duplicates:,}."
-            )
+            said.append(f"Passages whose text had come before, left out: {self.duplicates:,}.")
         if self.strays:
             said.append(f"Judgements with an unknown query or passage, left out: {self.strays:,}.")
         if self.truncated:
@@ -122,7 +117,8 @@ class Tradeoff:
         said.append("binary holds the same bits as ubinary, so its numbers are the same.")
         said.append(
             f"Times are of nimbed.search, exact and in memory, on this machine ({self.machine}), "
-            f"for one query of a block of {BLOCK}; a database has its own."
+            f"for one query out of a block of {BLOCK}: the median, with the quartiles of the "
+            f"rounds. A database has its own."
         )
         return said
 
@@ -189,4 +185,5 @@ def _facts(each: Measured) -> dict[str, Any]:
         "recall_error": each.recall_error,
         "ndcg": each.ndcg,
         "milliseconds": each.milliseconds,
+        "milliseconds_quartiles": list(each.quartiles),
     }

@@ -1,7 +1,4 @@
-"""Ways to store and search one model's vectors, and the vectors of each made from its floats.
-
-Knows nothing about texts or how good a way is.
-"""
+"""The ways to store and search one model's vectors: every type at every size, rescored or not."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
 from nimbed.spec import EmbeddingType, VectorSpec
 
-__all__ = ["OVERSAMPLING", "TOP", "Way", "derive", "ladder"]
+__all__ = ["OVERSAMPLING", "TOP", "Way", "derive", "every_way"]
 
 #: Results of a search; recall and nDCG look at as many.
 TOP = 10
-#: Candidates for every result, from which floats choose.
+#: Candidates fetched for every result, which the full float then ranks.
 OVERSAMPLING = (4, 8)
 
 # Not binary: it holds the same bits as ubinary, hence the same distances and the same size.
@@ -29,7 +26,7 @@ class Way:
 
     Attributes:
         spec: What the index holds.
-        oversampling: Candidates fetched for every result, ranked again by the full float
+        oversampling: Candidates fetched for every result and ranked again by the full float
             vector; 0 takes the results as the index gives them.
     """
 
@@ -38,24 +35,24 @@ class Way:
 
     @property
     def candidates(self) -> int:
-        """How many rows the index gives to a query."""
+        """How many rows the index returns for a query."""
         return TOP * max(1, self.oversampling)
 
     @property
     def label(self) -> str:
-        """What a person calls it."""
+        """The way in words."""
         stored = f"{self.spec.embedding_type} at {self.spec.dimensions} dimensions"
         if not self.oversampling:
             return stored
         return f"{stored}, the best {self.candidates} rescored by float"
 
 
-def ladder(embedder: Embedder, dimensions: Sequence[int] | None = None) -> tuple[Way, ...]:
-    """Return every way, the full float first.
+def every_way(embedder: Embedder, dimensions: Sequence[int] | None = None) -> tuple[Way, ...]:
+    """Return every way to store the vectors of a model, the full float first.
 
     Args:
-        embedder: Says which sizes there are.
-        dimensions: Only these sizes, and the full float to compare with; None takes all.
+        embedder: Says which sizes the model offers.
+        dimensions: Only these sizes, beside the full float to compare with; None takes all.
 
     Raises:
         ConfigurationError: If the model does not offer a size.
@@ -67,7 +64,7 @@ def ladder(embedder: Embedder, dimensions: Sequence[int] | None = None) -> tuple
         floats = embedder.spec(dimensions=size)
         for kind in _TYPES:
             if floats.dimensions % 8 and kind == "ubinary":
-                continue  # not a whole number of bytes
+                continue  # the bits would not fill whole bytes
             spec = embedder.spec(embedding_type=kind, dimensions=size)
             if spec != full:
                 ways += [Way(spec=spec, oversampling=times) for times in (0, *OVERSAMPLING)]
@@ -75,10 +72,9 @@ def ladder(embedder: Embedder, dimensions: Sequence[int] | None = None) -> tuple
 
 
 def derive(floats: EmbeddingBatch, spec: VectorSpec) -> EmbeddingBatch:
-    """Return full float vectors as another spec of their model wants them.
+    """Slice, normalise and quantise full float vectors into those of another spec.
 
-    What ``embed`` with that type and size gives, to the last bit of a float: sliced, normalised,
-    quantised.
+    The result is what ``embed`` gives with that type and size, to the last bit of a float.
 
     Raises:
         ConfigurationError: If the spec has more dimensions than the floats.

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import pytest
 
 import nimbed
-from nimbed_tradeoff import page, tradeoff
 from nimbed_cli.corpus import standard_library_passages
+from nimbed_tradeoff import page, tradeoff
 
 
 @pytest.fixture

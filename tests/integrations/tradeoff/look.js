@@ -27,13 +27,14 @@ function look(window) {
     return { left: at.left, top: at.top, right: at.right, bottom: at.bottom };
   }
   function mark(group) {
-    var at = box(group), style = window.getComputedStyle(group.querySelector("path"));
+    var at = box(group), style = window.getComputedStyle(group.querySelector("use"));
     // The lower part of a shape: a triangle's middle is outside of some of its marks' holes.
     var hit = document.elementFromPoint((at.left + at.right) / 2, (at.top + at.bottom) / 2);
+    var owner = hit ? hit.closest("g.mark") : null;
     return {
       words: group.querySelector("title").textContent,
       box: at,
-      on_top: hit ? (hit.closest("g.mark") || hit).textContent : null,
+      on_top: owner ? owner.querySelector("title").textContent : hit ? hit.textContent : null,
       stroke: style.stroke,
       fill: style.fill,
     };
@@ -43,10 +44,10 @@ function look(window) {
       id: svg.id,
       box: box(svg),
       marks: Array.from(svg.querySelectorAll("g.mark")).map(mark),
-      lines: Array.from(svg.querySelectorAll("path.line")).map(function (line) {
+      lines: Array.from(svg.querySelectorAll("g.line path")).map(function (line) {
         var ctm = line.getScreenCTM(), length = line.getTotalLength();
         return {
-          style: line.className.baseVal,
+          style: line.parentNode.className.baseVal,
           length: length * ctm.a,
           stroke: window.getComputedStyle(line).stroke,
           start: [0, length].map(function (along) {

@@ -12,7 +12,14 @@ FAKE = nimbed.FakeEmbedder()
 def measured(kind, recall, times=0, size=64):
     spec = FAKE.spec(embedding_type=kind, dimensions=size)
     way = Way(spec=spec, oversampling=times)
-    return Measured(way=way, recall=recall, recall_error=0.0, ndcg=recall, milliseconds=1.0)
+    return Measured(
+        way=way,
+        recall=recall,
+        recall_error=0.0,
+        ndcg=recall,
+        milliseconds=1.0,
+        quartiles=(1.0, 1.0),
+    )
 
 
 FLOAT = measured("float", 1.0)

@@ -43,7 +43,11 @@ def test_unknown_ids_are_left_out_and_counted(write_lines):
 @pytest.mark.parametrize(
     ("name", "records", "message"),
     [
-        ("a.tsv", ["q1\tp1"], "line 1 of .*a.tsv: expected query id, passage id and grade, parted"),
+        (
+            "a.tsv",
+            ["q1\tp1"],
+            "line 1 of .*a.tsv: expected query id, passage id and grade, separated",
+        ),
         ("a.tsv", ["q1 p1 1"], "line 1 of .*: expected query id"),
         ("a.tsv", ["q1\tp1\t1", "q1\tp2\tgood"], "line 2 of .*: the grade is 'good', expected"),
         ("a.tsv", ["q1\tp1\t1", "q1\tp2\tnan"], "line 2 of .*: the grade is 'nan'"),

@@ -12,9 +12,9 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import ndcg_score
 
 import nimbed
-from nimbed_tradeoff import OVERSAMPLING, TOP, ladder, measure
-from nimbed_tradeoff.questions import first_sentences
 from nimbed_cli.corpus import standard_library_passages
+from nimbed_tradeoff import OVERSAMPLING, TOP, every_way, measure
+from nimbed_tradeoff.texts import first_sentences
 
 FAKE = nimbed.FakeEmbedder()
 
@@ -80,7 +80,7 @@ def test_shorter_vectors_are_numpys_too():
         FAKE.embed([f"{name} {n}" for n in range(count)], input_type=role)
         for name, count, role in (("question", 40, "query"), ("text", 300, "passage"))
     )
-    for each in measure(queries, passages, ladder(FAKE)):
+    for each in measure(queries, passages, every_way(FAKE)):
         spec = each.way.spec
         recall, ndcg = expected(
             spec.embedding_type,
@@ -107,7 +107,7 @@ def test_judged_gains_take_the_place_of_floats_order():
     # The nearest is right; the nearest and the farthest are; only the farthest is.
     gains = [{int(order[0, 0]): 1.0}, {int(order[1, 0]): 1.0, int(order[1, -1]): 1.0}]
     gains.append({int(order[2, -1]): 2.0})
-    full = measure(queries, passages, ladder(FAKE)[:1], gains)[0]
+    full = measure(queries, passages, every_way(FAKE)[:1], gains)[0]
     assert full.recall == pytest.approx((1 + 0.5 + 0) / 3)
     assert full.ndcg == pytest.approx((1 + 1 / (1 + 1 / math.log2(3)) + 0) / 3)
     assert full.recall_error == pytest.approx(np.std([1, 0.5, 0], ddof=1) / math.sqrt(3))
@@ -117,7 +117,7 @@ def test_judged_gains_take_the_place_of_floats_order():
 def test_any_number_of_queries_is_searched_whole(count):
     queries = FAKE.embed([f"q {n}" for n in range(count)], input_type="query")
     passages = FAKE.embed([f"text {n}" for n in range(60)], input_type="passage")
-    for each in measure(queries, passages, ladder(FAKE, [64])):
+    for each in measure(queries, passages, every_way(FAKE, [64])):
         recall, _ = expected(
             each.way.spec.embedding_type,
             64,
@@ -129,10 +129,13 @@ def test_any_number_of_queries_is_searched_whole(count):
 
 
 def test_the_time_is_the_median_of_the_rounds_without_the_first(monkeypatch):
-    clock = iter(itertools.accumulate([0, 500, 1, 0, 2, 0, 3, 0, 4, 0, 100]))
+    spent = [1, 2, 3, 4, 100, 2, 3, 4, 200]
+    clock = iter(itertools.accumulate([0, 500, *(tick for each in spent for tick in (each, 0))]))
     stopped = SimpleNamespace(perf_counter=lambda: next(clock))
     monkeypatch.setattr("nimbed_tradeoff.measurement.time", stopped)
     queries = FAKE.embed(["a", "b", "c", "d"], input_type="query")
     passages = FAKE.embed([f"text {n}" for n in range(30)], input_type="passage")
-    (full,) = measure(queries, passages, ladder(FAKE)[:1])
+    (full,) = measure(queries, passages, every_way(FAKE)[:1])
     assert full.milliseconds == pytest.approx(1000 * 3 / 4)
+    low, high = np.percentile(spent, [25, 75])
+    assert full.quartiles == pytest.approx((1000 * low / 4, 1000 * high / 4))

@@ -34,19 +34,35 @@ def plot(root, name):
     return root.find(f".//svg[@id='{name}']")
 
 
+def place(element):
+    return float(element.get("x")), float(element.get("y"))
+
+
 def marks(svg):
     """Return {words: (x, y)} of the marks of a plot."""
-    found = {}
-    for group in svg.iterfind("g[@transform]"):
-        place = re.fullmatch(r"translate\(([\d.]+),([\d.]+)\)", group.get("transform"))
-        found[group.find("title").text] = tuple(map(float, place.groups()))
-    return found
+    groups = [group for group in svg.iterfind(".//g") if group.get("class", "").startswith("mark ")]
+    return {group.find("title").text: place(group.find(".//use")) for group in groups}
+
+
+def points(path):
+    assert re.fullmatch(r"M [\d.]+ [\d.]+(\s+L [\d.]+ [\d.]+)*\s*", path.get("d"))
+    return [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+) ([\d.]+)", path.get("d"))]
 
 
 def corners(svg, style):
-    line = svg.find(f"path[@class='line {style}']")
-    assert re.fullmatch(r"M[\d.]+,[\d.]+( L[\d.]+,[\d.]+)*", line.get("d"))
-    return [tuple(map(float, pair)) for pair in re.findall(r"([\d.]+),([\d.]+)", line.get("d"))]
+    return points(svg.find(f".//g[@class='line {style}']/path"))
+
+
+def ticks(svg):
+    """Return {words: place} of the ticks of the two axes, x of the one and y of the other."""
+    along = {
+        words(tick): place(tick.find(".//use"))[0] for tick in svg.iterfind(".//g[@class='xtick']")
+    }
+    up = {
+        words(tick): points(tick.find(".//path"))[0][1]
+        for tick in svg.iterfind(".//g[@class='ytick']")
+    }
+    return along, up
 
 
 def place_of(each, found):
@@ -55,13 +71,20 @@ def place_of(each, found):
 
 def test_nothing_is_fetched_and_nothing_runs(root):
     names = {element.tag for element in root.iter()}
-    assert names.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "use", "image"})
+    assert names.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "image"})
     attributes = {name for element in root.iter() for name in element.attrib}
     assert not {name for name in attributes if name.startswith("on")}
-    assert attributes.isdisjoint({"href", "src", "style", "action", "data"})
-    style = root.find(".//style").text
-    assert "url(" not in style
-    assert "@import" not in style
+    assert attributes.isdisjoint({"src", "action", "data"})
+    # Shapes that a plot uses are its own.
+    ids = {element.get("id") for element in root.iter() if element.get("id")}
+    used = {element.get("href") for element in root.iter() if element.get("href")}
+    assert {element.tag for element in root.iter() if element.get("href")} == {"use"}
+    assert used <= {f"#{name}" for name in ids}
+    clips = {element.get("clip-path") for element in root.iter() if element.get("clip-path")}
+    assert clips <= {f"url(#{name})" for name in ids}
+    (style,) = root.iterfind(".//style")
+    styles = [style.text, *(element.get("style", "") for element in root.iter())]
+    assert not any("url(" in each or "@import" in each for each in styles)
     policy = root.find(".//meta[@http-equiv='Content-Security-Policy']").get("content")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -80,22 +103,38 @@ def test_every_way_is_a_mark_inside_each_plot(study, root):
 
 def test_marks_stand_where_the_ticks_say(study, root):
     svg = plot(root, "recall-by-bytes")
-    texts = {text.text.replace(",", ""): text for text in svg.iterfind(".//text")}
+    along, up = ticks(svg)
     found = marks(svg)
     for each in study.measured:
         x, y = place_of(each, found)
-        tick = texts.get(str(each.bytes_per_vector))
+        tick = along.get(f"{each.bytes_per_vector:,}")
         if tick is not None:
-            assert x == pytest.approx(float(tick.get("x")), abs=0.11)
+            assert x == pytest.approx(tick, abs=0.11)
     # Recall from the two outermost ticks of the left side.
-    ticks = [
-        (float(word), float(text.get("y")) - 4.5) for word, text in texts.items() if "." in word
-    ]
-    (low, bottom), (high, top) = min(ticks), max(ticks)
+    heights = [(float(word), y) for word, y in up.items()]
+    (low, bottom), (high, top) = min(heights), max(heights)
     for each in study.measured:
         _, y = place_of(each, found)
         recall = low + (bottom - y) / (bottom - top) * (high - low)
         assert recall == pytest.approx(each.recall, abs=0.002)
+
+
+def test_times_stand_where_the_ticks_say_with_bars_from_quartile_to_quartile(study, root):
+    svg = plot(root, "recall-by-time")
+    along, _ = ticks(svg)
+    found = marks(svg)
+    (low, left), *_, (high, right) = sorted((float(word), x) for word, x in along.items())
+    bars = [points(path) for path in svg.iterfind(".//g[@class='spread']/path")]
+    assert len(bars) == len(study.measured)
+    for each, ((start, height), (end, same_height)) in zip(study.measured, bars, strict=True):
+        x, y = place_of(each, found)
+        for at, time in zip(
+            (start, x, end), (each.quartiles[0], each.milliseconds, each.quartiles[1]), strict=True
+        ):
+            share = math.log(time / low) / math.log(high / low)
+            assert at == pytest.approx(left + share * (right - left), abs=0.11)
+        assert height == same_height == pytest.approx(y, abs=0.11)
+        assert start <= x <= end
 
 
 @pytest.mark.parametrize(("style", "rescored"), [("pareto", True), ("alone", False)])
@@ -117,9 +156,8 @@ def test_the_pareto_line_goes_through_its_points_and_under_the_others(study, roo
 def test_the_recommended_mark_is_ringed(study, root):
     for name in ("recall-by-bytes", "recall-by-time"):
         svg = plot(root, name)
-        ring = svg.find("circle[@class='ring']")
-        at = (float(ring.get("cx")), float(ring.get("cy")))
-        assert at == place_of(study.advice.best, marks(svg))
+        ring = svg.find(".//g[@class='ring']//use")
+        assert place(ring) == place_of(study.advice.best, marks(svg))
     assert words(root.find(".//p[@id='recommendation']")) == study.advice.sentence
 
 
@@ -135,6 +173,8 @@ def test_the_table_holds_the_numbers_of_the_study(study, root):
         assert int(cells[3].replace(",", "")) == each.bytes_per_vector
         assert float(cells[5].split()[0]) == pytest.approx(each.recall, abs=6e-4)
         assert float(cells[6]) == pytest.approx(each.ndcg, abs=6e-4)
+        times = [float(time) for time in re.findall(r"[\d.]+", cells[7])]
+        assert times == pytest.approx([each.milliseconds, *each.quartiles], abs=6e-4)
         assert cells[8] == ("yes" if each in optimal else "")
         assert ("best" in row.get("class", "").split()) == (each is study.advice.best)
 

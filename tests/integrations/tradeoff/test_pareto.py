@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nimbed_tradeoff.pareto import frontier
+from nimbed_tradeoff.advice import frontier
 
 
 @pytest.mark.parametrize("seed", range(20))

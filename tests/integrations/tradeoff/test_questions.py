@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nimbed.errors import InputError
-from nimbed_tradeoff.questions import first_sentences
+from nimbed_tradeoff.texts import first_sentences
 
 REST = "Then come eight more words, so this one serves."
 

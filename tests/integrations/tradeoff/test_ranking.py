@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from nimbed_tradeoff.ranking import gains_by_place, ndcgs, recalls
+from nimbed_tradeoff.measurement import gains_by_place, ndcgs, recalls
 
 PASSAGES = 50
 K = 10

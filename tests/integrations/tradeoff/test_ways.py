@@ -9,7 +9,7 @@ import nimbed
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FAKE_CARD
 from nimbed.search import nearest
-from nimbed_tradeoff import derive, ladder
+from nimbed_tradeoff import derive, every_way
 
 FAKE = nimbed.FakeEmbedder()
 TEXTS = [f"text {n}" for n in range(40)]
@@ -41,7 +41,7 @@ def test_the_real_models_vectors_are_derived_as_it_embeds_them(minilm, kind):
 
 
 def test_every_type_at_every_size_is_tried_with_and_without_rescoring():
-    ways = [(w.spec.embedding_type, w.spec.dimensions, w.oversampling) for w in ladder(FAKE)]
+    ways = [(w.spec.embedding_type, w.spec.dimensions, w.oversampling) for w in every_way(FAKE)]
     assert ways[0] == ("float", 64, 0)
     assert set(ways) == {
         (kind, size, times)
@@ -54,19 +54,23 @@ def test_every_type_at_every_size_is_tried_with_and_without_rescoring():
 
 
 def test_chosen_sizes_are_compared_with_the_full_float():
-    sizes = [(way.spec.embedding_type, way.spec.dimensions) for way in ladder(FAKE, [16, 16])]
+    sizes = [(way.spec.embedding_type, way.spec.dimensions) for way in every_way(FAKE, [16, 16])]
     assert sizes[0] == ("float", 64)
     assert {size for _, size in sizes[1:]} == {16}
 
 
 def test_a_size_that_the_model_does_not_offer_is_refused():
     with pytest.raises(ConfigurationError, match="no 17-dimension form; it offers 16, 32, 64"):
-        ladder(FAKE, [16, 17])
+        every_way(FAKE, [16, 17])
 
 
 def test_a_size_that_does_not_fill_bytes_has_no_packed_way():
     odd = nimbed.FakeEmbedder(dataclasses.replace(FAKE_CARD, matryoshka=(20, 64)))
-    assert {way.spec.embedding_type for way in ladder(odd, [20])[1:]} == {"float", "int8", "uint8"}
+    assert {way.spec.embedding_type for way in every_way(odd, [20])[1:]} == {
+        "float",
+        "int8",
+        "uint8",
+    }
 
 
 def test_binary_finds_what_ubinary_finds():
@@ -81,7 +85,7 @@ def test_binary_finds_what_ubinary_finds():
 
 
 def test_a_label_says_what_is_stored_and_what_is_rescored():
-    labels = [way.label for way in ladder(FAKE, [32])]
+    labels = [way.label for way in every_way(FAKE, [32])]
     assert labels[-2:] == [
         "ubinary at 32 dimensions, the best 40 rescored by float",
         "ubinary at 32 dimensions, the best 80 rescored by float",
