@@ -74,7 +74,7 @@ def load(
     ] = None,
     index: Annotated[
         bool,
-        typer.Option(help="Build the index after the load; not while others still load."),
+        typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
     base_url: BaseUrl = None,
     device: Device = "auto",

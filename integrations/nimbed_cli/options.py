@@ -64,7 +64,7 @@ def _id_field(default: str) -> Any:
 Model = Annotated[str | None, _model("MiniLM")]
 TableModel = Annotated[str | None, _model("the table's; for a new table MiniLM")]
 BaseUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="A server that runs the model, instead.")
+    str | None, typer.Option(metavar="URL", help="Embed on the server at this address, not here.")
 ]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where a local model runs.")
@@ -84,7 +84,7 @@ TableIdField = Annotated[str | None, _id_field("file name and row number")]
 InputFormat = Annotated[
     str | None,
     typer.Option(
-        metavar="txt|jsonl|csv|parquet", help="Needed where the name of INPUT does not tell it."
+        metavar="txt|jsonl|csv|parquet", help="Format of INPUT, where its name does not tell."
     ),
 ]
 
@@ -101,14 +101,19 @@ Int8Scale = Annotated[
 ]
 Truncate = Annotated[
     str,
-    typer.Option(metavar="NONE|START|END", help="Which end of a text that is too long is cut off."),
+    typer.Option(
+        metavar="NONE|START|END",
+        help="Cut a text that is too long at its START or END; NONE refuses it.",
+    ),
 ]
 
 # Where it is stored.
-Table = Annotated[str, typer.Option(metavar="NAME", help="Table of the database.")]
+Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
 Embedded = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Instead of DSN: a database of its own in this folder."),
+    typer.Option(
+        metavar="DIR", help="Instead of a DSN: a database that nimbed runs in this folder."
+    ),
 ]
 
 # What is shown.

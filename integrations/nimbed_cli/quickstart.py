@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,10 +40,10 @@ _COMPARED: tuple[tuple[EmbeddingType, int], ...] = (
     ("ubinary", OVERSAMPLING),
 )
 _NEXT = """\
-[bold]What to type next[/bold]
-  nimbed embed texts.jsonl -o vectors.parquet --input-type passage
+  echo '{"text": "Bees make honey."}' > texts.jsonl    [dim]# or texts of your own[/dim]
+  nimbed embed texts.jsonl -o vectors.jsonl --input-type passage
   nimbed load --embedded ./database --table docs texts.jsonl
-  nimbed search --embedded ./database --table docs "a question"
+  nimbed search --embedded ./database --table docs "who makes honey?"
   nimbed models                  [dim]# what else it can load[/dim]
   python                         [dim]# the same from a program:[/dim]
   >>> import nimbed
@@ -93,6 +95,12 @@ def quickstart(
             f"{OVERSAMPLING}0 by bits are ranked again by floats from disk.[/dim]\n"
         )
         console.print(search_database(corpus, floats, _QUESTIONS, questions, embedder))
+    console.print("[bold]What to type next[/bold]")
+    programs = Path(sys.executable).parent
+    if shutil.which("nimbed") != str(programs / "nimbed"):
+        inside = programs.is_relative_to(Path.cwd())
+        folder = f"$PWD/{programs.relative_to(Path.cwd())}" if inside else programs
+        console.print(f'  export PATH="{folder}:$PATH"', markup=False, soft_wrap=True)
     console.print(_NEXT)
 
 

@@ -30,7 +30,7 @@ def search(
     ],
     table: Table,
     embedded: Embedded = None,
-    k: Annotated[int, typer.Option("-k", metavar="N", help="How many passages.")] = 10,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many passages to find.")] = 10,
     filter: Annotated[
         list[str] | None,
         typer.Option(
