@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,7 @@ def tradeoff(
     import nimbed_tradeoff
     from nimbed_cli.terminal import progress_bar
 
-    target = None if output is None else _writable(output)
+    target = None if output is None else _writable(output, (source, queries, judgements))
     options: dict[str, Any] = {"truncate": truncate}  # a word of the engine's, which checks it
     with (
         load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
@@ -113,7 +114,7 @@ def tradeoff(
         _show(study, target)
 
 
-def _writable(output: str) -> Path:
+def _writable(output: str, inputs: Iterable[str | None]) -> Path:
     """Return the path of the page, if one can be written there, before anything is embedded."""
     from nimbed.errors import ConfigurationError
     from nimbed_tradeoff.plots import check_installed
@@ -123,6 +124,10 @@ def _writable(output: str) -> Path:
         raise ConfigurationError(f"the page is HTML; call it .html, not {target.name!r}")
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {str(target.parent)!r} to write into")
+    if any(each is not None and target.resolve() == Path(each).resolve() for each in inputs):
+        raise ConfigurationError(
+            f"the page would replace the input {output!r}; give it another name"
+        )
     check_installed()
     return target
 
@@ -147,10 +152,10 @@ def _show(study: Tradeoff, target: Path | None) -> None:
         f"[bold]{study.passages:,} passages of {escape(study.source)}[/bold], "
         f"{study.queries:,} queries, {escape(study.model)}\n"
         f"embedded in {study.embedding_seconds:,.1f} s, "
-        f"measured in {study.measuring_seconds:,.1f} s"
+        f"measured in {study.measuring_seconds:,.1f} s\n"
     )
-    console.print(_table(study))
-    console.print(f"[bold]{escape(study.advice.sentence)}[/bold]\n")
+    console.print(_table(study, console.width))
+    console.print(f"\n[bold]{escape(study.advice.sentence)}[/bold]\n")
     for note in study.notes:
         console.print(f"[dim]{escape(note)}[/dim]")
     if target is None:
@@ -159,38 +164,42 @@ def _show(study: Tradeoff, target: Path | None) -> None:
         console.print(f"\nplots written to {escape(str(target))}")
 
 
-def _table(study: Tradeoff) -> Table:
+def _table(study: Tradeoff, width: int) -> Table:
+    """Return a row for each way, with as many columns as fit beside the recommendation."""
     from rich import box
     from rich.table import Table
 
     from nimbed_tradeoff import TOP
     from nimbed_tradeoff.result import readable_size
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("stored as", no_wrap=True)
-    for heading in ("size", "bytes", "index", f"recall@{TOP}", f"nDCG@{TOP}", "ms", "IQR"):
-        table.add_column(heading, justify="right", no_wrap=True)
     optimal = study.pareto(rescored=True)
-    table.add_column("", no_wrap=True)
+    columns: dict[str, list[str]] = {}
     for each in study.measured:
         spec, times = each.way.spec, each.way.oversampling
-        stored = (
-            str(spec.dimensions),
-            f"{each.bytes_per_vector:,}",
-            readable_size(study.index_bytes(each)),
-        )
-        table.add_row(
-            f"[dim]  rescored {each.way.candidates}[/dim]" if times else spec.embedding_type,
-            *(("", "", "") if times else stored),
-            f"{each.recall:.3f}",
-            f"{each.ndcg:.3f}",
-            f"{each.milliseconds:.3f}",
-            f"{each.quartiles[1] - each.quartiles[0]:.3f}",
-            ("*" if each in optimal else " ") + (" <" if each is study.advice.best else ""),
-        )
-    table.caption = (
-        "ms: median of a query, and the range between its quartiles\n"
-        "* on the Pareto line of bytes and recall   < recommended"
-    )
+        low, high = each.quartiles
+        cells = {
+            "stored as": f"  rescored {each.way.candidates}" if times else spec.embedding_type,
+            "size": "" if times else str(spec.dimensions),
+            "bytes": "" if times else f"{each.bytes_per_vector:,}",
+            "index": "" if times else readable_size(study.index_bytes(each)),
+            f"recall@{TOP}": f"{each.recall:.3f}",
+            f"nDCG@{TOP}": f"{each.ndcg:.3f}",
+            "ms": f"{each.milliseconds:.3f}",
+            "IQR": f"{high - low:.3f}",
+            "": ("*" if each in optimal else " ") + (" <" if each is study.advice.best else ""),
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, [name]).append(cell)
+    for name in ("IQR", "index", f"nDCG@{TOP}", "bytes"):
+        if sum(max(map(len, cells)) + 2 for cells in columns.values()) - 1 > width:
+            del columns[name]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("stored as", "") else "right")
+    for row in list(zip(*columns.values(), strict=True))[1:]:
+        table.add_row(*row, style="dim" if row[0].startswith(" ") else None)
+    table.caption = "< recommended\n* on the Pareto line of bytes and recall"
+    if "IQR" in columns:
+        table.caption += "\nms: median time of a query; IQR: range between its quartiles"
     table.caption_justify = "left"
     return table

@@ -39,7 +39,7 @@ _NEAR = 8.0
 # A symbol for each type, with the factor that makes all of them look equally large.
 _SYMBOLS = {"float": ("o", 1.0), "int8": ("s", 0.92), "uint8": ("D", 0.84), "ubinary": ("^", 1.15)}
 # Filled where nothing is rescored; else hollow, and larger for more candidates.
-_SIZES = dict(zip((0, *OVERSAMPLING), (9.6, 14.0, 18.5), strict=True))
+_SIZES: dict[int, float] = dict(zip((0, *OVERSAMPLING), (9.6, 14.0, 18.5), strict=True))
 
 # Matplotlib writes colours as they are given; the page's variables take their places, since only
 # its style sheet knows whether the reader wants light or dark.
