@@ -30,7 +30,7 @@ __all__ = ["Plot", "check_installed", "draw_plots", "written_time"]
 
 # In points of the SVG's view box, small enough that words are legible when a phone shrinks it.
 _WIDTH, _HEIGHT = 460, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 18, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 18, 58
 _MOST_TICKS = 7
 _RING = 29.0
 # Marks whose middles are nearer than this hide each other in part.
@@ -146,8 +146,9 @@ def _new_axes(study: Tradeoff, below: str) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(color=_COLOURS["soft"], labelcolor=_COLOURS["soft"])
+    axes.tick_params("x", pad=7)  # room for the larger letters of a phone
     axes.tick_params("y", length=0, pad=8)
-    axes.set_xlabel(below, color=_COLOURS["ink"], labelpad=8)
+    axes.set_xlabel(below, color=_COLOURS["ink"], labelpad=9)
     recalls = [each.recall for each in study.measured]
     spread = max(max(recalls) - min(recalls), 0.02)
     # Room below and above, so that no mark stands on the border.

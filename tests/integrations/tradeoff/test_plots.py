@@ -64,12 +64,12 @@ CASES = [
 def test_values_and_ticks_lie_on_the_axis(values, axis):
     by_bytes, by_time = draw_plots(study(**values))
     along = (ticks(by_bytes.svg)[0], *ticks(by_time.svg))[axis]
-    low, high = (18, 288) if axis == 2 else (52, 440)
+    low, high = (18, 282) if axis == 2 else (52, 440)
     places = sorted(along.values())
     for plot in (by_bytes, by_time):
         for x, y in marks(plot.svg).values():
             assert 52 <= x <= 440
-            assert 18 <= y <= 288
+            assert 18 <= y <= 282
     assert all(low - 1e-6 <= place <= high + 1e-6 for place in places)
     assert 1 <= len(along) <= 9
     # Words of about an eleventh of the axis do not run into each other.
@@ -91,7 +91,7 @@ def test_shares_are_linear_and_end_at_one():
     assert list(up)[-1] == "1.00"
     steps = [b - a for a, b in itertools.pairwise(heights.values())]
     assert steps == pytest.approx([steps[0]] * len(steps))
-    assert max(y for _, y in marks(plot.svg).values()) < 288  # above the axis
+    assert max(y for _, y in marks(plot.svg).values()) < 282  # above the axis
 
 
 def test_three_marks_on_one_spot_are_listed_and_two_are_not(real_study, fake_study):
