@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nimbed_cli.options import (
-    BaseUrl,
-    Device,
-    Dimensions,
-    Dtype,
-    EmbeddingType,
-    IdField,
-    InputFormat,
-    Int8Scale,
-    Model,
-    Progress,
-    TextField,
-    Truncate,
-    load_embedder,
-)
+from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed import Embedder, VectorSpec
@@ -56,17 +42,17 @@ def embed(
             help="What the texts are for. Models embed the two differently.",
         ),
     ],
-    model: Model = None,
-    text_field: TextField = "text",
-    id_field: IdField = None,
-    input_format: InputFormat = None,
-    embedding_type: EmbeddingType = "float",
-    dimensions: Dimensions = None,
-    truncate: Truncate = "NONE",
-    int8_scale: Int8Scale = None,
-    base_url: BaseUrl = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    model: options.Model = None,
+    text_field: options.TextField = "text",
+    id_field: options.IdField = None,
+    input_format: options.InputFormat = None,
+    embedding_type: options.EmbeddingType = "float",
+    dimensions: options.Dimensions = None,
+    truncate: options.Truncate = "NONE",
+    int8_scale: options.Int8Scale = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     on_error: Annotated[
         str,
         typer.Option(
@@ -80,7 +66,7 @@ def embed(
             "--ray", help="Embed on the Ray cluster at ADDRESS, or on one made of this machine."
         ),
     ] = False,
-    progress: Progress = None,
+    progress: options.Progress = None,
 ) -> None:
     """Turn a file of texts into a file of vectors.
 
@@ -88,7 +74,7 @@ def embed(
     """
     from nimbed.errors import ConfigurationError
 
-    options: dict[str, Any] = {
+    keywords: dict[str, Any] = {
         "input_type": input_type,
         "text_field": text_field,
         "id_field": id_field,
@@ -110,12 +96,12 @@ def embed(
             model = str(Path(model).resolve())  # the actors work in folders of their own
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
-    with load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
+    with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
         if ray:
             gpus = False if device == "cpu" else None
-            said = _embed_on_ray(embedder, arguments, output, options, gpus, progress)
+            said = _embed_on_ray(embedder, arguments, output, keywords, gpus, progress)
         else:
-            said = _embed_here(embedder, arguments[0], output, input_format, options, progress)
+            said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
 
 
@@ -124,7 +110,7 @@ def _embed_here(
     source: str,
     output: str,
     kind: str | None,
-    options: dict[str, Any],
+    keywords: dict[str, Any],
     progress: bool | None,
 ) -> list[str]:
     """Embed a file in this process, and return lines that say what became of it."""
@@ -133,7 +119,7 @@ def _embed_here(
 
     started = time.perf_counter()
     with progress_bar("embedding", before="reading", show=progress) as move:
-        report = embed_file(embedder, source, output, kind=kind, progress=move, **options)
+        report = embed_file(embedder, source, output, kind=kind, progress=move, **keywords)
     seconds = time.perf_counter() - started
     said = [
         f"vectors written to {report.output}: {report.rows:,} in {seconds:,.1f} s "
@@ -151,7 +137,7 @@ def _embed_on_ray(
     embedder: Embedder,
     arguments: list[str],
     output: str,
-    options: dict[str, Any],
+    keywords: dict[str, Any],
     gpus: bool | None,
     progress: bool | None,
 ) -> list[str]:
@@ -168,7 +154,7 @@ def _embed_on_ray(
         connected(address[0] if address else None),
         progress_bar("embedding", before="starting", show=progress) as move,
     ):
-        texts = EmbedTexts(embedder, **options)
+        texts = EmbedTexts(embedder, **keywords)
         dataset = import_ray().data.read_parquet(files, filesystem=system)
         report = embed_into_parts(dataset, texts, output, gpus=gpus, progress=move)
     seconds = time.perf_counter() - started

@@ -9,28 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nimbed_cli.options import (
-    BaseUrl,
-    Device,
-    Dimensions,
-    Dtype,
-    Embedded,
-    InputFormat,
-    Int8Scale,
-    Progress,
-    Table,
-    TableEmbeddingType,
-    TableIdField,
-    TableModel,
-    TextField,
-    Truncate,
-    connect_database,
-    load_embedder,
-)
+from nimbed_cli import options
 
 if TYPE_CHECKING:
-    from nimbed.files.load_report import LoadReport
-    from nimbed_pgvector import VectorTable
+    from nimbed_pgvector import LoadReport, VectorTable
 
 __all__ = ["load"]
 
@@ -45,19 +27,19 @@ def load(
             "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: Table,
-    embedded: Embedded = None,
-    id_field: TableIdField = None,
-    text_field: TextField = "text",
+    table: options.Table,
+    embedded: options.Embedded = None,
+    id_field: options.TableIdField = None,
+    text_field: options.TextField = "text",
     metadata_field: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A field to keep; may be repeated. Default: all."),
     ] = None,
-    input_format: InputFormat = None,
-    model: TableModel = None,
-    embedding_type: TableEmbeddingType = None,
-    dimensions: Dimensions = None,
-    int8_scale: Int8Scale = None,
+    input_format: options.InputFormat = None,
+    model: options.TableModel = None,
+    embedding_type: options.TableEmbeddingType = None,
+    dimensions: options.Dimensions = None,
+    int8_scale: options.Int8Scale = None,
     also: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +47,7 @@ def load(
             help="Store floats too, which rank the best candidates again.",
         ),
     ] = None,
-    truncate: Truncate = "NONE",
+    truncate: options.Truncate = "NONE",
     rejects: Annotated[
         Path | None,
         typer.Option(
@@ -76,10 +58,10 @@ def load(
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
-    base_url: BaseUrl = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    progress: Progress = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    progress: options.Progress = None,
 ) -> None:
     """Load a file into a table of PostgreSQL with pgvector, and index it.
 
@@ -88,7 +70,7 @@ def load(
     Several may load into one table at once.
     """
     from nimbed.errors import ConfigurationError, InputError
-    from nimbed.files.reject_list import listing
+    from nimbed.files import listing
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
@@ -98,15 +80,15 @@ def load(
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )
-    options: dict[str, Any] = {
+    stored_as: dict[str, Any] = {
         "embedding_type": embedding_type,
         "dimensions": dimensions,
         "int8_scale": int8_scale,
         "also": also,
     }
     with ExitStack() as stack:
-        connection = stack.enter_context(connect_database(dsn, embedded))
-        target = VectorTable(connection, table, **options)
+        connection = stack.enter_context(options.connect_database(dsn, embedded))
+        target = VectorTable(connection, table, **stored_as)
         common: dict[str, Any] = {
             "source": "stdin" if source == "-" else Path(source).name,
             "metadata_fields": metadata_field or None,
@@ -115,14 +97,14 @@ def load(
         with progress_bar("loading", before="reading", show=progress) as move:
             report = _load_vectors(target, source, input_format, move, common)
             if report is None:
-                embedder = load_embedder(
+                embedder = options.load_embedder(
                     model,
                     base_url=base_url,
                     device=device,
                     dtype=dtype,
                     table_spec=target.find_spec(),
                 )
-                target = VectorTable(connection, table, embedder, **options)
+                target = VectorTable(connection, table, embedder, **stored_as)
                 report = _load_texts(
                     target, source, move, text_field, id_field, input_format, truncate, common
                 )

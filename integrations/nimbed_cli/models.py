@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nimbed_cli.options import Dimensions, Json
+from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed.cards import ModelCard
@@ -22,12 +22,12 @@ def models(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="An id, an alias or an old name.")
     ] = None,
-    dimensions: Dimensions = None,
+    dimensions: options.Dimensions = None,
     store: Annotated[
         str | None,
         typer.Option(metavar="DATABASE", help="Show how that database stores each type."),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the known models, or describe one."""
     from nimbed import cards
@@ -168,7 +168,7 @@ def _print_fields(fields: dict[str, StoreField | str]) -> None:
         if isinstance(found, str):
             rows.append((kind, "", "", "", found))
         else:
-            options = ", ".join(f"{name}={value}" for name, value in found.options.items())
-            rows.append((kind, found.type, found.metric, found.operator, options))
+            details = ", ".join(f"{name}={value}" for name, value in found.options.items())
+            rows.append((kind, found.type, found.metric, found.operator, details))
     names = ("stored as", "column type", "metric", "order by")
     print_table((*map(Column, names), Column("options, or why not", fit="fold")), rows)

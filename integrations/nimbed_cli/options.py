@@ -17,30 +17,6 @@ if TYPE_CHECKING:
     from nimbed import Embedder
     from nimbed.spec import VectorSpec
 
-__all__ = [
-    "BaseUrl",
-    "Device",
-    "Dimensions",
-    "Dtype",
-    "Embedded",
-    "EmbeddingType",
-    "IdField",
-    "InputFormat",
-    "Int8Scale",
-    "Json",
-    "Model",
-    "Progress",
-    "RowIdField",
-    "Table",
-    "TableEmbeddingType",
-    "TableIdField",
-    "TableModel",
-    "TextField",
-    "Truncate",
-    "connect_database",
-    "load_embedder",
-]
-
 
 def _model(default: str) -> Any:
     return typer.Option(

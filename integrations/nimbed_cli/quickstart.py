@@ -152,7 +152,7 @@ def search_database(
     from rich.markup import escape
 
     from nimbed.errors import NimbedError
-    from nimbed.files.rows import Row
+    from nimbed.files import Row
 
     rows = [Row(place, each.text, each.id) for place, each in enumerate(corpus, 1)]
     try:

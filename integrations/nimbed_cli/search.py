@@ -7,16 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nimbed_cli.options import (
-    BaseUrl,
-    Device,
-    Dtype,
-    Embedded,
-    Table,
-    TableModel,
-    connect_database,
-    load_embedder,
-)
+from nimbed_cli import options
 
 __all__ = ["search"]
 
@@ -28,8 +19,8 @@ def search(
             metavar="[DSN] QUESTION", help="A database, as for `nimbed load`, and the question."
         ),
     ],
-    table: Table,
-    embedded: Embedded = None,
+    table: options.Table,
+    embedded: options.Embedded = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many passages to find.")] = 10,
     filter: Annotated[
         list[str] | None,
@@ -44,10 +35,10 @@ def search(
             metavar="N", help="How many nearest by bits are ranked again by floats. Default: 8 k."
         ),
     ] = None,
-    model: TableModel = None,
-    base_url: BaseUrl = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    model: options.TableModel = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each passage.")
     ] = False,
@@ -61,8 +52,8 @@ def search(
     from nimbed_pgvector import VectorTable
 
     *dsn, question = arguments
-    with connect_database(dsn, embedded, read_only=True) as connection:
-        embedder = load_embedder(
+    with options.connect_database(dsn, embedded, read_only=True) as connection:
+        embedder = options.load_embedder(
             model,
             base_url=base_url,
             device=device,

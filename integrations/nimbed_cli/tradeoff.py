@@ -5,23 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nimbed_cli.options import (
-    BaseUrl,
-    Device,
-    Dtype,
-    InputFormat,
-    Json,
-    Model,
-    Progress,
-    RowIdField,
-    TextField,
-    Truncate,
-    load_embedder,
-)
+from nimbed_cli import options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +46,7 @@ def tradeoff(
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write an .html page with plots, too."),
     ] = None,
-    model: Model = None,
+    model: options.Model = None,
     dimensions: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Sizes to try. Default: all that the model offers."),
@@ -67,15 +55,15 @@ def tradeoff(
         float,
         typer.Option(metavar="SHARE", help="Share of float's recall that must be kept."),
     ] = 0.97,
-    text_field: TextField = "text",
-    id_field: RowIdField = None,
-    input_format: InputFormat = None,
-    truncate: Truncate = "NONE",
-    base_url: BaseUrl = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-    progress: Progress = None,
+    text_field: options.TextField = "text",
+    id_field: options.RowIdField = None,
+    input_format: options.InputFormat = None,
+    truncate: options.Truncate = "NONE",
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+    progress: options.Progress = None,
 ) -> None:
     """Measure what int8, bits and shorter vectors keep.
 
@@ -85,9 +73,8 @@ def tradeoff(
     from nimbed_cli.terminal import progress_bar
 
     target = None if output is None else _writable(output, (source, queries, judgements))
-    options: dict[str, Any] = {"truncate": truncate}  # a word of the engine's, which checks it
     with (
-        load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
+        options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):
         study = nimbed_tradeoff.tradeoff(
@@ -100,8 +87,8 @@ def tradeoff(
             kind=input_format,
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
+            truncate=cast(Any, truncate),  # a word of the engine's, which checks it
             progress=move,
-            **options,
         )
     if target is not None:
         from nimbed.files.staging import Staging

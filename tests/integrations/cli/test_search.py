@@ -34,7 +34,7 @@ def table_of_hits(fake_model, monkeypatch):
     def connect(dsn, embedded, *, read_only):
         yield None
 
-    monkeypatch.setattr("nimbed_cli.search.connect_database", connect)
+    monkeypatch.setattr("nimbed_cli.options.connect_database", connect)
     monkeypatch.setattr(nimbed_pgvector, "VectorTable", Table)
     return fake_model
 
