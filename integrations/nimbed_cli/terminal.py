@@ -23,9 +23,9 @@ class Column:
     Attributes:
         name: Its heading.
         align: Where its cells stand.
-        fit: What happens to cells that are too long for the terminal: ``keep`` shows them whole
-            as long as the window is wide enough, ``fold`` goes on in the next line, and ``cut``
-            ends them with an ellipsis.
+        fit: What happens where the terminal is too narrow: ``fold`` and ``cut`` cells give way
+            first, going on in the next line or ending with an ellipsis; ``keep`` cells go on in
+            the next line only if all of them together do not fit.
     """
 
     name: str
@@ -44,13 +44,20 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     if not console.is_terminal:
         _print_lines([[column.name for column in columns], *rows])
         return
+    longest = (
+        max(map(len, (column.name, *cells)))
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=False)
+        if column.fit == "keep"
+    )
+    # Two characters are between columns; a cell that is cut needs some, too.
+    keeps = sum(longest) + 2 * len(columns) + 8 <= console.width
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
         # Rich narrows the columns that may wrap first; a Text that does not wrap is then cut.
         table.add_column(
             column.name,
             justify=column.align,
-            no_wrap=column.fit == "keep",
+            no_wrap=keeps and column.fit == "keep",
             overflow="fold",
         )
     for row in rows:

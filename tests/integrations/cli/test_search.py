@@ -54,6 +54,18 @@ def test_80_columns_show_distance_and_id_whole_and_as_much_of_the_text_as_fits(
     assert len(lines) == 4
 
 
+def test_an_id_that_is_longer_than_a_line_goes_on_in_the_next(
+    nimbed_command, narrow_terminal, monkeypatch
+):
+    name = "a" * 60 + "b" * 60
+    monkeypatch.setitem(globals(), "HITS", [Hit(id=name, distance=0.5, text="text", metadata={})])
+    lines = nimbed_command(*SEARCH).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = "".join(lines)
+    assert (shown.count("a"), shown.count("b")) == (60 + 1, 60)  # distance has one, too
+    assert "0.5000" in shown
+
+
 def test_a_pipe_has_tab_separated_lines_with_nothing_cut(nimbed_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     lines = nimbed_command(*SEARCH).out.split("\n")
