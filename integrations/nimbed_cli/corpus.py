@@ -1,6 +1,6 @@
-"""The standard library's sources in, passages of documentation out.
+"""The corpus of the quickstart: docstrings of Python's standard library.
 
-Reads the docstrings without importing a module. Knows nothing about embeddings.
+They are read from the sources; no module is imported.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["Passage", "standard_library_passages"]
 
 _SHORTEST = 60
 _LONGEST = 600
-# Tests, bundled tools and tables are no documentation that anybody searches; tkinter is not on
-# every machine.
+# Nobody searches tests, bundled tools and tables for documentation; not every machine has
+# tkinter.
 _SKIPPED_FOLDERS = frozenset(
     {
         "__pycache__",
@@ -45,7 +45,7 @@ class Passage:
 
     Attributes:
         id: Dotted name of what it documents, such as ``shutil.make_archive``.
-        text: That name, and the beginning of the docstring, cut at the end of a paragraph.
+        text: That name and the docstring, cut at the end of a paragraph where it is long.
     """
 
     id: str
@@ -64,7 +64,7 @@ def standard_library_passages(limit: int) -> list[Passage]:
         if _SKIPPED_FOLDERS.isdisjoint(parts) and not any(map(_is_private, parts)):
             for name, text in _of_module(path, [part for part in parts if part != "__init__"]):
                 found.setdefault(text, name)
-    # The name says as much as the docstring, and often what the docstring takes for granted.
+    # The name often says what the docstring takes for granted.
     passages = [Passage(name, f"{name}: {text}") for text, name in found.items()]
     passages.sort(key=lambda passage: passage.id)
     if len(passages) <= limit:
@@ -87,7 +87,7 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
         if len(text) >= _SHORTEST:
             yield name, text
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return  # what it defines inside is nobody's interface
+        return  # a function's inner functions are not public
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             if not _is_private(child.name):

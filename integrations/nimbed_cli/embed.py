@@ -1,17 +1,19 @@
-"""``nimbed embed``: a file of texts to a file of vectors."""
+"""``nimbed embed``: a file of texts to a file of vectors, here or on a Ray cluster."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from nimbed import VectorSpec
-    from nimbed.files import FileReport
+from nimbed_cli import options
 
-__all__ = ["contract", "embed"]
+if TYPE_CHECKING:
+    from nimbed import Embedder, VectorSpec
+
+__all__ = ["embed"]
 
 
 def embed(
@@ -30,55 +32,27 @@ def embed(
             "-o",
             metavar="FILE",
             help="A .parquet file (ids and other columns are carried along), .jsonl or .npy. With "
-            "--ray: a folder, of which the parts that are there are kept.",
+            "--ray: a folder; parts that it already holds are kept.",
         ),
     ],
     input_type: Annotated[
         str,
         typer.Option(
-            metavar="query|passage", help="What the texts are for. Models embed the two apart."
+            metavar="query|passage",
+            help="What the texts are for. Models embed the two differently.",
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name from `nimbed models`, a folder or a hub id. Default: MiniLM.",
-        ),
-    ] = None,
-    text_field: Annotated[
-        str, typer.Option(metavar="NAME", help="Field or column of the text.")
-    ] = "text",
-    id_field: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Field or column of the id.")
-    ] = None,
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="txt|jsonl|csv|parquet", help="Needed where the name of INPUT does not tell."
-        ),
-    ] = None,
-    embedding_type: Annotated[
-        str, typer.Option(metavar="float|int8|uint8|binary|ubinary", help="How a number is stored.")
-    ] = "float",
-    dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help="A shorter vector, if the model offers it.")
-    ] = None,
-    truncate: Annotated[
-        str, typer.Option(metavar="NONE|START|END", help="Where a text that is too long is cut.")
-    ] = "NONE",
-    int8_scale: Annotated[
-        str | None, typer.Option(metavar="even|nim", help="Scale of int8 and uint8. Default: even.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="A server that runs the model.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where a local model runs.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Its arithmetic.")
-    ] = "auto",
+    model: options.Model = None,
+    text_field: options.TextField = "text",
+    id_field: options.IdField = None,
+    input_format: options.InputFormat = None,
+    embedding_type: options.EmbeddingType = "float",
+    dimensions: options.Dimensions = None,
+    truncate: options.Truncate = "NONE",
+    int8_scale: options.Int8Scale = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     on_error: Annotated[
         str,
         typer.Option(
@@ -92,21 +66,15 @@ def embed(
             "--ray", help="Embed on the Ray cluster at ADDRESS, or on one made of this machine."
         ),
     ] = False,
-    progress: Annotated[
-        bool | None, typer.Option(help="Show a bar. Default: if a person watches.")
-    ] = None,
+    progress: options.Progress = None,
 ) -> None:
     """Turn a file of texts into a file of vectors.
 
     The result appears when it is complete, or not at all.
     """
-    import nimbed
     from nimbed.errors import ConfigurationError
-    from nimbed.files import embed_file
-    from nimbed_cli.terminal import progress_bar
 
-    # Words of the engine: it checks them itself, before anything is read.
-    options: dict[str, Any] = {
+    keywords: dict[str, Any] = {
         "input_type": input_type,
         "text_field": text_field,
         "id_field": id_field,
@@ -116,50 +84,95 @@ def embed(
         "int8_scale": int8_scale,
         "on_error": on_error,
     }
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
     if ray:
-        from nimbed_cli.embed_ray import embed_on_ray
-
         if input_format not in (None, "parquet"):
             raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
-        embed_on_ray(
-            arguments, output, model=model, placement=placement, wanted=options, progress=progress
-        )
-        return
-    if len(arguments) > 1:
+        if len(arguments) > 2:
+            raise ConfigurationError(
+                f"--ray takes the address of a cluster and one pattern; got {len(arguments)} "
+                f"words; put the pattern in quotes, or the shell replaces it"
+            )
+        if model is not None and Path(model).is_dir():
+            model = str(Path(model).resolve())  # the actors work in folders of their own
+    elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
+    with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
+        if ray:
+            gpus = False if device == "cpu" else None
+            said = _embed_on_ray(embedder, arguments, output, keywords, gpus, progress)
+        else:
+            said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
+    typer.echo("\n".join(said), err=True)
+
+
+def _embed_here(
+    embedder: Embedder,
+    source: str,
+    output: str,
+    kind: str | None,
+    keywords: dict[str, Any],
+    progress: bool | None,
+) -> list[str]:
+    """Embed a file in this process, and return lines that say what became of it."""
+    from nimbed.files import embed_file
+    from nimbed_cli.terminal import progress_bar
+
+    started = time.perf_counter()
+    with progress_bar("embedding", before="reading", show=progress) as move:
+        report = embed_file(embedder, source, output, kind=kind, progress=move, **keywords)
+    seconds = time.perf_counter() - started
+    said = [
+        f"vectors written to {report.output}: {report.rows:,} in {seconds:,.1f} s "
+        f"({report.rows / seconds:,.0f} texts/s, {report.tokens / seconds:,.0f} tokens/s)",
+        _contract(report.spec),
+    ]
+    if report.truncated:
+        said.append(f"texts that were cut to what the model reads: {report.truncated:,}")
+    if report.skipped:
+        said.append(f"rows that were skipped: {report.skipped:,}, listed in {report.skipped_list}")
+    return said
+
+
+def _embed_on_ray(
+    embedder: Embedder,
+    arguments: list[str],
+    output: str,
+    keywords: dict[str, Any],
+    gpus: bool | None,
+    progress: bool | None,
+) -> list[str]:
+    """Embed parquet files on a cluster, and return lines that say what became of them."""
+    from nimbed_cli.terminal import progress_bar
+    from nimbed_ray import EmbedTexts, embed_into_parts
+    from nimbed_ray.cluster import connected, import_ray
+    from nimbed_ray.folder import matching, opened
+
+    *address, pattern = arguments
+    system, files = opened(matching(pattern))
     started = time.perf_counter()
     with (
-        nimbed.load(model, **placement) as embedder,
-        progress_bar("embedding", before="reading", show=progress) as move,
+        connected(address[0] if address else None),
+        progress_bar("embedding", before="starting", show=progress) as move,
     ):
-        report = embed_file(
-            embedder,
-            arguments[0],
-            output,
-            kind=input_format,
-            progress=move,
-            **options,
+        texts = EmbedTexts(embedder, **keywords)
+        dataset = import_ray().data.read_parquet(files, filesystem=system)
+        report = embed_into_parts(dataset, texts, output, gpus=gpus, progress=move)
+    seconds = time.perf_counter() - started
+    said = [
+        f"vectors in {report.output}: {report.rows:,} in {report.parts:,} parts; made now: "
+        f"{report.embedded:,} in {seconds:,.1f} s ({report.embedded / seconds:,.0f} texts/s, "
+        f"{report.tokens / seconds:,.0f} tokens/s)",
+        _contract(report.spec),
+    ]
+    if report.left_out:
+        said.append(
+            f"rows that were skipped: {report.left_out:,}, listed in {report.output}/_left_out"
         )
-    typer.echo(_summary(report, time.perf_counter() - started), err=True)
+    return said
 
 
-def contract(spec: VectorSpec) -> str:
-    """Return a line that says what vectors are."""
+def _contract(spec: VectorSpec) -> str:
     return (
         f"{spec.model}, {spec.dimensions} dimensions, {spec.embedding_type}, "
         f"{spec.bytes_per_vector:,} bytes a vector; compare by {spec.metric}"
     )
-
-
-def _summary(report: FileReport, seconds: float) -> str:
-    lines = [
-        f"vectors written to {report.output}: {report.rows:,} in {seconds:,.1f} s "
-        f"({report.rows / seconds:,.0f} texts/s, {report.tokens / seconds:,.0f} tokens/s)",
-        contract(report.spec),
-    ]
-    if report.truncated:
-        lines.append(f"texts that were cut to what the model reads: {report.truncated:,}")
-    if report.skipped:
-        lines.append(f"rows that were skipped: {report.skipped:,}, listed in {report.skipped_list}")
-    return "\n".join(lines)

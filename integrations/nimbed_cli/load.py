@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nimbed_cli import options
+
 if TYPE_CHECKING:
-    import psycopg
+    from nimbed_pgvector import LoadReport, VectorTable
 
-    from nimbed import Embedder
-    from nimbed.files.load_report import LoadReport
-    from nimbed_pgvector import VectorTable
-
-__all__ = ["database", "embedder_for", "load"]
+__all__ = ["load"]
 
 
 def load(
@@ -24,55 +22,32 @@ def load(
         list[str],
         typer.Argument(
             metavar="[DSN] INPUT",
-            help="Where to (postgresql://user@host/database; keep the password in PGPASSWORD or "
+            help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
             "~/.pgpass), and a .jsonl, .csv, .txt or .parquet file, or - for standard input. "
             "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: Annotated[str, typer.Option(metavar="NAME", help="Made if it is not there.")],
-    embedded: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Instead of DSN: a database of its own in this folder."),
-    ] = None,
-    id_field: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Field of the primary key. Default: file name and row."),
-    ] = None,
-    text_field: Annotated[str, typer.Option(metavar="NAME", help="Field of the text.")] = "text",
+    table: options.Table,
+    embedded: options.Embedded = None,
+    id_field: options.TableIdField = None,
+    text_field: options.TextField = "text",
     metadata_field: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A field to keep; may be repeated. Default: all."),
     ] = None,
-    input_format: Annotated[
-        str | None,
-        typer.Option(metavar="txt|jsonl|csv|parquet", help="Needed where the name does not tell."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Default: the table's own, for a new one MiniLM."),
-    ] = None,
-    embedding_type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float|int8|uint8|binary|ubinary",
-            help="How a number is stored. Default: as the table has it, for a new one float.",
-        ),
-    ] = None,
-    dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help="A shorter vector, if the model offers it.")
-    ] = None,
-    int8_scale: Annotated[
-        str | None, typer.Option(metavar="even|nim", help="Scale of int8 and uint8.")
-    ] = None,
+    input_format: options.InputFormat = None,
+    model: options.TableModel = None,
+    embedding_type: options.TableEmbeddingType = None,
+    dimensions: options.Dimensions = None,
+    int8_scale: options.Int8Scale = None,
     also: Annotated[
         str | None,
         typer.Option(
-            metavar="float|halfvec", help="Keep floats too, by which candidates are ranked again."
+            metavar="float|halfvec",
+            help="Store floats too, which rank the best candidates again.",
         ),
     ] = None,
-    truncate: Annotated[
-        str, typer.Option(metavar="NONE|START|END", help="Where a text that is too long is cut.")
-    ] = "NONE",
+    truncate: options.Truncate = "NONE",
     rejects: Annotated[
         Path | None,
         typer.Option(
@@ -80,59 +55,56 @@ def load(
         ),
     ] = None,
     index: Annotated[
-        bool, typer.Option(help="Build the index after the load. Not, while others still load.")
+        bool,
+        typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="A server that runs the model.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where a local model runs.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Its arithmetic.")
-    ] = "auto",
-    progress: Annotated[
-        bool | None, typer.Option(help="Show a bar. Default: if a person watches.")
-    ] = None,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    progress: options.Progress = None,
 ) -> None:
     """Load a file into a table of PostgreSQL with pgvector, and index it.
 
-    Killed at any moment and typed again, it loses nothing and stores nothing twice: rows that
-    are there with the same content are skipped. Several may load into one table at once.
+    The table is created if it does not exist. Killed at any moment and run again, a load loses
+    nothing and stores nothing twice: rows that are there with the same content are skipped.
+    Several may load into one table at once.
     """
     from nimbed.errors import ConfigurationError, InputError
-    from nimbed.files.reject_list import listing
+    from nimbed.files import listing
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
     *dsn, source = arguments
     listed = rejects or Path(f"{table}.rejects.jsonl")
     if listed.resolve() == Path(source).resolve():
-        raise ConfigurationError(f"the list of rejects would replace the input {source!r}")
-    # Words of the engine: it checks them itself, before anything is read.
-    options: dict[str, Any] = {
+        raise ConfigurationError(
+            f"the list of rejects would replace the input {source!r}; name another with --rejects"
+        )
+    stored_as: dict[str, Any] = {
         "embedding_type": embedding_type,
         "dimensions": dimensions,
         "int8_scale": int8_scale,
         "also": also,
     }
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
-    name = "stdin" if source == "-" else Path(source).name
     with ExitStack() as stack:
-        connection = stack.enter_context(database(dsn, embedded))
-        target = VectorTable(connection, table, **options)
-        tell = stack.enter_context(listing(listed))
+        connection = stack.enter_context(options.connect_database(dsn, embedded))
+        target = VectorTable(connection, table, **stored_as)
         common: dict[str, Any] = {
-            "source": name,
+            "source": "stdin" if source == "-" else Path(source).name,
             "metadata_fields": metadata_field or None,
-            "on_reject": tell,
+            "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
             report = _load_vectors(target, source, input_format, move, common)
             if report is None:
-                found = target.find_spec()
-                embedder = embedder_for(model, found, placement)
-                target = VectorTable(connection, table, embedder, **options)
+                embedder = options.load_embedder(
+                    model,
+                    base_url=base_url,
+                    device=device,
+                    dtype=dtype,
+                    table_spec=target.find_spec(),
+                )
+                target = VectorTable(connection, table, embedder, **stored_as)
                 report = _load_texts(
                     target, source, move, text_field, id_field, input_format, truncate, common
                 )
@@ -147,41 +119,6 @@ def load(
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
-
-
-@contextmanager
-def database(
-    dsn: list[str], embedded: str | None, *, read_only: bool = False
-) -> Generator[psycopg.Connection[Any]]:
-    """Connect to the database that was typed in, or to the one in a folder.
-
-    Raises:
-        ConfigurationError: If neither was typed in, or both.
-    """
-    from nimbed.errors import ConfigurationError
-    from nimbed_pgvector import connect
-
-    if len(dsn) != (0 if embedded else 1):
-        raise ConfigurationError(
-            "say which database: either its DSN as the first word, or --embedded DIR"
-        )
-    with ExitStack() as stack:
-        if embedded is None:
-            address = dsn[0]
-        else:
-            from nimbed_pgvector.embedded import embedded_server
-
-            address = stack.enter_context(embedded_server(embedded))
-        yield stack.enter_context(connect(address, read_only=read_only))
-
-
-def embedder_for(model: str | None, spec: Any, placement: dict[str, Any]) -> Embedder:
-    """Return the embedder that was typed in, or the one that a table's spec names."""
-    import nimbed
-
-    if model is None and spec is not None:
-        return nimbed.load(spec.model, revision=spec.revision, **placement)
-    return nimbed.load(model, **placement)
 
 
 def _load_vectors(
@@ -216,24 +153,23 @@ def _load_texts(
     text_field: str,
     id_field: str | None,
     kind: str | None,
-    truncate: str,
+    truncate: Any,
     common: dict[str, Any],
 ) -> LoadReport:
     from nimbed.files import read_rows
-    from nimbed.spec import Truncate
 
     total = _row_count(source, kind)
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
         rows,
-        truncate=cast(Truncate, truncate),
+        truncate=truncate,  # a word of the engine's, which checks it
         on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
 
 
 def _row_count(source: str, kind: str | None) -> int:
-    """Return about how many rows a file has, for the time left; 0 where it must be read to tell."""
+    """Return about how many rows a file has, for the bar; 0 where it must be read to tell."""
     from nimbed.files.parquet_rows import open_parquet
     from nimbed.files.sources import is_rereadable, kind_of
 

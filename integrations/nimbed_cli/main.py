@@ -1,4 +1,4 @@
-"""The ``nimbed`` command: what was typed in, a command and its exit code out.
+"""The ``nimbed`` command: registers every subcommand, and turns errors into exit codes.
 
 A command is one file beside this one and one line below. Engine, numpy and rich are imported
 inside the commands, so that ``nimbed --help`` is immediate.
@@ -17,7 +17,6 @@ import typer
 
 from nimbed_cli.doctor import doctor
 from nimbed_cli.embed import embed
-from nimbed_cli.failures import describe
 from nimbed_cli.load import load
 from nimbed_cli.models import models
 from nimbed_cli.quickstart import quickstart
@@ -28,7 +27,7 @@ from nimbed_cli.tradeoff import tradeoff
 __all__ = ["app", "main"]
 
 # Turns for which OpenMP's threads wait busily for each other; its own default is 300,000. Beside
-# another busy process a batch then takes seconds, since they spin for one that does not run.
+# another busy process a batch then takes seconds, since they spin for a thread that does not run.
 _SPINS = "3000"
 
 app = typer.Typer(
@@ -41,12 +40,14 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(embed)
-app.command(**SERVE_OPTIONS)(serve)
-app.command()(load)
+app.command(short_help="Serve models to clients of NVIDIA's NIM and of OpenAI.", **SERVE_OPTIONS)(
+    serve
+)
+app.command(short_help="Load a file into a table of PostgreSQL, and index it.")(load)
 app.command()(search)
 app.command()(tradeoff)
 app.command()(models)
-app.command()(doctor)
+app.command(short_help="Check what a server or a Weaviate can be trusted with.")(doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,10 +96,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        sentence, code = describe(error)
+        sentence, code = _describe(error)
         typer.echo(f"Error: {sentence}", err=True)
     _flush()
     sys.exit(code)
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """Return what to tell the person at the terminal, and the exit code.
+
+    2: what was typed, or the file that was given, cannot work. 1: the machine, the model or the
+    server failed.
+    """
+    from nimbed.errors import BackendError, MissingExtraError, NimbedError
+
+    if isinstance(error, NimbedError):
+        return str(error), 1 if isinstance(error, (BackendError, MissingExtraError)) else 2
+    if isinstance(error, OSError):
+        what = error.strerror or str(error)
+        return f"{what}: {error.filename}" if error.filename else what, 1
+    if isinstance(error, MemoryError):
+        return "the machine has no memory left", 1
+    return (
+        f"nimbed failed unexpectedly, {type(error).__name__}: {error}\n"
+        f"run the command again with --debug and report what it prints"
+    ), 1
 
 
 def _share_cores() -> None:
@@ -115,7 +137,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _flush() -> None:
-    """Write what is left, and say nothing if nobody reads it any more (``| head``)."""
+    """Write what is left, and say nothing if nobody reads it any more, as in ``| head``."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""``nimbed models``: the catalogue, or one card with the contract of every embedding type."""
+"""``nimbed models``: lists the catalogue, or describes one model and its vectors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from nimbed_cli import options
 
+if TYPE_CHECKING:
     from nimbed.cards import ModelCard
     from nimbed.spec import VectorSpec
     from nimbed.stores import StoreField
@@ -22,14 +22,12 @@ def models(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="An id, an alias or an old name.")
     ] = None,
-    dimensions: Annotated[
-        int | None, typer.Option(metavar="N", help="Specs of a shorter vector, for one model.")
-    ] = None,
+    dimensions: options.Dimensions = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="DATABASE", help="How that database wants each type's vectors."),
+        typer.Option(metavar="DATABASE", help="Show how that database stores each type."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the known models, or describe one."""
     from nimbed import cards
@@ -37,13 +35,14 @@ def models(
 
     if name is None:
         if dimensions is not None or store is not None:
-            raise ConfigurationError("--dimensions and --store each needs the name of a model")
+            raise ConfigurationError(
+                "--dimensions and --store describe one model; each needs the name of a model"
+            )
         listed = cards.catalogue()
         if as_json:
             typer.echo(json.dumps([_facts(card) for card in listed], ensure_ascii=False, indent=2))
         else:
-            _show(_catalogue_table(listed))
-            _show("One of them in full: nimbed models NAME")
+            _print_catalogue(listed)
         return
     card = cards.find(name)
     specs = _specs(card, dimensions)
@@ -57,14 +56,12 @@ def models(
             }
         typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
-        _show(_card_table(card))
-        _show(_spec_table(specs) if fields is None else _field_table(fields))
-
-
-def _show(what: Table | str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(what)
+        _print_card(card)
+        typer.echo()
+        if fields is None:
+            _print_specs(specs)
+        else:
+            _print_fields(fields)
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:
@@ -102,29 +99,23 @@ def _fields(specs: list[VectorSpec], store: str) -> dict[str, StoreField | str]:
     return found
 
 
-def _catalogue_table(listed: tuple[ModelCard, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
+def _print_catalogue(listed: tuple[ModelCard, ...]) -> None:
+    from nimbed_cli.terminal import Column, print_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    table.add_column("dimensions", justify="right")
-    table.add_column("tokens", justify="right")
-    table.add_column("inputs")
+    rows: list[tuple[str, ...]] = []
     for card in listed:
         inputs = "text, image" if "image" in card.modalities else "text"
         smallest = f"{card.sizes[0]}-" if len(card.sizes) > 1 else ""
-        table.add_row(card.id, f"{smallest}{card.dimensions}", f"{card.max_tokens:,}", inputs)
-    return table
+        rows.append((card.id, f"{smallest}{card.dimensions}", f"{card.max_tokens:,}", inputs))
+    right = (Column(name, align="right") for name in ("dimensions", "tokens"))
+    print_table((Column("model"), *right, Column("inputs")), rows)
+    # Beside the table, so that a pipe has rows alone.
+    typer.echo("One of them in full: nimbed models NAME", err=True)
 
 
-def _card_table(card: ModelCard) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+def _print_card(card: ModelCard) -> None:
+    from nimbed_cli.terminal import print_facts
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     parameters = ""
     if card.parameters is not None:
         inner, total = card.parameters
@@ -145,45 +136,39 @@ def _card_table(card: ModelCard) -> Table:
         "licence": card.licence,
         "note": card.note,
     }
-    for fact, value in facts.items():
-        if value:
-            table.add_row(fact, Text(value))  # a Text, since brackets in a prompt are no markup
-    return table
+    print_facts([(name, fact) for name, fact in facts.items() if fact])
 
 
-def _spec_table(specs: list[VectorSpec]) -> Table:
-    from rich import box
-    from rich.table import Table
+def _print_specs(specs: list[VectorSpec]) -> None:
+    from nimbed_cli.terminal import Column, print_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("embedding type", "metric", "dtype"):
-        table.add_column(name)
-    for name in ("width", "bytes", "fingerprint"):
-        table.add_column(name, justify="right")
-    for spec in specs:
-        table.add_row(
-            spec.embedding_type,
-            spec.metric,
-            spec.dtype,
-            f"{spec.width:,}",
-            f"{spec.bytes_per_vector:,}",
-            spec.fingerprint,
-        )
-    return table
+    left = (Column(name) for name in ("embedding type", "metric", "dtype"))
+    right = (Column(name, align="right") for name in ("width", "bytes", "fingerprint"))
+    print_table(
+        (*left, *right),
+        [
+            (
+                spec.embedding_type,
+                spec.metric,
+                spec.dtype,
+                f"{spec.width:,}",
+                f"{spec.bytes_per_vector:,}",
+                spec.fingerprint,
+            )
+            for spec in specs
+        ],
+    )
 
 
-def _field_table(fields: dict[str, StoreField | str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def _print_fields(fields: dict[str, StoreField | str]) -> None:
+    from nimbed_cli.terminal import Column, print_table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("embedding type", "type", "metric", "order by", "options, or why not"):
-        table.add_column(name, overflow="fold")
+    rows: list[tuple[str, ...]] = []
     for kind, found in fields.items():
         if isinstance(found, str):
-            table.add_row(kind, "", "", "", Text(found))
+            rows.append((kind, "", "", "", found))
         else:
-            options = ", ".join(f"{name}={value}" for name, value in found.options.items())
-            table.add_row(kind, *map(Text, (found.type, found.metric, found.operator, options)))
-    return table
+            details = ", ".join(f"{name}={value}" for name, value in found.options.items())
+            rows.append((kind, found.type, found.metric, found.operator, details))
+    names = ("stored as", "column type", "metric", "order by")
+    print_table((*map(Column, names), Column("options, or why not", fit="fold")), rows)

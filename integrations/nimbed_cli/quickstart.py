@@ -1,9 +1,13 @@
-"""``nimbed quickstart``: search the standard library's documentation, by floats and by bits."""
+"""``nimbed quickstart``: searches the standard library's documentation, by floats and by bits."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,13 +15,15 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nimbed import EmbeddingBatch
-    from nimbed.spec import VectorSpec
-    from nimbed.tradeoff import Measured
+    from nimbed import Embedder, EmbeddingBatch
+    from nimbed.spec import EmbeddingType, VectorSpec
     from nimbed_cli.corpus import Passage
+    from nimbed_tradeoff import Measured
 
-__all__ = ["quickstart"]
+__all__ = ["OVERSAMPLING", "compare", "quickstart", "search_database"]
 
+#: Candidates that Hamming fetches for every result that floats choose among them.
+OVERSAMPLING = 8
 _QUESTIONS = (
     "compress a file",
     "schedule a function to run later",
@@ -26,11 +32,18 @@ _QUESTIONS = (
     "share memory between processes",
 )
 _SHOWN = 3
+_MOST_QUERIES = 250
+_COMPARED: tuple[tuple[EmbeddingType, int], ...] = (
+    ("float", 0),
+    ("int8", 0),
+    ("ubinary", 0),
+    ("ubinary", OVERSAMPLING),
+)
 _NEXT = """\
-[bold]What to type next[/bold]
-  nimbed embed texts.jsonl -o vectors.parquet --input-type passage
+  echo '{"text": "Bees make honey."}' > texts.jsonl    [dim]# or texts of your own[/dim]
+  nimbed embed texts.jsonl -o vectors.jsonl --input-type passage
   nimbed load --embedded ./database --table docs texts.jsonl
-  nimbed search --embedded ./database --table docs "a question"
+  nimbed search --embedded ./database --table docs "who makes honey?"
   nimbed models                  [dim]# what else it can load[/dim]
   python                         [dim]# the same from a program:[/dim]
   >>> import nimbed
@@ -44,14 +57,13 @@ def quickstart(
 ) -> None:
     """Embed and search Python's documentation.
 
-    A few thousand docstrings of the standard library, searched by floats and by bits.
+    A few thousand docstrings of the standard library, searched by floats, by bits, and in a
+    PostgreSQL of their own.
     """
     from rich.console import Console
 
     import nimbed
-    from nimbed_cli.comparison import OVERSAMPLING, compare
     from nimbed_cli.corpus import standard_library_passages
-    from nimbed_cli.quickstart_database import answers_of_a_database
     from nimbed_cli.terminal import progress_bar
 
     console = Console(highlight=False)
@@ -75,15 +87,103 @@ def quickstart(
         )
         packed = embedder.spec(embedding_type="ubinary")
         console.print(_answers(corpus, questions, floats, packed))
-        console.print(_ways(compare(floats, embedder), len(corpus)))
+        console.print(_comparison(compare(floats, embedder), len(corpus)))
         smaller = floats.spec.bytes_per_vector // packed.bytes_per_vector
         console.print(
             f"[dim]recall@10: how many of the ten nearest by float are found. Bits take "
             f"{smaller} times\nless memory; rescored, the best "
             f"{OVERSAMPLING}0 by bits are ranked again by floats from disk.[/dim]\n"
         )
-        console.print(answers_of_a_database(corpus, floats, _QUESTIONS, questions, embedder))
+        console.print(search_database(corpus, floats, _QUESTIONS, questions, embedder))
+    console.print("[bold]What to type next[/bold]")
+    programs = Path(sys.executable).parent
+    if shutil.which("nimbed") != str(programs / "nimbed"):
+        inside = programs.is_relative_to(Path.cwd())
+        folder = f"$PWD/{programs.relative_to(Path.cwd())}" if inside else programs
+        console.print(f'  export PATH="{folder}:$PATH"', markup=False, soft_wrap=True)
     console.print(_NEXT)
+
+
+def compare(floats: EmbeddingBatch, embedder: Embedder) -> tuple[Measured, ...]:
+    """Search a corpus for some of its own passages, which are left out of it.
+
+    Args:
+        floats: At least two float vectors, all of one role.
+        embedder: The embedder that made them.
+
+    Returns:
+        What float, int8, bits, and bits rescored by float cost and keep.
+    """
+    import numpy as np
+
+    from nimbed_tradeoff import Way, measure
+
+    step = max(2, len(floats) // _MOST_QUERIES)
+    held_out = np.arange(0, len(floats), step)
+    corpus = np.setdiff1d(np.arange(len(floats)), held_out)
+    ways = [
+        Way(spec=embedder.spec(embedding_type=kind), oversampling=times)
+        for kind, times in _COMPARED
+    ]
+    return measure(floats.select(held_out), floats.select(corpus), ways)
+
+
+def search_database(
+    corpus: Sequence[Passage],
+    floats: EmbeddingBatch,
+    questions: Sequence[str],
+    asked: EmbeddingBatch,
+    embedder: Embedder,
+) -> str:
+    """Load passages into a PostgreSQL of their own, in a temporary folder, and search it.
+
+    What ``nimbed load --embedded`` and ``nimbed search --embedded`` do.
+
+    Args:
+        corpus: The passages.
+        floats: Their vectors.
+        questions: The questions.
+        asked: Their vectors.
+        embedder: The embedder that made the vectors.
+
+    Returns:
+        The answers in rich's markup, or why no database runs here.
+    """
+    from rich.markup import escape
+
+    from nimbed.errors import NimbedError
+    from nimbed.files import Row
+
+    rows = [Row(place, each.text, each.id) for place, each in enumerate(corpus, 1)]
+    try:
+        from nimbed_pgvector import VectorTable, connect
+        from nimbed_pgvector.embedded import embedded_server
+
+        with tempfile.TemporaryDirectory(prefix="nimbed-") as folder:
+            Path(folder).chmod(0o755)  # for root the server runs as another user
+            with embedded_server(Path(folder) / "data") as dsn, connect(dsn) as connection:
+                begun = time.perf_counter()
+                table = VectorTable(
+                    connection, "docs", embedder, embedding_type="ubinary", also="halfvec"
+                )
+                table.load_embedded([(rows, floats)], floats.spec)
+                table.index()
+                loaded = time.perf_counter()
+                hits = [
+                    table.nearest(asked.select([place]), _SHOWN) for place in range(len(questions))
+                ]
+                seconds = (time.perf_counter() - loaded) / len(questions)
+    except NimbedError as error:
+        return f"[dim]No PostgreSQL could be started here: {escape(str(error))}[/dim]\n"
+    lines = [
+        "[bold]The same in a PostgreSQL of its own, with pgvector[/bold]",
+        f"loaded and indexed in {loaded - begun:.1f} s; a question takes "
+        f"{1000 * seconds:.1f} ms: bits by HNSW, then floats\n",
+    ]
+    for question, found in zip(questions, hits, strict=True):
+        best = found[0]
+        lines.append(f"  {question:36.36}  [cyan]{1 - best.distance:4.2f}[/cyan] {best.id:.34}")
+    return "\n".join(lines) + "\n"
 
 
 def _answers(
@@ -94,8 +194,7 @@ def _answers(
     from rich.table import Table
 
     from nimbed.search import nearest, rescore
-    from nimbed.tradeoff import derive
-    from nimbed_cli.comparison import OVERSAMPLING
+    from nimbed_tradeoff import derive
 
     exact = nearest(questions, floats, _SHOWN)
     coarse = nearest(derive(questions, packed), derive(floats, packed), _SHOWN * OVERSAMPLING)
@@ -118,7 +217,7 @@ def _answers(
     return table
 
 
-def _ways(ways: Sequence[Measured], count: int) -> Table:
+def _comparison(compared: Sequence[Measured], count: int) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -127,7 +226,7 @@ def _ways(ways: Sequence[Measured], count: int) -> Table:
     table.add_column("compared by")
     for heading in ("bytes", "in memory", "a query", "recall@10"):
         table.add_column(heading, justify="right")
-    for each in ways:
+    for each in compared:
         spec, rescored = each.way.spec, each.way.oversampling > 0
         table.add_row(
             f"{spec.embedding_type}, rescored" if rescored else spec.embedding_type,

@@ -1,15 +1,104 @@
-"""Progress of a long job on the terminal's error stream.
+"""What commands show in the terminal: tables, and the progress of long jobs.
 
-Knows nothing about what is being done.
+A table goes to standard output, in a pipe as tab-separated lines; a bar to standard error.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["progress_bar"]
+import typer
+
+__all__ = ["Column", "print_facts", "print_table", "progress_bar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Its heading.
+        align: Where its cells stand.
+        fit: What happens where the terminal is too narrow: ``fold`` and ``cut`` cells give way
+            first, going on in the next line or ending with an ellipsis; ``keep`` cells go on in
+            the next line only if all of them together do not fit.
+    """
+
+    name: str
+    align: Literal["left", "right"] = "left"
+    fit: Literal["keep", "fold", "cut"] = "keep"
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal; in a pipe tab-separated lines with nothing cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        _print_lines([[column.name for column in columns], *rows])
+        return
+    longest = (
+        max(map(len, (column.name, *cells)))
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=False)
+        if column.fit == "keep"
+    )
+    # Two characters are between columns; a cell that is cut needs some, too.
+    keeps = sum(longest) + 2 * len(columns) + 8 <= console.width
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for column in columns:
+        # Rich narrows the columns that may wrap first; a Text that does not wrap is then cut.
+        table.add_column(
+            column.name,
+            justify=column.align,
+            no_wrap=keeps and column.fit == "keep",
+            overflow="fold",
+        )
+    for row in rows:
+        # Texts, not strings: a cell may hold what rich takes for markup.
+        table.add_row(
+            *(
+                Text(_one_line(cell), no_wrap=True, overflow="ellipsis")
+                if column.fit == "cut"
+                else Text(cell)
+                for column, cell in zip(columns, row, strict=True)
+            )
+        )
+    console.print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print named facts, a line each; in a pipe name and fact separated by a tab."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        _print_lines(facts)
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts:
+        table.add_row(name, Text(fact))
+    console.print(table)
+
+
+def _print_lines(rows: Sequence[Sequence[str]]) -> None:
+    for row in rows:
+        typer.echo("\t".join(map(_one_line, row)))
+
+
+def _one_line(cell: str) -> str:
+    """Return a cell without the tabs and line breaks that would end it."""
+    return " ".join(cell.splitlines()).replace("\t", " ")
 
 
 @contextmanager
@@ -21,7 +110,7 @@ def progress_bar(
     Args:
         what: What is counted.
         before: What is happening until the first call.
-        show: None shows it if a person is watching.
+        show: None shows it if standard error is a terminal.
 
     Yields:
         A function of (done, total); a total of 0 stands for an unknown one.

@@ -1,17 +1,20 @@
-"""``nimbed tradeoff``: what each embedding type and size keeps, on somebody's own passages."""
+"""``nimbed tradeoff``: measures what each embedding type and size keeps, on your own passages."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from nimbed_cli import options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nimbed.tradeoff import Tradeoff
+    from nimbed_tradeoff import Tradeoff
 
 __all__ = ["tradeoff"]
 
@@ -21,7 +24,8 @@ def tradeoff(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Your passages: a .txt (one a line), .jsonl, .csv or .parquet file, or -.",
+            help="Your passages: a .txt (a text a line), .jsonl, .csv or .parquet file, or - for "
+            "standard input.",
         ),
     ],
     queries: Annotated[
@@ -34,75 +38,46 @@ def tradeoff(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Query id, passage id, grade: parted by tabs, or .jsonl with query_id, "
-            "passage_id, grade. Default: what float finds is right.",
+            help="Which passages answer which query: query id, passage id and grade, separated by "
+            "tabs, or .jsonl with query_id, passage_id, grade. Default: those that float finds.",
         ),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="An .html page with the plots."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write an .html page with plots, too."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name from `nimbed models`, a folder or a hub id. Default: MiniLM.",
-        ),
-    ] = None,
+    model: options.Model = None,
     dimensions: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Sizes to try. Default: all that the model offers."),
     ] = None,
     keep: Annotated[
-        float, typer.Option(metavar="SHARE", help="How much of float's recall must be kept.")
+        float,
+        typer.Option(metavar="SHARE", help="Share of float's recall that must be kept."),
     ] = 0.97,
-    text_field: Annotated[
-        str, typer.Option(metavar="NAME", help="Field or column of the text.")
-    ] = "text",
-    id_field: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Field or column of the id. Default: line numbers."),
-    ] = None,
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="txt|jsonl|csv|parquet", help="Needed where the name of INPUT does not tell."
-        ),
-    ] = None,
-    truncate: Annotated[
-        str, typer.Option(metavar="NONE|START|END", help="Where a text that is too long is cut.")
-    ] = "NONE",
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="A server that runs the model.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where a local model runs.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16|float16", help="Its arithmetic.")
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
-    progress: Annotated[
-        bool | None, typer.Option(help="Show a bar. Default: if a person watches.")
-    ] = None,
+    text_field: options.TextField = "text",
+    id_field: options.RowIdField = None,
+    input_format: options.InputFormat = None,
+    truncate: options.Truncate = "NONE",
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+    progress: options.Progress = None,
 ) -> None:
     """Measure what int8, bits and shorter vectors keep.
 
-    Embeds your passages once, makes every type and size of the floats, and recommends one.
+    Embeds your passages once, derives every type and size from the floats, and recommends one.
     """
-    import nimbed
-    from nimbed.tradeoff import page
-    from nimbed.tradeoff import tradeoff as measured
+    import nimbed_tradeoff
     from nimbed_cli.terminal import progress_bar
 
-    target = None if output is None else _writable(output)
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
-    options: dict[str, Any] = {"truncate": truncate}  # the engine's word, which checks it
+    target = None if output is None else _writable(output, (source, queries, judgements))
     with (
-        nimbed.load(model, **placement) as embedder,
+        options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):
-        study = measured(
+        study = nimbed_tradeoff.tradeoff(
             embedder,
             source,
             queries=queries,
@@ -112,29 +87,35 @@ def tradeoff(
             kind=input_format,
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
+            truncate=cast(Any, truncate),  # a word of the engine's, which checks it
             progress=move,
-            **options,
         )
     if target is not None:
         from nimbed.files.staging import Staging
 
         with Staging(target) as staging:
-            staging.place(target).write_text(page(study), encoding="utf-8")
+            staging.place(target).write_text(nimbed_tradeoff.page(study), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(study.to_dict(), ensure_ascii=False, indent=2))
     else:
         _show(study, target)
 
 
-def _writable(output: str) -> Path:
-    """Return the path of the page, before hours of embedding are spent on it."""
+def _writable(output: str, inputs: Iterable[str | None]) -> Path:
+    """Return the path of the page, if one can be written there, before anything is embedded."""
     from nimbed.errors import ConfigurationError
+    from nimbed_tradeoff.plots import check_installed
 
     target = Path(output)
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigurationError(f"the page is HTML; call it .html, not {target.name!r}")
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {str(target.parent)!r} to write into")
+    if any(each is not None and target.resolve() == Path(each).resolve() for each in inputs):
+        raise ConfigurationError(
+            f"the page would replace the input {output!r}; give it another name"
+        )
+    check_installed()
     return target
 
 
@@ -145,7 +126,7 @@ def _sizes(typed: str) -> list[int]:
         return [int(size) for size in typed.split(",")]
     except ValueError:
         raise ConfigurationError(
-            f"--dimensions takes sizes parted by commas, such as 128,256; got {typed!r}"
+            f"--dimensions takes sizes separated by commas, such as 128,256; got {typed!r}"
         ) from None
 
 
@@ -158,10 +139,10 @@ def _show(study: Tradeoff, target: Path | None) -> None:
         f"[bold]{study.passages:,} passages of {escape(study.source)}[/bold], "
         f"{study.queries:,} queries, {escape(study.model)}\n"
         f"embedded in {study.embedding_seconds:,.1f} s, "
-        f"measured in {study.measuring_seconds:,.1f} s"
+        f"measured in {study.measuring_seconds:,.1f} s\n"
     )
-    console.print(_table(study))
-    console.print(f"[bold]{escape(study.advice.sentence)}[/bold]\n")
+    console.print(_table(study, console.width))
+    console.print(f"\n[bold]{escape(study.advice.sentence)}[/bold]\n")
     for note in study.notes:
         console.print(f"[dim]{escape(note)}[/dim]")
     if target is None:
@@ -170,37 +151,42 @@ def _show(study: Tradeoff, target: Path | None) -> None:
         console.print(f"\nplots written to {escape(str(target))}")
 
 
-def _table(study: Tradeoff) -> Table:
+def _table(study: Tradeoff, width: int) -> Table:
+    """Return a row for each way, with as many columns as fit beside the recommendation."""
     from rich import box
     from rich.table import Table
 
-    from nimbed.tradeoff import TOP
-    from nimbed.tradeoff.result import readable_size
+    from nimbed_tradeoff import TOP
+    from nimbed_tradeoff.result import readable_size
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("stored as", no_wrap=True)
-    for heading in ("size", "bytes", "index", f"recall@{TOP}", f"nDCG@{TOP}", "ms"):
-        table.add_column(heading, justify="right", no_wrap=True)
     optimal = study.pareto(rescored=True)
-    table.add_column("", no_wrap=True)
+    columns: dict[str, list[str]] = {}
     for each in study.measured:
         spec, times = each.way.spec, each.way.oversampling
-        table.add_row(
-            f"[dim]  rescored {each.way.candidates}[/dim]" if times else spec.embedding_type,
-            *(
-                ("", "", "")
-                if times
-                else (
-                    str(spec.dimensions),
-                    f"{each.bytes_per_vector:,}",
-                    readable_size(study.index_bytes(each)),
-                )
-            ),
-            f"{each.recall:.3f}",
-            f"{each.ndcg:.3f}",
-            f"{each.milliseconds:.3f}",
-            ("*" if each in optimal else " ") + (" <" if each is study.advice.best else ""),
-        )
-    table.caption = "* on the Pareto line of bytes and recall   < recommended"
+        low, high = each.quartiles
+        cells = {
+            "stored as": f"  rescored {each.way.candidates}" if times else spec.embedding_type,
+            "size": "" if times else str(spec.dimensions),
+            "bytes": "" if times else f"{each.bytes_per_vector:,}",
+            "index": "" if times else readable_size(study.index_bytes(each)),
+            f"recall@{TOP}": f"{each.recall:.3f}",
+            f"nDCG@{TOP}": f"{each.ndcg:.3f}",
+            "ms": f"{each.milliseconds:.3f}",
+            "IQR": f"{high - low:.3f}",
+            "": ("*" if each in optimal else " ") + (" <" if each is study.advice.best else ""),
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, [name]).append(cell)
+    for name in ("IQR", "index", f"nDCG@{TOP}", "bytes"):
+        if sum(max(map(len, cells)) + 2 for cells in columns.values()) - 1 > width:
+            del columns[name]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("stored as", "") else "right")
+    for row in list(zip(*columns.values(), strict=True))[1:]:
+        table.add_row(*row, style="dim" if row[0].startswith(" ") else None)
+    table.caption = "< recommended\n* on the Pareto line of bytes and recall"
+    if "IQR" in columns:
+        table.caption += "\nms: median time of a query; IQR: range between its quartiles"
     table.caption_justify = "left"
     return table

@@ -18,8 +18,8 @@ import numpy as np
 import nimbed
 from nimbed import EmbeddingBatch
 from nimbed.search import nearest, rescore
-from nimbed.tradeoff import derive
 from nimbed_cli.corpus import Passage, standard_library_passages
+from nimbed_tradeoff import derive
 
 TOP = 10
 QUERIES = 400

@@ -45,6 +45,13 @@ def fake_model(monkeypatch):
     return asked
 
 
+@pytest.fixture
+def narrow_terminal(monkeypatch):
+    """Let rich take the captured output for a terminal of 80 columns without colours."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+
+
 FAKE = """
 import time, nimbed
 from nimbed_cli.main import main

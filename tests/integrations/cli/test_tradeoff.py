@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -40,6 +41,31 @@ def test_the_terminal_shows_every_way_the_advice_and_what_to_know(
     assert "first sentences of 120 passages" in words
     assert "add -o page.html for the plots" in words
     assert fake_model == [(None, {"base_url": None, "device": "auto", "dtype": "auto"})]
+
+
+@pytest.mark.parametrize("columns", [80, 70, 60, 50, 40])
+def test_a_narrow_terminal_shows_recall_and_the_recommended_way(
+    nimbed_command, fake_model, passages, monkeypatch, columns
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = nimbed_command("tradeoff", passages).out.splitlines()
+    assert max(map(len, lines)) <= columns
+    (best,) = (line for line in lines if line.rstrip().endswith(" <"))
+    assert re.search(r"\b[01]\.\d{3}\b", best)
+    assert "recall@10" in " ".join(lines)
+    assert ("IQR" in " ".join(lines)) == (columns == 80)
+
+
+def test_plots_need_matplotlib_and_the_table_does_not(
+    nimbed_command, monkeypatch, passages, tmp_path
+):
+    fake = nimbed.FakeEmbedder()
+    monkeypatch.setattr(nimbed, "load", lambda *_, **__: fake)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    outcome = nimbed_command("tradeoff", passages, "-o", tmp_path / "page.html")
+    assert (outcome.code, fake.calls) == (1, [])
+    assert "pip install 'nimbed[tradeoff]'" in outcome.err
+    assert nimbed_command("tradeoff", passages).code == 0
 
 
 def test_the_table_and_the_json_say_the_same(nimbed_command, fake_model, passages):
@@ -101,10 +127,14 @@ def test_standard_input_is_read(nimbed_process):
     [
         (
             ("--dimensions", "16,x"),
-            "--dimensions takes sizes parted by commas, such as 128,256; got '16,x'",
+            "--dimensions takes sizes separated by commas, such as 128,256; got '16,x'",
         ),
         (("--dimensions", "17"), "no 17-dimension form; it offers 16, 32, 64"),
         (("-o", "page.pdf"), "call it .html, not 'page.pdf'"),
+        (
+            ("--queries", "q.html", "-o", "./q.html"),
+            "the page would replace the input './q.html'; give it another name",
+        ),
         (("-o", "no/such/page.html"), "there is no folder 'no/such' to write into"),
         (("--keep", "2"), "above 0 up to 1; got 2.0"),
         (("--judgements", "qrels.tsv"), "give the file of queries too"),

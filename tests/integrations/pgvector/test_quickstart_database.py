@@ -9,7 +9,7 @@ import pytest
 from nimbed import FakeEmbedder, search
 from nimbed.errors import BackendError
 from nimbed_cli.corpus import Passage
-from nimbed_cli.quickstart_database import answers_of_a_database
+from nimbed_cli.quickstart import search_database
 from nimbed_pgvector import embedded
 
 pytestmark = pytest.mark.postgres
@@ -22,7 +22,7 @@ def told() -> str:
     embedder = FakeEmbedder()
     floats = embedder.embed([passage.text for passage in CORPUS], input_type="passage")
     asked = embedder.embed(QUESTIONS, input_type="query")
-    return answers_of_a_database(CORPUS, floats, QUESTIONS, asked, embedder)
+    return search_database(CORPUS, floats, QUESTIONS, asked, embedder)
 
 
 def test_the_database_of_the_tour_gives_the_nearest(server_dsn: str) -> None:

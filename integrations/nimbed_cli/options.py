@@ -1,0 +1,145 @@
+"""Command-line options that several commands share, each declared once, and what they open.
+
+Enumerations are plain strings here: the engine checks its own words, before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from nimbed import Embedder
+    from nimbed.spec import VectorSpec
+
+
+def _model(default: str) -> Any:
+    return typer.Option(
+        metavar="NAME",
+        help=f"A name from `nimbed models`, a folder or a hub id. Default: {default}.",
+    )
+
+
+def _embedding_type(default: str = "") -> Any:
+    return typer.Option(
+        metavar="float|int8|uint8|binary|ubinary",
+        help=f"How each number of a vector is stored.{default}",
+    )
+
+
+def _id_field(default: str) -> Any:
+    return typer.Option(metavar="NAME", help=f"Field or column of the id. Default: {default}.")
+
+
+# Which model, and where it runs.
+Model = Annotated[str | None, _model("MiniLM")]
+TableModel = Annotated[str | None, _model("the table's; for a new table MiniLM")]
+BaseUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="Embed on the server at this address, not here.")
+]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where a local model runs.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|bfloat16|float16", help="Precision that a local model computes in."
+    ),
+]
+
+# What is read.
+TextField = Annotated[str, typer.Option(metavar="NAME", help="Field or column of the text.")]
+IdField = Annotated[str | None, _id_field("none")]
+RowIdField = Annotated[str | None, _id_field("line numbers")]
+TableIdField = Annotated[str | None, _id_field("file name and row number")]
+InputFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="txt|jsonl|csv|parquet", help="Format of INPUT, where its name does not tell."
+    ),
+]
+
+# What is made of it.
+EmbeddingType = Annotated[str, _embedding_type()]
+TableEmbeddingType = Annotated[
+    str | None, _embedding_type(" Default: the table's; for a new table float.")
+]
+Dimensions = Annotated[
+    int | None, typer.Option(metavar="N", help="A shorter vector, if the model offers it.")
+]
+Int8Scale = Annotated[
+    str | None, typer.Option(metavar="even|nim", help="Scale of int8 and uint8. Default: even.")
+]
+Truncate = Annotated[
+    str,
+    typer.Option(
+        metavar="NONE|START|END",
+        help="Cut a text that is too long at its START or END; NONE refuses it.",
+    ),
+]
+
+# Where it is stored.
+Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
+Embedded = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR", help="Instead of a DSN: a database that nimbed runs in this folder."
+    ),
+]
+
+# What is shown.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Default: in a terminal.")]
+
+
+def load_embedder(
+    model: str | None,
+    *,
+    base_url: str | None,
+    device: str,
+    dtype: str,
+    table_spec: VectorSpec | None = None,
+) -> Embedder:
+    """Load the model that was asked for, or else the one that made a table's vectors.
+
+    Raises:
+        ConfigurationError: If no such model is known, or an option is wrong.
+    """
+    import nimbed
+
+    # As the engine's Literals; it refuses any other word.
+    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
+    if model is None and table_spec is not None:
+        return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
+    return nimbed.load(model, **placement)
+
+
+@contextmanager
+def connect_database(
+    dsn: list[str], embedded: str | None, *, read_only: bool = False
+) -> Generator[psycopg.Connection[Any]]:
+    """Connect to the database of a DSN, or to the one in a folder, which runs meanwhile.
+
+    Raises:
+        ConfigurationError: If neither was given, or both.
+    """
+    from nimbed.errors import ConfigurationError
+    from nimbed_pgvector import connect
+
+    if len(dsn) != (0 if embedded else 1):
+        raise ConfigurationError(
+            "say which database: either its DSN as the first word, or --embedded DIR"
+        )
+    with ExitStack() as stack:
+        if embedded is None:
+            address = dsn[0]
+        else:
+            from nimbed_pgvector.embedded import embedded_server
+
+            address = stack.enter_context(embedded_server(embedded))
+        yield stack.enter_context(connect(address, read_only=read_only))

@@ -1,0 +1,116 @@
+"""A study of a file of passages: read, embed once, measure every way, recommend one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nimbed.embedder import Embedder
+from nimbed.errors import ConfigurationError, InputError
+from nimbed.files.sources import Source, name_of
+from nimbed.progress import Progress
+from nimbed.spec import Truncate, check_literal
+from nimbed_tradeoff.advice import advise
+from nimbed_tradeoff.judgements import Judgements, read_judgements
+from nimbed_tradeoff.measurement import measure
+from nimbed_tradeoff.result import Tradeoff
+from nimbed_tradeoff.texts import Texts, embed_texts, first_sentences, read_texts
+from nimbed_tradeoff.ways import TOP, every_way
+
+__all__ = ["tradeoff"]
+
+
+def tradeoff(
+    embedder: Embedder,
+    source: Source,
+    *,
+    queries: Source | None = None,
+    judgements: Source | None = None,
+    text_field: str = "text",
+    id_field: str | None = None,
+    kind: str | None = None,
+    dimensions: Sequence[int] | None = None,
+    keep: float = 0.97,
+    truncate: Truncate = "NONE",
+    progress: Progress = False,
+) -> Tradeoff:
+    """Measure what each embedding type and size keeps of float on your own passages.
+
+    Args:
+        embedder: Embeds every passage and every query once.
+        source: A file of passages, as :func:`nimbed.files.embed_file` reads it.
+        queries: A file of queries; None makes queries of some passages' first sentences.
+        judgements: A file that says which passages answer which query, see
+            :func:`nimbed_tradeoff.judgements.read_judgements`; None takes float's order as right.
+        text_field: Field of the text, in both files.
+        id_field: Field of the id, in both files.
+        kind: The format of the passages, where the name does not tell it.
+        dimensions: Only these of the sizes that the model offers, beside the full float.
+        keep: The share of float's recall that the recommendation must keep.
+        truncate: What happens to a text that is too long.
+        progress: True for a bar, or a callable told (done, total) of the passages.
+
+    Raises:
+        ConfigurationError: If an option is wrong, or the model does not offer a size.
+        InputError: If a file is missing or empty, or a record of it cannot be used.
+        BackendError: If the model or the server failed.
+    """
+    check_literal("truncate", truncate, Truncate)
+    if not 0 < keep <= 1:
+        raise ConfigurationError(f"keep is a share of float's recall, above 0 up to 1; got {keep}")
+    ways = every_way(embedder, dimensions)
+    corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind)
+    started = time.perf_counter()
+    passage_floats = embed_texts(
+        embedder, corpus, input_type="passage", truncate=truncate, progress=progress
+    )
+    query_floats = embed_texts(embedder, asked, input_type="query", truncate=truncate)
+    embedded = time.perf_counter()
+    measured = measure(query_floats, passage_floats, ways, judged.gains if judged else None)
+    return Tradeoff(
+        model=embedder.card.id,
+        source=name_of(source),
+        queries_from=None if queries is None else name_of(queries),
+        judgements_from=None if judgements is None else name_of(judgements),
+        passages=len(passage_floats),
+        queries=len(query_floats),
+        duplicates=corpus.duplicates,
+        strays=judged.strays if judged else 0,
+        truncated=len(passage_floats.truncated),
+        measured=measured,
+        advice=advise(measured, keep=keep, judged=judged is not None),
+        machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
+        embedding_seconds=embedded - started,
+        measuring_seconds=time.perf_counter() - embedded,
+    )
+
+
+def _read(
+    source: Source,
+    queries: Source | None,
+    judgements: Source | None,
+    text_field: str,
+    id_field: str | None,
+    kind: str | None,
+) -> tuple[Texts, Texts, Judgements | None]:
+    """Return the passages, the queries, and what is relevant to each query if it was judged."""
+    if judgements is not None and queries is None:
+        raise ConfigurationError("judgements name queries; give the file of queries too")
+    corpus = read_texts(source, text_field=text_field, id_field=id_field, kind=kind)
+    if len(corpus.texts) <= TOP:
+        raise InputError(
+            f"{name_of(source)} has {len(corpus.texts)} different passages, of which every search "
+            f"finds the {TOP} nearest; give some hundreds"
+        )
+    if queries is None:
+        made = first_sentences(corpus.texts)
+        asked = replace(corpus.select(made.places), texts=made.texts)
+        return replace(corpus, texts=made.passages), asked, None
+    asked = read_texts(queries, text_field=text_field, id_field=id_field)
+    if judgements is None:
+        return corpus, asked, None
+    judged = read_judgements(judgements, asked.places, corpus.places)
+    return corpus, asked.select(judged.queries), judged
