@@ -19,7 +19,9 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, UnknownModelError
 
-__all__ = ["LazyEmbedder", "LoadOptions", "key_for", "load"]
+__all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
 _LOCAL = ("device", "devices", "dtype", "revision", "cache_dir")
 _REMOTE = ("api_key", "dialect", "concurrency", "batch_size", "timeout")
@@ -43,7 +45,7 @@ class LoadOptions:
     api_key: str | None = field(default=None, repr=False)
     device: str = "auto"
     devices: tuple[str, ...] | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     revision: str | None = None
     dialect: str = "auto"
     cache_dir: str | Path | None = None
@@ -101,7 +103,7 @@ def load(
     api_key: str | None = None,
     device: str = "auto",
     devices: Sequence[str] | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     revision: str | None = None,
     dialect: str = "auto",
     cache_dir: str | Path | None = None,
@@ -119,7 +121,8 @@ def load(
         api_key: The server's key; None takes it from the environment.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         devices: Several devices, one replica each; instead of ``device``.
-        dtype: Arithmetic of the model; ``auto`` is bfloat16 where the device is fast at it.
+        dtype: Arithmetic of a local model; ``auto`` is bfloat16 where the device is fast at it.
+            ``float8`` multiplies in float8 (decoders alone, on GPUs from Ada and Hopper on).
         revision: Branch, tag or commit on the hub; part of the vectors' fingerprint.
         dialect: The server's dialect; ``auto`` infers it from the address and the answers.
         cache_dir: Folder of the Hugging Face cache, if not the usual one.

@@ -48,7 +48,8 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="auto|float32|bfloat16|float16", help="Precision that a local model computes in."
+        metavar="auto|float32|bfloat16|float16|float8",
+        help="Precision that a local model computes in.",
     ),
 ]
 

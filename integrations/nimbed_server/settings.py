@@ -85,7 +85,9 @@ class Settings:
         flag="--device",
         metavar="DEVICE",
     )
-    dtype: str = _setting("auto", "float32, bfloat16, float16 or auto.", "NIM_ENGINE_PRECISION")
+    dtype: str = _setting(
+        "auto", "float32, bfloat16, float16, float8 or auto.", "NIM_ENGINE_PRECISION"
+    )
     api_keys: tuple[str, ...] = _setting(
         (),
         "A key that clients must send; give it again for more, or set NIMBED_API_KEYS, which no "

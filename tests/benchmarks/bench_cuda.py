@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import statistics
+import sys
 import tempfile
 import time
 import traceback
@@ -22,13 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_server import started
 from english import of_length, passages, queries
-from family_shapes import ON_CUDA, Shape, describe, operations, weights
+from family_shapes import ON_CUDA, Shape, describe, operations, weights, write
+from http_load import drive, request
 from padded import Padded
 
 import nimbed
 from nimbed.local import engine as engines
 from nimbed.local.weights import Tensors
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 ROLE = {"input_type": "passage", "truncate": "END"}
 
@@ -41,16 +47,21 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="MiniLM's tokenizer.json")
     wanted = parser.parse_args()
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    highest = {"bfloat16": peak()}
-    say(f"8192³ product in bfloat16: {highest['bfloat16'] / 1e3:.0f} TFLOP/s\n")
+    highest = peak()
+    say(f"8192³ product in bfloat16: {highest / 1e3:.0f} TFLOP/s\n")
+    whole = 0.0
     for name in wanted.only:
         with survived(name):
-            measure(name, ON_CUDA[name], wanted.quick, wanted.tokenizer, highest["bfloat16"])
+            rate = measure(name, ON_CUDA[name], wanted.quick, wanted.tokenizer, highest)
+            whole = rate if name == "minilm" else whole
         torch.cuda.empty_cache()
+    if "minilm" in wanted.only:
+        with survived("served"):
+            say(served(ON_CUDA["minilm"], wanted.tokenizer, whole))
 
 
-def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highest: float) -> None:
-    """Measure one shape in each of its dtypes."""
+def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highest: float) -> float:
+    """Measure one shape in each of its dtypes; return tokens/s of mixed lengths in bfloat16."""
     begin = time.perf_counter()
     count = shape.texts // 2 if quick else shape.texts
     rounds = 2 if quick else 3
@@ -70,27 +81,13 @@ def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highes
             say(f"{dtype}: loaded and warm in {time.perf_counter() - begin:.1f} s")
             ours.embed(mixed[-1], **ROLE)
             rates[dtype] = rate = best(lambda n, e=ours: e.embed(mixed[n], **ROLE), rounds)
-            row(name, dtype, "mixed lengths, whole", rate, shape, highest)
-            row(
-                name,
-                dtype,
-                "512 tokens, whole",
-                best(lambda n, e=ours: e.embed(long, **ROLE), 2),
-                shape,
-                highest,
-            )
-            with survived("device alone"):
-                row(
-                    name,
-                    dtype,
-                    "512 tokens, device alone",
-                    device_alone(ours, long),
-                    shape,
-                    highest,
-                )
-                row(
-                    name, dtype, "mixed, device alone", device_alone(ours, mixed[0]), shape, highest
-                )
+            row(name, dtype, "mixed lengths", rate, shape, highest)
+            whole = best(lambda n, e=ours: e.embed(long, **ROLE), 2)
+            row(name, dtype, "512 tokens", whole, shape, highest)
+            with survived("ids ready"):
+                for what, texts in (("mixed lengths", mixed[0]), ("512 tokens", long)):
+                    ready = device_alone(ours, texts)
+                    row(name, dtype, f"{what}, ids ready", ready, shape, highest)
             with survived("latency"):
                 say(f"{name} {dtype}, one query of 10 tokens: {latency(ours)}")
             if dtype == "bfloat16":
@@ -107,11 +104,41 @@ def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highes
             ours.close()
             del ours
             say("")
-        say(
-            f"float8 is {rates['float8'] / rates['bfloat16']:.2f} times bfloat16\n"
-            if "float8" in rates
-            else ""
-        )
+        if "float8" in rates:
+            say(f"float8 is {rates['float8'] / rates['bfloat16']:.2f} times bfloat16\n")
+    return rates["bfloat16"]
+
+
+def served(shape: Shape, tokenizer: Path | None, whole: float) -> str:
+    """Return tokens/s over HTTP at 128 connections, and single queries a second."""
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary), shape, tokenizer=tokenizer)
+        words = ["serve", "--port", "PORT", "--model", temporary, "--device", "cuda"]
+        words += ["--dtype", "bfloat16", "--served-name", "m", "--truncate", "END"]
+        texts, asked = passages(4096, seed=21), queries(4096, seed=22)
+        with nimbed.load(temporary, device="cpu") as counter:
+            counts = counter.prepare(texts, EmbedOptions(**ROLE)).counts
+        with started({"nimbed": [sys.executable, "-m", "nimbed_cli.main", *words]}) as servers:
+            port = servers["nimbed"].port
+            many = answered(port, texts, 8) * sum(counts) / len(counts)
+            single = answered(port, asked, 1)
+    return (
+        f"served at 128 connections: 8 passages a request {many:,.0f} tokens/s, "
+        f"{many / whole:.2f} of embed in process; one query a request {single:,.0f} queries/s"
+    )
+
+
+def answered(port: int, inputs: list[str], each: int) -> float:
+    """Return inputs/s, so many a request."""
+    common = {"model": "m", "input_type": "passage", "encoding_format": "base64"}
+    bodies = [
+        request(json.dumps({**common, "input": inputs[n : n + each]}).encode())
+        for n in range(0, len(inputs), each)
+    ]
+    for seconds in (1.0, 3.0):  # the first warms up
+        load = asyncio.run(drive(port, bodies, connections=128, seconds=seconds))
+    assert set(load.statuses) == {200}, set(load.statuses)
+    return load.rate * each
 
 
 def say(line: str) -> None:
@@ -207,7 +234,7 @@ def sharing(embedder: nimbed.LocalEmbedder, callers: int = 1000, each: int = 8) 
     """Return how 1,000 callers of one query at a time compare with one call of them all."""
     texts = queries(callers * each, seed=11)
     one = min(timed(lambda: embedder.embed(texts, input_type="query")) for _ in range(3))
-    with nimbed.scheduling.Scheduler(embedder, max_queue_items=10**6) as shared:
+    with Scheduler(embedder, max_queue_items=10**6) as shared:
 
         async def ask(number: int) -> None:
             for text in texts[number::callers]:
