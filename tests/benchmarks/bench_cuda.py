@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_server import started
+
 from english import of_length, passages, queries
 from family_shapes import ON_CUDA, Shape, describe, operations, weights, write
 from http_load import drive, request
@@ -111,6 +111,8 @@ def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highes
 
 def served(shape: Shape, tokenizer: Path | None, whole: float) -> str:
     """Return tokens/s over HTTP at 128 connections, and single queries a second."""
+    from bench_server import started
+
     with tempfile.TemporaryDirectory() as temporary:
         write(Path(temporary), shape, tokenizer=tokenizer)
         words = ["serve", "--port", "PORT", "--model", temporary, "--device", "cuda"]
@@ -206,7 +208,7 @@ def peak(*, side: int = 8192, runs: int = 20) -> float:
 
 def device_alone(embedder: nimbed.LocalEmbedder, texts: list[str]) -> float:
     """Return tokens/s with the ids ready."""
-    rows = embedder.prepare(texts, input_type="passage", truncate="END").rows
+    rows = embedder.prepare(texts, EmbedOptions(**ROLE)).rows
     ids = [np.asarray(ids) for ids, _ in rows]
     engine = embedder.replicas()[0]
     out = np.empty((len(ids), embedder.card.dimensions), np.float32)

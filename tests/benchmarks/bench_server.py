@@ -32,7 +32,7 @@ import nimbed
 from nimbed.local.hub import locate
 
 HERE = Path(__file__).parent
-FOLDER = str(locate(None).folder)
+FOLDER = str(locate(None).folder) if __name__ == "__main__" else ""
 PARTS = [str(HERE.parents[1] / part) for part in ("engine", "integrations")]
 
 
