@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nimbed.cards import ModelCard
-from nimbed.remote.courier import MEMO
+from nimbed.remote.capabilities import CAPABILITIES
 from nimbed.remote.embedder import RemoteEmbedder
 from nimbed.remote.retry import RetryPolicy
 
@@ -25,12 +25,16 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "NIMBED_API_KEY",
         "HTTP_PROXY",
         "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
         "ALL_PROXY",
         "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
     ):
         monkeypatch.delenv(name, raising=False)
     yield
-    MEMO.clear()
+    CAPABILITIES.clear()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from llama_index.embeddings.nvidia import NVIDIAEmbedding
 
 import nimbed
 from nimbed import FakeEmbedder
-from nimbed.remote.doctor import examine
+from nimbed_cli.server_check import examine
 from nimbed_server import Settings
 
 from .conftest import MODEL, running

@@ -1,6 +1,6 @@
-"""An address and a model to findings: what the server is, and whether its vectors can be trusted.
+"""Checks of an embedding server: what it is, and whether its vectors can be trusted.
 
-Knows nothing about terminals. Everything it says was tried, not read.
+Everything that a finding says was tried, not read.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +16,12 @@ from numpy.typing import NDArray
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError
+from nimbed.findings import Finding, Verdict
+from nimbed.remote.discovery import Probe, Refusal
 from nimbed.remote.embedder import RemoteEmbedder
-from nimbed.remote.probe import Probe, Refusal
 from nimbed.spec import InputType
 
-__all__ = ["Finding", "Verdict", "examine"]
-
-#: ``ok``; ``note``: works, because nimbed does the server's part; ``fail``: must be mended.
-Verdict = Literal["ok", "note", "fail"]
+__all__ = ["examine"]
 
 _TEXTS = (
     "The heart pumps blood through the lungs and back before it reaches the body.",
@@ -39,21 +36,6 @@ _TEXTS = (
 _ROLES: tuple[InputType, InputType] = ("query", "passage")
 _SAME = 0.9999  # cosine of one text embedded twice in half precision
 _PARITY = 0.999
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was examined.
-
-    Attributes:
-        name: What was examined.
-        verdict: How it stands.
-        detail: What was seen, with numbers.
-    """
-
-    name: str
-    verdict: Verdict
-    detail: str
 
 
 def examine(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from nimbed.errors import BackendError, InputError, OverloadedError, RemoteError
-from nimbed.remote.faults import Fault, RejectedInputError, error_of, read_fault
-from nimbed.remote.retry import RetryPolicy
+from nimbed.remote.response import read_failure
+from nimbed.remote.retry import Failure, RejectedInputError, RetryPolicy, error_of
 
 from .double import Response, as_json, edited, error, gzipped, vectors
 from .players import DIMENSIONS, nim
@@ -127,7 +127,7 @@ def test_a_server_that_is_not_there_is_an_error_that_may_be_retried(serve, conne
     double = serve(NIM)
     embedder = connect(double, retry=BRIEF)
     double.stop()
-    with pytest.raises(RemoteError, match="ConnectError") as caught:
+    with pytest.raises(RemoteError, match="cannot connect") as caught:
         embedder.embed(TEXTS, input_type="passage")
     assert caught.value.retryable
     assert caught.value.status is None
@@ -270,20 +270,20 @@ BODIES = [
 
 @pytest.mark.parametrize(("body", "message", "code"), BODIES)
 def test_error_bodies_of_every_shape_are_read(body, message, code):
-    fault = read_fault(400, {}, json.dumps(body).encode(), key=None, wait=None)
-    assert fault.message == message
-    assert fault.code == code
+    failure = read_failure(400, {}, json.dumps(body).encode())
+    assert failure.message == message
+    assert failure.code == code
 
 
 def test_html_and_nothing_are_read_as_words():
     html = b"<html><style>b {}</style><h1>502</h1>\n<p>Bad Gateway</p></html>"
-    assert read_fault(502, {}, html, key=None, wait=None).message == "502 Bad Gateway"
-    assert read_fault(502, {}, b"", key=None, wait=None).message == "no explanation"
+    assert read_failure(502, {}, html).message == "502 Bad Gateway"
+    assert read_failure(502, {}, b"").message == "no explanation"
 
 
 def test_an_error_survives_a_pickle_whole():
-    fault = Fault(kind="status", message="m", status=400, code="c", request_id="r")
-    made = error_of(fault, api="http://h/v1", rows=(3,), keyless=False)
+    failure = Failure(kind="status", message="m", status=400, code="c", request_id="r")
+    made = error_of(failure, server="http://h/v1", rows=(3,), keyless=False)
     copy = pickle.loads(pickle.dumps(made))
     assert type(copy) is RejectedInputError
     assert copy.__dict__ == made.__dict__
