@@ -7,17 +7,19 @@ capabilities.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from nimbed import cards
 from nimbed.cards import Modality, ModelCard
+from nimbed.errors import RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, Secret
 from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
@@ -26,7 +28,7 @@ from nimbed.remote.discovery import ask_dialect, ask_model, find_card
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import Answer, MalformedAnswerError, decode, read_failure
+from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 
 __all__ = ["Client"]
@@ -196,7 +198,27 @@ class Client:
         if failure.status != 413:  # its bytes were too many, which says nothing of other texts
             self._keep(shrink(failure, self.capabilities, items=items))
 
-    def error(self, failure: Failure, rows: Sequence[int]) -> Exception:
+    async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
+        """Send texts once with exactly these fields, and read the answer.
+
+        What an embedder would leave out or work around is sent, so that it shows what the server
+        makes of it.
+
+        Raises:
+            RemoteError: If the server does not answer with vectors.
+        """
+        await self.identify(Traffic())
+        body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
+        reply = await self.http.request("POST", self._url, body, traffic=Traffic())
+        if isinstance(reply, Reply) and reply.ok:
+            outcome = self._read(reply, count=len(texts), widths=(), packed=False)
+        else:
+            outcome = self._failure(reply)
+        if isinstance(outcome, Failure):
+            raise error_of(outcome, server="the server", rows=(), keyless=self._keyless)
+        return outcome
+
+    def error(self, failure: Failure, rows: Sequence[int]) -> RemoteError:
         """Return the error to raise for a failure that concerns some of the caller's rows."""
         return error_of(failure, server=self.http.server, rows=rows, keyless=self._keyless)
 
@@ -234,7 +256,9 @@ class Client:
             reply = await self.http.request("POST", self._url, body, traffic=traffic)
             outcome: Answer | Failure
             if isinstance(reply, Reply) and reply.ok:
-                outcome = self._read(reply, template, len(texts))
+                full = self.card.dimensions if self.card else self.width
+                widths = template.widths(full, known=self.card is not None)
+                outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
             else:
                 outcome = self._failure(reply)
             if isinstance(outcome, Answer):
@@ -252,13 +276,13 @@ class Client:
             return read_failure(reply.status, reply.headers, reply.body, scrub=self.http.scrub)
         return reply.scrubbed(self.http.scrub)
 
-    def _read(self, reply: Reply, template: RequestTemplate, count: int) -> Answer | Failure:
-        full = self.card.dimensions if self.card else self.width
-        widths = template.widths(full, known=self.card is not None)
+    def _read(
+        self, reply: Reply, *, count: int, widths: Collection[int], packed: bool
+    ) -> Answer | Failure:
         request_id = reply.headers.get("x-request-id")
         try:
-            answer = decode(reply.body, count=count, widths=widths, packed=template.packed)
-        except MalformedAnswerError as error:
+            answer = decode(reply.body, count=count, widths=widths, packed=packed)
+        except MalformedAnswer as error:
             failure = Failure(
                 kind="malformed",
                 message=str(error),

@@ -1,28 +1,22 @@
-"""What a server says of itself: its dialect, the models it serves, and what it makes of a field.
+"""What a server says of itself: its dialect and the models it serves.
 
-The server is asked only where the address does not tell.
+It is asked only where the address does not tell.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nimbed import cards
 from nimbed.cards import ModelCard
 from nimbed.errors import ConfigurationError
-from nimbed.remote.address import Address, Secret
+from nimbed.remote.address import Address
 from nimbed.remote.dialects import DIALECTS, Dialect
-from nimbed.remote.http import Http, Reply, Traffic
-from nimbed.remote.response import Answer, MalformedAnswerError, decode, read_failure
 
-__all__ = ["Probe", "Refusal", "ask_dialect", "ask_model", "find_card", "unknown_card"]
+__all__ = ["ask_dialect", "ask_model", "find_card", "unknown_card"]
 
 #: GETs a URL and returns its body, or None where there is no such page.
 Get = Callable[[str], Awaitable[bytes | None]]
@@ -132,63 +126,3 @@ def unknown_card(model: str, width: int) -> ModelCard:
         asymmetric=False,
         note="made up from a server's answers: all but the dimensions is unknown",
     )
-
-
-class Refusal(Exception):
-    """The server did not answer as asked; the message says how."""
-
-
-class Probe:
-    """Sends single requests exactly as given, without retries, each on a connection of its own.
-
-    What an embedder would leave out or work around is sent, so that the server's own answer shows.
-
-    Args:
-        address: Where the server is.
-        key: Its key.
-        model: The model's name there.
-        dialect: What the server was found to speak, for the record.
-        timeout: Seconds that one request may take.
-    """
-
-    def __init__(
-        self, address: Address, *, key: Secret | None, model: str, dialect: str, timeout: float
-    ) -> None:
-        self.api = address.api
-        self.model = model
-        self.dialect = dialect
-        self._address = address
-        self._key = key
-        self._timeout = timeout
-
-    def ask(self, texts: Sequence[str], **fields: Any) -> Answer:
-        """Send texts with some fields and read the answer.
-
-        Raises:
-            Refusal: If there is none.
-        """
-        body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
-        return asyncio.run(self._ask(body, len(texts)))
-
-    def floats(self, texts: Sequence[str], **fields: Any) -> NDArray[np.float32]:
-        """Return the vectors of texts, shape (n, width)."""
-        vectors: NDArray[np.float32] = self.ask(texts, **fields).vectors
-        return vectors
-
-    async def _ask(self, body: bytes, count: int) -> Answer:
-        http = Http(
-            self._address, key=self._key, timeout=self._timeout, polls=self.dialect == "nim-hosted"
-        )
-        try:
-            reply = await http.request("POST", self._address.embeddings, body, traffic=Traffic())
-        finally:
-            await http.close()
-        if not isinstance(reply, Reply):
-            raise Refusal(http.scrub(reply.message))
-        if not reply.ok:
-            failure = read_failure(reply.status, reply.headers, reply.body, scrub=http.scrub)
-            raise Refusal(f"[{failure.status}] {failure.message}")
-        try:
-            return decode(reply.body, count=count)
-        except MalformedAnswerError as error:
-            raise Refusal(http.scrub(str(error))) from None

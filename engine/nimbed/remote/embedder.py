@@ -24,9 +24,10 @@ from nimbed.remote.address import Address, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
 from nimbed.remote.dialects import Dialect, named
-from nimbed.remote.discovery import Probe, find_card, unknown_card
+from nimbed.remote.discovery import find_card, unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.request import sendable
+from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
 from nimbed.spec import (
     EmbeddingType,
@@ -117,6 +118,11 @@ class RemoteEmbedder(Managed):
         self._sessions: dict[int, _Session] = {}
 
     @property
+    def base_url(self) -> str:
+        """The server's address, with the version that its endpoints lie under."""
+        return self._address.api
+
+    @property
     def card(self) -> ModelCard:
         """Facts about the model; for one that is not in the catalogue, what its server shows."""
         known = self._known_card
@@ -202,19 +208,20 @@ class RemoteEmbedder(Managed):
         with reporting(progress, len(items)) as finished:
             return await self._session().arun(self._job(items, rows, options), finished)
 
-    def probe(self) -> Probe:
-        """Return a way to send single requests, field by field, to what this embedder talks to."""
+    def identify(self) -> tuple[str, str]:
+        """Return the server's name for the model, and its dialect; asks for what is not known."""
         session = self._session()
         client = session.client
-        if client.model is None or client.dialect is None:
-            session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
-        return Probe(
-            self._address,
-            key=self._key,
-            model=client.model or "",
-            dialect=client.dialect.name if client.dialect else "",
-            timeout=self._timeout,
-        )
+        session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
+        return client.model or "", client.dialect.name if client.dialect else ""
+
+    def ask(self, texts: Sequence[str], **fields: Any) -> Answer:
+        """Send texts once with exactly these request fields, to see what the server makes of them.
+
+        Raises:
+            RemoteError: If the server does not answer with vectors.
+        """
+        return self._session().run(lambda client, _: client.ask(texts, fields), lambda _: None)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -224,7 +231,7 @@ class RemoteEmbedder(Managed):
 
     def __repr__(self) -> str:
         name = self._given.id if isinstance(self._given, ModelCard) else self._given
-        return f"RemoteEmbedder({name!r}, base_url={self._address.api!r})"
+        return f"RemoteEmbedder({name!r}, base_url={self.base_url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the key and the connections."""

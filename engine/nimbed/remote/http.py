@@ -201,9 +201,9 @@ class Http:
             headers.append((b"authorization", b"Bearer " + self._key.reveal().encode("ascii")))
         if body is not None:
             headers.append((b"Content-Length", b"%d" % len(body)))
-        connection = self._kept(target.origin) or await self._connect(target)
         traffic.requests += 1
         traffic.bytes_sent += len(body or b"")
+        connection = self._kept(target.origin) or await self._connect(target)
         try:
             reply = await connection.request(method, target.path, headers, body)
         except BaseException:
@@ -227,42 +227,47 @@ class Http:
 
     async def _connect(self, target: _Target) -> _Connection:
         proxy = self._proxy(target)
-        secure = target.scheme == "https"
-        context = _certificates() if secure or (proxy and proxy.scheme == "https") else None
-        connection, loop = _Connection(), asyncio.get_running_loop()
+        encrypted = target.scheme == "https" or (proxy is not None and proxy.scheme == "https")
+        context = self._certificates if encrypted else None
         limit = min(_CONNECT, self._timeout)
         place = "" if proxy is None else f" through {proxy}"
         try:
             async with asyncio.timeout(limit):
-                if proxy is None:
-                    await loop.create_connection(
-                        lambda: connection,
-                        target.host,
-                        target.port,
-                        ssl=context,
-                        happy_eyeballs_delay=0.25,
-                    )
-                    return connection
-                line = await open_line(
-                    proxy, target.host, target.port, tunnel=secure, context=context
-                )
-                if proxy.forwards and not secure:
-                    connection.forward(target.origin, proxy.headers)
-                line.set_protocol(connection)
-                if secure and context is not None:
-                    opened = await loop.start_tls(
-                        line, connection, context, server_hostname=target.host
-                    )
-                    assert opened is not None
-                    line = opened
-                connection.connection_made(line)
+                return await _open(target, proxy, context)
         except TimeoutError:
             raise _HttpError(f"no connection{place} within {limit:g} seconds") from None
         except ProxyError as error:
             raise _HttpError(str(error), "refused" if error.final else "network") from None
         except (OSError, UnicodeError) as error:  # the last: a label too long
-            raise _connect_error(error, place) from None
-        return connection
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise _HttpError(f"cannot connect{place} ({error})") from None
+            raise _HttpError(
+                f"the server's certificate cannot be trusted{place} ({error}); if it is yours, "
+                f"set SSL_CERT_FILE to the file of its authority",
+                "refused",
+            ) from None
+
+    @functools.cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        """The certificates to trust; reading them takes 20 to 40 ms, so once, and for TLS alone."""
+        file = os.environ.get("SSL_CERT_FILE")
+        folder = None if file else os.environ.get("SSL_CERT_DIR")
+        try:
+            if folder:
+                os.listdir(folder)  # OpenSSL does not mind a folder that is not there
+            elif not file:
+                import certifi
+
+                file = certifi.where()
+            context = ssl.create_default_context(cafile=file or None, capath=folder or None)
+        except OSError as error:
+            name, kind = ("SSL_CERT_DIR", "folder") if folder else ("SSL_CERT_FILE", "PEM file")
+            raise ConfigurationError(
+                f"{name} is {folder or file!r}, from which no certificates can be read ({error}); "
+                f"set it to a {kind} of authorities, or unset it"
+            ) from None
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def _proxy(self, target: _Target) -> Proxy | None:
         proxy = self._proxies.find(target.scheme, target.host, target.port)
@@ -290,46 +295,28 @@ def _refuse_redirect(status: int, method: str, url: str, target: str) -> Failure
     return Failure(kind="refused", message=message, status=status)
 
 
-def _connect_error(error: Exception, place: str) -> _HttpError:
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return _HttpError(
-            f"the server's certificate cannot be trusted{place} ({error}); if it is yours, set "
-            f"SSL_CERT_FILE to the file of its authority",
-            "refused",
+async def _open(
+    target: _Target, proxy: Proxy | None, context: ssl.SSLContext | None
+) -> _Connection:
+    """Connect to a server, directly or through a proxy."""
+    connection, loop = _Connection(), asyncio.get_running_loop()
+    if proxy is None:
+        await loop.create_connection(
+            lambda: connection, target.host, target.port, ssl=context, happy_eyeballs_delay=0.25
         )
-    return _HttpError(f"cannot connect{place} ({error})")
-
-
-@functools.lru_cache(maxsize=4)
-def _context(file: str | None, folder: str | None) -> ssl.SSLContext:
-    if file is None and folder is None:
-        import certifi
-
-        file = certifi.where()
-    context = ssl.create_default_context(cafile=file, capath=folder)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _certificates() -> ssl.SSLContext:
-    """Return the certificates to trust; reading them takes 20 to 40 ms, so once and for TLS alone.
-
-    Raises:
-        ConfigurationError: If SSL_CERT_FILE or SSL_CERT_DIR leads nowhere.
-    """
-    file = os.environ.get("SSL_CERT_FILE") or None
-    folder = None if file else os.environ.get("SSL_CERT_DIR") or None
-    try:
-        if folder is not None:
-            os.listdir(folder)
-        return _context(file, folder)
-    except (OSError, ssl.SSLError) as error:
-        variable = "SSL_CERT_FILE" if file else "SSL_CERT_DIR"
-        kind = "a PEM file" if file else "a folder"
-        raise ConfigurationError(
-            f"{variable} is {file or folder!r}, from which no certificates can be read ({error}); "
-            f"set it to {kind} of authorities, or unset it"
-        ) from None
+        return connection
+    secure = target.scheme == "https"
+    line: asyncio.Transport | None
+    line = await open_line(proxy, target.host, target.port, tunnel=secure, context=context)
+    if secure and context is not None:
+        line = await loop.start_tls(line, connection, context, server_hostname=target.host)
+        assert line is not None
+    else:
+        line.set_protocol(connection)
+        if proxy.forwards:
+            connection.forward(target.origin, proxy.headers)
+    connection.connection_made(line)
+    return connection
 
 
 class _Connection(asyncio.Protocol):

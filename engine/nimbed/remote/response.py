@@ -23,7 +23,7 @@ from nimbed.remote.retry import Failure, requested_wait
 
 __all__ = [
     "Answer",
-    "MalformedAnswerError",
+    "MalformedAnswer",
     "decode",
     "from_base64",
     "from_json",
@@ -37,7 +37,7 @@ _TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE
 _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 
-class MalformedAnswerError(ValueError):
+class MalformedAnswer(ValueError):
     """An answer without usable vectors; ``.positions`` are the inputs concerned, if not all."""
 
     def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
@@ -76,18 +76,18 @@ def decode(
         packed: Whether packed bits (lists of bytes) were asked for, instead of floats.
 
     Raises:
-        MalformedAnswerError: If the answer does not hold exactly one finite vector of one
+        MalformedAnswer: If the answer does not hold exactly one finite vector of one
             promised width for each input.
     """
     try:
         answer = from_json(body)
     except (ValueError, RecursionError) as error:
-        raise MalformedAnswerError(
+        raise MalformedAnswer(
             f"an answer of {len(body)} bytes that is not JSON ({error})"
         ) from None
     items = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise MalformedAnswerError("an answer without a list of data")
+        raise MalformedAnswer("an answer without a list of data")
     ordered = _in_order(items, count)
     as_text = isinstance(ordered[0], str)
     vectors: NDArray[Any]
@@ -110,18 +110,18 @@ def decode(
 def _in_order(items: list[Any], count: int) -> list[Any]:
     """Return the embeddings by index, which must be exactly 0 to count - 1."""
     if len(items) != count:
-        raise MalformedAnswerError(f"{len(items)} vectors for {count} inputs")
+        raise MalformedAnswer(f"{len(items)} vectors for {count} inputs")
     ordered: list[Any] = [None] * count
     for item in items:
         index = item.get("index") if isinstance(item, dict) else None
         if type(index) is not int or not 0 <= index < count:
-            raise MalformedAnswerError(f"a vector with index {index!r} for {count} inputs")
+            raise MalformedAnswer(f"a vector with index {index!r} for {count} inputs")
         if ordered[index] is not None:
-            raise MalformedAnswerError(f"two vectors with index {index}", [index])
+            raise MalformedAnswer(f"two vectors with index {index}", [index])
         embedding = item.get("embedding")
         if not isinstance(embedding, (str, list)):
             kind = type(embedding).__name__
-            raise MalformedAnswerError(f"{kind} in place of vector {index}", [index])
+            raise MalformedAnswer(f"{kind} in place of vector {index}", [index])
         ordered[index] = embedding
     return ordered
 
@@ -131,13 +131,11 @@ def _from_base64(ordered: list[Any], widths: Collection[int]) -> NDArray[np.floa
     try:
         raws = list(map(from_base64, ordered))
     except (ValueError, TypeError):
-        raise MalformedAnswerError("base64 that is damaged", _damaged(ordered)) from None
+        raise MalformedAnswer("base64 that is damaged", _damaged(ordered)) from None
     size = len(raws[0])
     for position, raw in enumerate(raws):
         if len(raw) % 4:
-            raise MalformedAnswerError(
-                f"base64 of {len(raw)} bytes, which are no float32s", [position]
-            )
+            raise MalformedAnswer(f"base64 of {len(raw)} bytes, which are no float32s", [position])
         if len(raw) != size:
             raise _two_widths(len(raw) // 4, size // 4, position)
     _check_width(size // 4, widths, 0)
@@ -163,7 +161,7 @@ def _from_lists(ordered: list[Any], widths: Collection[int]) -> NDArray[np.float
     except (ValueError, OverflowError):
         wide = np.array(None)
     if wide.dtype.kind not in "fiu" or wide.ndim != 2:
-        raise MalformedAnswerError("vectors that are not lists of numbers")
+        raise MalformedAnswer("vectors that are not lists of numbers")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinity, refused below
         return _finite(wide.astype(np.float32))
 
@@ -172,14 +170,14 @@ def _from_bytes(ordered: list[Any], widths: Collection[int]) -> NDArray[np.uint8
     _check_lengths(ordered, widths)
     wide = np.array(ordered)
     if wide.dtype.kind != "i" or wide.ndim != 2 or wide.min() < 0 or wide.max() > 255:
-        raise MalformedAnswerError("packed vectors that are not lists of bytes")
+        raise MalformedAnswer("packed vectors that are not lists of bytes")
     return wide.astype(np.uint8)
 
 
 def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:
     for position, embedding in enumerate(ordered):
         if not isinstance(embedding, list):
-            raise MalformedAnswerError("vectors of two encodings", [position])
+            raise MalformedAnswer("vectors of two encodings", [position])
         if not position:
             _check_width(len(embedding), widths, position)
         elif len(embedding) != len(ordered[0]):
@@ -189,19 +187,17 @@ def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:
 def _check_width(width: int, widths: Collection[int], position: int) -> None:
     if width < 1 or (widths and width not in widths):
         promised = " or ".join(map(str, sorted(widths))) or "at least 1"
-        raise MalformedAnswerError(
-            f"vectors of width {width} where {promised} was promised", [position]
-        )
+        raise MalformedAnswer(f"vectors of width {width} where {promised} was promised", [position])
 
 
-def _two_widths(width: int, first: int, position: int) -> MalformedAnswerError:
-    return MalformedAnswerError(f"vectors of width {first} and {width} in one answer", [position])
+def _two_widths(width: int, first: int, position: int) -> MalformedAnswer:
+    return MalformedAnswer(f"vectors of width {first} and {width} in one answer", [position])
 
 
 def _finite(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        raise MalformedAnswerError("NaN or infinity in a vector", np.flatnonzero(~finite).tolist())
+        raise MalformedAnswer("NaN or infinity in a vector", np.flatnonzero(~finite).tolist())
     return vectors
 
 

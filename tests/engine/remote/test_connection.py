@@ -92,6 +92,14 @@ def test_an_answer_that_would_fill_the_memory_is_refused(serve, connect, monkeyp
     assert len(double.posts) == 1
 
 
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd", "x"])
+def test_an_answer_in_an_encoding_that_nobody_asked_for_is_refused(serve, connect, encoding):
+    double = serve(lambda request: replace(NIM(request), headers={"content-encoding": encoding}))
+    with pytest.raises(RemoteError, match="without being asked"):
+        connect(double).embed(["a"], input_type="passage")
+    assert len(double.posts) == 1
+
+
 def test_headers_without_end_are_refused(serve, connect):
     double = serve(lambda request: as_json({}, x="y" * 200_000))
     with pytest.raises(RemoteError):

@@ -6,7 +6,7 @@ import json
 import pickle
 from collections import Counter
 from email.utils import formatdate
-from time import time
+from time import perf_counter, time
 
 import numpy as np
 import pytest
@@ -279,6 +279,27 @@ def test_html_and_nothing_are_read_as_words():
     html = b"<html><style>b {}</style><h1>502</h1>\n<p>Bad Gateway</p></html>"
     assert read_failure(502, {}, html).message == "502 Bad Gateway"
     assert read_failure(502, {}, b"").message == "no explanation"
+
+
+def test_a_page_of_tags_alone_is_read_in_no_time():
+    began = perf_counter()
+    assert read_failure(502, {}, b"<" * 300_000).message.startswith("<<")
+    read_failure(502, {}, b"<script" * 50_000)
+    assert perf_counter() - began < 2
+
+
+def test_a_position_without_end_and_a_date_beyond_time_are_not_read():
+    headers = {"retry-after": "Wed, 01 Jan 99999999999 00:00:00 GMT"}
+    failure = read_failure(400, headers, b"input[" + b"9" * 5000 + b"] is unfit")
+    assert failure.positions == ()
+    assert failure.retry_after is None
+
+
+def test_a_secret_is_blotted_out_before_the_message_is_cut():
+    failure = read_failure(
+        400, {}, b"x" * 495 + b"secret", scrub=lambda s: s.replace("secret", "*")
+    )
+    assert "secr" not in failure.message
 
 
 def test_an_error_survives_a_pickle_whole():
