@@ -67,14 +67,14 @@ def examine(
     ) as embedder:
         findings: list[Finding] = []
         try:
-            for finding in _rounds(embedder, against):
+            for finding in _check_all(embedder, against):
                 findings.append(finding)
         except NimbedError as error:
             findings.append(Finding("reach", "fail", str(error)))
         return findings
 
 
-def _rounds(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
+def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
     began = time.perf_counter()
     first = embedder.embed(_TEXTS[:1], input_type="passage")
     took = time.perf_counter() - began
@@ -108,7 +108,7 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
         return Finding(
             "roles",
             verdict,
-            f"the model has none as far as is known; query and passage agree by {alike:.4f}",
+            f"none that nimbed knows of; query and passage agree by {alike:.4f}",
         )
     if alike > _SAME:
         return Finding(
@@ -119,7 +119,7 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
         )
     said = f"they reach the model: query and passage agree by {alike:.4f}"
     try:
-        plain = embedder.ask([card.prompt("query") + _TEXTS[1]]).vectors[0]
+        plain = embedder.ask([card.prompt("query") + _TEXTS[1]], {}).vectors[0]
     except RemoteError as refusal:
         return Finding("roles", "ok", f"{said}; without a role it refuses ({refusal})")
     same = _cosine(plain, query)
@@ -138,7 +138,7 @@ def _dimensions(embedder: RemoteEmbedder, card: ModelCard, floats: NDArray[Any])
         return Finding("dimensions", "ok", f"{card.dimensions}, the model's only size")
     size = card.sizes[0]
     try:
-        answer = embedder.ask(_TEXTS[:1], input_type="passage", dimensions=size)
+        answer = embedder.ask(_TEXTS[:1], {"input_type": "passage", "dimensions": size})
     except RemoteError as refusal:
         return Finding("dimensions", "note", f"sliced by nimbed; the server refuses ({refusal})")
     served = answer.vectors[0]
@@ -152,7 +152,7 @@ def _dimensions(embedder: RemoteEmbedder, card: ModelCard, floats: NDArray[Any])
 
 def _base64(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
     try:
-        answer = embedder.ask(_TEXTS[:1], input_type="passage", encoding_format="base64")
+        answer = embedder.ask(_TEXTS[:1], {"input_type": "passage", "encoding_format": "base64"})
     except RemoteError as refusal:
         return Finding("base64", "note", f"not understood, lists are used ({refusal})")
     if not answer.base64:
@@ -167,9 +167,8 @@ def _types(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
     verdict: Verdict = "ok"
     for kind in ("int8", "uint8", "binary", "ubinary"):
         try:
-            answer = embedder.ask(
-                _TEXTS[:1], input_type="passage", encoding_format="float", embedding_type=kind
-            )
+            fields = {"input_type": "passage", "encoding_format": "float", "embedding_type": kind}
+            answer = embedder.ask(_TEXTS[:1], fields)
         except RemoteError:
             continue
         width, full = answer.vectors.shape[1], floats.shape[1]

@@ -1,4 +1,4 @@
-"""The client of one server: sends a request until it is answered, or until trying makes no sense.
+"""The client of one server: sends each request until it is answered or cannot be.
 
 Lives on one event loop and holds what is known there of one server and model: connections, limits,
 capabilities.
@@ -126,7 +126,7 @@ class Client:
         *,
         modality: Modality | tuple[Modality, ...] | None = None,
     ) -> Answer | Failure:
-        """Send the texts of one request until they are answered, or trying again makes no sense.
+        """Send the texts of one request until they are answered, or trying again is pointless.
 
         Args:
             texts: The inputs, rendered.
@@ -199,10 +199,7 @@ class Client:
             self._keep(shrink(failure, self.capabilities, items=items))
 
     async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
-        """Send texts once with exactly these fields, and read the answer.
-
-        What an embedder would leave out or work around is sent, so that it shows what the server
-        makes of it.
+        """Send texts once with exactly these fields, without retries, and read the answer.
 
         Raises:
             RemoteError: If the server does not answer with vectors.

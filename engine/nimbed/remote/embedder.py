@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Literal, TypeVar
 
@@ -45,8 +45,6 @@ __all__ = ["OnBadInput", "RemoteEmbedder"]
 OnBadInput = Literal["raise", "skip"]
 
 T = TypeVar("T")
-
-
 #: Told how many inputs have just been finished.
 Tell = Callable[[int], None]
 #: What a call does with the client, on the client's event loop.
@@ -179,9 +177,9 @@ class RemoteEmbedder(Managed):
             int8_scale=int8_scale,
             modality=modality,
         )
-        items, rows = self._checked(inputs, options)
-        with reporting(progress, len(items)) as finished:
-            return self._session().run(self._job(items, rows, options), finished)
+        count, job = self._job(inputs, options)
+        with reporting(progress, count) as finished:
+            return self._session().run(job, finished)
 
     async def aembed(
         self,
@@ -204,9 +202,9 @@ class RemoteEmbedder(Managed):
             int8_scale=int8_scale,
             modality=modality,
         )
-        items, rows = self._checked(inputs, options)
-        with reporting(progress, len(items)) as finished:
-            return await self._session().arun(self._job(items, rows, options), finished)
+        count, job = self._job(inputs, options)
+        with reporting(progress, count) as finished:
+            return await self._session().arun(job, finished)
 
     def identify(self) -> tuple[str, str]:
         """Return the server's name for the model, and its dialect; asks for what is not known."""
@@ -215,8 +213,10 @@ class RemoteEmbedder(Managed):
         session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
         return client.model or "", client.dialect.name if client.dialect else ""
 
-    def ask(self, texts: Sequence[str], **fields: Any) -> Answer:
+    def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
         """Send texts once with exactly these request fields, to see what the server makes of them.
+
+        What :meth:`embed` would leave out or work around is sent.
 
         Raises:
             RemoteError: If the server does not answer with vectors.
@@ -242,26 +242,19 @@ class RemoteEmbedder(Managed):
         self.__dict__.update(state)
         self._key = find_key(self._address, None, os.environ)
 
-    def _checked(
+    def _job(
         self, inputs: Sequence[Input], options: EmbedOptions
-    ) -> tuple[list[Input], Sequence[int]]:
-        """Return the inputs and the rows to send; what the model does not have is refused here."""
-        card = self._known_card
+    ) -> tuple[int, Job[EmbeddingBatch]]:
+        """Return how many inputs there are, and the job that embeds them.
+
+        What the model does not have is refused here, before anything is sent.
+        """
+        card, skip = self._known_card, self._on_bad_input == "skip"
         if card is not None:
             card.spec(**options.of_spec)
-        return sendable(
-            inputs,
-            options,
-            model=card.id if card else str(self._given or "the served model"),
-            card=card,
-            skip=self._on_bad_input == "skip",
-        )
-
-    def _job(
-        self, items: Sequence[Input], rows: Sequence[int], options: EmbedOptions
-    ) -> Job[EmbeddingBatch]:
-        skip = self._on_bad_input == "skip"
-        return lambda client, tell: embed_inputs(
+        name = card.id if card else str(self._given or "the served model")
+        items, rows = sendable(inputs, options, model=name, card=card, skip=skip)
+        return len(items), lambda client, tell: embed_inputs(
             client, items, rows, options, skip=skip, finished=tell
         )
 

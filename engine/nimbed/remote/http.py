@@ -22,7 +22,7 @@ import h11
 
 from nimbed.errors import ConfigurationError
 from nimbed.remote.address import Address, Secret, origin_of
-from nimbed.remote.proxies import Proxies, Proxy, ProxyError, open_line
+from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through
 from nimbed.remote.retry import Failure
 from nimbed.version import __version__
 
@@ -66,7 +66,7 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        """Whether it is what was asked for, not an error or a promise (202)."""
+        """Whether it is what was asked for: neither an error nor only accepted (202)."""
         return 200 <= self.status < 300 and self.status != 202
 
 
@@ -137,7 +137,7 @@ class Http:
         self._proxies = Proxies()
         self._secrets: set[str] = set()
         proxy = self._proxy(_target(address.origin))
-        #: The server in words: its address, and the proxy that leads there.
+        #: Its address, and the proxy that leads there, for messages.
         self.server = address.api if proxy is None else f"{address.api} (through {proxy})"
 
     async def request(
@@ -237,7 +237,8 @@ class Http:
         except TimeoutError:
             raise _HttpError(f"no connection{place} within {limit:g} seconds") from None
         except ProxyError as error:
-            raise _HttpError(str(error), "refused" if error.final else "network") from None
+            kind: Literal["network", "refused"] = "refused" if error.final else "network"
+            raise _HttpError(f"{proxy} {error}", kind) from None
         except (OSError, UnicodeError) as error:  # the last: a label too long
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise _HttpError(f"cannot connect{place} ({error})") from None
@@ -306,16 +307,20 @@ async def _open(
         )
         return connection
     secure = target.scheme == "https"
-    line: asyncio.Transport | None
-    line = await open_line(proxy, target.host, target.port, tunnel=secure, context=context)
+    transport: asyncio.Transport | None
+    transport = await connect_through(
+        proxy, target.host, target.port, tunnel=secure, context=context
+    )
     if secure and context is not None:
-        line = await loop.start_tls(line, connection, context, server_hostname=target.host)
-        assert line is not None
+        transport = await loop.start_tls(
+            transport, connection, context, server_hostname=target.host
+        )
+        assert transport is not None
     else:
-        line.set_protocol(connection)
+        transport.set_protocol(connection)
         if proxy.forwards:
             connection.forward(target.origin, proxy.headers)
-    connection.connection_made(line)
+    connection.connection_made(transport)
     return connection
 
 
@@ -338,12 +343,12 @@ class _Connection(asyncio.Protocol):
         self._last_used = 0.0
 
     def forward(self, origin: str, headers: Headers) -> None:
-        """Name whole addresses from now on, and log in each time: a proxy reads the requests."""
+        """Send whole addresses and log in with each request: a proxy reads them."""
         self._prefix = origin.encode("ascii")
         self._more_headers = headers
 
     def usable(self, *, since: float) -> bool:
-        """Whether a request may be sent: open, in use lately, and nothing was said unasked."""
+        """Whether a request may be sent: open, used lately, and nothing came unasked."""
         is_open = self._transport is not None and not self._transport.is_closing()
         return is_open and self._parser.our_state is h11.IDLE and self._last_used >= since
 
@@ -355,6 +360,8 @@ class _Connection(asyncio.Protocol):
         Raises:
             _HttpError: If there is no whole answer.
         """
+        if self._transport is None or self._transport.is_closing():
+            raise _closed(None)
         loop = asyncio.get_running_loop()
         head = h11.Request(
             method=method.encode("ascii"),
@@ -369,11 +376,10 @@ class _Connection(asyncio.Protocol):
         awaited: asyncio.Future[Reply] = loop.create_future()
         self._awaited = awaited
         try:
-            assert self._transport is not None
             self._transport.write(data)
             return await awaited
         finally:
-            self._awaited = None  # whoever was cancelled waits no more
+            self._awaited = None  # after a cancellation nobody waits
             self._last_used = loop.time()
 
     def close(self) -> None:
@@ -389,7 +395,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
         if self._awaited is None:
-            self.close()  # an answer to nothing
+            self.close()  # an answer to no request
         elif self._size > _MOST_BYTES:
             self._fail(_too_large())
         else:
@@ -400,8 +406,7 @@ class _Connection(asyncio.Protocol):
             self._read(b"")  # the end of an answer that says no length
 
     def connection_lost(self, exc: Exception | None) -> None:
-        why = f" ({exc})" if exc else ""
-        self._fail(_HttpError(f"the server closed the connection without a whole answer{why}"))
+        self._fail(_closed(exc))
 
     def _read(self, data: bytes) -> None:
         try:
@@ -463,6 +468,11 @@ def _unpack(body: bytes, encoding: str) -> bytes:
     if not unpacker.eof:
         raise _HttpError("an answer whose compression is cut off")
     return plain
+
+
+def _closed(error: Exception | None) -> _HttpError:
+    why = f" ({error})" if error else ""
+    return _HttpError(f"the connection was closed without a whole answer{why}")
 
 
 def _too_large() -> _HttpError:

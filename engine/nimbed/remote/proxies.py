@@ -15,9 +15,9 @@ from urllib.request import getproxies
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["Proxies", "Proxy", "ProxyError", "open_line"]
+__all__ = ["Proxies", "Proxy", "ProxyError", "connect_through"]
 
-_PORTS = {"http": 3128, "https": 443, "socks5": 1080, "socks5h": 1080}
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _MOST_HEAD = 65_536  # bytes of an answer to CONNECT
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 # RFC 1928, section 6.
@@ -32,7 +32,11 @@ _SOCKS_REPLIES = {
 
 
 class ProxyError(Exception):
-    """A proxy did not open a line; ``.final`` tells that asking again would not help."""
+    """A proxy did not connect to a host.
+
+    The message says what it did instead ("answered 403"); ``.final`` tells that asking again would
+    not help.
+    """
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
@@ -162,7 +166,7 @@ def _matches(exempt: str, host: str, port: int) -> bool:
         return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
-async def open_line(
+async def connect_through(
     proxy: Proxy, host: str, port: int, *, tunnel: bool, context: ssl.SSLContext | None
 ) -> asyncio.Transport:
     """Connect to a proxy, and through it to a host.
@@ -171,7 +175,7 @@ async def open_line(
         proxy: The proxy.
         host: The host, in ASCII.
         port: Its port.
-        tunnel: Whether the line shall lead to the host; else the proxy takes requests for it.
+        tunnel: Whether bytes shall reach the host as they are; else the proxy takes requests for it.
         context: Certificates to trust, for a proxy that is itself reached by TLS.
 
     Returns:
@@ -193,8 +197,10 @@ async def open_line(
             await _ask_socks(transport, handshake, proxy, host, port)
         elif tunnel:
             await _ask_http(transport, handshake, proxy, host, port)
+        if transport.is_closing():
+            raise ProxyError("closed the connection")
         if handshake.received:
-            raise ProxyError(f"{proxy} sent more than was asked for")
+            raise ProxyError("sent more than was asked for")
     except BaseException:
         transport.abort()
         raise
@@ -202,7 +208,7 @@ async def open_line(
 
 
 class _Handshake(asyncio.Protocol):
-    """Collects what a proxy says before the line is the host's."""
+    """Collects what a proxy says before it connects to the host."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -229,13 +235,13 @@ class _Handshake(asyncio.Protocol):
         """Return everything up to an empty line."""
         while (end := self.received.find(b"\r\n\r\n")) < 0:
             if len(self.received) > _MOST_HEAD:
-                raise ProxyError("the proxy sent headers without end", final=True)
+                raise ProxyError("sent headers without end", final=True)
             await self._wait()
         return await self.read(end + 4)
 
     async def _wait(self) -> None:
         if self._closed:
-            raise ProxyError("the proxy closed the connection")
+            raise ProxyError("closed the connection")
         self._changed.clear()
         await self._changed.wait()
 
@@ -250,7 +256,7 @@ async def _ask_http(
     transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
     head = _STATUS.match(await handshake.read_head())
     if head is None:
-        raise ProxyError(f"{proxy} does not speak HTTP", final=True)
+        raise ProxyError("does not speak HTTP", final=True)
     status = int(head[1])
     if 200 <= status < 300:
         return
@@ -258,7 +264,7 @@ async def _ask_http(
     if status == 407:
         mend = f"; put a user and a password into {proxy.variable}, as in http://user:password@host"
     final = status < 500 and status not in (408, 429)
-    raise ProxyError(f"{proxy} answered {status} when asked for {place}{mend}", final=final)
+    raise ProxyError(f"answered {status} when asked for {place}{mend}", final=final)
 
 
 async def _ask_socks(
@@ -269,16 +275,16 @@ async def _ask_socks(
     transport.write(bytes([5, 1, method]))
     version, chosen = await handshake.read(2)
     if version != 5:
-        raise ProxyError(f"{proxy} does not speak SOCKS 5", final=True)
+        raise ProxyError("does not speak SOCKS 5", final=True)
     if chosen != method:
-        raise ProxyError(f"{proxy} asks for another way to log in", final=True)
+        raise ProxyError("asks for another way to log in", final=True)
     if proxy.user is not None:
         user, password = proxy.user.encode(), proxy.password.encode()
         if max(len(user), len(password)) > 255:
-            raise ProxyError("SOCKS 5 allows 255 bytes of user and password", final=True)
+            raise ProxyError("takes no more than 255 bytes of user or password", final=True)
         transport.write(bytes([1, len(user)]) + user + bytes([len(password)]) + password)
         if (await handshake.read(2))[1] != 0:
-            raise ProxyError(f"{proxy} refuses its user or password", final=True)
+            raise ProxyError("refuses its user or password", final=True)
     try:
         address = ipaddress.ip_address(host).packed
         kind = 1 if len(address) == 4 else 4
@@ -288,6 +294,6 @@ async def _ask_socks(
     _, reply, _, kind = await handshake.read(4)
     if reply != 0:
         why = _SOCKS_REPLIES.get(reply, f"reply {reply}")
-        raise ProxyError(f"{proxy} does not connect to {host}:{port}: {why}", final=reply == 2)
+        raise ProxyError(f"does not connect to {host}:{port}: {why}", final=reply == 2)
     size = {1: 4, 4: 16}.get(kind) or (await handshake.read(1))[0]
     await handshake.read(size + 2)  # the address and port it connects from
