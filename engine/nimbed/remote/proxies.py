@@ -175,7 +175,7 @@ async def connect_through(
         proxy: The proxy.
         host: The host, in ASCII.
         port: Its port.
-        tunnel: Whether bytes shall reach the host as they are; else the proxy takes requests for it.
+        tunnel: Whether bytes shall reach the host as they are; else the proxy reads requests.
         context: Certificates to trust, for a proxy that is itself reached by TLS.
 
     Returns:
