@@ -22,7 +22,7 @@ import h11
 
 from nimbed.errors import ConfigurationError
 from nimbed.remote.address import Address, Secret, origin_of
-from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through
+from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through, race_delay
 from nimbed.remote.retry import Failure
 from nimbed.version import __version__
 
@@ -303,7 +303,11 @@ async def _open(
     connection, loop = _Connection(), asyncio.get_running_loop()
     if proxy is None:
         await loop.create_connection(
-            lambda: connection, target.host, target.port, ssl=context, happy_eyeballs_delay=0.25
+            lambda: connection,
+            target.host,
+            target.port,
+            ssl=context,
+            happy_eyeballs_delay=race_delay(target.host),
         )
         return connection
     secure = target.scheme == "https"

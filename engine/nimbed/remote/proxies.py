@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["Proxies", "Proxy", "ProxyError", "connect_through"]
+__all__ = ["Proxies", "Proxy", "ProxyError", "connect_through", "race_delay"]
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _MOST_HEAD = 65_536  # bytes of an answer to CONNECT
@@ -166,6 +166,16 @@ def _matches(exempt: str, host: str, port: int) -> bool:
         return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
+def race_delay(host: str) -> float | None:
+    """Return the seconds after which the next address of a host is tried beside the first.
+
+    There is no race for what is an address already: asyncio leaks the socket of one that is
+    cancelled (Python 3.11), as a short timeout does.
+    """
+    is_address = ":" in host or host.replace(".", "").isdigit()
+    return None if is_address else 0.25
+
+
 async def connect_through(
     proxy: Proxy, host: str, port: int, *, tunnel: bool, context: ssl.SSLContext | None
 ) -> asyncio.Transport:
@@ -190,7 +200,7 @@ async def connect_through(
         proxy.host,
         proxy.port,
         ssl=context if proxy.scheme == "https" else None,
-        happy_eyeballs_delay=0.25,
+        happy_eyeballs_delay=race_delay(proxy.host),
     )
     try:
         if not proxy.forwards:
