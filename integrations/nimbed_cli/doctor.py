@@ -1,4 +1,4 @@
-"""``nimbed doctor``: the address of a server or a Weaviate in, what can be trusted there out."""
+"""The ``nimbed doctor`` command: checks an embedding server or a Weaviate, and prints findings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from nimbed.remote.doctor import Finding
+    from nimbed.findings import Finding
 
 __all__ = ["doctor"]
 
@@ -86,7 +86,7 @@ def _server(
     base_url: str, model: str | None, dialect: str, against: str | None, timeout: float
 ) -> list[Finding]:
     import nimbed
-    from nimbed.remote.doctor import examine
+    from nimbed_cli.server_check import examine
 
     local = nimbed.load(against) if against is not None else None
     try:

@@ -11,7 +11,7 @@ from weaviate.collections import Collection
 from weaviate.outputs.config import CollectionConfig
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.doctor import Finding
+from nimbed.findings import Finding
 from nimbed_weaviate.contract import contract_of
 from nimbed_weaviate.faults import sentences
 from nimbed_weaviate.samples import sample_findings

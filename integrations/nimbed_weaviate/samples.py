@@ -10,7 +10,7 @@ from weaviate.collections import Collection
 from weaviate.exceptions import WeaviateBaseError
 
 from nimbed import VectorSpec
-from nimbed.remote.doctor import Finding
+from nimbed.findings import Finding
 from nimbed_weaviate.indexing import KINDS, index_fault, kind_of
 from nimbed_weaviate.setup import VectorSetup
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nimbed.remote.doctor import Finding, Verdict
+from nimbed.findings import Finding, Verdict
 from nimbed_weaviate.addresses import NVIDIA, address_fault, is_forgiven, is_loopback, is_nvidia
 from nimbed_weaviate.indexing import index_fault
 from nimbed_weaviate.setup import VectorSetup

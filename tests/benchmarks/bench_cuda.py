@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from english import of_length, passages, queries
 from family_shapes import ON_CUDA, Shape, describe, operations, weights, write
 from http_load import drive, request

@@ -1,9 +1,11 @@
 """The remote embedder beside the official clients, at one stub server that answers at once.
 
     python tests/benchmarks/bench_remote.py
+    python tests/benchmarks/bench_remote.py --against /path/of/another/checkout
 
-needs openai and langchain-nvidia-ai-endpoints. Every client runs in a process of its own, the
-stub in another; rounds are interleaved, and medians printed.
+The first needs openai and langchain-nvidia-ai-endpoints; the second compares this checkout with
+another one. Every client runs in a process of its own, the stub in another; rounds are
+interleaved, and medians printed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import asyncio
 import base64
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -19,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 PASSAGES, DIMENSIONS, PER_REQUEST = 5000, 1024, 64
@@ -197,7 +201,25 @@ def run_client(name: str, url: str) -> None:
     print(json.dumps(result))
 
 
-def run_all(rounds: int, delays: list[float]) -> None:
+def checkout(path: Path) -> dict[str, str]:
+    """The environment in which a checkout's nimbed is imported."""
+    return {**os.environ, "PYTHONPATH": f"{path / 'engine'}{os.pathsep}{path / 'integrations'}"}
+
+
+def runs_of(against: Path | None) -> dict[str, tuple[str, dict[str, str]]]:
+    """The clients to measure, by the names of their rows, each with its environment."""
+    if against is None:
+        return {name: (name, dict(os.environ)) for name in CLIENTS}
+    trees = {"": Path(__file__).parents[2], f" of {against.name}": against}
+    return {
+        f"{name}{suffix}": (name, checkout(path))
+        for name in ("nimbed, sync", "nimbed, async")
+        for suffix, path in trees.items()
+    }
+
+
+def run_all(rounds: int, delays: list[float], against: Path | None) -> None:
+    runs = runs_of(against)
     measured: dict[tuple[str, float], list[dict[str, float]]] = {}
     for delay in delays:
         command = [sys.executable, __file__, "--serve", str(delay)]
@@ -206,12 +228,13 @@ def run_all(rounds: int, delays: list[float]) -> None:
         url = f"http://127.0.0.1:{stub.stdout.readline().strip()}/v1"
         try:
             for _ in range(rounds):
-                for name in CLIENTS:
+                for name, (client, environment) in runs.items():
                     made = subprocess.run(
-                        [sys.executable, "-W", "ignore", __file__, "--client", name, url],
+                        [sys.executable, "-W", "ignore", __file__, "--client", client, url],
                         capture_output=True,
                         text=True,
                         check=True,
+                        env=environment,
                     )
                     result = json.loads(made.stdout.splitlines()[-1])
                     measured.setdefault((name, delay), []).append(result)
@@ -222,7 +245,7 @@ def run_all(rounds: int, delays: list[float]) -> None:
         f"{delay * 1000:.0f} ms: passages/s | CPU us/passage | growth MB" for delay in delays
     )
     print(f"| client | {columns} |\n|---{'|---' * 3 * len(delays)}|")
-    for name in CLIENTS:
+    for name in runs:
         cells = []
         for delay in delays:
             for fact, form in (("rate", ",.0f"), ("cpu", ".1f"), ("memory", ".0f")):
@@ -248,10 +271,11 @@ if __name__ == "__main__":
     parser.add_argument("--client", nargs=2, metavar=("NAME", "URL"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.05])
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     given = parser.parse_args()
     if given.serve is not None:
         serve(given.serve)
     elif given.client:
         run_client(*given.client)
     else:
-        run_all(given.rounds, given.delays)
+        run_all(given.rounds, given.delays, given.against)

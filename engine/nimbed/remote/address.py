@@ -1,24 +1,22 @@
-"""A base URL, normalised: where each endpoint lies, and which key may go there.
-
-Knows nothing about dialects or HTTP.
-"""
+"""Addresses of servers: where each endpoint lies, and which key may be sent there."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.secret import Secret
 
-__all__ = ["NVCF_HOST", "Address", "find_key", "origin_of"]
+__all__ = ["NVCF_HOST", "Address", "Secret", "find_key", "origin_of"]
 
 #: Where NVIDIA's own gateway is polled for the answer of a request it has only accepted.
 NVCF_HOST = "api.nvcf.nvidia.com"
 
 _VERSION = re.compile(r"v\d+\w*")
+_HOST = re.compile(r"[\w.:%~-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +97,57 @@ class Address:
         origin = f"https://{NVCF_HOST}" if self.is_nvidia else self.origin
         return f"{origin}/v2/nvcf/pexec/status/{request_id}"
 
-    def trusts(self, url: str) -> bool:
-        """Whether the key for this address may be sent to ``url``."""
-        origin = origin_of(url)
-        return origin == self.origin or (self.is_nvidia and origin == f"https://{NVCF_HOST}")
+    @property
+    def trusted_origins(self) -> frozenset[str]:
+        """The origins to which the key for this address may be sent."""
+        also = {f"https://{NVCF_HOST}"} if self.is_nvidia else set[str]()
+        return frozenset({self.origin} | also)
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port in one spelling: lower case, the default port left out.
+    """Return scheme, host and port in one spelling: ASCII, lower case, no default port.
 
     Raises:
-        ValueError: If the port is not a number.
+        ValueError: If host or port cannot be one.
     """
     parts = urlsplit(url)
-    scheme, host = parts.scheme.lower(), parts.hostname or ""
+    scheme, host = parts.scheme.lower(), (parts.hostname or "").encode("idna").decode("ascii")
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"{host!r} is no host name")
     if ":" in host:
         host = f"[{host}]"
     default = {"http": 80, "https": 443}.get(scheme)
     port = "" if parts.port in (None, default) else f":{parts.port}"
     return f"{scheme}://{host}{port}"
+
+
+class Secret:
+    """A key that only :meth:`reveal` gives, never ``repr``, ``str``, a pickle or a copy."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        value = value.strip()  # a key read from a file ends in a newline, which no header may hold
+        if not value or not value.isascii() or not value.isprintable():
+            raise ConfigurationError(
+                "the api key must be printable ASCII without blanks around it; "
+                "check how it was read"
+            )
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the key itself."""
+        return self._value
+
+    def scrub(self, text: str) -> str:
+        """Return the text with the key blotted out, for words that a server sent."""
+        return text.replace(self._value, "***")
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret cannot be pickled or copied; read it from the environment there")
 
 
 def find_key(

@@ -1,6 +1,6 @@
-"""A refusal that names a field, to what the server is remembered not to know.
+"""What a server turned out not to know, learnt from its refusals.
 
-Knows nothing about HTTP. What was learnt holds for one server and model, in this process.
+It holds for one server and model, in this process.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nimbed.remote.dialects import RoleMode
-from nimbed.remote.faults import Fault
+from nimbed.remote.retry import Failure
 
-__all__ = ["Capabilities", "Memo", "learn", "too_long", "too_many"]
+__all__ = [
+    "CAPABILITIES",
+    "Capabilities",
+    "learn",
+    "limit_of_tokens",
+    "shrink",
+    "too_long",
+    "too_many",
+]
 
 _NUMBER = re.compile(r"\d+")
 _TOO_MANY = re.compile(
@@ -59,78 +67,66 @@ class Capabilities:
     max_tokens: int | None = None
 
 
-class Memo:
-    """What this process has learnt, by server and model."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Capabilities] = {}
-
-    def get(self, api: str, model: str) -> Capabilities:
-        """Return what is known; nothing at first."""
-        return self._known.get((api, model), Capabilities())
-
-    def set(self, api: str, model: str, capabilities: Capabilities) -> None:
-        """Remember."""
-        self._known[api, model] = capabilities
-
-    def clear(self) -> None:
-        """Forget everything: a server was replaced by another at the same address."""
-        self._known.clear()
+#: What this process has learnt, by server and model. Every embedder shares it: what a server does
+#: not know, it tells once.
+CAPABILITIES: dict[tuple[str, str], Capabilities] = {}
 
 
-def learn(fault: Fault, sent: Iterable[str], known: Capabilities) -> Capabilities | None:
+def learn(failure: Failure, sent: Iterable[str], known: Capabilities) -> Capabilities | None:
     """Return what a refusal teaches, or None if it names no field that was sent or missed.
 
     The lesson is a guess until a request made by it succeeds: a server may echo a text that
     happens to hold a field's name.
     """
-    if fault.status not in (400, 422) or too_long(fault) or too_many(fault):
+    if failure.status not in (400, 422) or too_long(failure) or too_many(failure):
         return None
     sent = set(sent)
-    if _REQUIRED.search(fault.message) and "input_type" not in sent:
+    if _REQUIRED.search(failure.message) and "input_type" not in sent:
         return replace(known, role="field")
-    if "input_type" in sent and _names(fault, "input_type"):
+    if "input_type" in sent and _names(failure, "input_type"):
         return replace(known, role="prefix")
     for field in _OPTIONAL:
-        if field in sent and _names(fault, field):
+        if field in sent and _names(failure, field):
             return replace(known, refused=known.refused | {field})
     return None
 
 
-def too_long(fault: Fault) -> bool:
+def too_long(failure: Failure) -> bool:
     """Whether the server says that a text has too many tokens."""
-    return fault.about_input and bool(_TOO_LONG.search(fault.message))
+    return failure.about_input and bool(_TOO_LONG.search(failure.message))
 
 
-def too_many(fault: Fault) -> bool:
+def too_many(failure: Failure) -> bool:
     """Whether the server says that a request holds too much, though each text may be fine."""
-    return fault.about_input and (fault.status == 413 or bool(_TOO_MANY.search(fault.message)))
+    return failure.about_input and (
+        failure.status == 413 or bool(_TOO_MANY.search(failure.message))
+    )
 
 
-def shrink(fault: Fault, known: Capabilities, *, items: int) -> Capabilities:
+def shrink(failure: Failure, known: Capabilities, *, items: int) -> Capabilities:
     """Return the limits that a ``too many`` refusal teaches.
 
     Args:
-        fault: The refusal.
+        failure: The refusal.
         known: What was known before.
         items: Texts in the refused request.
     """
-    numbers = [int(number) for number in _NUMBER.findall(fault.message)[:8]]
-    if "tokens per request" in fault.message.lower() and len(numbers) > 1:
+    numbers = [int(number) for number in _NUMBER.findall(failure.message)[:8]]
+    if "tokens per request" in failure.message.lower() and len(numbers) > 1:
         return replace(known, max_tokens=min(numbers))
     # The message holds both the size that was sent and the size that is allowed, in either order.
     allowed = [number for number in numbers if 1 <= number < items]
     return replace(known, max_items=max(allowed) if allowed else max(1, items // 2))
 
 
-def limit_of_tokens(fault: Fault) -> tuple[int, int] | None:
+def limit_of_tokens(failure: Failure) -> tuple[int, int] | None:
     """Return (tokens sent, tokens allowed) from a ``too long`` refusal, if it gives both."""
-    numbers = sorted({int(number) for number in _NUMBER.findall(fault.message)[:8]})
+    numbers = sorted({int(number) for number in _NUMBER.findall(failure.message)[:8]})
     return (numbers[-1], numbers[-2]) if len(numbers) > 1 and numbers[-2] > 0 else None
 
 
-def _names(fault: Fault, field: str) -> bool:
-    if fault.param:
-        return fault.param == field
+def _names(failure: Failure, field: str) -> bool:
+    if failure.param:
+        return failure.param == field
     # `truncate` must not be found in `truncate_prompt_tokens`.
-    return re.search(rf"(?<![\w-]){field}(?![\w-])", fault.message) is not None
+    return re.search(rf"(?<![\w-]){field}(?![\w-])", failure.message) is not None

@@ -1,7 +1,4 @@
-"""What each kind of server understands, as data.
-
-Knows nothing about any one server or about HTTP.
-"""
+"""Dialects: what each kind of embedding server understands, as data."""
 
 from __future__ import annotations
 

@@ -1,29 +1,34 @@
-"""Texts and images to vectors that carry their contract, on a server.
-
-Joins what the other files of this folder know. Nothing is sent before the first call.
-"""
+"""Embedders whose model runs behind an HTTP endpoint."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import os
+import queue
+import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, Literal, TypeVar
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.embedder import Managed
-from nimbed.errors import ConfigurationError
+from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
 from nimbed.remote.address import Address, find_key
-from nimbed.remote.courier import Courier
+from nimbed.remote.batching import embed_inputs
+from nimbed.remote.client import Client
 from nimbed.remote.dialects import Dialect, named
-from nimbed.remote.hosted import card_of, shown
-from nimbed.remote.probe import Probe
-from nimbed.remote.rendering import sendable
+from nimbed.remote.discovery import find_card, unknown_card
+from nimbed.remote.http import Traffic
+from nimbed.remote.request import sendable
+from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
-from nimbed.remote.service import Order, Service
 from nimbed.spec import (
     EmbeddingType,
     InputType,
@@ -39,13 +44,20 @@ __all__ = ["OnBadInput", "RemoteEmbedder"]
 #: a vector of zeros and its row number in the batch's report.
 OnBadInput = Literal["raise", "skip"]
 
+T = TypeVar("T")
+#: Told how many inputs have just been finished.
+Tell = Callable[[int], None]
+#: What a call does with the client, on the client's event loop.
+Job = Callable[[Client, Tell], Coroutine[Any, Any, T]]
+
 
 class RemoteEmbedder(Managed):
     """Embeds on a server that speaks NIM's or OpenAI's protocol.
 
-    Both faces run on one private event loop in a thread of their own: connections are kept from
-    call to call, whichever thread or event loop makes it. A forked child opens its own. A pickle
-    holds no key: where it is loaded, the key is read from the environment again.
+    Nothing is sent before the first call. ``embed`` and ``aembed`` both run on one private event
+    loop in a thread of their own: connections are kept from call to call, whichever thread or event
+    loop makes it. A forked child opens its own. A pickle holds no key: where it is loaded, the key
+    is read from the environment again.
 
     A model without a card (neither in the catalogue nor given as a ModelCard) is embedded at
     whatever width the server gives; ``card`` and ``spec`` then need one tiny request, unless a
@@ -101,12 +113,23 @@ class RemoteEmbedder(Managed):
         self._concurrency = concurrency
         self._batch_size = batch_size
         self._key = find_key(self._address, api_key, os.environ)
-        self._services: dict[int, Service] = {}
+        self._sessions: dict[int, _Session] = {}
+
+    @property
+    def base_url(self) -> str:
+        """The server's address, with the version that its endpoints lie under."""
+        return self._address.api
 
     @property
     def card(self) -> ModelCard:
         """Facts about the model; for one that is not in the catalogue, what its server shows."""
-        return self._known_card() or self._service().model_card()
+        known = self._known_card
+        if known is not None:
+            return known
+        client = self._session().client
+        if client.card is None and (client.width is None or client.model is None):
+            self.embed([], input_type="passage")  # asks for the width by one tiny request
+        return client.card or unknown_card(client.model or "", client.width or 0)
 
     def spec(
         self,
@@ -120,10 +143,10 @@ class RemoteEmbedder(Managed):
         For a model of the catalogue nothing is sent. For any other the server decides which
         ``dimensions`` there are, and without them its width is asked by one tiny request.
         """
-        card = self._known_card()
+        card = self._known_card
         name = self._served_name or self._given
         if card is None and dimensions is not None and isinstance(name, str):
-            card = shown(name, dimensions)
+            card = unknown_card(name, dimensions)
         return (card or self.card).spec(
             embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
         )
@@ -146,11 +169,17 @@ class RemoteEmbedder(Managed):
             RemoteError: If the server failed; ``.rows`` names what the failure concerns. An input
                 that the server refuses raises one that is an InputError too.
         """
-        order = self._order(
-            inputs, input_type, embedding_type, dimensions, truncate, int8_scale, modality
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
         )
-        with reporting(progress, len(order.items)) as finished:
-            return self._service().embed(order, finished)
+        count, job = self._job(inputs, options)
+        with reporting(progress, count) as finished:
+            return self._session().run(job, finished)
 
     async def aembed(
         self,
@@ -165,100 +194,200 @@ class RemoteEmbedder(Managed):
         progress: Progress = False,
     ) -> EmbeddingBatch:
         """Do what :meth:`embed` does without blocking the caller's event loop."""
-        order = self._order(
-            inputs, input_type, embedding_type, dimensions, truncate, int8_scale, modality
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
         )
-        with reporting(progress, len(order.items)) as finished:
-            return await self._service().aembed(order, finished)
+        count, job = self._job(inputs, options)
+        with reporting(progress, count) as finished:
+            return await self._session().arun(job, finished)
 
-    def probe(self) -> Probe:
-        """Return a way to send single requests, field by field, to what this embedder talks to."""
-        model, dialect = self._service().identified()
-        return Probe(
-            self._address, key=self._key, model=model, dialect=dialect, timeout=self._timeout
-        )
+    def identify(self) -> tuple[str, str]:
+        """Return the server's name for the model, and its dialect; asks for what is not known."""
+        session = self._session()
+        client = session.client
+        session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
+        return client.model or "", client.dialect.name if client.dialect else ""
+
+    def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
+        """Send texts once with exactly these request fields, to see what the server makes of them.
+
+        What :meth:`embed` would leave out or work around is sent.
+
+        Raises:
+            RemoteError: If the server does not answer with vectors.
+        """
+        return self._session().run(lambda client, _: client.ask(texts, fields), lambda _: None)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        service = self._services.pop(os.getpid(), None)
-        if service is not None:
-            service.close(wait=True)
+        session = self._sessions.pop(os.getpid(), None)
+        if session is not None:
+            session.close(wait=True)
 
     def __repr__(self) -> str:
         name = self._given.id if isinstance(self._given, ModelCard) else self._given
-        return f"RemoteEmbedder({name!r}, base_url={self._address.api!r})"
+        return f"RemoteEmbedder({name!r}, base_url={self.base_url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the key and the connections."""
-        return {**self.__dict__, "_key": None, "_services": {}}
+        return {**self.__dict__, "_key": None, "_sessions": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read the key from the environment of the process that loads the pickle."""
         self.__dict__.update(state)
         self._key = find_key(self._address, None, os.environ)
 
-    def _order(
-        self,
-        inputs: Sequence[Input],
-        input_type: InputType,
-        embedding_type: EmbeddingType,
-        dimensions: int | None,
-        truncate: Truncate,
-        int8_scale: Int8Scale | None,
-        modality: Modality | None,
-    ) -> Order:
-        check_literal("input_type", input_type, InputType)
-        check_literal("embedding_type", embedding_type, EmbeddingType)
-        check_literal("truncate", truncate, Truncate)
-        card = self._known_card()
-        if card is not None:  # refuse what the model does not have before anything is sent
-            card.spec(embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale)
-        skip = self._on_bad_input == "skip"
-        items, rows = sendable(
-            inputs,
-            input_type=input_type,
-            modality=modality,
-            model=card.id if card else str(self._given or "the served model"),
-            card=card,
-            skip=skip,
-        )
-        return Order(
-            items=items,
-            rows=rows,
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            skip=skip,
+    def _job(
+        self, inputs: Sequence[Input], options: EmbedOptions
+    ) -> tuple[int, Job[EmbeddingBatch]]:
+        """Return how many inputs there are, and the job that embeds them.
+
+        What the model does not have is refused here, before anything is sent.
+        """
+        card, skip = self._known_card, self._on_bad_input == "skip"
+        if card is not None:
+            card.spec(**options.of_spec)
+        name = card.id if card else str(self._given or "the served model")
+        items, rows = sendable(inputs, options, model=name, card=card, skip=skip)
+        return len(items), lambda client, tell: embed_inputs(
+            client, items, rows, options, skip=skip, finished=tell
         )
 
+    @functools.cached_property
     def _known_card(self) -> ModelCard | None:
         if isinstance(self._given, ModelCard):
             return self._given
-        return card_of(self._given) if self._given is not None else None
+        return find_card(self._given) if self._given is not None else None
 
     def _named_dialect(self) -> Dialect | None:
         return None if self._dialect == "auto" else named(self._dialect)
 
-    def _service(self) -> Service:
+    def _session(self) -> _Session:
         """Return this process's connections: a forked child never sees its parent's."""
         process = os.getpid()
-        service = self._services.get(process)
-        if service is None:
+        session = self._sessions.get(process)
+        if session is None:
             given = self._given.id if isinstance(self._given, ModelCard) else self._given
-            courier = Courier(
-                address=self._address,
+            client = Client(
+                self._address,
                 key=self._key,
                 model=self._served_name or given,
-                card=self._known_card(),
+                card=self._known_card,
                 dialect=self._named_dialect(),
                 timeout=self._timeout,
                 retry=self._retry,
                 concurrency=self._concurrency,
                 batch_size=self._batch_size,
             )
-            # Atomic, so that of two threads that meet here both get the same service.
-            service = self._services.setdefault(process, Service(courier))
-            weakref.finalize(self, service.close, wait=False)
-        return service
+            # Atomic, so that of two threads that meet here both get the same session.
+            session = self._sessions.setdefault(process, _Session(client))
+            weakref.finalize(self, session.close, wait=False)
+        return session
+
+
+class _Session:
+    """A client and the event loop it lives on, which starts at the first call; one per process.
+
+    The loop has a thread of its own and outlives every caller's. Connections belong to the loop
+    they were opened on: here they survive two ``asyncio.run`` in a row and serve threads and loops
+    alike.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+    def run(self, job: Job[T], finished: Tell) -> T:
+        """Run a job and block until its end; ``finished`` is called in this thread."""
+        told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        future = self._submit(job, told.put)
+        future.add_done_callback(lambda _: told.put(None))
+        try:
+            while (count := told.get()) is not None:
+                finished(count)
+        except BaseException:
+            future.cancel()
+            raise
+        return _result(future)
+
+    async def arun(self, job: Job[T], finished: Tell) -> T:
+        """Run a job and await its end; ``finished`` is called on the caller's loop."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[int | None] = asyncio.Queue()
+
+        def tell(count: int | None) -> None:
+            # The caller may have been cancelled and its loop closed before the job noticed.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(told.put_nowait, count)
+
+        future = self._submit(job, tell)
+        future.add_done_callback(lambda _: tell(None))
+        try:
+            while (count := await told.get()) is not None:
+                finished(count)
+        except BaseException:
+            future.cancel()
+            raise
+        return _result(future)
+
+    def close(self, *, wait: bool) -> None:
+        """Cancel what runs, close the connections and end the thread.
+
+        Args:
+            wait: Whether to return only when that is done; the garbage collector must not block.
+        """
+        if os.getpid() != self._process:
+            return  # a forked child inherits the object, but neither thread nor lock nor sockets
+        with self._lock:
+            running, self._running = self._running, None
+        if running is None:
+            return
+        loop, thread = running
+        loop.call_soon_threadsafe(self._begin_end, loop)
+        if wait:
+            thread.join(timeout=5.0)
+
+    def _submit(self, job: Job[T], tell: Tell) -> Future[T]:
+        with self._lock:
+            if self._running is None:
+                # Not the loop of the process's policy: uvloop's knows no happy eyeballs.
+                started = asyncio.SelectorEventLoop()
+                thread = threading.Thread(
+                    target=_serve, args=(started,), name="nimbed-remote", daemon=True
+                )
+                thread.start()
+                self._running = started, thread
+            loop = self._running[0]
+        return asyncio.run_coroutine_threadsafe(job(self.client, tell), loop)
+
+    def _begin_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        ending = loop.create_task(self._end())
+        ending.add_done_callback(lambda _: loop.stop())
+
+    async def _end(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self.client.http.close()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise BackendError("the embedder was closed while it was embedding") from None

@@ -1,6 +1,6 @@
-"""A fault and how often it happened, to how long to wait before the next try.
+"""Failed requests: whether and when to try again, and the error that the caller gets at the end.
 
-Knows nothing about HTTP libraries; the rules are those of openai-python 3.52, with a deadline.
+The rules are those of openai-python 3.52, with a deadline.
 """
 
 from __future__ import annotations
@@ -8,14 +8,92 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
-from nimbed.errors import ConfigurationError
-from nimbed.remote.faults import Fault
+from nimbed.errors import ConfigurationError, InputError, OverloadedError, RemoteError, name_rows
 
-__all__ = ["RetryPolicy", "asked_wait"]
+__all__ = ["Failure", "RejectedInputError", "RetryPolicy", "error_of", "requested_wait"]
+
+# A spent quota does not come back by waiting, whatever its status says.
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "credits")
+_HINTS: Mapping[int, str] = {
+    401: "check the api key",
+    402: "the account's credits are used up",
+    403: "the api key may not use this model",
+    404: "check the model's name and the base_url",
+    407: "the proxy asks for a user and a password; put them into its variable, as in "
+    "http://user:password@host:3128",
+}
+
+
+class RejectedInputError(RemoteError, InputError):
+    """The server refused an input; ``.rows`` names it by the caller's row numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What went wrong with one request.
+
+    Attributes:
+        kind: ``status``: an HTTP error; ``timeout`` and ``network``: no whole answer came;
+            ``malformed``: an answer that cannot be used; ``refused``: nothing was or may be sent.
+        message: The server's words, or ours; secrets are blotted out.
+        status: The HTTP status, if an answer came.
+        code: The server's error code or type.
+        param: The request field that the server names.
+        request_id: The server's request id.
+        retry_after: Seconds the server asks to wait.
+        should_retry: What ``x-should-retry`` says, if it is there.
+        positions: Which inputs of the request are concerned, where that is known.
+    """
+
+    kind: Literal["status", "timeout", "network", "malformed", "refused"]
+    message: str
+    status: int | None = None
+    code: str | None = None
+    param: str | None = None
+    request_id: str | None = None
+    retry_after: float | None = None
+    should_retry: bool | None = None
+    positions: tuple[int, ...] = ()
+
+    @property
+    def overload(self) -> bool:
+        """Whether the server has too much to do: a reason to send less at a time."""
+        return self.status in (429, 503, 529) or self.kind == "timeout"
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        if self.status == 402 or any(word in (self.code or "") for word in _QUOTA):
+            return False
+        if self.should_retry is not None:
+            return self.should_retry
+        if self.kind != "status":
+            return self.kind != "refused"
+        return self.status in (408, 409, 429) or (self.status or 0) >= 500
+
+    @property
+    def about_input(self) -> bool:
+        """Whether the inputs may be to blame, so that a part of them may still pass."""
+        if self.kind != "status":
+            return False
+        # A 5xx marked as final is how a server reports an input that exhausts its memory.
+        final = self.should_retry is False and (self.status or 0) >= 500
+        return self.status in (400, 413, 422) or final
+
+    def scrubbed(self, scrub: Callable[[str], str]) -> Failure:
+        """Return the failure with every word of it passed through ``scrub``."""
+        return replace(
+            self,
+            message=scrub(self.message),
+            code=scrub(self.code) if self.code else None,
+            param=scrub(self.param) if self.param else None,
+            request_id=scrub(self.request_id) if self.request_id else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,47 +106,48 @@ class RetryPolicy:
             does not count.
         shortest: Seconds before the first retry; doubled for each further one.
         longest: Longest pause that doubling leads to, in seconds.
-        patience: Longest pause that a server may ask for; a longer one is an error.
+        max_retry_after: Longest pause that a server may ask for, in seconds; a longer one is an
+            error.
     """
 
     retries: int = 8
     deadline: float = 300.0
     shortest: float = 0.5
     longest: float = 8.0
-    patience: float = 120.0
+    max_retry_after: float = 120.0
 
     def __post_init__(self) -> None:
         """Refuse a policy that could not be followed."""
-        times = (self.deadline, self.shortest, self.longest, self.patience)
+        times = (self.deadline, self.shortest, self.longest, self.max_retry_after)
         if self.retries < 0 or not all(math.isfinite(t) and t >= 0 for t in times):
             raise ConfigurationError("a retry policy needs finite times and counts of at least 0")
 
     def pause(
-        self, fault: Fault, *, tried: int, elapsed: float, jitter: random.Random
+        self, failure: Failure, *, tried: int, elapsed: float, jitter: random.Random
     ) -> float | None:
         """Return how many seconds to wait before trying again, or None to give up.
 
         Args:
-            fault: What went wrong.
+            failure: What went wrong.
             tried: Tries that failed so far, this one included.
             elapsed: Seconds since the first of them began.
             jitter: Where chance comes from.
         """
-        if tried > self.retries or not fault.transient:
+        if tried > self.retries or not failure.transient:
             return None
-        asked = fault.retry_after
-        if asked is not None and asked > self.patience:
+        requested = failure.retry_after
+        if requested is not None and requested > self.max_retry_after:
             return None
-        if asked is not None and asked > 0:
+        if requested is not None and requested > 0:
             # Everybody was told the same moment: a little spread keeps the herd apart.
-            pause = asked * (1 + 0.05 * jitter.random())
+            pause = requested * (1 + 0.05 * jitter.random())
         else:
             pause = min(self.shortest * 2.0 ** (tried - 1), self.longest)
             pause *= 1 - 0.25 * jitter.random()
         return pause if elapsed + pause < self.deadline else None
 
 
-def asked_wait(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+def requested_wait(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
     """Return the seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or a date) ask for.
 
     Args:
@@ -78,15 +157,15 @@ def asked_wait(headers: Mapping[str, str], *, now: float | None = None) -> float
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    said = headers.get("retry-after")
-    seconds = _number(said)
-    if seconds is not None or said is None:
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
         return seconds
     try:
-        date = parsedate_to_datetime(said)
-    except (TypeError, ValueError):
+        date = parsedate_to_datetime(value).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - (time.time() if now is None else now))
+    return max(0.0, date - (time.time() if now is None else now))
 
 
 def _number(text: str | None) -> float | None:
@@ -95,3 +174,39 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if number is not None and math.isfinite(number) and number >= 0 else None
+
+
+def error_of(failure: Failure, *, server: str, rows: Sequence[int], keyless: bool) -> RemoteError:
+    """Return the error that a failure becomes when nothing can be done about it.
+
+    Args:
+        failure: What went wrong.
+        server: The server's address, for the message.
+        rows: The caller's row numbers that are concerned.
+        keyless: Whether no key was sent, which explains most refusals.
+    """
+    status = f"[{failure.status}] " if failure.status else ""
+    where = f" ({name_rows(rows)})" if rows else ""
+    hint = _HINTS.get(failure.status or 0, "")
+    if keyless and failure.status in (401, 403):
+        hint = (
+            "no api key was sent: pass api_key, or set NIMBED_API_KEY (NVIDIA_API_KEY for "
+            "NVIDIA's own hosts); a key given as an argument does not travel in a pickle"
+        )
+    message = f"{server} answered {status}{failure.message}{where}"
+    if failure.kind in ("network", "timeout", "refused"):
+        message = f"{server}: {failure.message}{where}"
+    kind: type[RemoteError] = RemoteError
+    if failure.overload and failure.kind == "status" and failure.code not in _QUOTA:
+        kind = OverloadedError
+    elif failure.about_input and rows:
+        kind = RejectedInputError
+    return kind(
+        f"{message}; {hint}" if hint else message,
+        status=failure.status,
+        code=failure.code,
+        request_id=failure.request_id,
+        retry_after=failure.retry_after,
+        retryable=failure.transient,
+        rows=rows,
+    )

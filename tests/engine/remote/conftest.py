@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import datetime
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from nimbed.cards import ModelCard
-from nimbed.remote.courier import MEMO
+from nimbed.remote.capabilities import CAPABILITIES
 from nimbed.remote.embedder import RemoteEmbedder
 from nimbed.remote.retry import RetryPolicy
 
 from .double import Double, Handler
-from .players import E5, plain
+from .players import E5, nim, plain
 
 #: Waits short enough for tests.
 QUICK = RetryPolicy(shortest=0.01, longest=0.05, deadline=20)
@@ -25,12 +27,16 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "NIMBED_API_KEY",
         "HTTP_PROXY",
         "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
         "ALL_PROXY",
         "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
     ):
         monkeypatch.delenv(name, raising=False)
     yield
-    MEMO.clear()
+    CAPABILITIES.clear()
 
 
 @pytest.fixture
@@ -60,3 +66,52 @@ def connect() -> Iterator[Callable[..., RemoteEmbedder]]:
     yield make
     for embedder in made:
         embedder.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    pytest.importorskip("cryptography")
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "self-signed.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+@pytest.fixture
+def secure(serve, certificate):
+    """A NIM behind that certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return serve(nim(), tls=context)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nimbed.errors import RemoteError
-from nimbed.remote import transport
+from nimbed.remote import http
 
 from .double import Response, answer, as_json, vectors
 from .players import DIMENSIONS, nim
@@ -81,7 +81,7 @@ def test_an_answer_in_chunks_is_put_together(serve, connect):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip bomb"])
 def test_an_answer_that_would_fill_the_memory_is_refused(serve, connect, monkeypatch, packed):
-    monkeypatch.setattr(transport, "_MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(http, "_MOST_BYTES", 1_000_000)
     body = b'{"data": [' + b" " * 3_000_000
     bomb = Response(200, gzip.compress(body), {"content-encoding": "gzip"})
     double = serve(lambda request: bomb if packed else Response(200, body))
@@ -89,6 +89,14 @@ def test_an_answer_that_would_fill_the_memory_is_refused(serve, connect, monkeyp
         connect(double).embed(["a"], input_type="passage")
     assert caught.value.rows == (0,)
     assert not caught.value.retryable
+    assert len(double.posts) == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd", "x"])
+def test_an_answer_in_an_encoding_that_nobody_asked_for_is_refused(serve, connect, encoding):
+    double = serve(lambda request: replace(NIM(request), headers={"content-encoding": encoding}))
+    with pytest.raises(RemoteError, match="without being asked"):
+        connect(double).embed(["a"], input_type="passage")
     assert len(double.posts) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from nimbed import cards
 from nimbed.errors import ConfigurationError, RemoteError
-from nimbed.remote.courier import MEMO
+from nimbed.remote.capabilities import CAPABILITIES
 
 from .double import Response, error, vectors
 from .players import DIMENSIONS, E5, listing, nim, openai, plain, tei, vllm
@@ -167,7 +167,7 @@ def test_a_text_that_holds_a_fields_name_teaches_nothing(serve, connect):
     with pytest.raises(RemoteError) as caught:
         embedder.embed(["good", "how to truncate a table", "fine"], input_type="query")
     assert caught.value.rows == (1,)
-    assert not MEMO.get(double.url, E5).refused
+    assert not CAPABILITIES[double.url, E5].refused
 
 
 def limited(most, message, status=400):
@@ -216,7 +216,7 @@ def test_a_token_limit_is_learnt_from_its_message(serve, connect):
     double = serve(handle)
     batch = connect(double, concurrency=1).embed(["x" * 100] * 100, input_type="passage")
     assert len(batch) == 100
-    assert MEMO.get(double.url, E5).max_tokens == 3000
+    assert CAPABILITIES[double.url, E5].max_tokens == 3000
 
 
 @pytest.mark.parametrize("truncate", ["START", "END"])

@@ -163,6 +163,23 @@ def test_a_script_that_forgets_to_close_ends_in_silence(serve):
     assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
 
 
+def test_the_policy_of_a_process_that_prefers_uvloop_is_no_matter(serve):
+    pytest.importorskip("uvloop")
+    double = serve(nim())
+    code = (
+        "import asyncio, uvloop\n"
+        "asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
+        "from nimbed.remote.embedder import RemoteEmbedder\n"
+        f"e = RemoteEmbedder({E5!r}, base_url={double.url!r}, dialect='nim')\n"
+        "print(len(e.embed(['a', 'b'], input_type='query')))\n"
+        "print(len(asyncio.run(e.aembed(['a'], input_type='query'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.returncode) == ("2\n1\n", 0), done.stderr
+
+
 def test_a_proxy_of_the_environment_is_used(serve, connect, monkeypatch):
     proxy = serve(lambda request: nim()(dataclasses.replace(request, path="/v1/embeddings")))
     monkeypatch.setenv("http_proxy", proxy.origin)

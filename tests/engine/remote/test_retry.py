@@ -6,19 +6,18 @@ from email.utils import formatdate
 import pytest
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.faults import Fault
-from nimbed.remote.retry import RetryPolicy, asked_wait
+from nimbed.remote.retry import Failure, RetryPolicy, requested_wait
 
 NOW = 1_700_000_000.0
 
 
 def status(number, **facts):
-    return Fault(kind="status", message="m", status=number, **facts)
+    return Failure(kind="status", message="m", status=number, **facts)
 
 
-def pause(fault, *, tried=1, elapsed=0.0, policy=None):
+def pause(failure, *, tried=1, elapsed=0.0, policy=None):
     policy = policy or RetryPolicy()
-    return policy.pause(fault, tried=tried, elapsed=elapsed, jitter=random.Random(1))
+    return policy.pause(failure, tried=tried, elapsed=elapsed, jitter=random.Random(1))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,7 @@ def pause(fault, *, tried=1, elapsed=0.0, policy=None):
     ],
 )
 def test_the_wait_is_read_from_either_header_in_every_form(headers, expected):
-    assert asked_wait(headers, now=NOW) == expected
+    assert requested_wait(headers, now=NOW) == expected
 
 
 @pytest.mark.parametrize("code", [408, 409, 429, 500, 502, 503, 504, 529])
@@ -52,7 +51,7 @@ def test_faults_that_stay_are_not(code):
 
 @pytest.mark.parametrize("kind", ["network", "timeout", "malformed"])
 def test_a_missing_or_senseless_answer_is_retried(kind):
-    assert pause(Fault(kind=kind, message="m")) is not None
+    assert pause(Failure(kind=kind, message="m")) is not None
 
 
 def test_the_servers_own_verdict_wins():

@@ -16,7 +16,7 @@ from llama_index.embeddings.nvidia import NVIDIAEmbedding
 
 import nimbed
 from nimbed import FakeEmbedder
-from nimbed.remote.doctor import examine
+from nimbed_cli.server_check import examine
 from nimbed_server import Settings
 
 from .conftest import MODEL, running
@@ -228,7 +228,7 @@ def test_nimbeds_own_client_gets_the_vectors_and_the_space_of_a_local_model(mini
     texts = ["one", "another text"]
     with nimbed.load(local.card.id, base_url=server.url) as remote:
         far = remote.embed(texts, input_type="query", **options)
-        assert remote.probe().dialect == "nim"
+        assert remote.identify()[1] == "nim"
     near = local.embed(texts, input_type="query", **options)
     assert near.spec.fingerprint == far.spec.fingerprint
     np.testing.assert_allclose(far.vectors, near.vectors, atol=1e-6)

@@ -9,11 +9,11 @@ import pytest
 
 from nimbed import cards
 from nimbed.errors import ConfigurationError
+from nimbed.options import EmbedOptions
 from nimbed.remote.capabilities import Capabilities
 from nimbed.remote.dialects import DIALECTS, named
-from nimbed.remote.hosted import card_of
-from nimbed.remote.payload import body_of
-from nimbed.remote.wish import Wish, translate
+from nimbed.remote.discovery import find_card
+from nimbed.remote.request import compose
 
 E5 = "nvidia/nv-embedqa-e5-v5"
 LLAMA = "nvidia/llama-3.2-nv-embedqa-1b-v2"
@@ -21,7 +21,7 @@ GOLDEN = [
     (
         "nim",
         E5,
-        Wish(input_type="passage"),
+        EmbedOptions(input_type="passage"),
         {
             "input": ["a", "é"],
             "model": E5,
@@ -33,7 +33,7 @@ GOLDEN = [
     (
         "nim",
         LLAMA,
-        Wish(input_type="query", truncate="START", dimensions=512),
+        EmbedOptions(input_type="query", truncate="START", dimensions=512),
         {
             "input": ["a", "é"],
             "model": LLAMA,
@@ -46,7 +46,7 @@ GOLDEN = [
     (
         "nim",
         LLAMA,
-        Wish(input_type="passage", dimensions=512, packed=True),
+        EmbedOptions(input_type="passage", dimensions=512, embedding_type="ubinary"),
         {
             "input": ["a", "é"],
             "model": LLAMA,
@@ -59,7 +59,7 @@ GOLDEN = [
     (
         "nim",
         "nvidia/llama-nemotron-embed-vl-1b-v2",
-        Wish(input_type="passage", modality="text"),
+        EmbedOptions(input_type="passage", modality="text"),
         {
             "input": ["a", "é"],
             "model": "nvidia/llama-nemotron-embed-vl-1b-v2",
@@ -72,7 +72,9 @@ GOLDEN = [
     (
         "nim-hosted",
         LLAMA,
-        Wish(input_type="passage", truncate="END", packed=True, modality="text"),
+        EmbedOptions(
+            input_type="passage", truncate="END", embedding_type="ubinary", modality="text"
+        ),
         {
             "input": ["a", "é"],
             "model": LLAMA,
@@ -84,25 +86,25 @@ GOLDEN = [
     (
         "nim-suffix",
         E5,
-        Wish(input_type="query", truncate="END"),
+        EmbedOptions(input_type="query", truncate="END"),
         {"input": ["a", "é"], "model": f"{E5}-query", "encoding_format": "base64"},
     ),
     (
         "openai",
         "text-embedding-3-small",
-        Wish(input_type="query", truncate="END", packed=True, modality="text"),
+        EmbedOptions(input_type="query", truncate="END", embedding_type="ubinary", modality="text"),
         {"input": ["a", "é"], "model": "text-embedding-3-small"},
     ),
     (
         "openai",
         E5,
-        Wish(input_type="query"),
+        EmbedOptions(input_type="query"),
         {"input": ["query: a", "query: é"], "model": E5},
     ),
     (
         "vllm",
         "intfloat/e5-base-v2",
-        Wish(input_type="passage", truncate="END"),
+        EmbedOptions(input_type="passage", truncate="END"),
         {
             "input": ["passage: a", "passage: é"],
             "model": "intfloat/e5-base-v2",
@@ -114,27 +116,28 @@ GOLDEN = [
     (
         "tei",
         "BAAI/bge-m3",
-        Wish(input_type="query"),
+        EmbedOptions(input_type="query"),
         {"input": ["a", "é"], "model": "BAAI/bge-m3", "encoding_format": "base64"},
     ),
 ]
 
 
-def ask_of(dialect, model, wish, known=None, encoding="base64"):
-    return translate(
-        wish,
+def template_of(dialect, model, options, known=None, encoding="base64"):
+    return compose(
+        options,
         dialect=named(dialect),
         known=known or Capabilities(),
         model=model,
-        card=card_of(model),
+        card=find_card(model),
         encoding=encoding,
+        modality=options.modality,
     )
 
 
-@pytest.mark.parametrize(("dialect", "model", "wish", "golden"), GOLDEN)
-def test_the_body_equals_the_golden_one(dialect, model, wish, golden):
+@pytest.mark.parametrize(("dialect", "model", "options", "golden"), GOLDEN)
+def test_the_body_equals_the_golden_one(dialect, model, options, golden):
     encoding = None if dialect == "openai" else "base64"
-    body = body_of(ask_of(dialect, model, wish, encoding=encoding), ["a", "é"])
+    body = template_of(dialect, model, options, encoding=encoding).body(["a", "é"])
     assert json.loads(body) == golden
     assert "é".encode() in body
 
@@ -146,33 +149,33 @@ def test_every_dialect_has_a_golden_body():
 @pytest.mark.parametrize("field", ["truncate", "encoding_format", "dimensions", "modality"])
 def test_a_refused_field_is_left_out(field):
     model = "nvidia/llama-nemotron-embed-vl-1b-v2"
-    wish = Wish(input_type="query", dimensions=512, modality="text")
-    assert field in ask_of("nim", model, wish).fields
+    options = EmbedOptions(input_type="query", dimensions=512, modality="text")
+    assert field in template_of("nim", model, options).fields
     known = Capabilities(refused=frozenset({field}))
-    assert field not in ask_of("nim", model, wish, known).fields
+    assert field not in template_of("nim", model, options, known).fields
 
 
 def test_a_refused_type_brings_the_floats_back():
-    wish = Wish(input_type="query", packed=True, dimensions=512)
+    options = EmbedOptions(input_type="query", embedding_type="ubinary", dimensions=512)
     known = Capabilities(refused=frozenset({"embedding_type"}))
-    ask = ask_of("nim", LLAMA, wish, known)
-    assert not ask.packed
-    assert ask.fields["encoding_format"] == "base64"
-    assert ask.fields["dimensions"] == 512
+    template = template_of("nim", LLAMA, options, known)
+    assert not template.packed
+    assert template.fields["encoding_format"] == "base64"
+    assert template.fields["dimensions"] == 512
 
 
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "tei"])
 def test_an_asymmetric_model_gets_its_prompt_where_no_field_carries_the_role(dialect):
     for role in ("query", "passage"):
-        ask = ask_of(dialect, E5, Wish(input_type=role))
-        assert ask.prefix == cards.find(E5).prompt(role) != ""
+        template = template_of(dialect, E5, EmbedOptions(input_type=role))
+        assert template.prefix == cards.find(E5).prompt(role) != ""
 
 
 def test_an_asymmetric_model_without_prompts_is_refused_where_no_field_carries_the_role():
     card = dataclasses.replace(cards.find(E5), query_prompt="", passage_prompt="")
     with pytest.raises(ConfigurationError, match="no field for the role"):
-        translate(
-            Wish(input_type="query"),
+        compose(
+            EmbedOptions(input_type="query"),
             dialect=named("vllm"),
             known=Capabilities(),
             model=E5,

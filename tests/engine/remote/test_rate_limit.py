@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nimbed.remote.limiter import Limiter
+from nimbed.remote.rate_limit import Limiter
 
 
 async def test_no_more_than_the_limit_are_in_flight():
@@ -28,19 +28,19 @@ async def test_it_doubles_each_round_until_the_first_overload_and_then_grows_by_
     limiter = Limiter(first=4, most=100)
 
     async def round_trip():
-        eras = [await limiter.acquire() for _ in range(limiter.limit)]
-        for _ in eras:
+        epochs = [await limiter.acquire() for _ in range(limiter.limit)]
+        for _ in epochs:
             limiter.grow(0.1)
-        for _ in eras:
+        for _ in epochs:
             limiter.release()
-        return eras
+        return epochs
 
     await round_trip()
     assert limiter.limit == 8
-    eras = await round_trip()
+    epochs = await round_trip()
     assert limiter.limit == 16
-    for era in eras:  # they were in flight together: one overload
-        limiter.shed(era)
+    for epoch in epochs:  # they were in flight together: one overload
+        limiter.shed(epoch)
     assert limiter.limit == 8
     await round_trip()
     assert limiter.limit in (8, 9)
@@ -49,8 +49,8 @@ async def test_it_doubles_each_round_until_the_first_overload_and_then_grows_by_
 async def test_it_never_falls_below_one_nor_rises_above_its_most():
     limiter = Limiter(first=1, most=2)
     for _ in range(5):
-        era = await limiter.acquire()
-        limiter.shed(era)
+        epoch = await limiter.acquire()
+        limiter.shed(epoch)
         limiter.release()
     assert limiter.limit == 1
     for _ in range(20):
@@ -71,8 +71,8 @@ async def test_an_idle_caller_does_not_raise_the_limit():
 
 async def test_a_held_limiter_starts_nothing():
     limiter = Limiter(first=2, most=2)
-    era = await limiter.acquire()
-    limiter.shed(era, hold=0.05)
+    epoch = await limiter.acquire()
+    limiter.shed(epoch, hold=0.05)
     limiter.release()
     loop = asyncio.get_running_loop()
     began = loop.time()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nimbed.remote import codec
-from nimbed.remote.codec import from_base64, from_json
+from nimbed.remote import response
+from nimbed.remote.response import from_base64, from_json
 
 FAST = {"_ORJSON": "orjson", "_PYBASE64": "pybase64"}
 
@@ -26,7 +26,7 @@ def libraries(request):
                 pytest.skip("neither orjson nor pybase64 is installed")
         else:
             for name in FAST:
-                patch.setattr(codec, name, None)
+                patch.setattr(response, name, None)
         yield
 
 

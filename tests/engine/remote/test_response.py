@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from nimbed.remote.decode import Malformed, decode
+from nimbed.remote.response import MalformedAnswer, decode
 
 from .double import answer, edited
 
@@ -98,7 +98,7 @@ WRONG = {
 
 @pytest.mark.parametrize("edit", WRONG.values(), ids=WRONG.keys())
 def test_lists_that_cannot_be_trusted_are_refused(edit):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedAnswer):
         decode(body_of(edit=edit), count=4, widths={8})
 
 
@@ -118,7 +118,7 @@ WRONG_TEXT = {
 @pytest.mark.parametrize("embedding", WRONG_TEXT.values(), ids=WRONG_TEXT.keys())
 @pytest.mark.parametrize("position", [0, 2])
 def test_base64_that_cannot_be_trusted_is_refused(embedding, position):
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedAnswer) as caught:
         decode(
             body_of(encoding="base64", edit=put(position, "embedding", embedding)),
             count=4,
@@ -132,7 +132,7 @@ def test_all_vectors_of_float64_base64_are_refused_where_the_width_is_known():
         encoding="base64",
         edit=lambda said: [item.update(embedding=WRONG_TEXT["float64"]) for item in said["data"]],
     )
-    with pytest.raises(Malformed, match="width 16 where 8 was promised"):
+    with pytest.raises(MalformedAnswer, match="width 16 where 8 was promised"):
         decode(body, count=4, widths={8})
 
 
@@ -141,13 +141,13 @@ def test_all_vectors_of_float64_base64_are_refused_where_the_width_is_known():
     [b"", b"{", b'{"data": [', b"<html>502</html>", b"[]", b"null", b"\xff\xfe", b"[" * 100_000],
 )
 def test_a_body_that_is_no_answer_is_refused(body):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedAnswer):
         decode(body, count=1)
 
 
 @pytest.mark.parametrize("bad", [[256, 0], [-1, 0], [0.5, 1], [True, 1.5], ["1", "2"]])
 def test_packed_vectors_that_are_not_bytes_are_refused(bad):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedAnswer):
         decode(
             body_of(edit=lambda said: said.update(data=[{"index": 0, "embedding": bad}])),
             count=1,
@@ -158,7 +158,7 @@ def test_packed_vectors_that_are_not_bytes_are_refused(bad):
 def test_the_guilty_positions_are_named():
     rows = ROWS.copy()
     rows[[1, 3], 2] = np.nan
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedAnswer) as caught:
         decode(body_of(rows), count=4)
     assert caught.value.positions == (1, 3)
 

@@ -1,6 +1,6 @@
-"""An address and a model to findings: what the server is, and whether its vectors can be trusted.
+"""Checks of an embedding server: what it is, and whether its vectors can be trusted.
 
-Knows nothing about terminals. Everything it says was tried, not read.
+Everything that a finding says was tried, not read.
 """
 
 from __future__ import annotations
@@ -8,23 +8,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
-from nimbed.errors import NimbedError
+from nimbed.errors import NimbedError, RemoteError
+from nimbed.findings import Finding, Verdict
 from nimbed.remote.embedder import RemoteEmbedder
-from nimbed.remote.probe import Probe, Refusal
 from nimbed.spec import InputType
 
-__all__ = ["Finding", "Verdict", "examine"]
-
-#: ``ok``; ``note``: works, because nimbed does the server's part; ``fail``: must be mended.
-Verdict = Literal["ok", "note", "fail"]
+__all__ = ["examine"]
 
 _TEXTS = (
     "The heart pumps blood through the lungs and back before it reaches the body.",
@@ -39,21 +35,6 @@ _TEXTS = (
 _ROLES: tuple[InputType, InputType] = ("query", "passage")
 _SAME = 0.9999  # cosine of one text embedded twice in half precision
 _PARITY = 0.999
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was examined.
-
-    Attributes:
-        name: What was examined.
-        verdict: How it stands.
-        detail: What was seen, with numbers.
-    """
-
-    name: str
-    verdict: Verdict
-    detail: str
 
 
 def examine(
@@ -86,36 +67,37 @@ def examine(
     ) as embedder:
         findings: list[Finding] = []
         try:
-            for finding in _rounds(embedder, against):
+            for finding in _check_all(embedder, against):
                 findings.append(finding)
         except NimbedError as error:
             findings.append(Finding("reach", "fail", str(error)))
         return findings
 
 
-def _rounds(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
+def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
     began = time.perf_counter()
     first = embedder.embed(_TEXTS[:1], input_type="passage")
     took = time.perf_counter() - began
-    probe, card = embedder.probe(), embedder.card
+    card = embedder.card
+    model, dialect = embedder.identify()
     known = "" if card.architecture != "unknown" else ", of which nimbed has no card"
     yield Finding(
         "reach",
         "ok",
-        f"{probe.api} speaks {probe.dialect} and serves {probe.model}{known}; "
+        f"{embedder.base_url} speaks {dialect} and serves {model}{known}; "
         f"the first vector came after {took * 1000:.0f} ms",
     )
     floats = np.array([first.vectors[0]])
-    yield _roles(embedder, card, probe)
-    yield _dimensions(card, probe, floats)
-    yield _base64(probe, floats)
-    yield _types(probe, floats)
+    yield _roles(embedder, card)
+    yield _dimensions(embedder, card, floats)
+    yield _base64(embedder, floats)
+    yield _types(embedder, floats)
     yield from _latency(embedder)
     if against is not None:
         yield _parity(embedder, against)
 
 
-def _roles(embedder: RemoteEmbedder, card: ModelCard, probe: Probe) -> Finding:
+def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
     query, passage = (
         embedder.embed(_TEXTS[1:2], input_type=role).vectors[0].astype(np.float64)
         for role in _ROLES
@@ -126,7 +108,7 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard, probe: Probe) -> Finding:
         return Finding(
             "roles",
             verdict,
-            f"the model has none as far as is known; query and passage agree by {alike:.4f}",
+            f"none that nimbed knows of; query and passage agree by {alike:.4f}",
         )
     if alike > _SAME:
         return Finding(
@@ -137,8 +119,8 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard, probe: Probe) -> Finding:
         )
     said = f"they reach the model: query and passage agree by {alike:.4f}"
     try:
-        plain = probe.floats([card.prompt("query") + _TEXTS[1]])[0]
-    except Refusal as refusal:
+        plain = embedder.ask([card.prompt("query") + _TEXTS[1]], {}).vectors[0]
+    except RemoteError as refusal:
         return Finding("roles", "ok", f"{said}; without a role it refuses ({refusal})")
     same = _cosine(plain, query)
     if same > _PARITY:
@@ -151,14 +133,15 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard, probe: Probe) -> Finding:
     )
 
 
-def _dimensions(card: ModelCard, probe: Probe, floats: NDArray[Any]) -> Finding:
+def _dimensions(embedder: RemoteEmbedder, card: ModelCard, floats: NDArray[Any]) -> Finding:
     if len(card.sizes) == 1:
         return Finding("dimensions", "ok", f"{card.dimensions}, the model's only size")
     size = card.sizes[0]
     try:
-        served = probe.floats(_TEXTS[:1], input_type="passage", dimensions=size)[0]
-    except Refusal as refusal:
+        answer = embedder.ask(_TEXTS[:1], {"input_type": "passage", "dimensions": size})
+    except RemoteError as refusal:
         return Finding("dimensions", "note", f"sliced by nimbed; the server refuses ({refusal})")
+    served = answer.vectors[0]
     if len(served) == card.dimensions:
         return Finding("dimensions", "note", "sliced by nimbed; the server ignores the field")
     same = _cosine(served, floats[0, :size])
@@ -167,10 +150,10 @@ def _dimensions(card: ModelCard, probe: Probe, floats: NDArray[Any]) -> Finding:
     return Finding("dimensions", verdict, f"{detail} by {same:.4f}")
 
 
-def _base64(probe: Probe, floats: NDArray[Any]) -> Finding:
+def _base64(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
     try:
-        answer = probe.ask(_TEXTS[:1], input_type="passage", encoding_format="base64")
-    except Refusal as refusal:
+        answer = embedder.ask(_TEXTS[:1], {"input_type": "passage", "encoding_format": "base64"})
+    except RemoteError as refusal:
         return Finding("base64", "note", f"not understood, lists are used ({refusal})")
     if not answer.base64:
         return Finding("base64", "note", "asked for and ignored, lists are used")
@@ -179,15 +162,14 @@ def _base64(probe: Probe, floats: NDArray[Any]) -> Finding:
     return Finding("base64", verdict, f"agrees with the floats by {same:.4f}")
 
 
-def _types(probe: Probe, floats: NDArray[Any]) -> Finding:
+def _types(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
     seen: list[str] = []
     verdict: Verdict = "ok"
     for kind in ("int8", "uint8", "binary", "ubinary"):
         try:
-            answer = probe.ask(
-                _TEXTS[:1], input_type="passage", encoding_format="float", embedding_type=kind
-            )
-        except Refusal:
+            fields = {"input_type": "passage", "encoding_format": "float", "embedding_type": kind}
+            answer = embedder.ask(_TEXTS[:1], fields)
+        except RemoteError:
             continue
         width, full = answer.vectors.shape[1], floats.shape[1]
         if width != (full // 8 if kind.endswith("binary") else full):

@@ -1,22 +1,20 @@
-"""What became of earlier requests, to how many may be in flight now.
-
-Knows nothing about requests. Lives on one event loop.
-"""
+"""Limits that a server sets: requests in flight, and what one request may hold."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import deque
+from dataclasses import dataclass
 
-__all__ = ["Limiter"]
+__all__ = ["Limiter", "RequestLimits", "TokenEstimator"]
 
 _AGEING = 1.02
 _QUEUED = 3.0
 
 
 class Limiter:
-    """A semaphore whose size follows the server.
+    """A semaphore whose size follows the server; lives on one event loop.
 
     Until the server first sheds load, each success raises the limit by one, which doubles it a
     round trip; afterwards by one a round trip. An overload halves it. It stays where it is while
@@ -32,7 +30,7 @@ class Limiter:
         self._limit = float(min(first, most))
         self.most = most
         self._in_flight = 0
-        self._era = 0
+        self._epoch = 0
         self._fastest = math.inf
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._held_until = 0.0
@@ -43,7 +41,7 @@ class Limiter:
         return int(self._limit)
 
     async def acquire(self) -> int:
-        """Wait for a place; return the era in which it was taken."""
+        """Wait for a place; return the epoch in which it was taken, for :meth:`shed`."""
         loop = asyncio.get_running_loop()
         while True:
             held = self._held_until - loop.time()
@@ -51,14 +49,14 @@ class Limiter:
                 await asyncio.sleep(held)
             elif self._in_flight < self.limit:
                 self._in_flight += 1
-                return self._era
+                return self._epoch
             else:
                 place = loop.create_future()
                 self._waiting.append(place)
                 try:
                     await place
                 except asyncio.CancelledError:
-                    if not place.cancelled():  # woken and cancelled at once: pass the wake on
+                    if not place.cancelled():  # woken and cancelled at once: wake the next
                         self._wake()
                     raise
 
@@ -68,27 +66,27 @@ class Limiter:
         self._wake()
 
     def grow(self, seconds: float) -> None:
-        """Tell that an answer came after ``seconds``; said before its place is given back."""
+        """Take note of an answer that took ``seconds``; call it before :meth:`release`."""
         # The measure ages, or one short query would hold long requests back for ever.
         self._fastest = min(seconds, _AGEING * self._fastest)
         if self._in_flight < self.limit // 2 or seconds > _QUEUED * self._fastest:
             return
-        self._limit = min(self.most, self._limit + (1 if self._era == 0 else 1 / self._limit))
+        self._limit = min(self.most, self._limit + (1 if self._epoch == 0 else 1 / self._limit))
         self._wake()
 
-    def shed(self, era: int, *, hold: float = 0.0) -> None:
-        """Tell that the server had no room for a request that started in ``era``.
+    def shed(self, epoch: int, *, hold: float = 0.0) -> None:
+        """Take note that the server had no room for a request.
 
         Requests that were in flight together fail together: they count once.
 
         Args:
-            era: What :meth:`acquire` returned for it.
+            epoch: What :meth:`acquire` returned for the request.
             hold: Seconds in which nothing more shall start.
         """
         if hold > 0:
             self._held_until = max(self._held_until, asyncio.get_running_loop().time() + hold)
-        if era == self._era:
-            self._era += 1
+        if epoch == self._epoch:
+            self._epoch += 1
             self._limit = max(1.0, self._limit / 2)
 
     def _wake(self) -> None:
@@ -98,3 +96,32 @@ class Limiter:
             if not place.done():
                 place.set_result(None)
                 room -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold: texts, their estimated tokens, and their bytes in UTF-8."""
+
+    items: int
+    tokens: int
+    bytes: int
+
+
+class TokenEstimator:
+    """Estimates tokens from bytes, corrected by what servers report.
+
+    English has about one token in four bytes, code and other scripts up to one in two: the first
+    guess is on the safe side.
+    """
+
+    def __init__(self) -> None:
+        self.per_byte = 1 / 3
+
+    def observe(self, *, tokens: int, size: int) -> None:
+        """Take note that ``size`` bytes were ``tokens`` tokens."""
+        if tokens > 0 and size > 0:
+            self.per_byte += 0.3 * (min(tokens / size, 1.0) - self.per_byte)
+
+    def estimate(self, size: int) -> float:
+        """Return the tokens of ``size`` bytes."""
+        return size * self.per_byte + 2  # special tokens

@@ -6,14 +6,14 @@ import json
 import pickle
 from collections import Counter
 from email.utils import formatdate
-from time import time
+from time import perf_counter, time
 
 import numpy as np
 import pytest
 
 from nimbed.errors import BackendError, InputError, OverloadedError, RemoteError
-from nimbed.remote.faults import Fault, RejectedInputError, error_of, read_fault
-from nimbed.remote.retry import RetryPolicy
+from nimbed.remote.response import read_failure
+from nimbed.remote.retry import Failure, RejectedInputError, RetryPolicy, error_of
 
 from .double import Response, as_json, edited, error, gzipped, vectors
 from .players import DIMENSIONS, nim
@@ -127,7 +127,7 @@ def test_a_server_that_is_not_there_is_an_error_that_may_be_retried(serve, conne
     double = serve(NIM)
     embedder = connect(double, retry=BRIEF)
     double.stop()
-    with pytest.raises(RemoteError, match="ConnectError") as caught:
+    with pytest.raises(RemoteError, match="cannot connect") as caught:
         embedder.embed(TEXTS, input_type="passage")
     assert caught.value.retryable
     assert caught.value.status is None
@@ -270,20 +270,41 @@ BODIES = [
 
 @pytest.mark.parametrize(("body", "message", "code"), BODIES)
 def test_error_bodies_of_every_shape_are_read(body, message, code):
-    fault = read_fault(400, {}, json.dumps(body).encode(), key=None, wait=None)
-    assert fault.message == message
-    assert fault.code == code
+    failure = read_failure(400, {}, json.dumps(body).encode())
+    assert failure.message == message
+    assert failure.code == code
 
 
 def test_html_and_nothing_are_read_as_words():
     html = b"<html><style>b {}</style><h1>502</h1>\n<p>Bad Gateway</p></html>"
-    assert read_fault(502, {}, html, key=None, wait=None).message == "502 Bad Gateway"
-    assert read_fault(502, {}, b"", key=None, wait=None).message == "no explanation"
+    assert read_failure(502, {}, html).message == "502 Bad Gateway"
+    assert read_failure(502, {}, b"").message == "no explanation"
+
+
+def test_a_page_of_tags_alone_is_read_in_no_time():
+    began = perf_counter()
+    assert read_failure(502, {}, b"<" * 300_000).message.startswith("<<")
+    read_failure(502, {}, b"<script" * 50_000)
+    assert perf_counter() - began < 2
+
+
+def test_a_position_without_end_and_a_date_beyond_time_are_not_read():
+    headers = {"retry-after": "Wed, 01 Jan 99999999999 00:00:00 GMT"}
+    failure = read_failure(400, headers, b"input[" + b"9" * 5000 + b"] is unfit")
+    assert failure.positions == ()
+    assert failure.retry_after is None
+
+
+def test_a_secret_is_blotted_out_before_the_message_is_cut():
+    failure = read_failure(
+        400, {}, b"x" * 495 + b"secret", scrub=lambda s: s.replace("secret", "*")
+    )
+    assert "secr" not in failure.message
 
 
 def test_an_error_survives_a_pickle_whole():
-    fault = Fault(kind="status", message="m", status=400, code="c", request_id="r")
-    made = error_of(fault, api="http://h/v1", rows=(3,), keyless=False)
+    failure = Failure(kind="status", message="m", status=400, code="c", request_id="r")
+    made = error_of(failure, server="http://h/v1", rows=(3,), keyless=False)
     copy = pickle.loads(pickle.dumps(made))
     assert type(copy) is RejectedInputError
     assert copy.__dict__ == made.__dict__

@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tests.engine.remote.conftest import no_keys, serve
+from tests.engine.remote.double import answer, error, vector, vectors
+from tests.engine.remote.players import DIMENSIONS, E5, nim, openai, plain, tei, vllm
 
 from nimbed import cards
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FakeEmbedder
-from nimbed.remote.doctor import examine
+from nimbed_cli.server_check import examine
 
-from .double import answer, error, vector, vectors
-from .players import DIMENSIONS, E5, nim, openai, plain, tei, vllm
+__all__ = ["no_keys", "serve"]  # fixtures
 
 LLAMA = "nvidia/llama-nemotron-embed-1b-v2"
 

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import typer
+from tests.engine.remote.conftest import no_keys, serve
+from tests.engine.remote.players import E5, nim, plain
 from typer.testing import CliRunner
 
 from nimbed_cli.doctor import doctor
 
-from .players import E5, nim, plain
+__all__ = ["no_keys", "serve"]  # fixtures
 
 
 @pytest.fixture

@@ -1,0 +1,459 @@
+"""One embed call: its inputs divided into requests, many sent at a time, and put back in order.
+
+Rows are the caller's row numbers throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.batch import EmbeddingBatch, Report
+from nimbed.inputs import Input
+from nimbed.options import EmbedOptions
+from nimbed.quantize import quantize, slice_normalize
+from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
+from nimbed.remote.client import Client
+from nimbed.remote.discovery import unknown_card
+from nimbed.remote.http import Traffic
+from nimbed.remote.rate_limit import RequestLimits, TokenEstimator
+from nimbed.remote.request import RenderedInputs, modality_of_request
+from nimbed.remote.response import Answer
+from nimbed.remote.retry import Failure
+from nimbed.spec import InputType, Truncate, VectorSpec
+
+__all__ = ["RequestPlanner", "TextBatch", "apportion", "embed_inputs", "size_of"]
+
+_LARGE = 50_000  # bytes
+# A check of the server's bit order costs two requests: too much for a query.
+_WORTH_PACKING = 256
+# When so many texts were refused and none accepted, the texts are not to blame.
+_HOPELESS = 8
+_PROBE = "nimbed"
+
+#: Rows that were refused, each with the reason.
+Refusals = list[tuple[int, Failure]]
+
+
+async def embed_inputs(
+    client: Client,
+    items: Sequence[Input],
+    rows: Sequence[int],
+    options: EmbedOptions,
+    *,
+    skip: bool,
+    finished: Callable[[int], None],
+) -> EmbeddingBatch:
+    """Embed the inputs of one call.
+
+    Args:
+        client: Sends requests.
+        items: The caller's inputs, checked.
+        rows: Row numbers of those that are to be sent, ascending.
+        options: What the caller asks of each.
+        skip: Whether an input that is refused leaves a zero vector instead of raising.
+        finished: Told how many inputs have just been finished.
+
+    Raises:
+        ConfigurationError: If the model has no such vectors, or its role cannot reach it.
+        RemoteError: If the server failed, or refused an input.
+    """
+    traffic = Traffic()
+    await client.identify(traffic)
+    card = client.card
+
+    def spec_of(width: int) -> VectorSpec:
+        if card is not None:
+            return card.spec(**options.of_spec)
+        # The server decides which sizes an unknown model has.
+        shown = unknown_card(client.model or "", width)
+        return shown.spec(embedding_type=options.embedding_type, int8_scale=options.int8_scale)
+
+    result = _Result(
+        len(items),
+        spec_of=spec_of,
+        estimator=client.tokens,
+        longest=card.max_tokens if card and options.truncate != "NONE" else None,
+    )
+    if len(rows) < len(items):
+        result.skip(set(range(len(items))).difference(rows))
+    if card is not None:
+        result.fix_width(card.dimensions)
+    call = _Call(client, items, rows, options, result, traffic, skip=skip, finished=finished)
+    await call.run()
+    return result.batch(options.input_type, traffic)
+
+
+class _Call:
+    """The requests of one call, several in flight at a time."""
+
+    def __init__(
+        self,
+        client: Client,
+        items: Sequence[Input],
+        rows: Sequence[int],
+        options: EmbedOptions,
+        result: _Result,
+        traffic: Traffic,
+        *,
+        skip: bool,
+        finished: Callable[[int], None],
+    ) -> None:
+        card = client.card
+        self._client = client
+        self._items = items
+        self._count = len(rows)
+        self._result = result
+        self._traffic = traffic
+        self._skip = skip
+        self._finished = finished
+        self._planner = RequestPlanner(RenderedInputs(items), rows, client.tokens)
+        self._first_division = asyncio.Lock()
+        # Of a model that embeds images too each input's kind must be said: a text that mentions
+        # data:image/ would be taken for a picture.
+        self._sees = card is not None and "image" in card.modalities
+        self._packs = card is not None and options.embedding_type in ("binary", "ubinary")
+        full = card is not None and options.dimensions == card.dimensions
+        self._options = EmbedOptions(
+            input_type=options.input_type,
+            truncate=options.truncate,
+            # Models of one size refuse the field, even with that size.
+            dimensions=None if full else options.dimensions,
+            modality="text" if self._sees else None,
+        )
+
+    async def run(self) -> None:
+        """Send every text and collect every vector."""
+        client, options = self._client, self._options
+        check = self._packs and self._count >= _WORTH_PACKING
+        if check and await client.packs_bits(options, _PROBE, self._traffic):
+            self._options = replace(options, embedding_type="ubinary")
+        workers = min(self._count, client.limiter.most)
+        tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._result.spec is None:  # nothing was sent, and the model's width is unknown
+            answer = await client.send([_PROBE], self._options, self._traffic)
+            if isinstance(answer, Failure):
+                raise client.error(answer, ())
+            self._result.fix_width(answer.vectors.shape[1])
+
+    async def _work(self) -> None:
+        while (batch := self._planner.take(self._client.limits)) is not None:
+            refusals = await self._embed(batch)
+            if not refusals:
+                continue
+            rows = [row for row, _ in refusals]
+            hopeless = len(rows) >= _HOPELESS and not self._result.placed
+            if hopeless or not self._skip:
+                raise self._client.error(refusals[0][1], rows)
+            self._result.skip(rows)
+            self._finished(len(rows))
+
+    async def _embed(self, batch: TextBatch, *, divided: bool = False) -> Refusals:
+        """Get a batch's vectors, and return the rows that the server would not embed.
+
+        Args:
+            batch: Texts of one request.
+            divided: Whether they are a part of a request that was refused.
+        """
+        client, options = self._client, self._options
+        modality = None
+        if self._sees:
+            modality = modality_of_request([self._items[row] for row in batch.rows])
+        outcome = await client.send(batch.texts, options, self._traffic, modality=modality)
+        if isinstance(outcome, Answer):
+            self._result.place(batch, outcome)
+            self._finished(len(batch))
+            return []
+        if len(batch) > 1 and too_many(outcome):
+            client.shrink(outcome, items=len(batch))
+            for part in batch.split():  # smaller in any case, should the limit not be the reason
+                self._planner.put_back(part)
+            return []
+        if not outcome.about_input:
+            guilty = [batch.rows[p] for p in outcome.positions if p < len(batch)]
+            raise client.error(outcome, guilty or batch.rows)
+        if len(batch) > 1 and not divided and not self._result.placed:
+            # Perhaps nothing will ever pass: find out with one request, not with all of them.
+            async with self._first_division:
+                return await self._divide(batch, outcome)
+        if len(batch) > 1:
+            return await self._divide(batch, outcome)
+        is_text = isinstance(self._items[batch.rows[0]], str)
+        cuttable = is_text and (too_long(outcome) or outcome.status == 413)
+        if options.truncate != "NONE" and cuttable:
+            shorter = _shortened(batch, outcome, options.truncate)
+            if shorter is not None:
+                return await self._embed(shorter, divided=divided)
+        return [(batch.rows[0], outcome)]
+
+    async def _divide(self, batch: TextBatch, failure: Failure) -> Refusals:
+        """Find the texts that spoil a request, and get the vectors of the others."""
+        refusals: Refusals = []
+        enough = _HOPELESS if self._skip else 1
+        suspect = failure.positions[0] if failure.positions else None
+        for part in batch.split(suspect):
+            refusals += await self._embed(part, divided=True)
+            if not self._result.placed and len(refusals) >= enough:
+                break
+        return refusals
+
+
+def _shortened(batch: TextBatch, failure: Failure, truncate: Truncate) -> TextBatch | None:
+    """Return a batch of one text cut to what the server takes, or None if nothing is left."""
+    text = batch.texts[0]
+    numbers = limit_of_tokens(failure)
+    share = 0.95 * numbers[1] / numbers[0] if numbers else 0.5
+    keep = int(len(text) * share)
+    if keep < 1:
+        return None
+    text = text[:keep] if truncate == "END" else text[-keep:]
+    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Texts that travel in one request.
+
+    Attributes:
+        rows: The caller's row numbers.
+        texts: The texts, without any prefix.
+        sizes: Their bytes in UTF-8.
+        cut: Whether they were shortened here.
+    """
+
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    cut: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> TextBatch:
+        """Return the batch of some consecutive texts."""
+        return replace(
+            self,
+            rows=self.rows[start:stop],
+            texts=self.texts[start:stop],
+            sizes=self.sizes[start:stop],
+        )
+
+    def split(self, suspect: int | None = None) -> tuple[TextBatch, ...]:
+        """Return the halves; given the position of a suspect, it alone and what surrounds it."""
+        if suspect is not None and 0 <= suspect < len(self):
+            cuts = [0, suspect, suspect + 1, len(self)]
+        else:
+            cuts = [0, len(self) // 2, len(self)]
+        pairs = itertools.pairwise(cuts)
+        return tuple(self.part(start, stop) for start, stop in pairs if start < stop)
+
+
+class RequestPlanner:
+    """Hands out the next request's texts: as many as fit by items, estimated tokens and bytes.
+
+    It plans as it goes, so that what was learnt from the first answers shapes the later requests.
+
+    Args:
+        texts: The caller's texts.
+        rows: Their row numbers, ascending; those left out are not sent.
+        estimator: Estimates tokens.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], rows: Sequence[int], estimator: TokenEstimator
+    ) -> None:
+        self._texts = texts
+        self._rows = rows
+        self._estimator = estimator
+        self._next = 0
+        self._returned: deque[TextBatch] = deque()
+
+    def put_back(self, batch: TextBatch) -> None:
+        """Take texts back, to be handed out again under the limits of then."""
+        self._returned.append(batch)
+
+    def take(self, limits: RequestLimits) -> TextBatch | None:
+        """Return the next texts that fit into one request, at least one, or None at the end."""
+        if self._returned:
+            batch = self._returned.popleft()
+            fits = self._fitting(batch.sizes, limits)
+            if fits < len(batch):
+                self._returned.appendleft(batch.part(fits, len(batch)))
+            return batch.part(0, fits)
+        if self._next == len(self._rows):
+            return None
+        texts: list[str] = []
+        sizes: list[int] = []
+        rows = self._rows[self._next : self._next + limits.items]
+        for row in rows:
+            texts.append(self._texts[row])
+            sizes.append(size_of(texts[-1]))
+            # Images are large and made when they are looked at: not one more than fits.
+            if sizes[-1] > _LARGE and self._fitting(sizes, limits) < len(sizes):
+                break
+        fits = self._fitting(sizes, limits)
+        self._next += fits
+        return TextBatch(tuple(rows[:fits]), tuple(texts[:fits]), tuple(sizes[:fits]))
+
+    def _fitting(self, sizes: Sequence[int], limits: RequestLimits) -> int:
+        tokens, total = 0.0, 0
+        for count, size in enumerate(sizes[: limits.items]):
+            tokens += self._estimator.estimate(size)
+            total += size
+            if count and (tokens > limits.tokens or total > limits.bytes):
+                return count
+        return min(len(sizes), limits.items)
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class _Result:
+    """Gathers the vectors of one call, whose answers come in any order.
+
+    Each answer is sliced, normalised and quantised as it comes, so that memory holds the finished
+    vectors and nothing else.
+
+    A server reports tokens per request. A request of one text gives the exact count; those of
+    several share theirs by their length in bytes. A text counts as truncated if it was cut here,
+    or if its share reaches the longest input of the model.
+
+    Args:
+        rows: Inputs of the call.
+        spec_of: Gives the contract once the model's width is known.
+        estimator: Estimates tokens, and learns from what is reported.
+        longest: Longest input of the model in tokens, if known and if it may truncate.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        *,
+        spec_of: Callable[[int], VectorSpec],
+        estimator: TokenEstimator,
+        longest: int | None,
+    ) -> None:
+        self.spec: VectorSpec | None = None
+        self.placed = 0
+        self._rows = rows
+        self._spec_of = spec_of
+        self._estimator = estimator
+        self._longest = longest
+        self._vectors: NDArray[Any] = np.empty((0, 0), np.float32)
+        self._counts = np.zeros(rows, np.int32)
+        self._tokens: int | None = 0
+        self._cut: set[int] = set()
+        self._skipped: set[int] = set()
+
+    def fix_width(self, width: int) -> VectorSpec:
+        """Return the contract, which the width of the model's vectors completes."""
+        if self.spec is None:
+            self.spec = self._spec_of(width)
+            # Zeros cost nothing until they are written to, and stand for what is skipped.
+            self._vectors = np.zeros((self._rows, self.spec.width), self.spec.dtype)
+        return self.spec
+
+    def place(self, batch: TextBatch, answer: Answer) -> None:
+        """Take in the vectors of a batch."""
+        spec = self.fix_width(answer.vectors.shape[1])
+        rows: slice | list[int] = list(batch.rows)
+        if batch.rows[-1] - batch.rows[0] == len(batch) - 1:  # ascending, so without a gap
+            rows = slice(batch.rows[0], batch.rows[-1] + 1)
+        self._vectors[rows] = _stored(answer.vectors, spec)
+        self._counts[rows] = self._count(batch, answer.tokens)
+        self.placed += len(batch)
+
+    def skip(self, rows: Iterable[int]) -> None:
+        """Leave rows without a vector: zeros stand there."""
+        self._skipped.update(rows)
+
+    def batch(self, input_type: InputType, traffic: Traffic) -> EmbeddingBatch:
+        """Return everything that was collected, once the width is known."""
+        assert self.spec is not None
+        return EmbeddingBatch(
+            vectors=self._vectors,
+            spec=self.spec,
+            input_type=input_type,
+            token_counts=self._counts,
+            truncated=tuple(sorted(self._cut)),
+            report=Report(
+                requests=traffic.requests,
+                retries=traffic.retries,
+                tokens=self._tokens,
+                bytes_sent=traffic.bytes_sent,
+                bytes_received=traffic.bytes_received,
+                skipped=tuple(sorted(self._skipped)),
+            ),
+        )
+
+    def _count(self, batch: TextBatch, tokens: int | None) -> NDArray[np.int32]:
+        # One answer without a count makes the sum unknown.
+        self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
+        if batch.cut:
+            self._cut.update(batch.rows)
+        estimates = [self._estimator.estimate(size) for size in batch.sizes]
+        over_limit = self._longest is not None and max(estimates) > self._longest
+        if tokens is None:
+            tokens = round(sum(estimates))
+        elif not over_limit:  # of a text that was cut the server counts a part only
+            self._estimator.observe(tokens=tokens, size=sum(batch.sizes))
+        counts = apportion(tokens, estimates, most=self._longest)
+        if self._longest is not None:
+            # Shares are estimates: of a text that looks too long, nearly the limit is enough.
+            nearly = (counts > 0.95 * self._longest) & (np.array(estimates) > self._longest)
+            full = np.flatnonzero(nearly | (counts >= self._longest))
+            self._cut.update(batch.rows[position] for position in full.tolist())
+        return counts
+
+
+def _stored(vectors: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
+    if vectors.dtype == np.uint8:  # packed by the server; a slice's bits are a slice of the bits
+        bits = vectors[:, : spec.width]
+        return bits if spec.embedding_type == "ubinary" else (bits ^ 0x80).view(np.int8)
+    return quantize(slice_normalize(vectors, spec.dimensions), spec)
+
+
+def apportion(
+    total: int, weights: Sequence[float], *, most: int | None = None
+) -> NDArray[np.int32]:
+    """Split a request's token count over its texts: whole numbers that sum to it.
+
+    A server counts tokens per request. One text gets the exact number; several share it by
+    estimate, none more than the model reads.
+
+    Args:
+        total: Tokens of the request.
+        weights: Estimated tokens of each text, positive.
+        most: Longest input of the model, if known.
+
+    Returns:
+        Array of shape (n,).
+    """
+    cap = np.inf if most is None else float(most)
+    shares = np.minimum(np.asarray(weights, np.float64), cap)
+    for _ in range(4):  # what one text cannot have, the others get
+        free = shares < cap
+        spare = total - shares[~free].sum()
+        if not free.any() or spare <= 0:
+            break
+        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
+    shares *= total / shares.sum()
+    counts = np.floor(shares).astype(np.int32)
+    left = total - int(counts.sum())
+    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
+    return counts

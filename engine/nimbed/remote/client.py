@@ -1,0 +1,369 @@
+"""The client of one server: sends each request until it is answered or cannot be.
+
+Lives on one event loop and holds what is known there of one server and model: connections, limits,
+capabilities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from nimbed import cards
+from nimbed.cards import Modality, ModelCard
+from nimbed.errors import RemoteError
+from nimbed.options import EmbedOptions
+from nimbed.remote.address import Address, Secret
+from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
+from nimbed.remote.dialects import Dialect, by_host
+from nimbed.remote.discovery import ask_dialect, ask_model, find_card
+from nimbed.remote.http import Http, Reply, Traffic
+from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator
+from nimbed.remote.request import RequestTemplate, compose
+from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure
+from nimbed.remote.retry import Failure, RetryPolicy, error_of
+
+__all__ = ["Client"]
+
+_LOG = logging.getLogger("nimbed.remote")
+_FIRST_IN_FLIGHT = 8
+_LESSONS = 8
+_SAME_BITS = 0.97  # of two half-precision runs of one text; a wrong bit order agrees on 0.5
+_NOTHING_KNOWN = Capabilities()
+
+
+class Client:
+    """Sends requests to one server until each is answered or hopeless.
+
+    Args:
+        address: Where the server is.
+        key: Its key, or None.
+        model: Its name for the model; None for the only one it serves.
+        card: Facts about the model, if it is known.
+        dialect: What it speaks; None tells it from the address or asks the server.
+        timeout: Seconds that one request may take.
+        retry: When to try again.
+        concurrency: Requests in flight at most.
+        batch_size: Texts a request at most; None for as many as the server takes.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        key: Secret | None,
+        model: str | None,
+        card: ModelCard | None,
+        dialect: Dialect | None,
+        timeout: float,
+        retry: RetryPolicy,
+        concurrency: int,
+        batch_size: int | None,
+    ) -> None:
+        self.address = address
+        self.model = model
+        self.card = card
+        self.dialect = dialect or by_host(address)
+        #: Dimensions of an unknown model's full vector, once one has come.
+        self.width: int | None = None
+        self.tokens = TokenEstimator()
+        self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency)
+        self.http = Http(address, key=key, timeout=timeout)
+        self._api, self._url = address.api, address.embeddings
+        self._keyless = key is None
+        self._batch_size = batch_size
+        self._retry = retry
+        self._jitter = random.Random()
+        self._identifying = asyncio.Lock()
+        self._packing = asyncio.Lock()
+        self._answered = False
+        self._trying_base64 = False
+        self._warned = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is known of this server and model."""
+        return CAPABILITIES.get((self._api, self.model or ""), _NOTHING_KNOWN)
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What one request may hold."""
+        dialect, known = self._identified()[0], self.capabilities
+        most = self._batch_size or dialect.max_items
+        return RequestLimits(
+            items=min(most, dialect.max_items, known.max_items or most),
+            tokens=min(dialect.max_tokens, known.max_tokens or dialect.max_tokens),
+            bytes=dialect.max_bytes,
+        )
+
+    async def identify(self, traffic: Traffic) -> None:
+        """Find out what was not told: the model that is served, and the dialect."""
+
+        async def get(url: str) -> bytes | None:
+            return await self._get(url, traffic)
+
+        async with self._identifying:
+            if self.model is None:
+                self.model = await ask_model(self.address, get)
+                self.card = find_card(self.model)
+            if self.dialect is None:
+                self.dialect = await ask_dialect(self.address, get, model=self.model)
+            self.http.polls = self.dialect.polls
+
+    async def send(
+        self,
+        texts: Sequence[str],
+        options: EmbedOptions,
+        traffic: Traffic,
+        *,
+        modality: Modality | tuple[Modality, ...] | None = None,
+    ) -> Answer | Failure:
+        """Send the texts of one request until they are answered, or trying again is pointless.
+
+        Args:
+            texts: The inputs, rendered.
+            options: What is asked of the server; see :func:`nimbed.remote.request.compose`.
+            traffic: Where costs are added up.
+            modality: What the inputs are, for a model that sees: all of them, or each.
+
+        Raises:
+            ConfigurationError: If the role cannot reach an asymmetric model.
+        """
+        tried = lessons = 0
+        spent = 0.0
+        guess: Capabilities | None = None
+        while True:
+            known = guess or self.capabilities
+            encoding, trial = self._encoding(known)
+            template = self._template(options, known, encoding, modality)
+            self._trying_base64 = self._trying_base64 or trial
+            try:
+                outcome, seconds = await self._send_once(template, texts, traffic)
+            finally:
+                self._trying_base64 = self._trying_base64 and not trial
+            if isinstance(outcome, Answer):
+                self._remember(template, outcome, lesson=guess)
+                return outcome
+            if trial and not (outcome.overload or outcome.kind == "network"):
+                self._keep(replace(self.capabilities, base64=False))  # it wants them plain
+                continue
+            lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
+            if lesson is not None:
+                lessons += 1
+                guess = lesson
+                continue
+            tried += 1
+            spent += seconds
+            pause = self._pause(outcome, tried, spent)
+            if pause is None:
+                return outcome
+            traffic.retries += 1
+            spent += pause
+            await asyncio.sleep(pause)
+
+    async def packs_bits(self, options: EmbedOptions, text: str, traffic: Traffic) -> bool:
+        """Whether the server packs bits, and as nimbed does: most significant bit first, x > 0.
+
+        No public source says how NIM orders its bits, so one text is embedded both ways.
+        """
+        async with self._packing:
+            known, card = self.capabilities, self.card
+            if card is None or card.dimensions % 8 or "ubinary" not in card.served_types:
+                return False
+            if not self._identified()[0].packed or "embedding_type" in known.refused:
+                return False
+            if known.packed is None:
+                plain = replace(options, embedding_type="float", dimensions=None)
+                packed = replace(options, embedding_type="ubinary")
+                bits = await self.send([text], packed, traffic, modality=options.modality)
+                floats = await self.send([text], plain, traffic, modality=options.modality)
+                if isinstance(bits, Failure) or isinstance(floats, Failure):
+                    return False  # the texts themselves will meet the failure, and report it
+                if bits.vectors.dtype != np.uint8:
+                    return False
+                same = np.unpackbits(bits.vectors, axis=1) == (floats.vectors > 0)
+                self._keep(replace(self.capabilities, packed=bool(same.mean() > _SAME_BITS)))
+            return bool(self.capabilities.packed)
+
+    def shrink(self, failure: Failure, *, items: int) -> None:
+        """Remember the limits that a refused request of so many texts teaches."""
+        if failure.status != 413:  # its bytes were too many, which says nothing of other texts
+            self._keep(shrink(failure, self.capabilities, items=items))
+
+    async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
+        """Send texts once with exactly these fields, without retries, and read the answer.
+
+        Raises:
+            RemoteError: If the server does not answer with vectors.
+        """
+        await self.identify(Traffic())
+        body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
+        reply = await self.http.request("POST", self._url, body, traffic=Traffic())
+        if isinstance(reply, Reply) and reply.ok:
+            outcome = self._read(reply, count=len(texts), widths=(), packed=False)
+        else:
+            outcome = self._failure(reply)
+        if isinstance(outcome, Failure):
+            raise error_of(outcome, server="the server", rows=(), keyless=self._keyless)
+        return outcome
+
+    def error(self, failure: Failure, rows: Sequence[int]) -> RemoteError:
+        """Return the error to raise for a failure that concerns some of the caller's rows."""
+        return error_of(failure, server=self.http.server, rows=rows, keyless=self._keyless)
+
+    async def _get(self, url: str, traffic: Traffic) -> bytes | None:
+        """Return a page of the server, or None if it has no such page.
+
+        Raises:
+            RemoteError: If the server cannot be reached.
+        """
+        clock = asyncio.get_running_loop().time
+        began, tried = clock(), 0
+        while True:
+            reply = await self.http.request("GET", url, traffic=traffic)
+            if isinstance(reply, Reply) and reply.ok:
+                return reply.body
+            failure = self._failure(reply)
+            tried += 1
+            pause = self._pause(failure, tried, clock() - began)
+            if pause is None and failure.status is not None:
+                return None
+            if pause is None:
+                raise self.error(failure, ())
+            traffic.retries += 1
+            await asyncio.sleep(pause)
+
+    async def _send_once(
+        self, template: RequestTemplate, texts: Sequence[str], traffic: Traffic
+    ) -> tuple[Answer | Failure, float]:
+        """Return what came of one try, and the seconds that it took."""
+        clock = asyncio.get_running_loop().time
+        body = template.body(texts)
+        epoch = await self.limiter.acquire()
+        began = clock()
+        try:
+            reply = await self.http.request("POST", self._url, body, traffic=traffic)
+            outcome: Answer | Failure
+            if isinstance(reply, Reply) and reply.ok:
+                full = self.card.dimensions if self.card else self.width
+                widths = template.widths(full, known=self.card is not None)
+                outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
+            else:
+                outcome = self._failure(reply)
+            if isinstance(outcome, Answer):
+                self.limiter.grow(clock() - began)
+            elif outcome.overload:
+                hold = outcome.retry_after or 0.0
+                self.limiter.shed(epoch, hold=hold if hold <= self._retry.max_retry_after else 0.0)
+        finally:
+            self.limiter.release()
+        return outcome, clock() - began
+
+    def _failure(self, reply: Reply | Failure) -> Failure:
+        """Return what went wrong, without a secret in it."""
+        if isinstance(reply, Reply):
+            return read_failure(reply.status, reply.headers, reply.body, scrub=self.http.scrub)
+        return reply.scrubbed(self.http.scrub)
+
+    def _read(
+        self, reply: Reply, *, count: int, widths: Collection[int], packed: bool
+    ) -> Answer | Failure:
+        request_id = reply.headers.get("x-request-id")
+        try:
+            answer = decode(reply.body, count=count, widths=widths, packed=packed)
+        except MalformedAnswer as error:
+            failure = Failure(
+                kind="malformed",
+                message=str(error),
+                request_id=request_id,
+                positions=error.positions,
+            )
+            return failure.scrubbed(self.http.scrub)
+        other = self._other_model(answer)
+        if other is None:
+            return answer
+        message = f"vectors of {other} instead of {self.model}; check model and base_url"
+        failure = Failure(kind="refused", message=message, request_id=request_id)
+        return failure.scrubbed(self.http.scrub)
+
+    def _other_model(self, answer: Answer) -> str | None:
+        """Return the id of the model that answered if it is known to be another than was asked.
+
+        TEI ignores the name it is asked for; a gateway may have a default.
+        """
+        if answer.model is None or answer.model == self.model or self.card is None:
+            return None
+        served = cards.known(answer.model)
+        return None if served is None or served.id == self.card.id else served.id
+
+    def _template(
+        self,
+        options: EmbedOptions,
+        known: Capabilities,
+        encoding: Literal["base64", "float"] | None,
+        modality: Modality | tuple[Modality, ...] | None,
+    ) -> RequestTemplate:
+        dialect, model = self._identified()
+        template = compose(
+            options,
+            dialect=dialect,
+            known=known,
+            model=model,
+            card=self.card,
+            encoding=encoding,
+            modality=modality,
+        )
+        role_travels = "input_type" in template.fields or template.fields["model"] != model
+        if self.card is None and not role_travels and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"nothing is known about {model!r}, so its texts are sent without a role prompt; "
+                f"if it treats queries and passages differently, pass a ModelCard with its prompts",
+                stacklevel=2,
+            )
+        return template
+
+    def _encoding(self, known: Capabilities) -> tuple[Literal["base64", "float"] | None, bool]:
+        """Return which encoding to ask for, and whether that is a trial."""
+        if self._identified()[0].encoding == "known":
+            return ("float" if known.base64 is False else "base64"), False
+        if known.base64 is None and self._answered and not self._trying_base64:
+            return "base64", True
+        return ("base64" if known.base64 else None), False
+
+    def _remember(
+        self, template: RequestTemplate, answer: Answer, *, lesson: Capabilities | None
+    ) -> None:
+        """Keep what an answer proves."""
+        self._answered = True
+        known = self.capabilities
+        if lesson is not None:
+            refused = known.refused | lesson.refused
+            known = replace(known, refused=refused, role=lesson.role or known.role)
+        if template.base64 and known.base64 is not answer.base64:
+            known = replace(known, base64=answer.base64)
+        self._keep(known)
+        if not template.packed and template.dimensions is None and self.width is None:
+            self.width = answer.vectors.shape[1]
+
+    def _keep(self, capabilities: Capabilities) -> None:
+        CAPABILITIES[self._api, self.model or ""] = capabilities
+
+    def _pause(self, failure: Failure, tried: int, elapsed: float) -> float | None:
+        pause = self._retry.pause(failure, tried=tried, elapsed=elapsed, jitter=self._jitter)
+        if pause is not None:
+            _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
+        return pause
+
+    def _identified(self) -> tuple[Dialect, str]:
+        if self.dialect is None or self.model is None:
+            raise RuntimeError("identify() comes before the first request")
+        return self.dialect, self.model

@@ -1,0 +1,128 @@
+"""What a server says of itself: its dialect and the models it serves.
+
+It is asked only where the address does not tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from nimbed import cards
+from nimbed.cards import ModelCard
+from nimbed.errors import ConfigurationError
+from nimbed.remote.address import Address
+from nimbed.remote.dialects import DIALECTS, Dialect
+
+__all__ = ["ask_dialect", "ask_model", "find_card", "unknown_card"]
+
+#: GETs a URL and returns its body, or None where there is no such page.
+Get = Callable[[str], Awaitable[bytes | None]]
+
+_OWNERS = {
+    "vllm": "vllm",
+    "nvidia": "nim",
+    "nimbed": "nim",
+    "organization-owner": "nim",  # NIM 1.x
+}
+
+
+async def ask_dialect(address: Address, get: Get, *, model: str | None) -> Dialect:
+    """Return the dialect of a server by what it says of itself; ``openai`` if it says nothing.
+
+    The difference matters: vLLM ignores NIM's ``input_type`` without a word, and a NIM that gets
+    OpenAI's two fields alone may take a passage for a query.
+    """
+    models = _models(await get(f"{address.api}/models"))
+    entry = next((each for each in models if each.get("id") == model), models[0] if models else {})
+    owner = _OWNERS.get(str(entry.get("owned_by")).lower())
+    if owner:
+        return DIALECTS[owner]
+    if _object(await get(f"{address.api}/health/ready")).get("object") == "health.response":
+        return DIALECTS["nim"]
+    info = _object(await get(address.beside("/info")))
+    if "max_client_batch_size" in info:
+        tei, most = DIALECTS["tei"], info["max_client_batch_size"]
+        return replace(tei, max_items=most) if type(most) is int and most > 0 else tei
+    return DIALECTS["openai"]
+
+
+async def ask_model(address: Address, get: Get) -> str:
+    """Return the model that a server serves, if it is only one.
+
+    Raises:
+        ConfigurationError: If it serves several, or does not say.
+    """
+    models = [
+        str(entry["id"])
+        for entry in _models(await get(f"{address.api}/models"))
+        # An entry with another root is an adapter of that model.
+        if entry.get("id") and entry.get("root") in (None, entry["id"])
+    ]
+    if len(models) != 1:
+        some = ", ".join(map(repr, models[:5])) or "none"
+        raise ConfigurationError(
+            f"{address.api} lists {len(models)} models ({some}); name the one to use"
+        )
+    return models[0]
+
+
+def _models(body: bytes | None) -> list[dict[str, Any]]:
+    data = _object(body).get("data")
+    return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+
+
+def _object(body: bytes | None) -> dict[str, Any]:
+    try:
+        content = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _openai(name: str, dimensions: int, *matryoshka: int) -> ModelCard:
+    return ModelCard(
+        id=f"openai/{name}",
+        aliases=(name,),
+        architecture="unknown",
+        dimensions=dimensions,
+        matryoshka=matryoshka,
+        max_tokens=8192,
+        # The pooling of a model that never runs here is not public and plays no part.
+        pooling="mean",
+        asymmetric=False,
+        licence="served only",
+    )
+
+
+# Models that exist behind an API alone, so that the catalogue does not list them. Sizes besides
+# the full one: those that OpenAI itself publishes results for.
+_SERVED_ONLY = {
+    name: card
+    for card in (
+        _openai("text-embedding-3-small", 1536, 512),
+        _openai("text-embedding-3-large", 3072, 256, 1024),
+        _openai("text-embedding-ada-002", 1536),
+    )
+    for name in (card.id, *card.aliases)
+}
+
+
+def find_card(name: str) -> ModelCard | None:
+    """Return the card of a model by the name a server knows it by, or None."""
+    return cards.known(name) or _SERVED_ONLY.get(name.lower())
+
+
+def unknown_card(model: str, width: int) -> ModelCard:
+    """Return the card of a model of which its server has shown no more than the width."""
+    return ModelCard(
+        id=model,
+        architecture="unknown",
+        dimensions=width,
+        max_tokens=1_000_000,
+        pooling="mean",
+        asymmetric=False,
+        note="made up from a server's answers: all but the dimensions is unknown",
+    )
