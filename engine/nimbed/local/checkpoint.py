@@ -1,7 +1,6 @@
-"""From a folder of model files to a card and a configuration.
+"""Facts about a model, read from the JSON files of its folder.
 
-Reads JSON alone: ``auto_map`` and any Python beside the weights are ignored, never imported and
-never asked about. Knows nothing about tensors.
+``auto_map`` and any Python beside the weights are ignored: never imported, never asked about.
 """
 
 from __future__ import annotations

@@ -283,10 +283,9 @@ class LocalEmbedder(Managed):
     def _read(self) -> _Loaded:
         try:
             from nimbed.local.device import place
-            from nimbed.local.engine import build_engine
-            from nimbed.local.tokenizer import tokenizer_for
+            from nimbed.local.engine import build_engine, read_tokenizer
         except ImportError as error:
             raise missing_extra("local", needs=error.name or "torch") from error
-        tokenizer = tokenizer_for(self._checkpoint)
+        tokenizer = read_tokenizer(self._checkpoint)
         places = [place(device, self._dtype) for device in self._devices]
         return _Loaded(tokenizer, tuple(build_engine(self._checkpoint, at) for at in places))

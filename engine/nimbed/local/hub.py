@@ -1,4 +1,4 @@
-"""From a model's name to a folder with its files.
+"""Finds the files of a model, and downloads them if need be.
 
 In order: the embedded default, a folder, the Hugging Face cache, the Hugging Face hub. Nothing
 here reads weights, and nothing is downloaded that a model does not need.

@@ -19,10 +19,9 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
-from nimbed.local.checkpoint import Checkpoint
 from nimbed.spec import Truncate
 
-__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "ids_of", "tokenized", "tokenizer_for"]
+__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "ids_of", "tokenized"]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
 # cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05. Nor
@@ -49,30 +48,6 @@ class InputTokenizer(Protocol):
     ) -> Tokens:
         """Return token ids an input, special tokens included."""
         ...
-
-
-def tokenizer_for(checkpoint: Checkpoint) -> InputTokenizer:
-    """Read a checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: If tokenizer.json is damaged or does not suit the model.
-    """
-    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
-        # It stands on this module.
-        from nimbed.local.vision.prompts import vision_tokenizer
-
-        return vision_tokenizer(checkpoint)
-    if card.architecture != "nvembed":
-        return TextTokenizer(path, max_tokens=card.max_tokens)
-    # NV-Embed was trained with its end token in the text, before truncation, and with the
-    # instruction left out of the mean.
-    return TextTokenizer(
-        path,
-        max_tokens=card.max_tokens,
-        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
-        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
-    )
 
 
 class Tokens(NamedTuple):

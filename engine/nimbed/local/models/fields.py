@@ -1,7 +1,4 @@
-"""Numbers and choices out of a config.json, checked as they are read.
-
-Knows nothing about any one architecture.
-"""
+"""Numbers and choices of a config.json, checked as they are read."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ def heads_fit(width: int, heads: int) -> int:
     """
     if width % heads:
         raise CheckpointError(
-            f"config.json cuts {width} dimensions into {heads} heads, which does not come out even"
+            f"config.json divides {width} dimensions among {heads} heads, which leaves a remainder"
         )
     return width // heads
 

@@ -1,7 +1,6 @@
-"""Nemotron VL: token ids and tiles in, token states out.
+"""Nemotron VL: a SigLIP tower, a projector and a bidirectional Llama.
 
-A SigLIP tower, a projector, and a bidirectional Llama that reads an image's states in the places
-of its context tokens. Knows nothing about prompts, image files or pooling.
+The Llama reads an image's states in the places of its context tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """NV-Embed: a bidirectional Mistral whose states pass through latent attention before pooling.
 
-Knows nothing about instructions, end-of-text tokens or pooling: tokenizer.py and pooling.py do
-what NV-Embed wants there.
+What it wants of instructions and end-of-text tokens, tokenizer.py and pooling.py do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Texts, images and pairs of both in, token ids out.
+"""Tokenization of texts, images and pairs of both for a vision-language model.
 
 An image becomes ``<img>``, one context token a piece of every tile, ``</img>``; its prompt and
 its text stand around that. What a user writes never becomes one of these marks: it is read as
-plain text. Knows nothing about pixels or weights.
+plain text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint, read_json
 from nimbed.local.tokenizer import TextTokenizer, Tokens
-from nimbed.local.vision.image_row import ImageRow
+from nimbed.local.vision.reader import ImageRow
 from nimbed.local.vision.settings import VisionSettings
 from nimbed.spec import Truncate
 

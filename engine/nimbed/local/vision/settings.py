@@ -1,7 +1,4 @@
-"""What a vision-language checkpoint's JSON files say about images.
-
-Knows nothing about weights.
-"""
+"""What a vision-language checkpoint's JSON files say about images."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 
 from nimbed.errors import CheckpointError
 from nimbed.local.models.fields import only, whole
-from nimbed.local.vision.tiling import Tiling
+from nimbed.local.vision.tiles import Tiling
 
 __all__ = ["VisionSettings", "vision_facts"]
 

@@ -1,8 +1,7 @@
-"""SigLIP: tiles in, patch states out.
+"""The SigLIP vision tower.
 
-Pre-norm vision transformer with learnt positions. Every tile is one sequence of the packed
-batch. Knows nothing about images, prompts or language models. The state dict is that of
-``transformers.SiglipVisionModel``; its pooling head is not read.
+A pre-norm transformer with learnt positions; every tile is one sequence of the packed batch. The
+state dict is that of ``transformers.SiglipVisionModel``; its pooling head is not read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.vision.pixels import patches
+from nimbed.local.vision.tiles import patches
 from nimbed.local.weights import Tensors
 
 __all__ = ["Siglip", "read_affine"]
@@ -69,8 +68,8 @@ class Siglip:
         heads_fit(self.width, self._heads)
         if self.side % self._patch:
             raise CheckpointError(
-                f"config.json cuts tiles of {self.side} pixels into patches of {self._patch}, "
-                f"which does not come out even"
+                f"config.json divides tiles of {self.side} pixels into patches of {self._patch}, "
+                f"which leaves a remainder"
             )
         self.patches_a_side = self.side // self._patch
         eps = real(config, "layer_norm_eps", default=1e-6)

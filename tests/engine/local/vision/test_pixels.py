@@ -9,8 +9,7 @@ import torch
 from tests.engine.pictures import picture
 
 from nimbed.images import Image
-from nimbed.local.vision.pixels import cut, decoders, patches
-from nimbed.local.vision.tiling import Grid
+from nimbed.local.vision.tiles import Grid, cut, decoders, patches
 
 
 @pytest.mark.parametrize("size", [(90, 70), (1, 1), (300, 3), (64, 64)])

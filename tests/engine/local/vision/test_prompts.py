@@ -12,8 +12,8 @@ from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError, InputError
 from nimbed.images import Image
 from nimbed.local.checkpoint import read_json
-from nimbed.local.vision.image_row import ImageRow
 from nimbed.local.vision.prompts import VisionTokenizer
+from nimbed.local.vision.reader import ImageRow
 from nimbed.local.vision.settings import VisionSettings
 
 SMALL, LARGE = (Image(PIL.Image.new("RGB", size)) for size in ((20, 20), (100, 64)))

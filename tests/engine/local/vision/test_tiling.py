@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.local.vision.tiling import Grid, Tiling
+from nimbed.local.vision.tiles import Grid, Tiling
 
 SIZES = st.integers(1, 16384)
 
