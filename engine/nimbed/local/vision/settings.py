@@ -61,8 +61,7 @@ class VisionSettings:
         a_side = side // whole(vision, "patch_size")
         if a_side % shrink:
             raise CheckpointError(
-                f"config.json joins {a_side} patches a side by {shrink}, which does not come out "
-                f"even"
+                f"config.json joins {a_side} patches a side by {shrink}, which leaves a remainder"
             )
         dynamic = told.get("dynamic_image_size", True)
         least = whole(told, "min_input_tiles", default=1) if dynamic else 1

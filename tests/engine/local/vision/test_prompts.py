@@ -179,7 +179,7 @@ def test_the_processors_tiles_outrank_the_configurations(folder, config, process
         ({"downsample_ratio": 0.3}, "downsample_ratio 0.3"),
         ({"downsample_ratio": 0}, "downsample_ratio 0"),
         ({"downsample_ratio": "half"}, "downsample_ratio 'half'"),
-        ({"downsample_ratio": 0.125}, "does not come out even"),
+        ({"downsample_ratio": 0.125}, "leaves a remainder"),
         ({"ps_version": "v3"}, "ps_version 'v3'"),
         ({"vision_config": None}, "no vision_config"),
         ({"force_image_size": 64}, "image_size 32"),

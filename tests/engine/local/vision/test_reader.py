@@ -17,7 +17,7 @@ from tests.engine.pictures import encoded, picture
 from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.vision import image_row
+from nimbed.local.vision import reader
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import Scheduler
 
@@ -36,8 +36,8 @@ def decoded(monkeypatch):
         seen.append(image.digest)
         return cut(image, grid, side)
 
-    cut = image_row.cut
-    monkeypatch.setattr(image_row, "cut", counting)
+    cut = reader.cut
+    monkeypatch.setattr(reader, "cut", counting)
     return seen
 
 
