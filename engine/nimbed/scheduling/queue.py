@@ -371,23 +371,28 @@ def _joined(group: Sequence[Request]) -> list[tuple[Request, _Outcome]] | None:
 
 def _deliver(outcomes: Sequence[tuple[Request, _Outcome]]) -> None:
     """Give every waiter its outcome; each event loop is woken once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, _Outcome]]] = {}
+    by_loop: dict[
+        asyncio.AbstractEventLoop, list[tuple[asyncio.Future[EmbeddingBatch], _Outcome]]
+    ] = {}
     for request, outcome in outcomes:
         waiter = request.waiter
         if isinstance(waiter, asyncio.Future):
             by_loop.setdefault(waiter.get_loop(), []).append((waiter, outcome))
         elif not waiter.done() and waiter.set_running_or_notify_cancel():
-            _resolve([(waiter, outcome)])
+            _settle(waiter, outcome)
     for loop, theirs in by_loop.items():
         with contextlib.suppress(RuntimeError):  # a closed loop has nobody who waits
-            loop.call_soon_threadsafe(_resolve, theirs)
+            loop.call_soon_threadsafe(_settle_all, theirs)
 
 
-def _resolve(outcomes: Sequence[tuple[_Waiter, _Outcome]]) -> None:
+def _settle_all(outcomes: Sequence[tuple[asyncio.Future[EmbeddingBatch], _Outcome]]) -> None:
     for waiter, outcome in outcomes:
-        if waiter.done():
-            continue
-        if isinstance(outcome, Exception):
-            waiter.set_exception(outcome)
-        else:
-            waiter.set_result(outcome)
+        if not waiter.done():
+            _settle(waiter, outcome)
+
+
+def _settle(waiter: _Waiter, outcome: _Outcome) -> None:
+    if isinstance(outcome, Exception):
+        waiter.set_exception(outcome)
+    else:
+        waiter.set_result(outcome)
