@@ -15,7 +15,7 @@ from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import Column
 from nimbed_pgvector.schema import identifier
-from nimbed_pgvector.steps import trusted
+from nimbed_pgvector.statements import trusted
 
 __all__ = ["LlamaIndexArguments", "langchain_table", "llama_index_arguments"]
 

@@ -12,9 +12,9 @@ from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType
 from nimbed_pgvector import VectorTable
-from nimbed_pgvector.indexing import plan_index
+from nimbed_pgvector.index import plan_index
 from nimbed_pgvector.schema import find
-from nimbed_pgvector.steps import run
+from nimbed_pgvector.statements import run
 
 pytestmark = pytest.mark.postgres
 

@@ -12,7 +12,7 @@ from tests.integrations.pgvector.stored_rows import ITEMS
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
-from nimbed.files.rows import BadRow, Row
+from nimbed.rows import BadRow, Row
 from nimbed_pgvector import Reject, VectorTable
 
 pytestmark = pytest.mark.postgres

@@ -17,7 +17,7 @@ from weaviate.util import generate_uuid5
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
-from nimbed.files.rows import BadRow, Row
+from nimbed.rows import BadRow, Row
 from nimbed_weaviate import LoadReport, Reject, batch_import, connect, self_provided, vectorizer
 
 from .double import Double

@@ -1,24 +1,133 @@
-"""What Weaviate's modules do with their settings: the traps that a configuration is in.
+"""Checks of a live collection: the traps that its configuration and its vectors are in.
 
-Settings in, findings out; knows no client. Read from the modules' sources.
+What Weaviate's modules do with their settings is read from their sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nimbed.remote.doctor import Finding, Verdict
-from nimbed_weaviate.addresses import NVIDIA, address_fault, is_forgiven, is_loopback, is_nvidia
-from nimbed_weaviate.indexing import index_fault
-from nimbed_weaviate.setup import VectorSetup
+import numpy as np
+from weaviate import WeaviateClient
+from weaviate.collections import Collection
+from weaviate.exceptions import WeaviateBaseError
+from weaviate.outputs.config import CollectionConfig
 
-__all__ = ["setup_findings", "version_findings"]
+from nimbed import VectorSpec
+from nimbed.errors import ConfigurationError
+from nimbed.remote.doctor import Finding, Verdict
+from nimbed_weaviate.connection import (
+    NVIDIA,
+    address_fault,
+    is_forgiven,
+    is_loopback,
+    is_nvidia,
+    translate_errors,
+)
+from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
+from nimbed_weaviate.properties import contract_of
+
+__all__ = ["check", "check_all"]
 
 _ANEW = "it cannot be changed: make the collection anew with nimbed_weaviate.vectorizer(...)"
+_SAMPLE = 20
 
 
-def setup_findings(setup: VectorSetup) -> Iterator[Finding]:
+def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> list[Finding]:
+    """Name the traps that a collection is in, each with what to do about it.
+
+    Reads the configuration and a few stored vectors; nothing is changed or embedded. What
+    Weaviate sends to a server cannot be seen from here: ``nimbed doctor --base-url`` examines
+    the server.
+
+    Args:
+        client: A connected client.
+        collection: The collection, or its name.
+
+    Returns:
+        Findings: ``fail`` must be mended, ``note`` should be known, ``ok`` is as it should be.
+        Where a collection has several vectors the finding's name begins with the vector's.
+
+    Raises:
+        ConfigurationError: If there is no such collection.
+        BackendError: If Weaviate cannot be read.
+    """
+    named = client.collections.get(collection) if isinstance(collection, str) else collection
+    with translate_errors(f"checking the collection {named.name}"):
+        return list(_findings(client, named, named.config.get()))
+
+
+def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
+    """Do what :func:`check` does for every collection, by its name."""
+    with translate_errors("listing the collections"):
+        names = sorted(client.collections.list_all())
+    return {name: check(client, name) for name in names}
+
+
+def _findings(
+    client: WeaviateClient, collection: Collection[Any, Any], config: CollectionConfig
+) -> Iterator[Finding]:
+    meta = client.get_meta()
+    setups = vector_setups(config)
+    wanted = frozenset(setup.module for setup in setups) - {"none"}
+    yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, wanted)
+    several = len(setups) > 1
+    for setup in setups:
+        for finding in _setup_findings(setup):
+            yield _named(finding, setup.name if several else "")
+    yield from _property_names(config, wanted)
+    try:
+        contract = contract_of(config)
+    except ConfigurationError as error:
+        yield Finding("contract", "fail", str(error))
+        contract = None
+    if contract is not None:
+        said = f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
+        yield Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+    if config.multi_tenancy_config.enabled and collection.tenant is None:
+        yield Finding("vectors", "note", "not looked at: pass collection.with_tenant(...)")
+        return
+    if not client.is_live():  # else the client would try again for a minute
+        yield Finding("vectors", "note", "not looked at: Weaviate does not answer by gRPC")
+        return
+    for concerned, finding in _sample_findings(collection, setups, contract):
+        yield _named(finding, concerned.name if several and concerned else "")
+
+
+def _property_names(config: CollectionConfig, wanted: frozenset[str]) -> Iterator[Finding]:
+    said = [
+        each.name
+        for each in config.properties
+        for module, options in _module_options(each)
+        if module in wanted
+        and module.startswith("text2vec")
+        and options.vectorize_property_name
+        and not options.skip
+    ]
+    if said:
+        yield Finding(
+            "property names",
+            "note",
+            f"put before the values that are embedded: {', '.join(sorted(set(said)))}; give "
+            f"vectorize_property_name=False for them in a new collection",
+        )
+
+
+def _module_options(each: Any) -> list[tuple[str, Any]]:
+    """Return a property's options for each module; an unnamed vector has one module."""
+    options = dict(each.vectorizer_configs or {})
+    if each.vectorizer is not None and each.vectorizer_config is not None:
+        options.setdefault(str(each.vectorizer), each.vectorizer_config)
+    return list(options.items())
+
+
+def _named(finding: Finding, vector: str) -> Finding:
+    return dataclasses.replace(finding, name=f"{vector}: {finding.name}") if vector else finding
+
+
+def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
     """Yield what is right and wrong with the setup of one vector."""
     known = _MODULES.get(setup.module)
     if known is not None:
@@ -36,7 +145,7 @@ def setup_findings(setup: VectorSetup) -> Iterator[Finding]:
     yield Finding("index", "ok", said)
 
 
-def version_findings(
+def _version_findings(
     version: str, modules: Mapping[str, Any], wanted: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield what is known about a version of Weaviate, and which modules it lacks.
@@ -212,3 +321,65 @@ def _url(stored: object, path: str) -> str | None:
 
 def _plain(key: str) -> str:
     return key.replace("_", "").lower()
+
+
+def _sample_findings(
+    collection: Collection[Any, Any], setups: Sequence[VectorSetup], contract: VectorSpec | None
+) -> Iterator[tuple[VectorSetup | None, Finding]]:
+    """Yield what a few stored vectors show, beside the setup that it concerns.
+
+    Args:
+        collection: The collection.
+        setups: Its vectors.
+        contract: What :func:`nimbed_weaviate.batch_import` wrote down about them, if it did.
+    """
+    try:
+        found = collection.query.fetch_objects(
+            limit=_SAMPLE, include_vector=True, return_properties=[]
+        )
+    except WeaviateBaseError as error:
+        yield None, Finding("vectors", "note", f"not looked at: {_first_line(error)}")
+        return
+    if not found.objects:
+        yield None, Finding("vectors", "ok", "the collection is empty")
+        return
+    for setup in setups:
+        rows = [each.vector.get(setup.name or "default") for each in found.objects]
+        yield setup, _judged(setup, [row for row in rows if row], len(rows), contract)
+
+
+def _judged(
+    setup: VectorSetup, rows: Sequence[Any], looked_at: int, contract: VectorSpec | None
+) -> Finding:
+    if len(rows) < looked_at:
+        return Finding(
+            "vectors",
+            "fail",
+            f"{looked_at - len(rows)} of {looked_at} objects have none and are never found; a "
+            f"server that answers without embeddings does that silently: import them again",
+        )
+    if isinstance(rows[0][0], (list, tuple)):
+        return Finding("vectors", "note", "several a text, which is nothing that nimbed makes")
+    sizes = sorted({len(row) for row in rows})
+    if len(sizes) > 1:
+        return Finding("vectors", "fail", f"of different lengths: {sizes}")
+    kind = kind_of(np.array(rows))
+    said = f"{looked_at} of {sizes[0]} dimensions looked at: {kind}"
+    fault = index_fault(kind, setup.metric, setup.quantizers)
+    if fault:
+        return Finding("vectors", "fail", f"{said}, under {setup.metric}: {fault}")
+    if contract is not None and (kind, sizes[0]) != (
+        KINDS[contract.embedding_type],
+        contract.dimensions,
+    ):
+        return Finding(
+            "vectors",
+            "fail",
+            f"{said}, but the collection promises {contract.embedding_type} vectors of "
+            f"{contract.model}, {contract.dimensions} dimensions: something else wrote into it",
+        )
+    return Finding("vectors", "ok", said)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
