@@ -259,8 +259,8 @@ class Sink(Protocol[M, V]):
         """Return the vectors in the form that the store takes."""
         ...
 
-    def look_up(self, passages: PassageBatch[M, V]) -> Mapping[str, bool]:
-        """Return the ids that are stored, and whether their content is the same."""
+    def look_up(self, passages: PassageBatch[M, V]) -> Mapping[str, bytes]:
+        """Return the digests of those passages whose ids are stored, by their ids."""
         ...
 
     def store(self, passages: PassageBatch[M, V], *, replace: bool) -> StoreResult:
@@ -359,7 +359,8 @@ def load_batches(
             known = found.result()
             report.reject(rejects, on_reject)
             if known:
-                todo = [n for n, name in enumerate(passages.ids) if not known.get(name)]
+                pairs = zip(passages.ids, passages.digests, strict=True)
+                todo = [n for n, (name, digest) in enumerate(pairs) if known.get(name) != digest]
                 report.unchanged += len(passages) - len(todo)
                 passages = passages.select(todo)
             if passages and passages.vectors is None:
@@ -379,9 +380,9 @@ def _looked_up(
     store: ThreadPoolExecutor,
     batches: Iterable[tuple[PassageBatch[M, V], Sequence[Reject]]],
     sink: Sink[M, V],
-) -> Iterator[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bool]]]]:
+) -> Iterator[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]:
     """Yield each batch with what is stored of it, while the next one is looked up."""
-    waiting: deque[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bool]]]]
+    waiting: deque[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]
     waiting = deque()
     for passages, rejects in batches:
         waiting.append((passages, rejects, store.submit(sink.look_up, passages)))

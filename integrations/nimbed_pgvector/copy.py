@@ -107,14 +107,12 @@ class TableSink:
         layout = self.table.layout
         return layout.fields(layout.batches(batch))
 
-    def look_up(self, passages: Passages) -> Mapping[str, bool]:
-        """Return which ids the table holds, and whether with the same content."""
+    def look_up(self, passages: Passages) -> Mapping[str, bytes]:
+        """Return the digests of those passages whose ids the table holds."""
         # Into a table that was empty, copying first and looking up on a conflict is faster.
         if self.table.empty or not passages:
             return {}
-        digests = dict(zip(passages.ids, passages.digests, strict=True))
-        found = self.run(_known_digests(self.table, passages.ids))
-        return {name: digest == digests[name] for name, digest in found.items()}
+        return self.run(_known_digests(self.table, passages.ids))
 
     def store(self, passages: Passages, *, replace: bool) -> StoreResult:
         """Store passages, by the slower way if the table may hold their ids."""

@@ -151,15 +151,12 @@ def analyze(table: Table) -> Procedure[None]:
 
 @contextmanager
 def watching(
-    builder: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], tell: IndexProgress | None
+    builder: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], tell: IndexProgress
 ) -> Generator[None]:
     """Tell how far the index is that the connection builds inside the block.
 
     A connection of its own asks, since the builder's is busy until the end.
     """
-    if tell is None:
-        yield
-        return
     info = builder.info
     dsn, password, pid = info.dsn, info.password, info.backend_pid
     over = threading.Event()

@@ -328,6 +328,12 @@ class _Operations(Generic[S]):
         return self._fitting
 
 
+def _watched(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], tell: IndexProgress | None
+) -> AbstractContextManager[None]:
+    return nullcontext() if tell is None else watching(connection, tell)
+
+
 class ConnectionSource(Protocol):
     """A pool of connections, such as ``psycopg_pool.ConnectionPool``."""
 
@@ -406,7 +412,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
                 return step.work(functools.partial(run, connection), step.batches)
             if step.commits:
                 require_idle(connection)
-            with watching(connection, step.on_progress):
+            with _watched(connection, step.on_progress):
                 return run(connection, step.procedure, each_alone=step.each_alone)
 
 
@@ -473,7 +479,7 @@ class AsyncVectorTable(_Operations[psycopg.AsyncConnection[Any] | AsyncConnectio
                 return await _work_in_thread(connection, step)
             if step.commits:
                 require_idle(connection)
-            with watching(connection, step.on_progress):
+            with _watched(connection, step.on_progress):
                 return await arun(connection, step.procedure, each_alone=step.each_alone)
 
 

@@ -233,22 +233,21 @@ class _CollectionSink:
         """Return the vectors in the form that Weaviate compares."""
         return cast("list[list[float]]", self._field.encode(batch))
 
-    def look_up(self, passages: _Passages) -> Mapping[str, bool]:
-        """Return which ids the collection holds, and whether with the same content."""
+    def look_up(self, passages: _Passages) -> Mapping[str, bytes]:
+        """Return the digests of those passages whose objects the collection holds."""
         if self._empty or not passages:
             return {}
-        names = {generate_uuid5(name): place for place, name in enumerate(passages.ids)}
+        names = {generate_uuid5(name): name for name in passages.ids}
         found = self._collection.query.fetch_objects(
             filters=Filter.by_id().contains_any(list(names)),
             limit=len(names),
             return_properties=[DIGEST],
         )
-        known: dict[str, bool] = {}
-        for each in found.objects:
-            place = names[str(each.uuid)]
-            digest = str(each.properties.get(DIGEST) or "")
-            known[passages.ids[place]] = digest == passages.digests[place].hex()
-        self._took_any |= any(known.values())
+        known = {names[str(each.uuid)]: _digest(each.properties) for each in found.objects}
+        self._took_any |= any(
+            known.get(name) == digest
+            for name, digest in zip(passages.ids, passages.digests, strict=True)
+        )
         return known
 
     def store(self, passages: _Passages, *, replace: bool) -> StoreResult:
@@ -303,6 +302,13 @@ class _CollectionSink:
             )
             for place, reason in said.items()
         ]
+
+
+def _digest(properties: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes.fromhex(str(properties.get(DIGEST) or ""))
+    except ValueError:  # something else wrote it
+        return b""
 
 
 def _messages(passages: _Passages) -> Iterator[_Passages]:
