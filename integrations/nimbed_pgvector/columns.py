@@ -17,11 +17,13 @@ from nimbed.quantize import quantize
 from nimbed.spec import check_literal, require_same_space
 from nimbed_pgvector.statements import Wire
 
-__all__ = ["EMBEDDING", "RESCORING", "Also", "Column", "Layout", "float_twin"]
+__all__ = ["EMBEDDING", "RESCORING", "TEXT_BYTES", "Also", "Column", "Layout", "float_twin"]
 
 Also = Literal["float", "halfvec"]
 
 EMBEDDING, RESCORING = "embedding", "rescoring"
+#: Bytes of a row without its vectors, as a guess.
+TEXT_BYTES = 300
 _MOST_STORED = 16_000
 _FORMS = {"vector": ">f4", "halfvec": ">f2"}
 _LENGTH = struct.Struct(">i")

@@ -31,6 +31,7 @@ from nimbed.bulk import (
 )
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
+from nimbed_pgvector.columns import TEXT_BYTES
 from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.statements import Copy, Procedure, Query, Runner
 
@@ -64,7 +65,6 @@ _TRANSACTION = 16 * 2**20
 # works on it while Python prepares the next; else it is looked up and stored in one transaction.
 _SOCKET_BYTES = 2**18
 _MOST_ROWS = 2048
-_TEXT_BYTES = 300  # of a row without its vectors, as a guess
 
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
@@ -153,7 +153,7 @@ def ready_batches(
     seen, most, layout = SeenIds(), _MOST_ROWS, table.layout
     if table.empty:
         stored = sum(column.stored_bytes for column in layout.columns)
-        most = max(1, min(most, _SOCKET_BYTES // (_TEXT_BYTES + stored)))
+        most = max(1, min(most, _SOCKET_BYTES // (TEXT_BYTES + stored)))
     for rows, batch in parts:
         if len(rows) != len(batch):
             raise ConfigurationError(f"{len(rows)} rows came with {len(batch)} vectors")

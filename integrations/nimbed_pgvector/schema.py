@@ -67,15 +67,15 @@ def identifier(name: str) -> sql.Identifier:
         ConfigurationError: If the name is empty, too long or has too many parts.
     """
     parts = name.split(".")
-    for part in parts:
-        # psycopg reads a % inside a quoted name as the place of a parameter.
-        if not part or "\0" in part or "%" in part or len(part.encode()) > _LONGEST_NAME:
-            raise ConfigurationError(
-                f"a table is called name or schema.name, each of 1 to {_LONGEST_NAME} bytes and "
-                f"without %; got {name!r}"
-            )
-    if len(parts) > 2:
-        raise ConfigurationError(f"a table is called name or schema.name; got {name!r}")
+    # psycopg reads a % inside a quoted name as the place of a parameter.
+    if len(parts) > 2 or any(
+        not part or "\0" in part or "%" in part or len(part.encode()) > _LONGEST_NAME
+        for part in parts
+    ):
+        raise ConfigurationError(
+            f"a table is named TABLE or SCHEMA.TABLE, each part of 1 to {_LONGEST_NAME} bytes and "
+            f"without %; got {name!r}"
+        )
     return sql.Identifier(*parts)
 
 
@@ -106,8 +106,8 @@ def find(name: str) -> Procedure[Table | None]:
         return None
     version = yield from _extension()
     found = {column: (kind, comment) for column, kind, comment, _ in rows}
-    wanted = ("id", "text", "metadata", "content_hash", EMBEDDING)
-    missing = [column for column in wanted if column not in found]
+    needed = ("id", "text", "metadata", "content_hash", EMBEDDING)
+    missing = [column for column in needed if column not in found]
     contract = found.get(EMBEDDING, ("", None))[1] or ""
     if missing or not contract.startswith(_PREFIX):
         lack = f"lacks {', '.join(missing)}" if missing else "carries no contract of its vectors"
@@ -150,15 +150,15 @@ def same_table(table: Table, oid: int) -> Procedure[None]:
 
 
 def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Procedure[Table]:
-    """Return the table, made if it is not there.
+    """Return the table, creating it if it does not exist.
 
     Args:
         name: ``table`` or ``schema.table``.
-        layout_of: Called with the table, or None, for the layout that is wanted.
+        layout_of: Called with the table, or None, for the layout that it should have.
 
     Raises:
         SpaceMismatchError: If the table holds vectors of another space.
-        ConfigurationError: If it has other columns than wanted.
+        ConfigurationError: If it has other columns than are asked for.
     """
     # Two loaders that start together, even for two tables, would both create what they share:
     # the extension, nimbed_spec and nimbed_ledger; and one would fail.
@@ -180,10 +180,13 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
                 f"ALTER TABLE ... RENAME"
             ) from None
     if table.layout.rescoring != layout.rescoring:
-        has = "no such column" if table.layout.rescoring is None else table.layout.rescoring.type
+        has, asked = (
+            "no column" if column is None else f"a column of {column.type}"
+            for column in (table.layout.rescoring, layout.rescoring)
+        )
         raise ConfigurationError(
-            f"the table {name} has {has} for rescoring, other than also= asks for; leave also= "
-            f"out to take the table's own, or load into a new table"
+            f"the table {name} has {has} for rescoring, but also= asks for {asked}; leave also= "
+            f"out to keep what the table has, or load into a new table"
         )
     return table
 
@@ -250,7 +253,7 @@ def _layout(found: dict[str, tuple[str, str | None]]) -> Layout:
         )
         if columns[name].type != kind or columns[name].spec.fingerprint != spec.fingerprint:
             raise SpaceMismatchError(
-                f"the column {name} is {kind} but its contract promises {columns[name].type}; "
+                f"the column {name} is {kind} but its contract says {columns[name].type}; "
                 f"it was altered since nimbed made it"
             )
     return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING))
@@ -269,7 +272,13 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
     )
     for (facts,) in rows:
         noted = VectorSpec.from_dict(json.loads(facts))
-        require_same_space(layout.spec, noted, doing="tell apart, in the comment and nimbed_spec,")
+        try:
+            require_same_space(layout.spec, noted, doing="keep in one column")
+        except SpaceMismatchError as error:
+            raise SpaceMismatchError(
+                f"the comment of the table {name} and its row in nimbed_spec disagree, so one of "
+                f"them was altered: {error}"
+            ) from None
 
 
 def _extension() -> Procedure[tuple[int, ...]]:
@@ -331,20 +340,18 @@ class TableOptions:
     also: Also | None = None
 
     def from_embedder(self, embedder: Embedder, *, name: str) -> Callable[[Table | None], Layout]:
-        """Return what tells the layout, once it is known whether there is a table."""
+        """Return a function from the table, or None, to its layout, for an embedder's vectors."""
 
         def layout_of(table: Table | None) -> Layout:
+            stored = None if table is None else table.layout.spec
             asked = (self.embedding_type, self.dimensions, self.int8_scale)
-            if table is not None and asked == (None, None, None):
-                check_embedder(embedder, table.layout.spec, name=name)
-                return self._beside(table.layout.spec, table)
-            kind = self.embedding_type or (
-                "float" if table is None else table.layout.spec.embedding_type
-            )
+            if stored is not None and asked == (None, None, None):
+                check_embedder(embedder, stored, name=name)
+                return self._beside(stored, table)
             spec = embedder.spec(
-                embedding_type=kind,
-                dimensions=self.dimensions
-                or (None if table is None else table.layout.spec.dimensions),
+                embedding_type=self.embedding_type
+                or (stored.embedding_type if stored else "float"),
+                dimensions=self.dimensions or (stored.dimensions if stored else None),
                 int8_scale=self.int8_scale,
             )
             return self._beside(spec, table)
@@ -352,17 +359,15 @@ class TableOptions:
         return layout_of
 
     def from_vectors(self, given: VectorSpec, *, name: str) -> Callable[[Table | None], Layout]:
-        """Return what tells the layout for vectors that exist already.
+        """Return a function from the table, or None, to its layout, for vectors that exist.
 
         Floats can still become any compact type; anything else stays what it is.
         """
 
         def layout_of(table: Table | None) -> Layout:
-            if table is not None and self.embedding_type in (
-                None,
-                table.layout.spec.embedding_type,
-            ):
-                spec = table.layout.spec
+            stored = None if table is None else table.layout.spec
+            if stored is not None and self.embedding_type in (None, stored.embedding_type):
+                spec = stored
             elif self.embedding_type in (None, given.embedding_type):
                 spec = given
             else:
@@ -380,8 +385,8 @@ class TableOptions:
             layout = self._beside(spec, table)
             if layout.rescoring is not None and given.embedding_type != "float":
                 raise SpaceMismatchError(
-                    f"the column for rescoring wants floats, but these vectors are "
-                    f"{given.embedding_type}; embed the file again with embedding type float"
+                    f"the column for rescoring needs floats, but these vectors are "
+                    f"{given.embedding_type}; embed the texts again with embedding type float"
                 )
             return layout
 
@@ -400,7 +405,7 @@ def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
         SpaceMismatchError: If its fingerprint differs from the table's.
     """
     try:
-        promised = embedder.spec(
+        offered = embedder.spec(
             embedding_type=spec.embedding_type,
             dimensions=spec.dimensions,
             int8_scale=spec.int8_scale,
@@ -408,6 +413,6 @@ def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
     except ValueError as error:
         raise SpaceMismatchError(
             f"the table {name} holds vectors of {spec.model}, {spec.dimensions} dimensions; "
-            f"{embedder.card.id} cannot give such: {error}"
+            f"{embedder.card.id} cannot make such vectors: {error}"
         ) from error
-    require_same_space(spec, promised, doing=f"use for the table {name}")
+    require_same_space(spec, offered, doing=f"use for the table {name}")

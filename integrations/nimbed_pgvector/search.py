@@ -19,7 +19,7 @@ from psycopg import sql
 
 from nimbed import Embedder, EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.columns import Column, Layout
+from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.statements import Procedure, Query, Rows, Statement, trusted
 
@@ -32,7 +32,6 @@ Filter = str | sql.Composable
 _OVERSAMPLE = 8
 _LEAST_EF, _MOST_EF = 40, 1000
 _INLINE = 1_000  # bytes of a vector that a row of usual length holds itself
-_TEXT_BYTES = 300  # of a row without its vectors, as a guess
 _ITERATES = (0, 8)  # the version of pgvector from which an index goes on where it came short
 
 
@@ -95,11 +94,11 @@ def search(
         raise ConfigurationError(f"k must be at least 1; got {k}")
     if query.input_type != "query":
         raise ConfigurationError(
-            f"search wants a vector embedded as a query; this one is a {query.input_type}"
+            f"search needs a vector embedded as a query; this one is a {query.input_type}"
         )
     if candidates is not None and not rescored:
         raise ConfigurationError(
-            f"candidates are for columns that are rescored; the table {table.name} holds "
+            f"candidates applies only to columns that are rescored; the table {table.name} holds "
             f"{layout.spec.embedding_type} alone, whose distances are final: leave it out"
         )
     reach = k if not rescored else _OVERSAMPLE * k if candidates is None else candidates
@@ -212,7 +211,7 @@ def _scan_cost(layout: Layout) -> Statement | None:
     stored = layout.embedding.stored_bytes
     if stored < _INLINE:
         return None
-    pages = 1 + stored // _TEXT_BYTES
+    pages = 1 + stored // TEXT_BYTES
     return sql.SQL("SELECT set_config('seq_page_cost', {}, true)").format(sql.Literal(str(pages)))
 
 

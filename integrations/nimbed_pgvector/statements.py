@@ -185,13 +185,13 @@ def _is_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 
 
 def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Refuse a connection inside a transaction: nothing would be committed chunk by chunk.
+    """Refuse a connection inside a transaction: nothing could be committed on the way.
 
     Raises:
         ConfigurationError: If a transaction is open.
     """
     if not _is_idle(connection):
         raise ConfigurationError(
-            "loading commits chunk by chunk, but the connection is inside a transaction; commit "
-            "it first, or connect with autocommit=True"
+            "loading and indexing commit as they go, but the connection is inside a transaction; "
+            "commit it first, or connect with autocommit=True"
         )

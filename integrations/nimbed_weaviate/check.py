@@ -71,13 +71,13 @@ def _findings(
 ) -> Iterator[Finding]:
     meta = client.get_meta()
     setups = vector_setups(config)
-    wanted = frozenset(setup.module for setup in setups) - {"none"}
-    yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, wanted)
+    used = frozenset(setup.module for setup in setups) - {"none"}
+    yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, used)
     several = len(setups) > 1
     for setup in setups:
         for finding in _setup_findings(setup):
             yield _named(finding, setup.name if several else "")
-    yield from _property_names(config, wanted)
+    yield from _property_names(config, used)
     try:
         contract = contract_of(config)
     except ConfigurationError as error:
@@ -96,12 +96,12 @@ def _findings(
         yield _named(finding, concerned.name if several and concerned else "")
 
 
-def _property_names(config: CollectionConfig, wanted: frozenset[str]) -> Iterator[Finding]:
+def _property_names(config: CollectionConfig, used: frozenset[str]) -> Iterator[Finding]:
     said = [
         each.name
         for each in config.properties
         for module, options in _module_options(each)
-        if module in wanted
+        if module in used
         and module.startswith("text2vec")
         and options.vectorize_property_name
         and not options.skip
@@ -146,17 +146,17 @@ def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
 
 
 def _version_findings(
-    version: str, modules: Mapping[str, Any], wanted: frozenset[str]
+    version: str, modules: Mapping[str, Any], used: frozenset[str]
 ) -> Iterator[Finding]:
     """Yield what is known about a version of Weaviate, and which modules it lacks.
 
     Args:
         version: As the server says it.
         modules: The modules that it says it has; it leaves this out if it has none.
-        wanted: The modules that the collection uses.
+        used: The modules that the collection uses.
     """
     parts = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3])
-    missing = sorted(wanted - set(modules))
+    missing = sorted(used - set(modules))
     if missing:
         yield Finding(
             "module",
@@ -165,12 +165,12 @@ def _version_findings(
             f"ENABLE_MODULES, and leave API_BASED_MODULES_DISABLED unset",
         )
     faults: list[str] = []
-    if wanted and parts < (1, 38, 8):
+    if used and parts < (1, 38, 8):
         faults.append(
             "a connection that the embedding server closed fails its texts (mended in 1.38.8); "
             "keep that server's keep-alive above 90 s"
         )
-    if wanted and (parts < (1, 37, 13) or (1, 38, 0) <= parts < (1, 38, 5)):
+    if used and (parts < (1, 37, 13) or (1, 38, 0) <= parts < (1, 38, 5)):
         faults.append("fewer vectors than texts crash it (mended in 1.37.13 and 1.38.5)")
     if faults:
         yield Finding("version", "note", f"Weaviate {version}: {'; '.join(faults)}")

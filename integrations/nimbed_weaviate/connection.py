@@ -67,13 +67,13 @@ def connect(
         host, port = None, None
     if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
         raise ConfigurationError(
-            "the address of Weaviate must be such as 'http://localhost:8080', without a key"
+            "the address of Weaviate must look like 'http://localhost:8080', without a key in it"
         )
     key = api_key or os.environ.get("WEAVIATE_API_KEY") or None
     cloud = host.endswith(_CLOUD)
     if cloud and key is None:
         raise ConfigurationError(
-            "Weaviate Cloud wants a key; pass api_key, or set WEAVIATE_API_KEY"
+            "Weaviate Cloud needs a key; pass api_key, or set WEAVIATE_API_KEY"
         )
     given = dict(headers or {})
     with translate_errors(f"connecting to Weaviate at {host}"), _weaviate_alone(host):
@@ -97,11 +97,13 @@ def connect(
 
 @contextmanager
 def _weaviate_alone(host: str) -> Generator[None]:
-    """Turn the client's stumbling over an answer that is not Weaviate's into a sentence."""
+    """Say so where the client stumbles over an answer that is not Weaviate's."""
     try:
         yield
     except KeyError as error:
-        raise BackendError(f"what answers at {host} is no Weaviate: it has no {error}") from error
+        raise BackendError(
+            f"what answers at {host} is not Weaviate: its answer lacks {error}"
+        ) from error
 
 
 def headers(base_url: str, *, api_key: str | None = None, redirect: bool = False) -> dict[str, str]:
@@ -125,7 +127,7 @@ def headers(base_url: str, *, api_key: str | None = None, redirect: bool = False
     secret = find_key(target, api_key or None, os.environ)
     if secret is None and target.is_nvidia:
         raise ConfigurationError(
-            "NVIDIA wants a key; pass api_key, or set NVIDIA_API_KEY in the environment"
+            "NVIDIA needs a key; pass api_key, or set NVIDIA_API_KEY in the environment"
         )
     key = _NO_KEY if secret is None else secret.reveal()
     given = {"X-Nvidia-Api-Key": key}
@@ -218,4 +220,4 @@ def translate_errors(doing: str) -> Generator[None]:
 
 
 def _refusal(error: Exception) -> str:
-    return f"Weaviate refuses the key, or wants one (WEAVIATE_API_KEY): {error}"
+    return f"Weaviate refuses the key, or needs one (WEAVIATE_API_KEY): {error}"

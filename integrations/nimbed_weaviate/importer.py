@@ -181,7 +181,7 @@ def _spec(
 
 
 def _fitting(
-    setups: Sequence[VectorSetup], wanted: str | None, spec: VectorSpec, name: str
+    setups: Sequence[VectorSetup], asked: str | None, spec: VectorSpec, name: str
 ) -> VectorSetup:
     """Return the setup of the vector to fill.
 
@@ -189,8 +189,8 @@ def _fitting(
         ConfigurationError: If there is no such vector, or it would rank wrongly.
     """
     by_name = {setup.name: setup for setup in setups}
-    chosen = by_name.get(wanted) if wanted is not None else setups[0]
-    if chosen is None or (wanted is None and len(setups) > 1):
+    chosen = by_name.get(asked) if asked is not None else setups[0]
+    if chosen is None or (asked is None and len(setups) > 1):
         listed = ", ".join(map(repr, by_name))
         raise ConfigurationError(
             f"say which vector of the collection {name} to fill, with vector=...: it has {listed}"

@@ -40,7 +40,7 @@ class UnfitError(ValueError):
     """A field that Weaviate would refuse, or change without a word."""
 
 
-def properties_of(columns: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
+def properties_of(columns: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
     """Return fields as properties, in the order of their names.
 
     Dates become RFC 3339 (without a zone: UTC), decimals and other things text, as loaders of
@@ -48,12 +48,12 @@ def properties_of(columns: Mapping[str, Any], wanted: Sequence[str] | None) -> d
 
     Args:
         columns: The fields.
-        wanted: Those to keep, where the row has them; None keeps all.
+        fields: Those to keep, where the row has them; None keeps all.
 
     Raises:
         UnfitError: If a name or a value cannot be stored.
     """
-    names = columns if wanted is None else [name for name in wanted if name in columns]
+    names = columns if fields is None else [name for name in fields if name in columns]
     return {
         name: _plain(name, columns[name]) for name in sorted(names) if _kept(name, columns[name])
     }
@@ -62,10 +62,11 @@ def properties_of(columns: Mapping[str, Any], wanted: Sequence[str] | None) -> d
 def _kept(name: object, value: object) -> bool:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UnfitError(
-            f"{name!r} is no name for a property: letters, digits and _, no digit in front"
+            f"{name!r} cannot be the name of a property, which is made of letters, digits and _ and "
+            f"does not begin with a digit; rename the field"
         )
     if name in _RESERVED:
-        raise UnfitError(f"Weaviate keeps the name {name!r} for itself; call the field otherwise")
+        raise UnfitError(f"Weaviate keeps the name {name!r} for itself; rename the field")
     return value is not None
 
 
@@ -111,7 +112,9 @@ def _plain_list(name: str, values: Sequence[Any]) -> list[Any]:
         return [float(each) for each in plain]
     if len(kinds) > 1 or kinds & {list, type(None)}:
         listed = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UnfitError(f"{name} is a list of {listed}; Weaviate's lists hold one plain kind")
+        raise UnfitError(
+            f"{name} is a list of {listed}; a list in Weaviate holds values of one plain type"
+        )
     return plain
 
 
@@ -164,10 +167,10 @@ def _property(name: str, description: str, *, filterable: bool) -> Property:
     )
 
 
-def _add(collection: Collection[Any, Any], wanted: Property) -> None:
+def _add(collection: Collection[Any, Any], new: Property) -> None:
     try:
-        collection.config.add_property(wanted)
+        collection.config.add_property(new)
     except (WeaviateInvalidInputError, UnexpectedStatusCodeError):
         # There after all: another import was faster. Anything else fails again when it is read.
-        if all(each.name != wanted.name for each in collection.config.get().properties):
+        if all(each.name != new.name for each in collection.config.get().properties):
             raise

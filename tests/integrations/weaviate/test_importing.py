@@ -213,7 +213,7 @@ def test_rows_that_cannot_be_stored_are_named_before_anything_is_sent(
         "number": "store it as text",
         "nan": "does not store",
         "mixed": "list of int, str",
-        "name": "no name for a property",
+        "name": "cannot be the name of a property",
         "kept": "keeps the name 'id'",
         "own": "replace nimbed's own",
         "bytes": "base64",
