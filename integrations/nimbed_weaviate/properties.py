@@ -62,7 +62,7 @@ def properties_of(columns: Mapping[str, Any], fields: Sequence[str] | None) -> d
 def _kept(name: object, value: object) -> bool:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UnfitError(
-            f"{name!r} cannot be the name of a property, which is made of letters, digits and _ and "
+            f"{name!r} cannot be the name of a property, which has letters, digits and _ and "
             f"does not begin with a digit; rename the field"
         )
     if name in _RESERVED:
