@@ -328,12 +328,6 @@ class _Operations(Generic[S]):
         return self._fitting
 
 
-def _watched(
-    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], tell: IndexProgress | None
-) -> AbstractContextManager[None]:
-    return nullcontext() if tell is None else watching(connection, tell)
-
-
 class ConnectionSource(Protocol):
     """A pool of connections, such as ``psycopg_pool.ConnectionPool``."""
 
@@ -350,19 +344,19 @@ def _sync(
     @functools.wraps(operation)
     def method(self: VectorTable, /, *args: P.args, **options: P.kwargs) -> T:
         steps = operation(self, *args, **options)
-        resume = functools.partial(next, steps)
+        done: Any = None
+        failed: psycopg.Error | None = None
         with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
             while True:
                 try:
-                    step = resume()
+                    step = steps.send(done) if failed is None else steps.throw(failed)
                 except StopIteration as end:
                     return end.value  # type: ignore[no-any-return]
+                failed = None
                 try:
                     done = self._perform(step)  # pyright: ignore[reportPrivateUsage]
                 except psycopg.Error as error:
-                    resume = functools.partial(steps.throw, error)
-                else:
-                    resume = functools.partial(steps.send, done)
+                    failed = error
 
     method.__name__ = operation.__name__.lstrip("_")
     return method
@@ -412,8 +406,10 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
                 return step.work(functools.partial(run, connection), step.batches)
             if step.commits:
                 require_idle(connection)
-            with _watched(connection, step.on_progress):
+            if step.on_progress is None:
                 return run(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return run(connection, step.procedure)
 
 
 class AsyncConnectionSource(Protocol):
@@ -432,19 +428,19 @@ def _async(
     @functools.wraps(operation)
     async def method(self: AsyncVectorTable, /, *args: P.args, **options: P.kwargs) -> T:
         steps = operation(self, *args, **options)
-        resume = functools.partial(next, steps)
+        done: Any = None
+        failed: psycopg.Error | None = None
         with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
             while True:
                 try:
-                    step = resume()
+                    step = steps.send(done) if failed is None else steps.throw(failed)
                 except StopIteration as end:
                     return end.value  # type: ignore[no-any-return]
+                failed = None
                 try:
                     done = await self._perform(step)  # pyright: ignore[reportPrivateUsage]
                 except psycopg.Error as error:
-                    resume = functools.partial(steps.throw, error)
-                else:
-                    resume = functools.partial(steps.send, done)
+                    failed = error
 
     method.__name__ = operation.__name__.lstrip("_")
     return method
@@ -479,8 +475,10 @@ class AsyncVectorTable(_Operations[psycopg.AsyncConnection[Any] | AsyncConnectio
                 return await _work_in_thread(connection, step)
             if step.commits:
                 require_idle(connection)
-            with _watched(connection, step.on_progress):
+            if step.on_progress is None:
                 return await arun(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return await arun(connection, step.procedure)
 
 
 async def _work_in_thread(connection: psycopg.AsyncConnection[Any], job: _Job) -> JobReport:
