@@ -1,4 +1,4 @@
-"""Loading: rows of the input, checked against PostgreSQL's limits, go into a table by COPY.
+"""COPY of passages into a table: rows are checked, encoded, and stored batch by batch.
 
 One batch is one committed transaction with its row in the ledger. New rows are copied straight
 into the table; rows whose id is there go through a staging table (staging everything measured half

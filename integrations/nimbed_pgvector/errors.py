@@ -1,4 +1,4 @@
-"""Connecting to PostgreSQL, and its errors as nimbed's, which say what to do.
+"""Connections to PostgreSQL, and its errors turned into nimbed's, which say what to do.
 
 No connection string gets into a message.
 """
@@ -16,7 +16,7 @@ from nimbed.errors import BackendError, ConfigurationError, NimbedError
 
 __all__ = ["connect", "translate_errors"]
 
-_SAFE = "the rows committed so far are safe, and running it again does only the rest"
+_SAFE = "the rows committed so far are safe, and a rerun does only the rest"
 
 
 def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:

@@ -137,7 +137,7 @@ class _Operations(Generic[S]):
     ) -> _Operation[JobReport]:
         """Embed and store passages; those that are there with the same content are skipped.
 
-        Each chunk is one transaction. Killed at any moment and run again, nothing is lost and
+        Each batch is one transaction. Killed at any moment and run again, nothing is lost and
         nothing is there twice.
 
         Args:
@@ -147,7 +147,7 @@ class _Operations(Generic[S]):
             truncate: What happens to a text that is too long: NONE rejects it.
             chunk_rows: Rows a transaction.
             on_reject: Told each row that cannot be stored, and why.
-            on_progress: Told the report after each chunk.
+            on_progress: Told the report after each batch.
 
         Raises:
             SpaceMismatchError: If the table holds vectors of another space.

@@ -1,4 +1,4 @@
-"""Checks of a live collection: the traps that its configuration and its vectors are in.
+"""Checks of a live collection, for settings and vectors that give wrong results silently.
 
 What Weaviate's modules do with their settings is read from their sources.
 """

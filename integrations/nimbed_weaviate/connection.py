@@ -1,4 +1,4 @@
-"""Connecting to Weaviate, the addresses and keys of embedding servers, and errors as nimbed's.
+"""Connections to Weaviate, addresses and keys of embedding servers, and errors as nimbed's.
 
 Weaviate joins texts, not paths: ``/v1/embeddings`` or ``/vectors`` is put right behind the address
 that a collection names, so an address must have the one form that its modules can use.

@@ -1,4 +1,4 @@
-"""Vector indexes: which one ranks each type of vector rightly, and how a collection is set up.
+"""Vector indexes: which one ranks each type of vector correctly, and how a collection is set up.
 
 What each metric and quantiser does with a vector is
 read from Weaviate's sources: its hamming counts unequal floats, its BQ keeps the sign alone.

@@ -1,4 +1,4 @@
-"""Properties of an object: a row's fields in a form that Weaviate keeps, and nimbed's own two.
+"""Properties of an object: a row's fields as Weaviate stores them, and the two that nimbed adds.
 
 The contract of a collection's vectors stands in the description of the property ``nimbed_digest``,
 which holds each object's digest: the two cannot be parted, and Weaviate has no other place that a

@@ -99,6 +99,18 @@ def test_a_rerun_embeds_only_what_is_new_or_changed(
     assert held[generate_uuid5("r5")][0]["page"] == 55
 
 
+def test_an_object_whose_digest_was_changed_is_replaced(
+    double: Double, passages: Any, embedder: FakeEmbedder
+) -> None:
+    batch_import(passages, rows(3), embedder)
+    held = double.objects["Passages"]
+    digests = {name: held[generate_uuid5(name)][0]["nimbed_digest"] for name, _, _ in rows(3)}
+    held[generate_uuid5("r1")][0]["nimbed_digest"] = "not a digest"
+    report = batch_import(passages, rows(3), FakeEmbedder())
+    assert (report.loaded, report.unchanged) == (1, 2)
+    assert held[generate_uuid5("r1")][0]["nimbed_digest"] == digests["r1"]
+
+
 def test_objects_that_weaviate_refuses_are_listed_and_the_others_stored(
     double: Double,
     passages: Any,
