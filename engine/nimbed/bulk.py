@@ -6,6 +6,7 @@ rows that are embedded and stored together.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -21,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
+from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.rows import BadRow, Item, Reject, Row, as_rows
+from nimbed.spec import Truncate, VectorSpec
 
 __all__ = [
     "JobReport",
@@ -32,6 +35,7 @@ __all__ = [
     "StoreResult",
     "drop_repeated",
     "embed_accepted",
+    "embedding_passages",
     "ignore",
     "listing",
     "load_batches",
@@ -120,6 +124,20 @@ def listing(
     finally:
         if file is not None:
             file.close()
+
+
+def embedding_passages(
+    embedder: Embedder, spec: VectorSpec, *, truncate: Truncate
+) -> Callable[[Sequence[str]], EmbeddingBatch]:
+    """Return a function that embeds passages as a spec says."""
+    return functools.partial(
+        embedder.embed,
+        input_type="passage",
+        embedding_type=spec.embedding_type,
+        dimensions=spec.dimensions,
+        int8_scale=spec.int8_scale,
+        truncate=truncate,
+    )
 
 
 def embed_accepted(

@@ -106,44 +106,18 @@ def search(
         raise ConfigurationError(f"candidates must be at least k = {k}; got {candidates}")
     asked = _nearest(table, where, bound=bool(parameters), k=k, reach=reach)
     costs = _scan_cost(layout) if where is None else None
-    if layout.rescoring is not None:
-        return (yield from _rescored(table, query, asked, parameters, costs))
-    if layout.spec.packed:
+    if layout.spec.packed and layout.rescoring is None:
         return (yield from _by_signs(table, query, asked, parameters, k))
-    return (yield from _one_stage(table, query, asked, parameters, costs))
-
-
-def _one_stage(
-    table: Table,
-    query: EmbeddingBatch,
-    asked: Statement,
-    parameters: Sequence[Any],
-    costs: Statement | None,
-) -> Procedure[list[Hit]]:
-    layout = table.layout
-    (vector,) = layout.batches(query)
-    rows = yield Query(asked, (layout.embedding.parameter(vector), *parameters), costs)
+    *indexed, ranking = (
+        column.parameter(vector)
+        for column, vector in zip(layout.columns, layout.batches(query), strict=True)
+    )
+    rows = yield Query(asked, (ranking, *parameters, *indexed), costs)
     yield from _of_that_table(table, rows)
     # The column holds the levels of uint8; their distances become distances of values.
-    step = (layout.spec.int8_step if layout.spec.metric == "euclidean" else None) or 1.0
+    levels = layout.rescoring is None and layout.spec.metric == "euclidean"
+    step = (layout.spec.int8_step if levels else None) or 1.0
     return [_hit(row[1:4], row[4] * step) for row in rows]
-
-
-def _rescored(
-    table: Table,
-    query: EmbeddingBatch,
-    asked: Statement,
-    parameters: Sequence[Any],
-    costs: Statement | None,
-) -> Procedure[list[Hit]]:
-    layout = table.layout
-    vectors = layout.batches(query)
-    first, second = (
-        column.parameter(vector) for column, vector in zip(layout.columns, vectors, strict=True)
-    )
-    rows = yield Query(asked, (second, *parameters, first), costs)
-    yield from _of_that_table(table, rows)
-    return [_hit(row[1:4], row[4]) for row in rows]
 
 
 def _by_signs(

@@ -21,7 +21,7 @@ from psycopg import errors
 
 import nimbed
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
-from nimbed.bulk import JobReport, ignore, load_batches, read_batches
+from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
@@ -162,14 +162,7 @@ class _Operations(Generic[S]):
         layout_of = self._options.from_embedder(embedder, name=self._name)
         table = yield from self._prepared(layout_of)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
-        embed = functools.partial(
-            embedder.embed,
-            input_type="passage",
-            embedding_type=spec.embedding_type,
-            dimensions=spec.dimensions,
-            int8_scale=spec.int8_scale,
-            truncate=truncate,
-        )
+        embed = embedding_passages(embedder, spec, truncate=truncate)
         check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
 
         def work(run: Runner, batches: Batches) -> JobReport:

@@ -28,6 +28,7 @@ from nimbed.bulk import (
     JobReport,
     PassageBatch,
     StoreResult,
+    embedding_passages,
     ignore,
     listing,
     load_batches,
@@ -134,18 +135,10 @@ def batch_import(
             metadata_fields=metadata_fields,
             space=hashlib.blake2b(spec.fingerprint.encode(), digest_size=16).digest(),
         )
-        embed = functools.partial(
-            embedder.embed,
-            input_type="passage",
-            embedding_type=spec.embedding_type,
-            dimensions=spec.dimensions,
-            int8_scale=spec.int8_scale,
-            truncate=truncate,
-        )
         return load_batches(
             read_batches(rows, check, rows=chunk_rows),
             _CollectionSink(collection, spec, setup.name),
-            embed,
+            embedding_passages(embedder, spec, truncate=truncate),
             on_reject=tell,
             on_progress=on_progress,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,6 +18,7 @@ from nimbed.bulk import (
     StoreResult,
     drop_repeated,
     embed_accepted,
+    embedding_passages,
     listing,
     load_batches,
     read_batches,
@@ -32,7 +32,8 @@ Embed = Callable[[Sequence[str]], EmbeddingBatch]
 
 
 def embedding(**options: object) -> Embed:
-    return functools.partial(FakeEmbedder().embed, input_type="passage", **options)  # type: ignore[arg-type]
+    embedder = FakeEmbedder()
+    return embedding_passages(embedder, embedder.spec(**options), truncate="NONE")  # type: ignore[arg-type]
 
 
 def prepare(rows: Sequence[Row]) -> tuple[Passages, list[Reject]]:
