@@ -271,7 +271,7 @@ class StoreResult:
 
 
 class Sink(Protocol[M, V]):
-    """A database that takes passages; it is called from one thread at a time."""
+    """A database that takes passages; one thread at a time speaks to it."""
 
     def encode(self, batch: EmbeddingBatch) -> list[V]:
         """Return the vectors in the form that the store takes."""
@@ -281,8 +281,11 @@ class Sink(Protocol[M, V]):
         """Return the digests of those passages whose ids are stored, by their ids."""
         ...
 
-    def store(self, passages: PassageBatch[M, V], *, replace: bool) -> StoreResult:
-        """Store passages with their vectors.
+    def storing(self, passages: PassageBatch[M, V], *, replace: bool) -> Callable[[], StoreResult]:
+        """Return a function that stores passages with their vectors.
+
+        What needs no database is done before it is returned: beside a thread that embeds, the one
+        that stores waits for Python's lock, up to 5 ms each time.
 
         Args:
             passages: The passages.
@@ -383,11 +386,12 @@ def load_batches(
                 passages = passages.select(todo)
             if passages and passages.vectors is None:
                 passages = _embedded(passages, sink, embed, report, on_reject)
-            settle(storing)
-            storing = None
+            job: Callable[[], StoreResult] | None = None
             if passages:
                 replace = not known.keys().isdisjoint(passages.ids)
-                storing = store.submit(sink.store, passages, replace=replace)
+                job = sink.storing(passages, replace=replace)
+            settle(storing)
+            storing = None if job is None else store.submit(job)
         settle(storing)
         if report.loaded:
             store.submit(sink.finish).result()

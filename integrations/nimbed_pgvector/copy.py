@@ -114,11 +114,15 @@ class TableSink:
             return {}
         return self.run(_known_digests(self.table, passages.ids))
 
-    def store(self, passages: Passages, *, replace: bool) -> StoreResult:
-        """Store passages, by the slower way if the table may hold their ids."""
+    def storing(self, passages: Passages, *, replace: bool) -> Callable[[], StoreResult]:
+        """Return a function that stores passages, by the slower way if their ids may be there."""
         rows = _encode_rows(self.table, passages)
-        stored = self._stored(passages.numbers, rows, replace=replace)
-        return StoreResult(stored=stored, unchanged=len(passages) - stored)
+
+        def store() -> StoreResult:
+            stored = self._stored(passages.numbers, rows, replace=replace)
+            return StoreResult(stored=stored, unchanged=len(passages) - stored)
+
+        return store
 
     def finish(self) -> None:
         """Wait until what was committed is on the server's disk."""
@@ -215,7 +219,7 @@ def fill(
             stored = sink.run(_copy_new(sink.table, sink.source, transaction(taken)))
         except (errors.UniqueViolation, errors.DeadlockDetected):
             alone = False  # another loader is at work here
-            stored = sum(sink.store(passages, replace=True).stored for passages in taken)
+            stored = sum(sink.storing(passages, replace=True)().stored for passages in taken)
         report.loaded += stored
         report.unchanged += sum(map(len, taken)) - stored
         report.seconds = time.perf_counter() - start

@@ -243,15 +243,22 @@ class _CollectionSink:
         )
         return known
 
-    def store(self, passages: _Passages, *, replace: bool) -> StoreResult:
-        """Store passages in messages of a few megabytes, replacing those that are there.
+    def storing(self, passages: _Passages, *, replace: bool) -> Callable[[], StoreResult]:
+        """Return a function that stores passages, replacing those that are there."""
+        del replace  # an object of the same uuid is replaced anyway
+        return functools.partial(self._store, passages)
+
+    def finish(self) -> None:
+        """Do nothing: what Weaviate took, it keeps."""
+
+    def _store(self, passages: _Passages) -> StoreResult:
+        """Store passages in messages of a few megabytes.
 
         Raises:
             BackendError: If nothing was ever stored, and nothing of the first message was.
             weaviate.exceptions.WeaviateBaseError: If Weaviate was not reached; any part may be
                 there.
         """
-        del replace  # an object of the same uuid is replaced anyway
         refused: list[Reject] = []
         for message in _messages(passages):
             left_out = self._sent(message)
@@ -263,9 +270,6 @@ class _CollectionSink:
             self._took_any |= len(left_out) < len(message)
             refused += left_out
         return StoreResult(stored=len(passages) - len(refused), refused=refused)
-
-    def finish(self) -> None:
-        """Do nothing: what Weaviate took, it keeps."""
 
     def _sent(self, passages: _Passages) -> list[Reject]:
         """Send one message, and return what Weaviate refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
@@ -62,8 +63,11 @@ class Memory:
         self.note("look up", passages.ids)
         return {name: self.held[name][0] for name in passages.ids if name in self.held}
 
-    def store(self, passages: Passages, *, replace: bool) -> StoreResult:
-        self.note("replace" if replace else "store", passages.ids)
+    def storing(self, passages: Passages, *, replace: bool) -> Callable[[], StoreResult]:
+        return functools.partial(self.store, passages, "replace" if replace else "store")
+
+    def store(self, passages: Passages, how: str) -> StoreResult:
+        self.note(how, passages.ids)
         assert passages.vectors is not None
         rows = zip(passages.numbers, passages.ids, passages.digests, passages.vectors, strict=True)
         refused = []
