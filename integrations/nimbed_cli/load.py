@@ -12,7 +12,8 @@ import typer
 from nimbed_cli import options
 
 if TYPE_CHECKING:
-    from nimbed_pgvector import LoadReport, VectorTable
+    from nimbed.bulk import JobReport
+    from nimbed_pgvector import VectorTable
 
 __all__ = ["load"]
 
@@ -69,8 +70,8 @@ def load(
     nothing and stores nothing twice: rows that are there with the same content are skipped.
     Several may load into one table at once.
     """
+    from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
-    from nimbed.files import listing
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
@@ -127,20 +128,20 @@ def _load_vectors(
     kind: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
-) -> LoadReport | None:
+) -> JobReport | None:
     """Load a file of vectors; None if the file has only texts."""
     if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
         return None
     from nimbed.files import open_embedded
-    from nimbed.files.parquet_rows import open_parquet
+    from nimbed.files.parquet import open_parquet
 
     with open_parquet(source) as plain:
         if b"nimbed.spec" not in (plain.schema_arrow.metadata or {}):
             return None
     with open_embedded(source) as file:
         return target.load_embedded(
-            file.stretches(),
-            file.label.spec,
+            file.parts(),
+            file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
         )
@@ -155,7 +156,7 @@ def _load_texts(
     kind: str | None,
     truncate: Any,
     common: dict[str, Any],
-) -> LoadReport:
+) -> JobReport:
     from nimbed.files import read_rows
 
     total = _row_count(source, kind)
@@ -170,7 +171,7 @@ def _load_texts(
 
 def _row_count(source: str, kind: str | None) -> int:
     """Return about how many rows a file has, for the bar; 0 where it must be read to tell."""
-    from nimbed.files.parquet_rows import open_parquet
+    from nimbed.files.parquet import open_parquet
     from nimbed.files.sources import is_rereadable, kind_of
 
     if not is_rereadable(source) or source.endswith(".gz"):
@@ -182,7 +183,7 @@ def _row_count(source: str, kind: str | None) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
-def _summary(report: LoadReport, table: str, listed: Path) -> str:
+def _summary(report: JobReport, table: str, listed: Path) -> str:
     rate = report.read / report.seconds if report.seconds else 0.0
     lines = [
         f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "

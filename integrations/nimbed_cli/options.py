@@ -140,7 +140,7 @@ def connect_database(
         if embedded is None:
             address = dsn[0]
         else:
-            from nimbed_pgvector.embedded import embedded_server
+            from nimbed_pgvector.embedded_server import embedded_server
 
             address = stack.enter_context(embedded_server(embedded))
         yield stack.enter_context(connect(address, read_only=read_only))

@@ -91,7 +91,7 @@ def tradeoff(
             progress=move,
         )
     if target is not None:
-        from nimbed.files.staging import Staging
+        from nimbed.files.writers import Staging
 
         with Staging(target) as staging:
             staging.place(target).write_text(nimbed_tradeoff.page(study), encoding="utf-8")

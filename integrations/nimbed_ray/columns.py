@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed import EmbeddingBatch, VectorSpec
-from nimbed.files.arrow import Column, Table, arrow
-from nimbed.files.label import TOKENS_FIELD, TRUNCATED_FIELD, VECTOR_FIELD
+from nimbed.files.arrow import TOKENS_FIELD, TRUNCATED_FIELD, VECTOR_FIELD, Column, Table, arrow
 
 __all__ = ["ERROR_FIELD", "rejected_rows", "vector_columns", "vector_fields"]
 

@@ -6,8 +6,8 @@ import copy
 import json
 
 from nimbed.errors import ConfigurationError
+from nimbed.files.arrow import FileContract as Label
 from nimbed.files.arrow import Table, arrow
-from nimbed.files.label import Label
 from nimbed.spec import require_same_space
 from nimbed_ray.cluster import Dataset, plan_actors, pool_options
 from nimbed_ray.embed_texts import EmbedTexts

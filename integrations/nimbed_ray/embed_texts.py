@@ -14,10 +14,10 @@ import numpy as np
 import nimbed
 from nimbed import Embedder, EmbeddingBatch, ModelCard
 from nimbed.errors import ConfigurationError, InputError, name_rows
-from nimbed.files.arrow import Schema, Table, arrow
-from nimbed.files.label import RESERVED, Label
-from nimbed.files.parquet_rows import rows_of
-from nimbed.files.rows import Row
+from nimbed.files.arrow import RESERVED, Schema, Table, arrow
+from nimbed.files.arrow import FileContract as Label
+from nimbed.files.parquet import rows_of
+from nimbed.rows import Row
 from nimbed.spec import (
     EmbeddingType,
     InputType,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nimbed.errors import ConfigurationError, InputError
-from nimbed.files.label import Label
+from nimbed.files.arrow import FileContract as Label
 from nimbed.spec import require_same_space
 from nimbed_ray.folder import Folder
 

@@ -10,7 +10,7 @@ from tests.engine.local.checkpoints import tiny_bert
 
 import nimbed
 from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
-from nimbed.files.label import Label
+from nimbed.files.arrow import FileContract as Label
 from nimbed_ray import ERROR_FIELD, EmbedTexts
 
 TEXTS = ["one", "two words", "three more words"]
