@@ -216,7 +216,7 @@ def test_smaller_sizes_are_sliced_before_they_are_normalized(tmp_path):
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rms_norm_eps": None}, "rms_norm_eps None"),
-        ({"num_key_value_heads": 3}, "4 dimensions into 3 heads"),
+        ({"num_key_value_heads": 3}, "4 dimensions among 3 heads"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' rotary"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor None"),
         ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "expected one table"),
