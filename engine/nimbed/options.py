@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from nimbed.inputs import Modality
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
@@ -55,6 +55,6 @@ class EmbedOptions:
             "int8_scale": self.int8_scale,
         }
 
-    def keywords(self) -> dict[str, object]:
+    def keywords(self) -> dict[str, Any]:
         """Return the options as keyword arguments of ``embed``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

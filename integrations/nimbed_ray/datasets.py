@@ -1,18 +1,48 @@
-"""A dataset of texts in, the same dataset with vectors out, made by actors of a cluster."""
+"""Ray Data: a dataset of texts to one with vectors, or to a folder of parquet parts.
+
+:func:`embed_dataset` adds the vectors when somebody reads the dataset. :func:`embed_into_parts`
+writes files, of which those that are there are not made again.
+"""
 
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import pickle
+import traceback
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from nimbed.errors import ConfigurationError
+from nimbed import VectorSpec
+from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.files.arrow import Table, arrow
 from nimbed.files.label import Label
-from nimbed.spec import require_same_space
-from nimbed_ray.cluster import Dataset, plan_actors, pool_options
+from nimbed.progress import Progress, reporting
+from nimbed.spec import check_literal, require_same_space
+from nimbed_ray.cluster import Dataset, import_ray, plan_actors
 from nimbed_ray.embed_texts import EmbedTexts
+from nimbed_ray.folder import Folder, opened
+from nimbed_ray.manifest import (
+    SETTINGS,
+    FolderSettings,
+    OnStale,
+    begin,
+    complete,
+    parts_of,
+    read_settings,
+)
+from nimbed_ray.parts import Part, PartWriter
 
-__all__ = ["embed_dataset", "label_of"]
+__all__ = ["PartsReport", "embed_dataset", "embed_into_parts", "label_of", "read_parts"]
+
+# What is lost when an actor dies, and enough texts to be packed well by length.
+_ROWS_PER_PART = 4096
+
+
+# ---- a dataset with vectors ------------------------------------------------------------------
 
 
 def embed_dataset(
@@ -31,7 +61,7 @@ def embed_dataset(
 
     Args:
         dataset: Has a column of texts.
-        embed: Says what is wanted; it is copied to every actor, which reads the model once.
+        embed: Makes the vectors; it is copied to every actor, which reads the model once.
         actors: Processes that embed; None for one a GPU, or one for every ``threads`` cores.
         threads: CPU threads of each; None for 1 on CPUs, an equal share of the cores on GPUs. A
             model of gigabytes wants more threads and so fewer copies.
@@ -47,19 +77,17 @@ def embed_dataset(
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None:
         embed.check_columns(schema.names)
-    planned = plan_actors(embed.embedder, count=actors, threads=threads or embed.threads, gpus=gpus)
-    worker = copy.copy(embed)
-    worker.threads = planned.threads
+    worker, options = _on_actors(embed, actors, threads, gpus)
     return dataset.map_batches(
-        _Worker,
+        _EmbedActor,
         fn_constructor_args=(worker,),
         batch_size=batch_size,
         batch_format="pyarrow",
-        **pool_options(planned),
+        **options,
     )
 
 
-class _Worker:
+class _EmbedActor:
     """An :class:`EmbedTexts` in an actor: Ray makes objects of classes alone."""
 
     def __init__(self, embed: EmbedTexts) -> None:
@@ -69,8 +97,18 @@ class _Worker:
         return self._embed(table)
 
 
+def _on_actors(
+    embed: EmbedTexts, actors: int | None, threads: int | None, gpus: bool | None
+) -> tuple[EmbedTexts, dict[str, Any]]:
+    """Return what each actor gets, and the actors as options of ``Dataset.map_batches``."""
+    planned = plan_actors(embed.embedder, count=actors, threads=threads or embed.threads, gpus=gpus)
+    worker = copy.copy(embed)
+    worker.threads = planned.threads
+    return worker, planned.map_options()
+
+
 def label_of(dataset: Dataset) -> Label:
-    """Return the contract of the vectors in a dataset, once every block was asked.
+    """Return the contract of the vectors in a dataset, after asking every block.
 
     The dataset is run if it was not, so materialize one that is costly.
 
@@ -99,13 +137,208 @@ def label_of(dataset: Dataset) -> Label:
 
 
 def _metadata(table: Table) -> Table:
+    """Return what the schema of a block says about vectors, as a table of one row."""
     pa = arrow()
     if not table.num_rows:
         return pa.table({"metadata": pa.array([], pa.string())})
     found: dict[bytes, bytes] = table.schema.metadata or {}
-    ours = {key.decode(): value.decode() for key, value in found.items() if _ours(key)}
+    ours = {
+        key.decode(): value.decode() for key, value in found.items() if key.startswith(b"nimbed.")
+    }
     return pa.table({"metadata": [json.dumps(ours)]})
 
 
-def _ours(key: bytes) -> bool:
-    return key.startswith(b"nimbed.")
+# ---- a folder of parts -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsReport:
+    """What became of a dataset.
+
+    Attributes:
+        output: The folder.
+        spec: The contract of every vector in it.
+        rows: Vectors in the folder.
+        embedded: Those of them that were made now.
+        tokens: Tokens that the model read for these.
+        left_out: Rows that could not be embedded; ``OUTPUT/_left_out`` lists them with reasons.
+        parts: Files of vectors.
+        deleted: Parts whose rows the dataset no longer has.
+    """
+
+    output: str
+    spec: VectorSpec
+    rows: int
+    embedded: int
+    tokens: int
+    left_out: int
+    parts: int
+    deleted: int
+
+
+def embed_into_parts(
+    dataset: Dataset,
+    embed: EmbedTexts,
+    output: str,
+    *,
+    rows_per_part: int | None = None,
+    actors: int | None = None,
+    threads: int | None = None,
+    gpus: bool | None = None,
+    on_stale: OnStale = "raise",
+    progress: Progress = False,
+) -> PartsReport:
+    """Embed a dataset into parquet files, of which those that are there are kept.
+
+    Interrupted at any moment and called again with the same rows in the same order, it makes the
+    parts that are missing, and no part is ever half there. Rows keep the dataset's order;
+    :func:`nimbed_ray.parts_of` names the parts in it. Any parquet reader reads a part, and so do
+    :func:`nimbed.files.read_embedded` and ``nimbed load``.
+
+    Args:
+        dataset: Has a column of texts. What comes before it (reading, filters) runs again.
+        embed: Makes the vectors.
+        output: A folder that every machine sees: a path, or ``s3://bucket/path`` and the like.
+        rows_per_part: Rows of the dataset that become one part; None for what the folder was
+            begun with, else 4096.
+        actors: As :func:`nimbed_ray.embed_dataset`.
+        threads: As there.
+        gpus: As there.
+        on_stale: What happens to parts whose rows the dataset no longer has: ``raise`` says so at
+            the end, ``delete`` deletes them.
+        progress: True for a bar, or a callable told (done, total) in rows; the total is 0, since
+            nobody knows it before the end.
+
+    Raises:
+        InputError: If a row is bad and ``embed`` says ``raise``.
+        SpaceMismatchError: If the folder holds vectors of another space.
+        ConfigurationError: If the folder was begun with another role or other options, holds
+            stale parts or files that are not nimbed's, or the cluster has no room for the actors.
+        BackendError: If the model or the server failed.
+    """
+    check_literal("on_stale", on_stale, OnStale)
+    folder = Folder.at(output)
+    begun = read_settings(folder)
+    rows = _ROWS_PER_PART if begun is None else begun.rows_per_part
+    rows = rows if rows_per_part is None else rows_per_part
+    if rows < 1:
+        raise ConfigurationError(f"rows_per_part must be at least 1; got {rows_per_part}")
+    schema = dataset.schema()
+    if schema is not None:  # before the folder is begun with a column that is not there
+        embed.check_columns(schema.names)
+    worker, options = _on_actors(embed, actors, threads, gpus)
+    settings = FolderSettings(
+        label=embed.label,
+        truncate=embed.options.truncate,
+        nulls=embed.on_error == "null",
+        rows_per_part=rows,
+    )
+    begin(folder, settings)
+    # Exactly so many rows each, whatever the size of blocks and cluster: the same rows meet in
+    # the same part every time.
+    parts = _run(
+        dataset.repartition(target_num_rows_per_block=rows, strict=True).map_batches(
+            _PartActor,
+            fn_constructor_args=(worker, folder),
+            batch_size=rows,
+            batch_format="pyarrow",
+            **options,
+        )
+    )
+    made: list[Part] = []
+    with _in_order(dataset), reporting(progress, 0) as finished, closing(parts):
+        for part in parts:
+            made.append(part)
+            finished(part.rows + part.left_out)
+    deleted = complete(folder, made, on_stale)
+    return PartsReport(
+        output=output,
+        spec=embed.label.spec,
+        rows=sum(part.rows for part in made),
+        embedded=sum(part.rows for part in made if part.made),
+        tokens=sum(part.tokens for part in made),
+        left_out=sum(part.left_out for part in made),
+        parts=len(made),
+        deleted=deleted,
+    )
+
+
+class _PartActor:
+    """A :class:`PartWriter` in an actor; what nimbed raises there travels as a row."""
+
+    def __init__(self, embed: EmbedTexts, folder: Folder) -> None:
+        self._writer = PartWriter(embed, folder)
+
+    def __call__(self, rows: Table) -> Table:
+        outcome: Part | NimbedError
+        try:
+            outcome = self._writer.write(rows)
+        except NimbedError as error:
+            error.add_note(f"in an actor:\n{traceback.format_exc()}")
+            outcome = error
+        return arrow().table({"outcome": [pickle.dumps(outcome)]})
+
+
+def _run(outcomes: Dataset) -> Generator[Part]:
+    """Run a dataset of outcomes and yield its parts; raise the first error among them.
+
+    Ray lets go of the actors of a run that failed only when nothing refers to the run any more,
+    and its error does, through tracebacks and causes: the actors would keep their CPUs, and the
+    next run would wait for them for ever. A run that is closed early gives them back at once, so
+    what nimbed raises comes as a row. Every other error is cut off from the run.
+    """
+    blocks = iter(outcomes.iter_batches(batch_size=None, batch_format="pyarrow"))
+    del outcomes  # the frame of this function may outlive the run
+    failure: BaseException | None = None
+    try:
+        with closing(blocks):
+            for block in blocks:
+                for pickled in block["outcome"].to_pylist():
+                    outcome: Part | NimbedError = pickle.loads(pickled)
+                    if isinstance(outcome, NimbedError):
+                        raise outcome
+                    yield outcome
+    except BaseException as error:
+        failure = error
+    if failure is not None:
+        failure.__cause__ = failure.__context__ = None
+        gc.collect()
+        raise failure.with_traceback(None)
+
+
+@contextmanager
+def _in_order(dataset: Dataset) -> Generator[None]:
+    """Let blocks keep their order, and errors of the caller's own functions their type."""
+    context = dataset.context
+    options = context.execution_options
+    before = options.preserve_order, context.raise_original_map_exception
+    options.preserve_order = context.raise_original_map_exception = True
+    try:
+        yield
+    finally:
+        options.preserve_order, context.raise_original_map_exception = before
+
+
+def read_parts(output: str) -> Dataset:
+    """Return a complete folder as a dataset, in order, with the contract in its schemas.
+
+    ``ray.data.read_parquet`` gives the same rows, but forgets a schema's metadata.
+
+    Raises:
+        ConfigurationError: If the folder is not complete, or its dataset had no rows.
+    """
+    parts, begun = parts_of(output), read_settings(Folder.at(output))
+    if begun is None:
+        raise ConfigurationError(f"{output} has lost its {SETTINGS}")
+    if not parts:
+        raise ConfigurationError(f"{output} is complete and has no parts: its dataset had no rows")
+    system, paths = opened(parts)
+    dataset: Dataset = import_ray().data.read_parquet(paths, filesystem=system)
+    dataset.context.execution_options.preserve_order = True
+    return dataset.map_batches(
+        _labelled, fn_args=(begun.label.to_metadata(),), batch_size=None, batch_format="pyarrow"
+    )
+
+
+def _labelled(table: Table, metadata: dict[bytes, bytes]) -> Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
