@@ -46,6 +46,7 @@ class NimbedEmbedding(MultiModalEmbedding):
 
     Attributes:
         model_name: A folder, a catalogue name, a hub id, or a server's name for it.
+        model: Accepted in place of ``model_name``, as in NVIDIA's adapter; None once it is.
         base_url: Address of a server that runs the model.
         api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
@@ -73,6 +74,7 @@ class NimbedEmbedding(MultiModalEmbedding):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, validate_assignment=True)
 
     model_name: str = DEFAULT_MODEL
+    model: str | None = Field(default=None, exclude=True)
     base_url: str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
     dimensions: int | None = None
@@ -131,6 +133,8 @@ class NimbedEmbedding(MultiModalEmbedding):
         if self.embeddings_cache is not None:
             object.__setattr__(self, "cache", self.embeddings_cache)
             object.__setattr__(self, "embeddings_cache", None)
+        if self.model is not None:
+            self._rename_model(self.model)
         source = self._source()
         if self.base_url is None:
             return self
@@ -141,6 +145,17 @@ class NimbedEmbedding(MultiModalEmbedding):
         key = key_for(self.base_url, source.api_key)
         object.__setattr__(self, "api_key", SecretStr(key) if key else None)
         return self
+
+    def _rename_model(self, name: str) -> None:
+        object.__setattr__(self, "model", None)
+        self.model_fields_set.discard("model")
+        if "model_name" in self.model_fields_set and name != self.model_name:
+            raise ConfigurationError(
+                f"model and model_name mean the same and differ: {name!r} and "
+                f"{self.model_name!r}; use model_name"
+            )
+        object.__setattr__(self, "model_name", name)
+        self.model_fields_set.add("model_name")
 
     @property
     def embedder(self) -> Embedder:

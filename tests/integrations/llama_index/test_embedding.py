@@ -55,6 +55,33 @@ def test_a_wrong_model_is_told_at_the_first_call_not_before() -> None:
         ours.get_query_embedding("a")
 
 
+def test_model_is_taken_for_model_name() -> None:
+    ours = NimbedEmbedding(model="./no-such-folder", base_url=None)
+    assert (ours.model_name, ours.model) == ("./no-such-folder", None)
+    with pytest.raises(UnknownModelError, match="no-such-folder"):
+        ours.get_query_embedding("a")
+    named = NimbedEmbedding(model_name="./no-such-folder")
+    assert ours.to_dict() == named.to_dict()
+    assert hashed(model="./no-such-folder") == hashed(model_name="./no-such-folder")
+    assert pickle.loads(pickle.dumps(ours)).model_name == "./no-such-folder"
+    served = NimbedEmbedding(model="m", base_url=REMOTE["base_url"])
+    assert served.to_dict() == NimbedEmbedding(**REMOTE).to_dict()
+    assert NimbedEmbedding(model="m", model_name="m").model_name == "m"
+    ours = NimbedEmbedding()
+    ours.model = "other"
+    assert ours.model_name == "other"
+
+
+def test_two_names_for_the_model_that_differ_are_refused() -> None:
+    with pytest.raises(ValidationError, match="mean the same and differ: 'a' and 'b'"):
+        NimbedEmbedding(model="a", model_name="b")
+    ours = NimbedEmbedding(model_name="b")
+    with pytest.raises(ValidationError, match="use model_name"):
+        ours.model = "a"
+    ours.model_name = "c"
+    assert (ours.model_name, ours.model) == ("c", None)
+
+
 def test_another_model_is_loaded_after_an_assignment() -> None:
     ours = NimbedEmbedding()
     assert ours.spec.dimensions == 384
@@ -77,7 +104,7 @@ def test_a_copy_shares_the_weights_and_leaves_the_original_its_own(copied: Any) 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"truncate": "MIDDLE"}, {"model": "m"}, {"base_url": "http://a"}, {"embedding_type": "bits"}],
+    [{"truncate": "MIDDLE"}, {"modell": "m"}, {"base_url": "http://a"}, {"embedding_type": "bits"}],
 )
 def test_wrong_settings_are_refused_without_showing_the_key(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
