@@ -29,7 +29,7 @@ __all__ = [
     "plan_actors",
 ]
 
-# Loggers that advise whoever programs with Ray, in warnings: of no use to who reads a terminal.
+# Loggers whose warnings advise programmers, which is of no use on a user's terminal.
 _ADVISERS = ("ray._private.authentication", "ray.data._internal.progress")
 
 # Ray may be absent where types are checked.
@@ -51,17 +51,17 @@ def import_ray() -> Any:
 
 @contextmanager
 def connected(address: str | None) -> Generator[None]:
-    """Use a cluster until the block ends, without its chatter on the terminal.
+    """Use a cluster until the block ends, without its log lines on the terminal.
 
     Args:
         address: ``host:port``, ``ray://host:port`` or ``auto``; None takes ``RAY_ADDRESS``, else
-            makes a cluster of this machine. A process that is connected already stays so.
+            makes a cluster of this machine. A process that is already connected stays connected.
     """
     ray = import_ray()
     if ray.is_initialized():
         yield
         return
-    # Read when a cluster is started: what runs here is nobody else's business.
+    # Read when a cluster is started: what runs here is reported to nobody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     alone = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -89,7 +89,7 @@ class Machine:
 
 
 def machines() -> list[Machine]:
-    """Return the machines that are alive, starting Ray on this one if it runs nowhere."""
+    """Return the machines of the cluster that are alive, starting one here if there is none."""
     ray = import_ray()
     if not ray.is_initialized():
         ray.init()

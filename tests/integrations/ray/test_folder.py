@@ -50,7 +50,7 @@ def test_patterns_name_parquet_files_in_order(tmp_path):
     uris = [f"file://{path}" for path in both]
     assert matching(f"file://{tmp_path}/*.parquet") == uris
     for nothing in (f"{tmp_path}/*.orc", str(tmp_path / "missing.parquet")):
-        with pytest.raises(InputError, match="names no parquet file"):
+        with pytest.raises(InputError, match="matches no parquet file"):
             matching(nothing)
     with pytest.raises(InputError, match="only the last part of a path"):
         matching(f"{tmp_path}/*/x.parquet")
@@ -67,7 +67,7 @@ def test_an_address_with_a_secret_is_refused_without_repeating_it():
     with pytest.raises(ConfigurationError, match="AWS_SECRET_ACCESS_KEY") as caught:
         Folder("s3://key:hunter2@bucket/path")
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="no folder that Arrow can open"):
+    with pytest.raises(ConfigurationError, match="Arrow cannot open the folder"):
         Folder("gopher://bucket/path").names()
 
 

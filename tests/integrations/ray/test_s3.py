@@ -180,7 +180,7 @@ def test_a_store_that_does_not_answer_or_has_no_such_bucket_is_said_in_a_sentenc
     typed = ("-o", f"{bucket}/out", "--input-type", "passage", "--model", "nimbed/fake")
     nothing = nimbed_embed("--ray", "s3://nobody-made-this/*.parquet", *typed, cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "'s3://nobody-made-this/*.parquet' names no parquet file" in nothing.stderr
+    assert "'s3://nobody-made-this/*.parquet' matches no parquet file" in nothing.stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     silent = nimbed_embed("--ray", f"{bucket}/in/*.parquet", *typed, cwd=tmp_path)
     assert silent.returncode not in (0, 2)
