@@ -287,8 +287,10 @@ def _run(outcomes: Dataset) -> Generator[Part]:
     next run would wait for them for ever. A run that is closed early gives them back at once, so
     what nimbed raises comes as a row. Every other error is cut off from the run.
     """
-    blocks = iter(outcomes.iter_batches(batch_size=None, batch_format="pyarrow"))
-    del outcomes  # the frame of this function may outlive the run
+    # Without a thread that prefetches: it would outlive the run, with a block that keeps an actor.
+    reader = outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    blocks = iter(reader)
+    del outcomes, reader  # the frame of this function may outlive the run
     failure: BaseException | None = None
     try:
         with closing(blocks):
