@@ -1,7 +1,7 @@
-"""Ray Data: a dataset of texts to one with vectors, or to a folder of parquet parts.
+"""Ray Data: vectors for a dataset of texts, in the dataset or in a folder of parquet parts.
 
-:func:`embed_dataset` adds the vectors when somebody reads the dataset. :func:`embed_into_parts`
-writes files, of which those that are there are not made again.
+:func:`embed_dataset` makes the vectors when the dataset is read; :func:`embed_into_parts` writes
+files now, and makes none again that is there already.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def embed_dataset(
     gpus: bool | None = None,
     batch_size: int = 1024,
 ) -> Dataset:
-    """Return the dataset with vectors, to be made when somebody reads it.
+    """Return the dataset with vectors, which are made when it is read.
 
-    What goes wrong then comes as an error of Ray's that quotes nimbed's, unless the dataset's
+    An error then comes as one of Ray's that quotes nimbed's, unless the dataset's
     ``context.raise_original_map_exception`` is set.
 
     Args:
@@ -88,7 +88,7 @@ def embed_dataset(
 
 
 class _EmbedActor:
-    """An :class:`EmbedTexts` in an actor: Ray makes objects of classes alone."""
+    """An :class:`EmbedTexts` in an actor, which Ray makes from a class only."""
 
     def __init__(self, embed: EmbedTexts) -> None:
         self._embed = embed
@@ -114,8 +114,8 @@ def label_of(dataset: Dataset) -> Label:
 
     Raises:
         SpaceMismatchError: If two blocks hold vectors of different spaces.
-        ConfigurationError: If two blocks hold different roles, or one holds no vectors of
-            nimbed's, or there is none.
+        ConfigurationError: If two blocks hold different roles, if one was not written by nimbed,
+            or if there is none.
     """
     labels: list[Label] = []
     blocks = dataset.map_batches(_metadata, batch_size=None, batch_format="pyarrow")
@@ -153,15 +153,15 @@ def _metadata(table: Table) -> Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartsReport:
-    """What became of a dataset.
+    """What :func:`embed_into_parts` did with a dataset.
 
     Attributes:
         output: The folder.
         spec: The contract of every vector in it.
         rows: Vectors in the folder.
         embedded: Those of them that were made now.
-        tokens: Tokens that the model read for these.
-        left_out: Rows that could not be embedded; ``OUTPUT/_left_out`` lists them with reasons.
+        tokens: Tokens that the model read for those.
+        left_out: Rows that could not be embedded; ``OUTPUT/_left_out`` has them with the reasons.
         parts: Files of vectors.
         deleted: Parts whose rows the dataset no longer has.
     """
@@ -188,43 +188,45 @@ def embed_into_parts(
     on_stale: OnStale = "raise",
     progress: Progress = False,
 ) -> PartsReport:
-    """Embed a dataset into parquet files, of which those that are there are kept.
+    """Embed a dataset into parquet files, and keep those that are there already.
 
-    Interrupted at any moment and called again with the same rows in the same order, it makes the
-    parts that are missing, and no part is ever half there. Rows keep the dataset's order;
-    :func:`nimbed_ray.parts_of` names the parts in it. Any parquet reader reads a part, and so do
-    :func:`nimbed.files.read_embedded` and ``nimbed load``.
+    A job that was interrupted, at any moment, is resumed by the same call with the same rows in
+    the same order: it makes the parts that are missing, and a part is complete or absent. Rows
+    keep the dataset's order, in which :func:`nimbed_ray.parts_of` names the parts. Any parquet
+    reader reads them, and so do :func:`nimbed.files.read_embedded` and ``nimbed load``.
 
     Args:
         dataset: Has a column of texts. What comes before it (reading, filters) runs again.
         embed: Makes the vectors.
         output: A folder that every machine sees: a path, or ``s3://bucket/path`` and the like.
         rows_per_part: Rows of the dataset that become one part; None for what the folder was
-            begun with, else 4096.
+            started with, else 4096.
         actors: As :func:`nimbed_ray.embed_dataset`.
         threads: As there.
         gpus: As there.
-        on_stale: What happens to parts whose rows the dataset no longer has: ``raise`` says so at
-            the end, ``delete`` deletes them.
+        on_stale: What happens to parts whose rows the dataset no longer has: ``raise`` reports
+            them at the end, ``delete`` deletes them.
         progress: True for a bar, or a callable told (done, total) in rows; the total is 0, since
-            nobody knows it before the end.
+            it is not known before the end.
 
     Raises:
         InputError: If a row is bad and ``embed`` says ``raise``.
         SpaceMismatchError: If the folder holds vectors of another space.
-        ConfigurationError: If the folder was begun with another role or other options, holds
-            stale parts or files that are not nimbed's, or the cluster has no room for the actors.
+        ConfigurationError: If the folder was started with another role or other options, if it
+            holds stale parts or files that are not nimbed's, or if the cluster has no room for
+            the actors.
         BackendError: If the model or the server failed.
     """
     check_literal("on_stale", on_stale, OnStale)
     folder = Folder.at(output)
-    begun = read_settings(folder)
-    rows = _ROWS_PER_PART if begun is None else begun.rows_per_part
-    rows = rows if rows_per_part is None else rows_per_part
+    existing = read_settings(folder)
+    rows = rows_per_part
+    if rows is None:
+        rows = _ROWS_PER_PART if existing is None else existing.rows_per_part
     if rows < 1:
         raise ConfigurationError(f"rows_per_part must be at least 1; got {rows_per_part}")
     schema = dataset.schema()
-    if schema is not None:  # before the folder is begun with a column that is not there
+    if schema is not None:  # before the folder is started with a column that is not there
         embed.check_columns(schema.names)
     worker, options = _on_actors(embed, actors, threads, gpus)
     settings = FolderSettings(
@@ -329,8 +331,8 @@ def read_parts(output: str) -> Dataset:
     Raises:
         ConfigurationError: If the folder is not complete, or its dataset had no rows.
     """
-    parts, begun = parts_of(output), read_settings(Folder.at(output))
-    if begun is None:
+    parts, settings = parts_of(output), read_settings(Folder.at(output))
+    if settings is None:
         raise ConfigurationError(f"{output} has lost its {SETTINGS}")
     if not parts:
         raise ConfigurationError(f"{output} is complete and has no parts: its dataset had no rows")
@@ -338,7 +340,7 @@ def read_parts(output: str) -> Dataset:
     dataset: Dataset = import_ray().data.read_parquet(paths, filesystem=system)
     dataset.context.execution_options.preserve_order = True
     return dataset.map_batches(
-        _labelled, fn_args=(begun.label.to_metadata(),), batch_size=None, batch_format="pyarrow"
+        _labelled, fn_args=(settings.label.to_metadata(),), batch_size=None, batch_format="pyarrow"
     )
 
 

@@ -1,7 +1,4 @@
-"""``EmbedTexts``: adds vectors to Arrow tables, on whichever framework calls it.
-
-Knows Arrow and embedders, but no cluster: Ray, Spark and Dask call it alike.
-"""
+"""``EmbedTexts`` adds vectors to Arrow tables; Ray, Spark and Dask call it alike."""
 
 from __future__ import annotations
 
@@ -64,9 +61,9 @@ class Embedded:
 class EmbedTexts:
     """Adds vectors to Arrow tables; a class for ``Dataset.map_batches``.
 
-    Making one loads no weights, and a pickle holds none: each process that calls it reads the
-    model once, at its first table. Give ``batch_format="pyarrow"`` to ``map_batches``, or let
-    :func:`nimbed_ray.embed_dataset` do it.
+    Construction loads no weights, and a pickle holds none: each process loads the model once, at
+    its first table. Pass ``batch_format="pyarrow"`` to ``map_batches``, or let
+    :func:`nimbed_ray.embed_dataset` do so.
 
     Args:
         model: A name for :func:`nimbed.load`, or an embedder that was made with the options it
@@ -74,9 +71,9 @@ class EmbedTexts:
             own environment.
         input_type: ``query`` or ``passage``, the role of every text.
         text_field: Column of the texts.
-        id_field: Column of the ids, by which messages name a row; None names its number.
+        id_field: Column of the ids, by which messages name a row; None for its number.
         embedding_type: How a dimension is stored.
-        dimensions: One of the sizes the model offers; None for all.
+        dimensions: One of the sizes the model offers; None for the full vector.
         truncate: What happens to a text that is too long.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         on_error: What happens to a row whose text cannot be embedded: ``raise``, ``null`` or
@@ -134,10 +131,10 @@ class EmbedTexts:
         )
 
     def schema(self, given: Schema) -> Schema:
-        """Return the schema that tables of the given schema will get; nothing is loaded.
+        """Return the schema that tables of the given schema will get; loads no weights.
 
         The vectors are ``fixed_size_list<float | int8 | uint8>[width]``; the spec, the role and
-        the names of the columns stand in the schema's metadata, where
+        the names of the columns are in the schema's metadata, where
         :func:`nimbed_ray.label_of` finds them.
 
         Raises:

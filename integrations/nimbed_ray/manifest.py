@@ -1,7 +1,7 @@
-"""What a folder of parts says about itself: how its parts are made, and which ones it consists of.
+"""The manifest of a folder of parts: how its parts are made, and which ones complete it.
 
-``_nimbed.json`` is written before the first part: a folder is for one space, one role and one size
-of part, and a run that asks for anything else is refused before it embeds a word.
+``_nimbed.json`` is written before the first part: a folder is for one vector space, one role and
+one size of part, and a run that asks for anything else is refused before it embeds a text.
 ``_complete.json`` is written when every part is there, and lists them in the dataset's order.
 """
 
@@ -65,7 +65,7 @@ class FolderSettings:
 
 
 def read_settings(folder: Folder) -> FolderSettings | None:
-    """Return what a folder was begun with, or None if it was not begun.
+    """Return the settings that a folder was started with, or None if it was not started.
 
     Raises:
         InputError: If the file was damaged.
@@ -89,25 +89,26 @@ def read_settings(folder: Folder) -> FolderSettings | None:
 def begin(folder: Folder, asked: FolderSettings) -> None:
     """Prepare a folder for a run: write its settings, or check that they are those asked for.
 
-    The folder counts as incomplete from now on, and how an earlier run ended is forgotten.
+    From now on the folder is incomplete, and what an earlier run attempted is forgotten.
 
     Raises:
         SpaceMismatchError: If the folder holds vectors of another space.
-        ConfigurationError: If it holds another role, was made with other options, or has parquet
+        ConfigurationError: If it was started with another role or other options, or has parquet
             files that are not nimbed's.
         InputError: If its settings were damaged.
     """
-    begun = read_settings(folder)
-    if begun is None:
+    settings = read_settings(folder)
+    if settings is None:
         _write_settings(folder, asked)
     else:
-        require_same_space(begun.label.spec, asked.label.spec, doing=f"put into {folder.address}")
-        had = begun.facts()
+        ours, theirs = settings.label.spec, asked.label.spec
+        require_same_space(ours, theirs, doing=f"put into {folder.address}")
+        existing = settings.facts()
         for name, value in asked.facts().items():
-            if had[name] != value:
+            if existing[name] != value:
                 raise ConfigurationError(
-                    f"{folder.address} was begun with {name} {had[name]!r}; got {value!r}; ask "
-                    f"for the same, or give another folder"
+                    f"{folder.address} was started with {name} {existing[name]!r}; got {value!r}; "
+                    f"ask for the same, or use another folder"
                 )
     folder.delete(COMPLETE)
     Attempts(folder).clear()
@@ -117,7 +118,7 @@ def _write_settings(folder: Folder, settings: FolderSettings) -> None:
     foreign = next((name for name in folder.names() if name.endswith(".parquet")), None)
     if foreign is not None:
         raise ConfigurationError(
-            f"{folder.address} holds {foreign!r}, which nimbed did not write there; give an empty "
+            f"{folder.address} holds {foreign!r}, which nimbed did not write there; use an empty "
             f"folder"
         )
     label = settings.label.to_metadata()
@@ -161,7 +162,7 @@ def complete(folder: Folder, parts: Sequence[Part], on_stale: OnStale) -> int:
         raise ConfigurationError(
             f"{folder.address} holds {len(stale)} parts whose rows the dataset does not have "
             f"({stale[0]}, …): its rows or their order changed. Every part of the dataset is "
-            f"there too; call again with on_stale='delete', or give another folder"
+            f"there too; call again with on_stale='delete', or use another folder"
         )
     for name in stale:
         folder.delete(name)
@@ -180,6 +181,6 @@ def parts_of(output: str) -> list[str]:
     found = folder.read(COMPLETE)
     if found is None:
         raise ConfigurationError(
-            f"{output} is not complete; call embed_into_parts again, it makes what is missing"
+            f"{output} is not complete; call embed_into_parts again, which makes what is missing"
         )
     return [folder.address_of(name) for name in json.loads(found)["parts"]]

@@ -1,7 +1,7 @@
-"""One batch of rows into one parquet file of vectors, unless the file is there already.
+"""Parts: parquet files of vectors, each made from one batch of rows unless it is there already.
 
-A part is named by the content of its rows, so whoever meets the same rows again, on whichever
-machine, finds it. Knows no cluster.
+A part is named by a hash of its rows, so the same rows find it again on any machine. Knows nothing
+about clusters.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nimbed_ray.folder import Folder
 
 __all__ = ["LEFT_OUT", "Attempts", "Part", "PartWriter", "content_hash", "copy_name", "is_part"]
 
-#: Folder below that of the parts; holds, under the same names, the rows that were left out.
+#: Folder below the parts that holds, under the same names, the rows that were left out.
 LEFT_OUT = "_left_out"
 
 _PREFIX, _SUFFIX = "part-", ".parquet"
 
-# A machine that is taken away costs an attempt as well, so one or two say nothing about the text.
+# Losing a machine costs an attempt too, so one or two say nothing about the text.
 _MOST_ATTEMPTS = 4
 
 
@@ -40,7 +40,7 @@ class Part:
         rows: Vectors in it.
         left_out: Rows that could not be embedded.
         tokens: Tokens that the model read for it now; 0 if it was there already.
-        made: Whether it was made now.
+        made: Whether it was made now rather than found.
     """
 
     name: str
@@ -77,7 +77,7 @@ class PartWriter:
             embedded = self._embed.embed(rows)
         left_out = embedded.rejected.num_rows
         if left_out:
-            # First, so that a part that is there has its list beside it.
+            # First, so that a part never exists without them.
             self._folder.write(f"{LEFT_OUT}/{name}", _parquet(embedded.rejected))
         self._folder.write(name, _parquet(embedded.table))
         return Part(name, embedded.table.num_rows, left_out, embedded.tokens, made=True)
@@ -102,14 +102,14 @@ class PartWriter:
 
 
 class Attempts:
-    """Counts how often a part was begun and not finished, so that a deadly text ends the job.
+    """Counts the processes that died over a part, so that a deadly text ends the job.
 
-    Ray begins the work of a process that died again, however often it dies. A text that fills the
-    memory would keep a cluster busy for ever. Every attempt that is under way, or died, has an
-    empty file in a folder beside the parts.
+    Ray restarts the work of a process that died, however often it dies, so a text that fills the
+    memory would keep a cluster busy for ever. Every attempt that is under way, or whose process
+    died, has an empty file in a folder beside the parts.
 
     Args:
-        folder: Of the parts.
+        folder: The folder of the parts.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -117,10 +117,10 @@ class Attempts:
 
     @contextmanager
     def attempt(self, name: str, *, rows: str) -> Generator[None]:
-        """Mark a part as begun until the block ends.
+        """Mark a part as under way until the block ends.
 
         Args:
-            name: Of the part.
+            name: Name of the part.
             rows: What messages call its rows.
 
         Raises:
@@ -129,8 +129,8 @@ class Attempts:
         died = sum(mark.startswith(name) for mark in self._marks.names())
         if died >= _MOST_ATTEMPTS:
             raise BackendError(
-                f"{died} processes died while they embedded {rows}; look there for a text that "
-                f"fills the memory, or give each actor more"
+                f"{died} processes died while they embedded {rows}; look among them for a text "
+                f"that fills the memory, or give each actor more memory"
             )
         mark = f"{name}.{secrets.token_hex(4)}"
         self._marks.write(mark, b"")
@@ -148,8 +148,8 @@ class Attempts:
 def content_hash(rows: Table) -> str:
     """Return 32 hex digits of the rows' content: names, types and values of every column.
 
-    How the rows are laid out in memory (chunks, slices, offsets) does not matter, so a run finds
-    what another has made.
+    How they are laid out in memory (chunks, slices, offsets) does not matter, so a run finds what
+    another has made.
     """
     plain = rows.replace_schema_metadata(None).combine_chunks()
     # Taking every row copies them to the start of fresh buffers, with zeros below nulls.
@@ -166,7 +166,7 @@ def copy_name(name: str, number: int) -> str:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of a folder is one of its parts."""
+    """Whether the name of a file is that of a part."""
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
