@@ -20,7 +20,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
 from nimbed.lazy import Lazy, key_for
 from nimbed.loading import Source
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 __all__ = ["NimbedEmbeddings"]
@@ -176,12 +176,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         return _count_tokens(await self.embedder.aembed([text], **options))
 
     def _options(self, role: InputType) -> EmbedOptions:
-        return EmbedOptions(
-            input_type=role,
-            embedding_type=self.embedding_type,
-            dimensions=self.dimensions,
-            truncate=self.truncate,
-            int8_scale=self.int8_scale,
+        return cached_options(
+            role, self.embedding_type, self.dimensions, self.truncate, self.int8_scale
         )
 
     def _source(self) -> Source:

@@ -21,7 +21,7 @@ from nimbed.errors import ConfigurationError
 from nimbed.images import Image
 from nimbed.lazy import Lazy, key_for
 from nimbed.loading import Source
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 __all__ = ["NimbedEmbedding"]
@@ -241,12 +241,8 @@ class NimbedEmbedding(MultiModalEmbedding):
         return f"nimbed-{self.spec.fingerprint}-{self.truncate}-{role}"
 
     def _options(self, role: InputType) -> EmbedOptions:
-        return EmbedOptions(
-            input_type=role,
-            embedding_type=self.embedding_type,
-            dimensions=self.dimensions,
-            truncate=self.truncate,
-            int8_scale=self.int8_scale,
+        return cached_options(
+            role, self.embedding_type, self.dimensions, self.truncate, self.int8_scale
         )
 
     def _keywords(self, role: InputType) -> dict[str, Any]:
