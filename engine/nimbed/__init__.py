@@ -1,20 +1,22 @@
 """Embeddings that carry their contract.
 
-``nimbed.load(...)`` gives an embedder, ``embedder.embed(texts, input_type=...)`` a batch of
+``nimbed.load(...)`` returns an embedder, and ``embedder.embed(texts, input_type=...)`` a batch of
 vectors that knows its dimensions, type, metric, model and role.
 """
 
-from nimbed import cards, errors, scheduler, search, stores
+from nimbed import cards, errors, scheduling, search, stores
 from nimbed.batch import EmbeddingBatch, concatenate
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.fake import FakeEmbedder
 from nimbed.images import Image
-from nimbed.loading import load
+from nimbed.load import load
+from nimbed.options import EmbedOptions
 from nimbed.spec import VectorSpec
 from nimbed.version import __version__
 
 __all__ = [
+    "EmbedOptions",
     "Embedder",
     "EmbeddingBatch",
     "FakeEmbedder",
@@ -26,7 +28,7 @@ __all__ = [
     "concatenate",
     "errors",
     "load",
-    "scheduler",
+    "scheduling",
     "search",
     "stores",
 ]

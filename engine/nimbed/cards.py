@@ -1,17 +1,14 @@
-"""Facts about models: how long, how wide, which prompts, which pooling.
+"""Model cards: the facts about a model that decide how it runs and what its vectors are.
 
-The catalogue is data (``catalogue.toml``) and is read on first use. A checkpoint that it does not
-list gets its card from its own files, see ``local/checkpoint.py``.
+The catalogue is data (``catalogue.toml``), read on first use. A checkpoint that it does not list
+gets its card from its own files; see :mod:`nimbed.local.checkpoint`.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal, get_args
 
 from nimbed.errors import ConfigurationError, UnknownModelError
@@ -34,7 +31,7 @@ class ModelCard:
 
     Attributes:
         id: Canonical id.
-        architecture: Which file of ``local/models/`` runs it.
+        architecture: The module of ``nimbed.local.models`` that runs it.
         dimensions: Float dimensions of a full vector.
         max_tokens: Longest input, prompt and special tokens included.
         pooling: How token states become one vector.
@@ -46,7 +43,7 @@ class ModelCard:
         aliases: Other names of the same weights.
         weights: Hugging Face id of the checkpoint; empty where none is known to be public.
         served_types: Embedding types that NVIDIA's own server offers for it.
-        parameters: Millions, without embeddings and in all; None where unknown.
+        parameters: Millions of parameters, without embeddings and in all; None where unknown.
         int8_k: Standard deviations that the ``even`` int8 scale covers.
         licence: Licence of the weights, as far as public sources say.
         note: What is uncertain about this card.
@@ -74,13 +71,20 @@ class ModelCard:
         """Refuse a card whose facts contradict each other."""
         check_literal("pooling", self.pooling, Pooling)
         if min(self.dimensions, self.max_tokens) < 1:
-            raise ConfigurationError(f"the card of {self.id} needs positive sizes")
+            raise ConfigurationError(
+                f"the card of {self.id} has dimensions {self.dimensions} and max_tokens "
+                f"{self.max_tokens}; both must be at least 1"
+            )
         if any(not 1 <= size <= self.dimensions for size in self.matryoshka):
             raise ConfigurationError(
-                f"the card of {self.id} offers sizes beyond its {self.dimensions} dimensions"
+                f"the Matryoshka sizes of {self.id} must lie between 1 and its {self.dimensions} "
+                f"dimensions; got {self.matryoshka}"
             )
         if not self.asymmetric and self.query_prompt != self.passage_prompt:
-            raise ConfigurationError(f"the card of {self.id} has two prompts but is symmetric")
+            raise ConfigurationError(
+                f"the card of {self.id} has different prompts for queries and passages; "
+                f"then asymmetric must be True"
+            )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -131,6 +135,8 @@ def find(name: str) -> ModelCard:
     card = known(name)
     if card is not None:
         return card
+    import difflib
+
     close = difflib.get_close_matches(name.lower(), _by_name(), n=3)
     hint = f"; close names: {', '.join(_by_name()[key].id for key in close)}" if close else ""
     raise UnknownModelError(f"the catalogue has no model {name!r}{hint}; see: nimbed models")
@@ -144,6 +150,10 @@ def known(name: str) -> ModelCard | None:
 @functools.cache
 def catalogue() -> tuple[ModelCard, ...]:
     """Return every built-in card, in the catalogue's order."""
+    # Imported with the first look into the catalogue: a tenth of the time of `import nimbed`.
+    import tomllib
+    from importlib import resources
+
     text = resources.files("nimbed").joinpath("catalogue.toml").read_text("utf-8")
     return tuple(_card(row) for row in tomllib.loads(text)["card"])
 

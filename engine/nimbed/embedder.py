@@ -1,22 +1,27 @@
-"""The contract that local, remote and fake embedders fulfil."""
+"""The interfaces of embedders: what every caller may rely on, and what a scheduler needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-__all__ = ["Embedder", "Managed"]
+__all__ = ["Embedder", "Managed", "Prepared", "Replica", "Schedulable"]
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns inputs into vectors that carry their contract."""
+    """Turns texts and images into vectors that carry their contract."""
 
     @property
     def card(self) -> ModelCard:
@@ -30,7 +35,7 @@ class Embedder(Protocol):
         dimensions: int | None = None,
         int8_scale: Int8Scale | None = None,
     ) -> VectorSpec:
-        """Return what :meth:`embed` with the same options will promise; loads no weights.
+        """Return the contract of what :meth:`embed` gives for these options; loads no weights.
 
         Raises:
             ConfigurationError: If the model cannot give such vectors.
@@ -58,19 +63,19 @@ class Embedder(Protocol):
                 passage is silently worse.
             embedding_type: How a dimension is stored.
             dimensions: One of the sizes the card offers; None for the full vector.
-            truncate: What happens to an input that is too long: ``NONE`` raises and names its
-                row, ``START`` and ``END`` cut there.
+            truncate: What happens to an input that is too long: ``NONE`` raises an error that
+                names its row, ``START`` and ``END`` cut the text at that end.
             int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
-            modality: What every input is; None tells it by the type of each.
-            progress: True for a bar on standard error, or a callable told (done, total).
+            modality: What every input must be; None takes each as its type says.
+            progress: True for a bar on standard error, or a callable that gets (done, total).
 
         Returns:
-            One vector an input, in the order of the inputs.
+            One vector per input, in the order of the inputs.
 
         Raises:
             ConfigurationError: If the model cannot give such vectors.
-            InputError: If inputs are blank, malformed or too long (TooLongError); ``.rows`` names
-                them.
+            InputError: If inputs are blank, malformed or too long (TooLongError); ``.rows`` has
+                their numbers.
             BackendError: If the model or the server failed.
         """
         ...
@@ -87,11 +92,11 @@ class Embedder(Protocol):
         modality: Modality | None = None,
         progress: Progress = False,
     ) -> EmbeddingBatch:
-        """Do what :meth:`embed` does without blocking the event loop."""
+        """Embed like :meth:`embed`, without blocking the event loop."""
         ...
 
     def close(self) -> None:
-        """Release weights or connections; may be called twice."""
+        """Release the weights or connections; may be called twice."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -104,7 +109,7 @@ class Embedder(Protocol):
 
 
 class Managed:
-    """Context management for embedders, sync and async, on top of ``close``."""
+    """Sync and async context management for embedders, on top of ``close``."""
 
     def close(self) -> None:
         """Release what the embedder holds."""
@@ -120,3 +125,73 @@ class Managed:
 
     async def __aexit__(self, *exc: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Inputs that are checked, tokenized and ready for a device.
+
+    Attributes:
+        rows: What a replica embeds, one element an input.
+        counts: Tokens of each.
+        truncated: Row numbers of the inputs that were cut, ascending.
+    """
+
+    rows: Sequence[Any]
+    counts: Sequence[int]
+    truncated: Sequence[int]
+
+
+class Replica(Protocol):
+    """One copy of a model on one device."""
+
+    @property
+    def budget(self) -> int:
+        """Tokens that fill the device at once."""
+        ...
+
+    @property
+    def look_ahead(self) -> int:
+        """Budgets of waiting rows to find similar lengths in; 1 where lengths do not matter."""
+        ...
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it computes on the cores that requests are answered on."""
+        ...
+
+    def embed_rows(self, rows: Sequence[Any]) -> NDArray[np.float32]:
+        """Return full float vectors, of shape (len(rows), dimensions), not normalised."""
+        ...
+
+
+@runtime_checkable
+class Schedulable(Protocol):
+    """An embedder that prepares inputs and runs the model in two separate steps.
+
+    A :class:`nimbed.scheduling.Scheduler` puts its queue between the two: inputs are prepared in
+    their caller's thread, and rows of many callers run on a device together.
+    """
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract of the vectors; see :meth:`Embedder.spec`."""
+        ...
+
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs.
+
+        Raises:
+            ConfigurationError: If the model does not embed such inputs.
+            InputError: If an input cannot be embedded; ``.rows`` has its number.
+        """
+        ...
+
+    def replicas(self) -> Sequence[Replica]:
+        """Return the copies of the model, weights loaded."""
+        ...

@@ -1,4 +1,4 @@
-"""Every error that nimbed raises on purpose.
+"""All errors that nimbed raises on purpose.
 
     NimbedError
       ConfigurationError       the caller asked for something the card or the machine forbids

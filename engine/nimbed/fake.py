@@ -1,7 +1,7 @@
 """An embedder without a model, for tests of code that uses nimbed.
 
-A vector is drawn from the hash of the *prompted* input, so code that forgets the role, or mixes
-the two roles up, fails a plain equality test. An image is hashed as it is, never decoded.
+A vector is drawn from the hash of the *prompted* input, so code that forgets the role, or confuses
+the two roles, fails a plain equality test. An image is hashed as it is, never decoded.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from nimbed.embedder import Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input, check_inputs
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 __all__ = ["FAKE_CARD", "FakeEmbedder"]
 
@@ -81,47 +82,51 @@ class FakeEmbedder(Managed):
         progress: Progress = False,
     ) -> EmbeddingBatch:
         """Embed inputs by hashing; see :meth:`nimbed.embedder.Embedder.embed`."""
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        spec = self.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
         )
+        card = self._card
+        spec = self.spec(**options.of_spec)
         items = check_inputs(
             inputs,
-            input_type=input_type,
-            modality=modality,
-            model=self._card.id,
-            modalities=self._card.modalities,
+            input_type=options.input_type,
+            modality=options.modality,
+            model=card.id,
+            modalities=card.modalities,
         )
-        prompt = self._card.prompt(input_type)
-        room = self._card.max_tokens - len(prompt.split())
+        prompt = card.prompt(options.input_type)
+        room = card.max_tokens - len(prompt.split())
         words = [_text(item).split() for item in items]
         too_long = [row for row, split in enumerate(words) if len(split) > room]
-        if too_long and truncate == "NONE":
+        if too_long and options.truncate == "NONE":
             raise TooLongError(
-                length=len(words[too_long[0]]) + self._card.max_tokens - room,
-                limit=self._card.max_tokens,
+                length=len(words[too_long[0]]) + card.max_tokens - room,
+                limit=card.max_tokens,
                 rows=too_long,
                 mend="split the text, or pass truncate='END' or 'START'",
             )
         for row in too_long:
-            words[row] = words[row][:room] if truncate == "END" else words[row][-room:]
-            items[row] = _reworded(items[row], " ".join(words[row]))
-        self.calls.append((input_type, tuple(items)))
-        floats = np.empty((len(items), self._card.dimensions), np.float32)
+            words[row] = words[row][:room] if options.truncate == "END" else words[row][-room:]
+            items[row] = _with_text(items[row], " ".join(words[row]))
+        self.calls.append((options.input_type, tuple(items)))
+        floats = np.empty((len(items), card.dimensions), np.float32)
         with reporting(progress, len(items)) as finished:
             for row, item in enumerate(items):
-                floats[row] = _hashed(f"{prompt}{_text(item)}{_seen(item)}", self._card.dimensions)
+                floats[row] = _hashed(f"{prompt}{_text(item)}{_digest(item)}", card.dimensions)
                 finished(1)
-        shown = [not isinstance(item, str) for item in items]
         lengths = [
-            len(prompt.split()) + len(split) + image
-            for split, image in zip(words, shown, strict=True)
+            len(prompt.split()) + len(split) + (not isinstance(item, str))
+            for split, item in zip(words, items, strict=True)
         ]
         return EmbeddingBatch.from_floats(
             floats,
             spec=spec,
-            input_type=input_type,
+            input_type=options.input_type,
             token_counts=np.array(lengths, np.int32),
             truncated=tuple(too_long),
         )
@@ -157,13 +162,13 @@ def _text(item: Input) -> str:
     return "" if isinstance(item, Image) else item[0]
 
 
-def _seen(item: Input) -> str:
+def _digest(item: Input) -> str:
     if isinstance(item, str):
         return ""
     return f"\0{item.digest if isinstance(item, Image) else item[1].digest}"
 
 
-def _reworded(item: Input, text: str) -> Input:
+def _with_text(item: Input, text: str) -> Input:
     return (text, item[1]) if isinstance(item, tuple) else text
 
 

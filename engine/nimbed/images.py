@@ -1,11 +1,11 @@
-"""An image as an input: a path, bytes, a data URL or a PIL image becomes one immutable value.
+"""Images as inputs: read from a path, bytes, a data URL or a PIL image, and decoded to RGB.
 
-What it holds is told by its bytes, never by a file name or a label. Knows nothing about models.
+The format is recognised by the bytes, never by a file name or a label.
 
-An image is shown to a model as a viewer shows it to a person: turned as its EXIF data says,
-transparency over white, 16-bit samples by their high byte. NVIDIA's reference code ignores EXIF
-and transparency, so there a photograph may lie on its side and a transparent logo turn black;
-for images with neither, the pixels are the same.
+A model sees an image as a viewer shows it: turned as its EXIF data says, transparency over white,
+16-bit samples by their high byte. NVIDIA's reference code ignores EXIF and transparency, so that
+a photograph may lie on its side and a transparent logo turn black; for images with neither, the
+pixels are the same.
 """
 
 from __future__ import annotations
@@ -14,28 +14,32 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import importlib
+import io
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-from nimbed import raster
-from nimbed.errors import InputError, NimbedError
+from nimbed.errors import InputError, NimbedError, missing_extra
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Pillow is imported when an image is decoded, not before
     import PIL.Image
 
     ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | PIL.Image.Image
 
-__all__ = ["MAX_BYTES", "Image"]
+__all__ = ["MAX_BYTES", "MAX_LONG_SIDE", "MAX_SHORT_SIDE", "Image"]
 
-#: NIM's limit (nim-api-reference, image input limitations), kept locally too.
+#: NIM's limits (nim-api-reference, image input limitations), kept locally too.
 MAX_BYTES: Final = 25 * 2**20
+MAX_SHORT_SIDE: Final = 8192
+MAX_LONG_SIDE: Final = 16384
 
 _PIXELS = "pixels"  # raw RGB, from a PIL image; every other kind is a file format
-_BEGINNINGS = {
+_MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"\xff\xd8\xff": "jpeg",
     b"GIF87a": "gif",
@@ -44,13 +48,34 @@ _BEGINNINGS = {
     b"MM\0*": "tiff",
     b"BM": "bmp",
 }
-_FOREIGN = {
+_UNSUPPORTED = {
     b"%PDF": " (it is a PDF: render its pages first)",
     b"<svg": " (it is an SVG drawing: render it first)",
     b"<?xml": " (it is XML: an SVG drawing must be rendered first)",
 }
-# Without one of these in its bytes an image cannot be turned by a viewer.
-_TURNING = (b"Exif\0\0", b"eXIf", b"tiff:Orientation")
+# Readers are chosen one by one: PIL.Image.open would guess among all formats, and it reports a
+# large image by a warning, which is global state that threads cannot switch off safely.
+_READERS = {
+    "png": ("PIL.PngImagePlugin", "PngImageFile"),
+    "jpeg": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "webp": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "gif": ("PIL.GifImagePlugin", "GifImageFile"),
+    "bmp": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "tiff": ("PIL.TiffImagePlugin", "TiffImageFile"),
+}
+_ORIENTATION_TAG = 0x0112
+# EXIF orientation -> what makes it upright (EXIF 2.32, 4.6.4); 1 is upright.
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+# An image without any of these in its bytes has no orientation.
+_ORIENTATION_MARKS = (b"Exif\0\0", b"eXIf", b"tiff:Orientation")
 
 
 class Image:
@@ -58,12 +83,12 @@ class Image:
 
     Args:
         source: A path, the bytes of a file, a data URL, or a PIL image (of an animated one, the
-            frame it stands at). A path is read now, so the value does not change with the file.
-            An http address is refused: nimbed never fetches one.
+            current frame). A path is read now, so the value does not change with the file. An
+            http address is refused: nimbed never fetches one.
 
     Raises:
         InputError: If it cannot be read, is larger than 25 MiB, or is not PNG, JPEG, WebP, GIF,
-            BMP or TIFF. Damage further inside shows when it is decoded.
+            BMP or TIFF. Other damage is found when it is decoded.
     """
 
     __slots__ = ("_data", "_digest", "_kind", "_name", "_size")
@@ -72,28 +97,28 @@ class Image:
         self._name = ""
         self._digest: str | None = None
         self._size: tuple[int, int] | None = None
-        if raster.is_pil(source):
-            with _telling("image"):
-                flat = raster.shown(source)
-            self._kind, self._size, self._data = _PIXELS, flat.size, flat.tobytes()
+        if _is_pil(source):
+            with _named_errors("image"):
+                rgb = _to_rgb(source)
+            self._kind, self._size, self._data = _PIXELS, rgb.size, rgb.tobytes()
             return
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._data = bytes(source)
         elif isinstance(source, str) and source[:5].lower() == "data:":
-            self._data = _payload(source)
+            self._data = _decode_data_url(source)
         elif isinstance(source, (str, os.PathLike)):
             self._name = str(os.fspath(source))
-            self._data = _file_bytes(self._name)
+            self._data = _read_file(self._name)
         else:
             raise InputError(
                 f"an image is made from a path, bytes, a data URL or a PIL image; got "
                 f"{type(source).__name__}"
             )
-        self._kind = _sniff(self._data, self._named)
+        self._kind = _format_of(self._data, self._label)
 
     @classmethod
     def from_data_url(cls, url: str) -> Image:
-        """Read a data URL and nothing else: for text from strangers, who must not name files.
+        """Read a data URL and nothing else: for untrusted text, which must not name a file.
 
         Raises:
             InputError: If it is not a data URL, or as for :class:`Image`.
@@ -127,56 +152,62 @@ class Image:
             MissingExtraError: If Pillow is not installed.
         """
         if self._size is None:
-            with _telling(self._named):
-                opened = raster.opened(self._kind, self._data)
-                width, height = opened.size
-                across = raster.orientation(opened) >= 5
-                self._size = (height, width) if across else (width, height)
+            with _named_errors(self._label):
+                file = _open(self._kind, self._data)
+                width, height = file.size
+                self._size = (height, width) if _orientation(file) >= 5 else (width, height)
         return self._size
 
     def rgb(self) -> PIL.Image.Image:
-        """Decode to a PIL image of mode RGB, as shown; see the module's first lines.
+        """Decode to a PIL image of mode RGB: upright, over white, 8 bits a channel.
 
         Raises:
             InputError: As for :attr:`size`; or the file is damaged, cut short, or holds samples
                 without a defined white.
             MissingExtraError: If Pillow is not installed.
         """
-        with _telling(self._named):
+        with _named_errors(self._label):
             if self._kind == _PIXELS:
-                return raster.from_pixels(self.size, self._data)
-            return raster.shown(raster.opened(self._kind, self._data))
+                _require_pillow()
+                from PIL import Image as pil
+
+                return pil.frombytes("RGB", self.size, self._data)
+            return _to_rgb(_open(self._kind, self._data))
 
     def data_url(self) -> str:
         """Return a base64 data URL for a server.
 
-        A plain PNG or JPEG goes as it is. What a server might show otherwise than nimbed does
-        (turned by EXIF, transparent, deeper than 8 bits, another format) is first rewritten:
-        JPEG as JPEG of quality 95, the rest as PNG.
+        A plain PNG or JPEG is sent unchanged. An image that a server might show differently
+        (turned by EXIF, transparent, deeper than 8 bits, another format) is rewritten first: a
+        JPEG as a JPEG of quality 95 without colour subsampling, the rest as PNG.
 
         Raises:
             InputError: If it must be rewritten and is damaged, or is larger than 25 MiB then.
-            MissingExtraError: If it must be looked into and Pillow is not installed.
+            MissingExtraError: If it must be decoded and Pillow is not installed.
         """
         data, kind = self._data, self._kind
-        if not self._plain():
+        if not self._is_plain():
             kind = "jpeg" if kind == "jpeg" else "png"
-            data = raster.save(self.rgb(), kind)
-            _check_bytes(len(data), f"{self._named}, rewritten as {kind.upper()},")
+            options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "jpeg" else {}
+            out = io.BytesIO()
+            self.rgb().save(out, kind, **options)
+            data = out.getvalue()
+            _check_bytes(len(data), f"{self._label}, rewritten as {kind.upper()},")
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
     @property
-    def _named(self) -> str:
+    def _label(self) -> str:
         return f"image {self._name!r}" if self._name else "image"
 
-    def _plain(self) -> bool:
-        data, turning = self._data, any(mark in self._data for mark in _TURNING)
+    def _is_plain(self) -> bool:
+        """Whether every server shows it as nimbed does."""
+        data, marked = self._data, any(mark in self._data for mark in _ORIENTATION_MARKS)
         if self._kind == "jpeg":
-            if not turning:
+            if not marked:
                 return True
-            with _telling(self._named):
-                return raster.orientation(raster.opened("jpeg", data)) == 1
-        if self._kind != "png" or len(data) < 26 or turning:
+            with _named_errors(self._label):
+                return _orientation(_open("jpeg", data)) == 1
+        if self._kind != "png" or len(data) < 26 or marked:
             return False
         depth, colour = data[24], data[25]  # of the header chunk; colours 4 and 6 have alpha
         return depth <= 8 and colour in (0, 2, 3) and b"tRNS" not in data and b"acTL" not in data
@@ -207,25 +238,25 @@ class Image:
 
 
 @contextlib.contextmanager
-def _telling(named: str) -> Generator[None]:
+def _named_errors(label: str) -> Generator[None]:
     """Turn whatever damaged bytes provoke into an InputError that names the image."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{named} {error}") from error
+        raise InputError(f"{label} {error}") from error
     except (NimbedError, MemoryError):
         raise
     except Exception as error:
         # Pillow's readers raise anything: OSError, SyntaxError, struct.error, TypeError.
         reason = str(error) or type(error).__name__
-        raise InputError(f"{named} is damaged or cut short: {reason}") from error
+        raise InputError(f"{label} is damaged or cut short: {reason}") from error
 
 
-def _file_bytes(path: str) -> bytes:
+def _read_file(path: str) -> bytes:
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path)
     if scheme:
         raise InputError(
-            f"an image is never fetched from an address ({scheme[0]}...); download it, and give "
+            f"an image is never fetched from an address ({scheme[0]}...); download it, and pass "
             f"its bytes"
         )
     try:
@@ -242,10 +273,10 @@ def _file_bytes(path: str) -> bytes:
         raise InputError(f"image {path[:200]!r} cannot be read: {reason}") from error
 
 
-def _payload(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     label, comma, body = url.partition(",")
     if not comma or not label.lower().endswith(";base64"):
-        raise InputError("a data URL must be data:image/...;base64, and then base64")
+        raise InputError("a data URL must be data:image/...;base64, followed by the base64 bytes")
     _check_bytes(len(body) * 3 // 4 - 2, "the image in a data URL")
     try:
         return binascii.a2b_base64("".join(body.split()), strict_mode=True)
@@ -253,24 +284,122 @@ def _payload(url: str) -> bytes:
         raise InputError(f"a data URL holds invalid base64: {str(error).lower()}") from error
 
 
-def _check_bytes(count: int, named: str) -> None:
+def _check_bytes(count: int, label: str) -> None:
     if count > MAX_BYTES:
         raise InputError(
-            f"{named} is {count / 2**20:.1f} MiB; at most 25 MiB are possible; make it smaller"
+            f"{label} is {count / 2**20:.1f} MiB; at most 25 MiB are possible; make it smaller"
         )
 
 
-def _sniff(data: bytes, named: str) -> str:
-    _check_bytes(len(data), named)
+def _format_of(data: bytes, label: str) -> str:
+    _check_bytes(len(data), label)
     if not data:
-        raise InputError(f"{named} holds no bytes")
+        raise InputError(f"{label} holds no bytes")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    for beginning, kind in _BEGINNINGS.items():
-        if data.startswith(beginning):
+    for magic, kind in _MAGIC.items():
+        if data.startswith(magic):
             return kind
-    foreign = next((hint for mark, hint in _FOREIGN.items() if data.startswith(mark)), "")
+    hint = next((hint for magic, hint in _UNSUPPORTED.items() if data.startswith(magic)), "")
     raise InputError(
-        f"{named} begins with {data[:12]!r}, which is not PNG, JPEG, WebP, GIF, BMP or "
-        f"TIFF{foreign}"
+        f"{label} begins with {data[:12]!r}, which is not PNG, JPEG, WebP, GIF, BMP or TIFF{hint}"
     )
+
+
+def _is_pil(source: object) -> TypeGuard[PIL.Image.Image]:
+    """Whether it is a PIL image; imports nothing, since nobody has one without Pillow."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(source, module.Image)
+
+
+def _require_pillow() -> None:
+    try:
+        importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise missing_extra("images", needs="pillow") from error
+
+
+def _open(kind: str, data: bytes) -> PIL.Image.Image:
+    """Open the bytes of a file; only the header is read.
+
+    Raises:
+        InputError: If a side is too long, or it holds several pictures.
+        MissingExtraError: If Pillow is not installed.
+        Exception: Whatever Pillow raises at damaged bytes.
+    """
+    _require_pillow()
+    module, reader = _READERS[kind]
+    image: PIL.Image.Image = getattr(importlib.import_module(module), reader)(io.BytesIO(data))
+    _check_size(image.size)
+    # A second picture in a JPEG is a preview or a depth map, which its reader does not count.
+    if getattr(image, "is_animated", False):
+        raise InputError(
+            "holds several frames or pages; embed each: [nimbed.Image(frame) for frame in "
+            "PIL.ImageSequence.Iterator(PIL.Image.open(path))]"
+        )
+    return image
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuse what NIM refuses; this also bounds the cost of decoding."""
+    if min(size) > MAX_SHORT_SIDE or max(size) > MAX_LONG_SIDE:
+        raise InputError(
+            f"is {size[0]}x{size[1]} pixels; at most {MAX_SHORT_SIDE}x{MAX_LONG_SIDE} or "
+            f"{MAX_LONG_SIDE}x{MAX_SHORT_SIDE} are possible; make it smaller"
+        )
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """Return the EXIF orientation of an opened file, from 1 (upright) to 8."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        # Viewers ignore damaged EXIF data, at which Pillow raises anything.
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Decode to RGB as a viewer shows it: upright, over white, 8 bits.
+
+    Raises:
+        InputError: If its samples have no defined white, or it is too large.
+        Exception: Whatever Pillow raises at damaged bytes.
+    """
+    from PIL import Image, ImageFile
+
+    _check_size(image.size)
+    # Only the picture of a file lies as its EXIF data says; a copy that the caller has turned may
+    # still carry the old EXIF data.
+    turn = _UPRIGHT.get(_orientation(image)) if isinstance(image, ImageFile.ImageFile) else None
+    image.load()
+    flat = _flatten(image)
+    return flat if turn is None else flat.transpose(Image.Transpose[turn])
+
+
+def _flatten(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return 8 bits of red, green and blue, with transparent parts over white."""
+    from PIL import Image
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow would clip at 255, which turns nearly everything white.
+        import numpy as np
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"holds {'integer' if image.mode == 'I' else 'floating-point'} samples of 32 bits, "
+            f"whose white is not defined; convert it to 8 bits a channel"
+        )
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    if layer.getchannel("A").getextrema() == (255, 255):
+        return layer.convert("RGB")
+    ground = Image.new("RGBA", layer.size, "white")
+    ground.alpha_composite(layer)
+    return ground.convert("RGB")

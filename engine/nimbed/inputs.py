@@ -1,4 +1,4 @@
-"""What the caller handed in, checked before anything is spent on it."""
+"""Validation of inputs: texts, images and (text, image) pairs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.images import Image
 from nimbed.spec import InputType, check_literal
 
-__all__ = [
-    "Input",
-    "Modality",
-    "check_inputs",
-    "check_texts",
-    "encodable",
-    "is_pair",
-    "modality_of",
-]
+__all__ = ["Input", "Modality", "check_inputs", "check_texts", "encodable", "modality_of"]
 
 Modality = Literal["text", "image", "text_image"]
 
@@ -36,17 +28,17 @@ def check_inputs(
     """Return the inputs as a list, or say which rows cannot be embedded and why.
 
     Args:
-        inputs: Texts, images and pairs of (text, image).
-        input_type: ``query`` or ``passage``; images are passages only.
-        modality: What every input is; None takes it from the type of each.
+        inputs: Texts, images and (text, image) pairs.
+        input_type: ``query`` or ``passage``; images can only be passages.
+        modality: What every input must be; None takes each as its type says.
         model: Name of the model, for messages.
         modalities: What the model can embed.
 
     Raises:
         ConfigurationError: If ``inputs`` is one input instead of several, or the model does not
             embed such inputs.
-        InputError: If an input is none of the three, contradicts ``modality``, shows an image in
-            a query, or its text is blank or holds a lone surrogate.
+        InputError: If an input is neither text, image nor pair, contradicts ``modality``, is an
+            image in a query, or its text is blank or holds a lone surrogate.
     """
     if modality is not None:
         check_literal("modality", modality, Modality)
@@ -54,31 +46,24 @@ def check_inputs(
             raise ConfigurationError(
                 f"{model} embeds {' and '.join(modalities)}; got modality {modality!r}"
             )
-    if isinstance(inputs, (str, bytes, Image)) or is_pair(inputs):
-        kind = "(text, image) pair" if is_pair(inputs) else type(inputs).__name__
-        wanted = "inputs" if "image" in modalities else "texts"
-        raise ConfigurationError(
-            f"embed takes a list of {wanted}; got one {kind}, wrap it in brackets"
-        )
+    _refuse_single(inputs, "inputs" if "image" in modalities else "texts")
     items = list(inputs)
-    shown = [row for row, item in enumerate(items) if not isinstance(item, str)]
-    if not shown and modality in (None, "text"):
+    not_texts = [row for row, item in enumerate(items) if not isinstance(item, str)]
+    if not not_texts and modality in (None, "text"):
         _check_wording([item for item in items if isinstance(item, str)])
         return items
-    strangers = [row for row in shown if not (isinstance(items[row], Image) or is_pair(items[row]))]
-    if strangers:
-        pictures = ", a nimbed.Image or a (string, nimbed.Image) pair"
-        raise InputError(
-            f"every input must be a string{pictures if 'image' in modalities else ''}; "
-            f"{name_rows(strangers)} holds {type(items[strangers[0]]).__name__}",
-            rows=strangers,
-        )
+    unknown = [
+        row for row in not_texts if not (isinstance(items[row], Image) or _is_pair(items[row]))
+    ]
+    if unknown:
+        images = ", a nimbed.Image or a (string, nimbed.Image) pair"
+        raise _wrong_type(items, unknown, f"a string{images if 'image' in modalities else ''}")
     kinds = [modality_of(item) for item in items]
-    foreign = [row for row, kind in enumerate(kinds) if kind not in modalities]
-    if foreign:
+    unsupported = [row for row, kind in enumerate(kinds) if kind not in modalities]
+    if unsupported:
         raise ConfigurationError(
-            f"{model} embeds {' and '.join(modalities)}; {name_rows(foreign)} is "
-            f"{kinds[foreign[0]]}"
+            f"{model} embeds {' and '.join(modalities)}; {name_rows(unsupported)} is "
+            f"{kinds[unsupported[0]]}"
         )
     others = [row for row, kind in enumerate(kinds) if modality not in (None, kind)]
     if others:
@@ -87,12 +72,12 @@ def check_inputs(
             f"image is a nimbed.Image, a pair is (text, nimbed.Image)",
             rows=others,
         )
-    if input_type == "query" and shown:
+    if input_type == "query" and not_texts:
         # NIM's words (nim-api-reference, error responses), except that no role can be omitted.
         raise InputError(
             'input_type="query" is not supported with images; the VLM model processes images as '
-            f'passages only. Use input_type="passage" ({name_rows(shown)})',
-            rows=shown,
+            f'passages only. Use input_type="passage" ({name_rows(not_texts)})',
+            rows=not_texts,
         )
     _check_wording(
         [
@@ -105,13 +90,6 @@ def check_inputs(
     return items
 
 
-def modality_of(item: Input) -> Modality:
-    """Return what an input is, by its type."""
-    if isinstance(item, str):
-        return "text"
-    return "image" if isinstance(item, Image) else "text_image"
-
-
 def check_texts(inputs: Sequence[str]) -> list[str]:
     """Return the texts as a list, or say which rows cannot be embedded and why.
 
@@ -119,41 +97,25 @@ def check_texts(inputs: Sequence[str]) -> list[str]:
         ConfigurationError: If ``inputs`` is one string instead of several.
         InputError: If an input is not a string, is blank, or holds a lone surrogate.
     """
-    if isinstance(inputs, (str, bytes)):
-        raise ConfigurationError(
-            f"embed takes a list of texts; got one {type(inputs).__name__}, wrap it in brackets"
-        )
+    _refuse_single(inputs, "texts")
     texts = list(inputs)
-    strangers = [row for row, text in enumerate(texts) if not isinstance(text, str)]
-    if strangers:
-        kind = type(texts[strangers[0]]).__name__
-        raise InputError(
-            f"every input must be a string; {name_rows(strangers)} holds {kind}", rows=strangers
-        )
+    unknown = [row for row, text in enumerate(texts) if not isinstance(text, str)]
+    if unknown:
+        raise _wrong_type(texts, unknown, "a string")
     _check_wording(texts)
     return texts
 
 
-def _check_wording(texts: Sequence[str], *, rows: Sequence[int] | None = None) -> None:
-    """Refuse texts that say nothing; ``rows`` are the caller's numbers if they differ."""
-    numbers = range(len(texts)) if rows is None else rows
-    blank = [numbers[place] for place, text in enumerate(texts) if not text or text.isspace()]
-    if blank:
-        raise InputError(
-            f"a text must not be blank or empty; {name_rows(blank)} is; leave it out", rows=blank
-        )
-    broken = [numbers[place] for place, text in enumerate(texts) if not encodable(text)]
-    if broken:
-        raise InputError(
-            f"a text must be valid Unicode; {name_rows(broken)} holds a lone surrogate; "
-            f"decode the source with errors='replace'",
-            rows=broken,
-        )
+def modality_of(item: Input) -> Modality:
+    """Return what an input is, by its type."""
+    if isinstance(item, str):
+        return "text"
+    return "image" if isinstance(item, Image) else "text_image"
 
 
 def encodable(text: str) -> bool:
     """Return whether a string can be written as UTF-8: it holds no lone surrogate."""
-    if text.isascii():  # a flag lookup: most texts cost nothing
+    if text.isascii():  # a flag of the string: most texts cost nothing
         return True
     try:
         text.encode()
@@ -162,7 +124,43 @@ def encodable(text: str) -> bool:
     return True
 
 
-def is_pair(item: object) -> TypeGuard[tuple[str, Image]]:
+def _refuse_single(inputs: object, plural: str) -> None:
+    if isinstance(inputs, (str, bytes, Image)) or _is_pair(inputs):
+        kind = "(text, image) pair" if _is_pair(inputs) else type(inputs).__name__
+        raise ConfigurationError(
+            f"embed takes a list of {plural}; got one {kind}, wrap it in brackets"
+        )
+
+
+def _wrong_type(items: Sequence[object], rows: Sequence[int], expected: str) -> InputError:
+    return InputError(
+        f"every input must be {expected}; {name_rows(rows)} holds {type(items[rows[0]]).__name__}",
+        rows=rows,
+    )
+
+
+def _check_wording(texts: Sequence[str], *, rows: Sequence[int] | None = None) -> None:
+    """Refuse blank and malformed texts; ``rows`` are the caller's numbers if they differ."""
+    numbers = range(len(texts)) if rows is None else rows
+    blank = [numbers[place] for place, text in enumerate(texts) if not text or text.isspace()]
+    if blank:
+        raise InputError(
+            f"a text must not be blank or empty; {name_rows(blank)} is; leave it out", rows=blank
+        )
+    malformed = [
+        numbers[place]
+        for place, text in enumerate(texts)
+        if not (text.isascii() or encodable(text))
+    ]
+    if malformed:
+        raise InputError(
+            f"a text must be valid Unicode; {name_rows(malformed)} holds a lone surrogate; "
+            f"decode the source with errors='replace'",
+            rows=malformed,
+        )
+
+
+def _is_pair(item: object) -> TypeGuard[tuple[str, Image]]:
     """Whether something is a (text, image) pair."""
     return (
         isinstance(item, tuple)

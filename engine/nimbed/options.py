@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
+from nimbed.errors import ConfigurationError
 from nimbed.inputs import Modality
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
 
 __all__ = ["EmbedOptions", "SpecOptions", "cached_options"]
+
+# Name, Literal and values of each option: compared here, since most calls are right.
+_CHOICES: tuple[tuple[str, Any, tuple[object, ...]], ...] = (
+    ("input_type", InputType, get_args(InputType)),
+    ("embedding_type", EmbeddingType, get_args(EmbeddingType)),
+    ("truncate", Truncate, get_args(Truncate)),
+    ("int8_scale", Int8Scale, (None, *get_args(Int8Scale))),
+    ("modality", Modality, (None, *get_args(Modality))),
+)
 
 
 class SpecOptions(TypedDict):
@@ -22,13 +32,13 @@ class SpecOptions(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """What a caller asks of every input of one call.
+    """What a caller asks of every input of one call; hashable, so that it can key a cache.
 
     The attributes are the keyword arguments of :meth:`nimbed.embedder.Embedder.embed`, which
-    describes them. Whether a model can give such vectors is the card's to say.
+    describes them. Whether a model can give such vectors is for its card to say.
 
     Raises:
-        ConfigurationError: If a value is not one of those that its option knows.
+        ConfigurationError: If an option has a value that no model knows.
     """
 
     input_type: InputType
@@ -39,13 +49,14 @@ class EmbedOptions:
     modality: Modality | None = None
 
     def __post_init__(self) -> None:
-        check_literal("input_type", self.input_type, InputType)
-        check_literal("embedding_type", self.embedding_type, EmbeddingType)
-        check_literal("truncate", self.truncate, Truncate)
-        if self.int8_scale is not None:
-            check_literal("int8_scale", self.int8_scale, Int8Scale)
-        if self.modality is not None:
-            check_literal("modality", self.modality, Modality)
+        """Refuse a value that no model knows."""
+        for name, literal, choices in _CHOICES:
+            value = getattr(self, name)
+            if value not in choices:
+                check_literal(name, value, literal)
+        size = self.dimensions
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise ConfigurationError(f"dimensions must be an integer; got {size!r}")
 
     @property
     def of_spec(self) -> SpecOptions:

@@ -1,6 +1,6 @@
-"""Float vectors in, compact vectors out.
+"""Slicing, normalising and quantising of vectors.
 
-Pure functions over arrays of shape (n, dimensions). A row's code depends on that row alone,
+Pure functions over arrays of shape (n, dimensions). The code of a row depends on that row alone,
 never on its batch.
 """
 
@@ -37,7 +37,7 @@ def normalize(vectors: NDArray[Any]) -> FloatArray:
         vectors: Array of shape (n, dimensions), of any float dtype.
     """
     floats = np.asarray(vectors, dtype=np.float32)
-    # In float64 a row of huge float32 components does not overflow to a norm of infinity.
+    # In float64 the norm of a row of huge float32 components does not overflow to infinity.
     norms = np.sqrt(np.einsum("ij,ij->i", floats, floats, dtype=np.float64))
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     unit: FloatArray = (floats * scale[:, None]).astype(np.float32)
@@ -45,9 +45,9 @@ def normalize(vectors: NDArray[Any]) -> FloatArray:
 
 
 def slice_normalize(vectors: NDArray[Any], dimensions: int) -> FloatArray:
-    """Keep the first ``dimensions`` of each row, then bring it back to unit length.
+    """Keep the first ``dimensions`` of each row, then normalise it.
 
-    This order is Matryoshka's: a slice of a unit vector is not a unit vector.
+    In this order, since a slice of a unit vector (Matryoshka) is not a unit vector.
     """
     width = vectors.shape[1]
     if not 1 <= dimensions <= width:
@@ -56,7 +56,7 @@ def slice_normalize(vectors: NDArray[Any], dimensions: int) -> FloatArray:
 
 
 def quantize_int8(floats: NDArray[Any], *, scale: Int8Scale, step: float) -> NDArray[np.int8]:
-    """Return int8 codes, one level worth ``step``.
+    """Return int8 codes whose levels are ``step`` apart.
 
     ``nim`` truncates toward zero, which is the best fit to NIM's published sample
     (0.0125, -0.0127, 0.0102 gives 1, -1, 1); ``even`` rounds to the nearest level.
@@ -88,8 +88,8 @@ def pack_bits(floats: NDArray[Any]) -> NDArray[np.uint8]:
         )
     packed = np.empty((rows, dimensions // 8), dtype=np.uint8)
     for start in range(0, rows, _PACK_ROWS):
-        chunk = floats[start : start + _PACK_ROWS]
-        packed[start : start + _PACK_ROWS] = np.packbits(chunk > 0, axis=1)
+        block = floats[start : start + _PACK_ROWS]
+        packed[start : start + _PACK_ROWS] = np.packbits(block > 0, axis=1)
     return packed
 
 
@@ -102,7 +102,7 @@ def signs_from_bits(bits: NDArray[np.uint8]) -> FloatArray:
 
 
 def quantize(floats: FloatArray, spec: VectorSpec) -> NDArray[Any]:
-    """Store unit vectors as the spec says.
+    """Convert unit vectors to the type and width of a spec.
 
     Args:
         floats: Unit-length float32 rows of shape (n, spec.dimensions).

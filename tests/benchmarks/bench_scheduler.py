@@ -13,9 +13,11 @@ from english import queries
 from measure import interleave
 
 import nimbed
-from nimbed.scheduler import Scheduler
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 CALLERS = 1000
+QUERY = EmbedOptions(input_type="query")
 
 
 def main() -> None:
@@ -26,10 +28,10 @@ def main() -> None:
     with Scheduler(embedder) as scheduler:
 
         async def all_at_once(texts: list[str]) -> None:
-            await asyncio.gather(*(scheduler.asubmit([text], input_type="query") for text in texts))
+            await asyncio.gather(*(scheduler.asubmit([text], QUERY) for text in texts))
 
         def threads(texts: list[str]) -> None:
-            futures = [scheduler.submit([text], input_type="query") for text in texts]
+            futures = [scheduler.submit([text], QUERY) for text in texts]
             for future in futures:
                 future.result()
 

@@ -92,32 +92,59 @@ ON_CPU = {
     # Pages: an image of a page costs 1800 tokens, as much as a dozen passages.
     "vl": Shape({**LLAMA, "num_hidden_layers": 4}, 4, 10, ("bfloat16",), (1, 2, 4)),
 }
-_LARGE = (16, 32, 64, 128, 256)
 ON_CUDA = {
-    "minilm": Shape(MINILM, 16384, 1, ("float16",), (*_LARGE, 512)),
-    "e5-large": Shape(BERT, 8192, 1, ("float16",), _LARGE),
-    "llama-1b": Shape(LLAMA, 4096, 1, ("bfloat16", "float16"), _LARGE),
-    "nvembed": replace(ON_CPU["nvembed"], config={**MISTRAL, "num_hidden_layers": 32}, texts=768),
-    "vl": Shape(LLAMA, 256, 10, ("bfloat16",), (1, 2, 4, 8, 16)),
+    "minilm": Shape(MINILM, 65536, 1, ("bfloat16",), (128, 512)),
+    "e5-large": Shape(BERT, 16384, 1, ("bfloat16",), (32, 128)),
+    "llama-1b": Shape(LLAMA, 4096, 1, ("bfloat16", "float8"), (32, 128)),
+    "nvembed": replace(
+        ON_CPU["nvembed"],
+        config={**MISTRAL, "num_hidden_layers": 32},
+        texts=1024,
+        dtypes=("bfloat16", "float8"),
+        batches=(8,),
+    ),
 }
 
 
-def write(folder: Path, shape: Shape) -> None:
-    """Write a checkpoint of random weights in the narrowest dtype that is measured."""
+def weights(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Return random weights in a shape, the same ones whenever they are asked for on a device."""
     config = transformers.AutoConfig.for_model(**shape.config)
     with torch.device("meta"):
-        model = transformers.AutoModel.from_config(config)
-        tensors = dict(model.state_dict())
+        tensors = dict(transformers.AutoModel.from_config(config).state_dict())
         if shape.latent:
             latent = LatentAttention(shape.config["hidden_size"]).state_dict()
             tensors = {f"embedding_model.{n}": t for n, t in tensors.items()}
             tensors |= {f"latent_attention_model.{n}": t for n, t in latent.items()}
-    dtype = getattr(torch, shape.dtypes[0])
-    weights = {}
+    generator = torch.Generator(device).manual_seed(0)
+    made = {}
     for name, tensor in tensors.items():
-        weights[name] = torch.empty(tensor.shape, dtype=dtype).normal_(std=0.02)
+        # On a GPU in the narrow type at once; it has few others in a 7B model's memory.
+        made[name] = torch.empty(tensor.shape, dtype=dtype, device=device).normal_(
+            std=0.02, generator=generator
+        )
         if "norm" in name.lower() and name.endswith("weight"):
-            weights[name] += 1
+            made[name] += 1
+    return made
+
+
+def write(folder: Path, shape: Shape, *, tokenizer: Path | None = None) -> None:
+    """Write a checkpoint of random weights in the first dtype that is measured."""
+    describe(folder, shape, tokenizer=tokenizer)
+    save_file(
+        weights(shape, getattr(torch, shape.dtypes[0])),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def describe(folder: Path, shape: Shape, *, tokenizer: Path | None = None) -> None:
+    """Write all files of a checkpoint but its weights.
+
+    Args:
+        folder: Where they go.
+        shape: What they describe.
+        tokenizer: A tokenizer.json of MiniLM's; that of the installed package if None.
+    """
     facts: dict[str, Any] = shape.config
     if shape.latent:
         facts = {
@@ -127,8 +154,7 @@ def write(folder: Path, shape: Shape) -> None:
             "add_eos": False,  # the others see the same tokens
         }
     (folder / "config.json").write_text(json.dumps(facts), "utf-8")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copy(locate(None).folder / "tokenizer.json", folder)
+    shutil.copy(tokenizer or locate(None).folder / "tokenizer.json", folder / "tokenizer.json")
 
 
 def operations(shape: Shape) -> float:

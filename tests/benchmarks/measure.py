@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from nimbed.local.dense import dense
 from nimbed.local.device import place
+from nimbed.local.linear import dense
 
 
 def interleave(

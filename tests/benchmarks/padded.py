@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,23 @@ class Padded:
     besides, so the comparison is the harder one.
     """
 
-    def __init__(self, folder: Path, shape: Shape, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: str,
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self._latent: LatentAttention | None = None
         config = transformers.AutoConfig.for_model(**shape.config)
         config.is_causal = False
         model_class = transformers.AutoModel._model_mapping[type(config)]
+        tensors = dict(weights or load_file(folder / "model.safetensors"))
+        with torch.device(device):  # its buffers are not in the file
+            self._model = model_class(config)
         if shape.latent:
-            tensors = load_file(folder / "model.safetensors")
             with torch.device("meta"):
                 latent = LatentAttention(shape.config["hidden_size"])
             parts = {
@@ -37,10 +47,8 @@ class Padded:
             }
             latent.load_state_dict(parts["latent_attention_model."], assign=True)
             self._latent = latent.to(device, dtype).eval()
-            self._model = model_class(config)
-            self._model.load_state_dict(parts["embedding_model."], assign=True)
-        else:
-            self._model = model_class.from_pretrained(folder, config=config, dtype=dtype)
+            tensors = parts["embedding_model."]
+        self._model.load_state_dict(tensors, assign=True)
         self._model = self._model.to(device, dtype).eval()
         self._device = device
         assert self._model.config._attn_implementation == "sdpa"

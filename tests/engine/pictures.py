@@ -18,6 +18,12 @@ def drawing(width=24, height=16, mode="RGB", seed=0):
     return PIL.Image.fromarray(shades).resize((width, height), 0).convert(mode)
 
 
+def picture(size, seed=0):
+    """Return a picture of noise, of a (width, height)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    return PIL.Image.fromarray(noise)
+
+
 def encoded(picture, kind="PNG", **options):
     out = io.BytesIO()
     picture.save(out, kind, **options)

@@ -209,5 +209,5 @@ def test_parts_are_the_rows_they_were_and_share_nothing():
 def test_a_batch_does_not_part_into_more_or_fewer_rows_than_it_has():
     whole = batch(np.zeros((3, 16), np.float32))
     for lengths in ([1, 1], [2, 2], []):
-        with pytest.raises(ConfigurationError, match="3 rows do not part"):
+        with pytest.raises(ConfigurationError, match="a batch of 3 rows cannot be split"):
             whole.split(lengths)

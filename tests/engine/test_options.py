@@ -42,3 +42,15 @@ def test_they_are_passed_on_as_they_are():
 def test_a_value_that_does_not_exist_is_refused_by_name(name, value):
     with pytest.raises(ConfigurationError, match=f"{name} must be one of"):
         EmbedOptions(**{"input_type": "query", name: value})
+
+
+@pytest.mark.parametrize("value", [384.0, True, "384", [384]])
+def test_dimensions_are_a_whole_number(value):
+    with pytest.raises(ConfigurationError, match="dimensions must be an integer"):
+        EmbedOptions(input_type="query", dimensions=value)
+
+
+def test_equal_options_are_one_key():
+    made = EmbedOptions(input_type="query", dimensions=16)
+    assert {made: 1}[EmbedOptions(input_type="query", dimensions=16)] == 1
+    assert made != EmbedOptions(input_type="passage", dimensions=16)

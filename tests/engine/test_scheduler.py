@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import nimbed
+from nimbed.embedder import Prepared
 from nimbed.errors import (
     BackendError,
     ConfigurationError,
@@ -16,10 +17,11 @@ from nimbed.errors import (
     InputError,
     OverloadedError,
 )
-from nimbed.scheduler import Scheduler
-from nimbed.stages import Prepared
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 FAKE = nimbed.FakeEmbedder()
+QUERY = EmbedOptions(input_type="query")
 
 
 class Device:
@@ -46,14 +48,14 @@ class Device:
 
 
 class Stub:
-    """A staged embedder over pretended devices; words stand for tokens."""
+    """A schedulable embedder over pretended devices; words stand for tokens."""
 
     def __init__(self, *devices: Device) -> None:
         self.devices = devices
 
     spec = FAKE.spec
 
-    def prepare(self, inputs, *, input_type, truncate="NONE", modality=None):
+    def prepare(self, inputs, options):
         if any(not text for text in inputs):
             raise InputError("blank", rows=[0])
         return Prepared(list(inputs), [len(text.split()) for text in inputs], [])
@@ -78,13 +80,13 @@ def hold(device, scheduler):
     """Keep the device busy with one row, so that what follows waits."""
     device.free.clear()
     device.entered.clear()
-    held = scheduler.submit(["held"], input_type="query")
+    held = scheduler.submit(["held"], QUERY)
     assert device.entered.wait(5)
     return held
 
 
 def test_an_idle_device_starts_at_once(device, scheduler):
-    batch = scheduler.submit(["one"], input_type="query").result(5)
+    batch = scheduler.submit(["one"], QUERY).result(5)
     np.testing.assert_allclose(
         batch.vectors, FAKE.embed(["one"], input_type="query").vectors, atol=1e-6
     )
@@ -101,7 +103,8 @@ def test_requests_of_all_sizes_and_types_share_a_batch(device, scheduler):
         {"embedding_type": "int8", "dimensions": 32},
     ]
     futures = [
-        scheduler.submit([f"text {n}"], input_type="query", **o) for n, o in enumerate(options)
+        scheduler.submit([f"text {n}"], EmbedOptions(input_type="query", **o))
+        for n, o in enumerate(options)
     ]
     device.free.set()
     for n, (future, option) in enumerate(zip(futures, options, strict=True)):
@@ -112,9 +115,9 @@ def test_requests_of_all_sizes_and_types_share_a_batch(device, scheduler):
     assert sorted(device.batches[1]) == [f"text {n}" for n in range(4)]
 
 
-def test_one_request_rides_in_several_batches_within_the_budget(device, scheduler):
+def test_one_request_is_spread_over_batches_within_the_budget(device, scheduler):
     texts = [f"two words{n}" for n in range(23)]
-    batch = scheduler.submit(texts, input_type="query").result(5)
+    batch = scheduler.submit(texts, QUERY).result(5)
     np.testing.assert_allclose(
         batch.vectors, FAKE.embed(texts, input_type="query").vectors, atol=1e-6
     )
@@ -123,16 +126,16 @@ def test_one_request_rides_in_several_batches_within_the_budget(device, schedule
     assert len(sizes) == 5
 
 
-def test_a_row_beyond_the_budget_rides_alone(device, scheduler):
+def test_a_row_beyond_the_budget_is_embedded_alone(device, scheduler):
     long = "word " * 30
-    scheduler.submit(["a", long, "b"], input_type="query").result(5)
+    scheduler.submit(["a", long, "b"], QUERY).result(5)
     assert [long] in device.batches
 
 
 def test_a_query_is_not_stuck_behind_a_book(device, scheduler):
     hold(device, scheduler)
-    book = scheduler.submit([f"page {n}" for n in range(500)], input_type="query")
-    query = scheduler.submit(["question"], input_type="query")
+    book = scheduler.submit([f"page {n}" for n in range(500)], QUERY)
+    query = scheduler.submit(["question"], QUERY)
     device.free.set()
     query.result(5)
     place = next(n for n, rows in enumerate(device.batches) if "question" in rows)
@@ -143,7 +146,7 @@ def test_a_query_is_not_stuck_behind_a_book(device, scheduler):
 def test_two_long_requests_share_the_device(device, scheduler):
     hold(device, scheduler)
     for name in ("left", "right"):
-        scheduler.submit([f"{name} {n}" for n in range(100)], input_type="query")
+        scheduler.submit([f"{name} {n}" for n in range(100)], QUERY)
     device.free.set()
     scheduler.close()
     first_half = [text for rows in device.batches[1:21] for text in rows]
@@ -153,8 +156,8 @@ def test_two_long_requests_share_the_device(device, scheduler):
 
 def test_cancelled_rows_cost_nothing(device, scheduler):
     hold(device, scheduler)
-    gone = scheduler.submit(["never"], input_type="query")
-    kept = scheduler.submit(["kept"], input_type="query")
+    gone = scheduler.submit(["never"], QUERY)
+    kept = scheduler.submit(["kept"], QUERY)
     assert gone.cancel()
     device.free.set()
     kept.result(5)
@@ -164,13 +167,13 @@ def test_cancelled_rows_cost_nothing(device, scheduler):
 def test_a_cancelled_task_drops_its_rows(device, scheduler):
     async def main():
         hold(device, scheduler)
-        task = asyncio.create_task(scheduler.asubmit(["never"], input_type="query"))
+        task = asyncio.create_task(scheduler.asubmit(["never"], QUERY))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         device.free.set()
-        return await scheduler.asubmit(["kept"], input_type="query")
+        return await scheduler.asubmit(["kept"], QUERY)
 
     assert len(asyncio.run(main())) == 1
     assert all("never" not in rows for rows in device.batches)
@@ -178,7 +181,7 @@ def test_a_cancelled_task_drops_its_rows(device, scheduler):
 
 def test_expired_rows_cost_nothing_and_say_so(device, scheduler):
     hold(device, scheduler)
-    late = scheduler.submit(["late"], input_type="query", timeout=0.01)
+    late = scheduler.submit(["late"], QUERY, timeout=0.01)
     time.sleep(0.05)
     device.free.set()
     with pytest.raises(DeadlineError, match="ran out"):
@@ -188,8 +191,8 @@ def test_expired_rows_cost_nothing_and_say_so(device, scheduler):
 
 def test_a_poisoned_row_fails_alone(device, scheduler):
     hold(device, scheduler)
-    good = [scheduler.submit([f"good {n}"], input_type="query") for n in range(3)]
-    bad = scheduler.submit(["poison"], input_type="query")
+    good = [scheduler.submit([f"good {n}"], QUERY) for n in range(3)]
+    bad = scheduler.submit(["poison"], QUERY)
     device.free.set()
     with pytest.raises(BackendError, match="choked"):
         bad.result(5)
@@ -200,11 +203,11 @@ def test_a_poisoned_row_fails_alone(device, scheduler):
 
 def test_a_full_queue_refuses_and_estimates_the_wait(device):
     with Scheduler(Stub(device), max_queue_items=3, max_queue_tokens=5) as scheduler:
-        scheduler.submit(["measure the rate"], input_type="query").result(5)
+        scheduler.submit(["measure the rate"], QUERY).result(5)
         hold(device, scheduler)
-        scheduler.submit(["a", "b", "c"], input_type="query")
+        scheduler.submit(["a", "b", "c"], QUERY)
         with pytest.raises(OverloadedError, match="3 inputs of 3 tokens wait") as raised:
-            scheduler.submit(["d"], input_type="query")
+            scheduler.submit(["d"], QUERY)
         assert raised.value.retry_after > 0
         assert raised.value.status == 503
         assert scheduler.state[:2] == (3, 3)
@@ -216,15 +219,15 @@ def test_a_full_queue_refuses_and_estimates_the_wait(device):
 def test_the_more_devices_work_the_queue_off_the_shorter_is_the_wait(count):
     devices = [Device(budget=1) for _ in range(count)]
     with Scheduler(Stub(*devices), max_queue_items=12) as scheduler:
-        scheduler._queue._pace.rate = 2.0
+        scheduler._queue._delay.tokens_per_second = 2.0
         for each in devices:
             each.free.clear()
-        scheduler.submit(["held"] * count, input_type="query")
+        scheduler.submit(["held"] * count, QUERY)
         for each in devices:
             assert each.entered.wait(5)
-        scheduler.submit(["a"] * 12, input_type="query")
+        scheduler.submit(["a"] * 12, QUERY)
         with pytest.raises(OverloadedError) as raised:
-            scheduler.submit(["b"], input_type="query")
+            scheduler.submit(["b"], QUERY)
         assert raised.value.retry_after == 12 / (2.0 * count)
         assert scheduler.state.tokens_per_second == 2.0 * count
         for each in devices:
@@ -233,23 +236,23 @@ def test_the_more_devices_work_the_queue_off_the_shorter_is_the_wait(count):
 
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(device):
     with Scheduler(Stub(device), max_queue_items=2) as scheduler:
-        future = scheduler.submit(list("abcdef"), input_type="query")
+        future = scheduler.submit(list("abcdef"), QUERY)
         assert len(future.result(5)) == 6
 
 
 def test_closing_finishes_what_waits(device):
     scheduler = Scheduler(Stub(device))
-    futures = [scheduler.submit([f"text {n}"], input_type="query") for n in range(30)]
+    futures = [scheduler.submit([f"text {n}"], QUERY) for n in range(30)]
     scheduler.close()
     assert all(future.done() and future.exception() is None for future in futures)
     with pytest.raises(ConfigurationError, match="closed"):
-        scheduler.submit(["more"], input_type="query")
+        scheduler.submit(["more"], QUERY)
 
 
 def test_closing_at_once_cancels_what_waits(device):
     scheduler = Scheduler(Stub(device))
     hold(device, scheduler)
-    waiting = scheduler.submit(["waiting"], input_type="query")
+    waiting = scheduler.submit(["waiting"], QUERY)
     threading.Timer(0.05, device.free.set).start()
     scheduler.close(drain=False)
     assert waiting.cancelled()
@@ -257,17 +260,17 @@ def test_closing_at_once_cancels_what_waits(device):
 
 def test_bad_calls_are_refused_in_the_callers_thread(scheduler):
     with pytest.raises(InputError):
-        scheduler.submit([""], input_type="query")
+        scheduler.submit([""], QUERY)
     with pytest.raises(ConfigurationError, match="input_type"):
-        scheduler.submit(["a"], input_type="document")
+        scheduler.submit(["a"], EmbedOptions(input_type="document"))
     with pytest.raises(ConfigurationError, match="17-dimension"):
-        scheduler.submit(["a"], input_type="query", dimensions=17)
+        scheduler.submit(["a"], EmbedOptions(input_type="query", dimensions=17))
     with pytest.raises(ConfigurationError, match="at least one"):
         Scheduler(Stub(), max_queue_items=0)
 
 
 def test_no_inputs_give_an_empty_batch(scheduler):
-    assert scheduler.submit([], input_type="query").result(5).vectors.shape == (0, 64)
+    assert scheduler.submit([], QUERY).result(5).vectors.shape == (0, 64)
 
 
 def test_several_devices_share_one_queue():
@@ -284,9 +287,7 @@ def test_several_devices_share_one_queue():
     devices = [Meeting(4), Meeting(4)]
     texts = [f"text {n}" for n in range(200)]
     with Scheduler(Stub(*devices)) as scheduler:
-        futures = [
-            scheduler.submit(texts[n : n + 10], input_type="query") for n in range(0, 200, 10)
-        ]
+        futures = [scheduler.submit(texts[n : n + 10], QUERY) for n in range(0, 200, 10)]
         got = np.concatenate([future.result(10).vectors for future in futures])
     np.testing.assert_allclose(got, FAKE.embed(texts, input_type="query").vectors, atol=1e-6)
     assert all(device.batches for device in devices)
@@ -300,7 +301,7 @@ def test_a_thousand_callers_get_what_one_call_gives():
         expected = embedder.embed(texts, input_type="query")
 
         async def main(scheduler):
-            calls = (scheduler.asubmit([text], input_type="query") for text in texts)
+            calls = (scheduler.asubmit([text], QUERY) for text in texts)
             return await asyncio.gather(*calls)
 
         with Scheduler(embedder) as scheduler:

@@ -9,30 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "ruff check .",
-        "ruff format --check .",
-        "mypy",
-        f"pyright --pythonpath {sys.executable}",
-        "lint-imports --no-cache",
-    ],
-    ids=lambda command: " ".join(command.split()[:2]),
+CHECKS = (
+    "ruff check .",
+    "ruff format --check .",
+    "mypy",
+    f"pyright --pythonpath {sys.executable}",
+    "lint-imports --no-cache",
 )
+
+
+@pytest.mark.parametrize("command", CHECKS, ids=lambda command: " ".join(command.split()[:2]))
 def test_the_house_rules_hold(command):
     program, *arguments = command.split()
     beside = Path(sys.executable).parent / program
     done = subprocess.run([beside, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("folder", ["engine", "integrations"])
-def test_files_stay_small_enough_to_read(folder):
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    assert {path: n for path, n in lengths.items() if n > 300} == {}

@@ -1,7 +1,7 @@
 """Bidirectional attention over packed sequences: the one seam between models and platforms.
 
-Each sequence attends to itself alone. Every implementation here gives the same answer, and a
-test says so. Knows nothing about projections, positions or models.
+Each sequence attends to itself alone. Every implementation gives the same answer, and a test says
+so.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from nimbed.local import kernels
+from nimbed.local.attention_windows import ByWindow
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.layout import Layout
-from nimbed.local.window_attention import ByWindow
 
 __all__ = ["Attention", "ByVarlen", "attention_for", "by_length", "follows_rows"]
+
+# Head sizes of nimbed.local.kernels.varlen_attention, known without importing triton.
+_FUSED_SIZES = (32, 64, 128)
 
 
 class Attention(Protocol):
@@ -37,7 +41,7 @@ class Attention(Protocol):
             layout: Where the sequences lie.
 
         Returns:
-            Tensor of shape (rows, heads * head_dim); padding rows hold zeros.
+            Tensor of shape (rows, heads * head_dim); padding rows hold finite numbers.
         """
         ...
 
@@ -66,19 +70,23 @@ def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout)
         query, key, value = (
             x[rows].view(count, length, x.shape[1], x.shape[2]).transpose(1, 2) for x in (q, k, v)
         )
-        attended = F.scaled_dot_product_attention(
-            query, key, value, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        share = q.shape[1] // k.shape[1]
+        if share > 1 and q.is_cuda:
+            # Grouped heads in float32 would fall to a kernel that holds length² scores in memory.
+            key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
+            share = 1
+        attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=share > 1)
         out[rows] = attended.transpose(1, 2).flatten(0, 1)
     return out.flatten(1)
 
 
 class ByVarlen:
-    """Attend with torch's own variable-length kernel: one launch for the whole batch.
+    """Attend by offsets, one launch for the whole batch: on CUDA, in half precision.
 
-    CUDA alone, in half precision. Its signature grew with torch: grouped heads since 2.12,
-    ``num_splits`` (1 makes a sequence independent of its batch) later still; what a version lacks
-    is done here or left out.
+    A kernel of our own takes the usual head sizes, torch's variable-length kernel the others. The
+    padding is one more sequence, so that every row is written. The signature of torch's grew: 2.10
+    and 2.11 take grouped heads unasked, 2.12 wants ``enable_gqa``; ``num_splits`` (1 makes a
+    sequence independent of its batch) came with 2.13.
     """
 
     def __init__(self, kernel: Callable[..., torch.Tensor]) -> None:
@@ -100,17 +108,15 @@ class ByVarlen:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`Attention`."""
-        out = torch.zeros_like(q)
-        q, k, v = (x[: layout.tokens] for x in (q, k, v))
-        share = q.shape[1] // k.shape[1]
+        if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
+            from nimbed.local.kernels.varlen_attention import attend
+
+            return attend(q, k, v, layout.spans, layout.longest_span)
         options: dict[str, Any] = dict(self._options)
-        if share > 1 and self._groups_heads:
+        if self._groups_heads and q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True
-        elif share > 1:
-            k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-        offsets, longest = layout.offsets, layout.longest
-        out[: layout.tokens] = self._kernel(q, k, v, offsets, offsets, longest, longest, **options)
-        return out.flatten(1)
+        spans, longest = layout.spans, layout.longest_span
+        return self._kernel(q, k, v, spans, spans, longest, longest, **options).flatten(1)
 
 
 @functools.cache

@@ -1,7 +1,4 @@
-"""Which device runs a model, and in which arithmetic.
-
-One place for the decision; the rest of ``local/`` is told.
-"""
+"""Which device runs a model, and in which arithmetic."""
 
 from __future__ import annotations
 
@@ -12,21 +9,35 @@ import torch
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["DTYPES", "Placement", "place"]
+__all__ = ["DTYPES", "Placement", "place", "release"]
 
+# What a dtype's name stands for: the activations' dtype, and whether products are in float8.
 DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+    "float32": (torch.float32, False),
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "float8": (torch.bfloat16, True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device and the dtype its matrix products run in."""
+    """A device and the arithmetic there.
+
+    Attributes:
+        device: Where the model runs.
+        dtype: Of its activations, and of its products unless they are in float8.
+        float8: Whether they are; see :mod:`nimbed.local.float8`.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    float8: bool = False
+
+    @property
+    def plain(self) -> Placement:
+        """The same without float8, for parts that it would harm or that are too small for it."""
+        return Placement(self.device, self.dtype)
 
     @property
     def on_cpu(self) -> bool:
@@ -39,18 +50,34 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 where the
-            device multiplies it in hardware, else float32.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``float8``. ``auto`` is bfloat16
+            where the device multiplies it in hardware, else float32. ``float8`` is bfloat16 with
+            the layers' products in float8.
 
     Raises:
-        ConfigurationError: If the device does not exist or the dtype is unknown.
+        ConfigurationError: If the device does not exist, or the dtype is unknown or not to be had
+            there.
     """
     chosen = _device(device)
     if dtype == "auto":
         return Placement(chosen, torch.bfloat16 if _fast_bfloat16(chosen) else torch.float32)
     if dtype not in DTYPES:
         raise ConfigurationError(f"dtype must be one of auto, {', '.join(DTYPES)}; got {dtype!r}")
-    return Placement(chosen, DTYPES[dtype])
+    activations, float8 = DTYPES[dtype]
+    if float8:
+        from nimbed.local.float8 import check_float8
+
+        check_float8(chosen)
+    return Placement(chosen, activations, float8)
+
+
+def release(devices: set[torch.device]) -> None:
+    """Give memory that nothing uses any more back to the GPUs, for other processes."""
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
 
 
 def _device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -14,21 +15,28 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import Managed, Prepared, Replica
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
-from nimbed.stages import Prepared, Replica
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
-    from nimbed.local.m3 import M3Heads, SparseVector
+    from nimbed.local.heads import M3Heads, SparseVector
     from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
+
+
+def _ignore(rows: int) -> None:
+    """Take the progress of a call that nobody watches."""
+
+
+_SILENT = contextlib.nullcontext(_ignore)
 
 
 class _Loaded(NamedTuple):
@@ -74,6 +82,7 @@ class LocalEmbedder(Managed):
         self._checkpoint = read_checkpoint(located, revision=revision, override=model)
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
+        self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
 
     def __repr__(self) -> str:
@@ -112,6 +121,8 @@ class LocalEmbedder(Managed):
             ConfigurationError: If the device does not exist.
         """
         self.embed(["warm up"], input_type="passage")
+        for engine in self._load().engines:
+            engine.warm_up()
 
     def embed(
         self,
@@ -126,33 +137,40 @@ class LocalEmbedder(Managed):
         progress: Progress = False,
     ) -> EmbeddingBatch:
         """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
-        check_literal("input_type", input_type, InputType)
-        check_literal("truncate", truncate, Truncate)
-        spec = self.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
-        items = check_inputs(
-            inputs,
+        options = EmbedOptions(
             input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
             modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
         )
+        spec, prompt = self._resolve(options)
+        items = self._check(inputs, options)
         loaded = self._load()
-        from nimbed.local.conveyor import run, tokenized
+        from nimbed.local.engine import run
+        from nimbed.local.tokenizer import tokenized
+        from nimbed.local.transfer import Transfer
 
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts = np.empty(len(items), np.int32)
         truncated: list[int] = []
-        encode = functools.partial(
-            loaded.tokenizer.encode, prompt=self.card.prompt(input_type), truncate=truncate
-        )
-        with reporting(progress, len(items)) as finished:
-            for start, tokens in tokenized(items, encode):
-                stop = start + len(tokens.ids)
-                counts[start:stop] = [len(row) for row in tokens.ids]
+        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
+        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
+            telling = threading.Lock()
+
+            def tell(rows: int) -> None:
+                with telling:  # each replica has a thread of its own
+                    finished(rows)
+
+            transfers = [Transfer(out, tell) for _ in loaded.engines]
+            for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
+                stop = start + len(tokens.rows)
+                counts[start:stop] = [len(row) for row in tokens.rows]
                 truncated.extend(start + row for row in tokens.truncated)
-                run(loaded.engines, tokens, out[start:stop], finished)
+                run(loaded.engines, tokens, transfers, start)
+            for transfer in transfers:
+                transfer.flush()
         return EmbeddingBatch.from_floats(
             out,
             spec=spec,
@@ -186,59 +204,69 @@ class LocalEmbedder(Managed):
             progress=progress,
         )
 
-    def prepare(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        modality: Modality | None = None,
-    ) -> Prepared:
-        """Check and tokenize inputs; see :meth:`nimbed.stages.Staged.prepare`."""
-        items = check_inputs(
-            inputs,
-            input_type=input_type,
-            modality=modality,
-            model=self.card.id,
-            modalities=self.card.modalities,
-        )
-        tokens = self._load().tokenizer.encode(
-            items, prompt=self.card.prompt(input_type), truncate=truncate
-        )
-        skips = tokens.skip or [0] * len(tokens.ids)
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""
+        _, prompt = self._resolve(options)
+        items = self._check(inputs, options)
+        tokens = self._load().tokenizer.encode(items, prompt=prompt, truncate=options.truncate)
+        ids = tokens.ids
         return Prepared(
-            rows=list(zip(tokens.ids, skips, strict=True)),
-            counts=[len(row) for row in tokens.ids],
+            rows=list(zip(ids, tokens.skip or [0] * len(ids), strict=True)),
+            counts=[len(row) for row in ids],
             truncated=tokens.truncated,
         )
 
     def replicas(self) -> Sequence[Replica]:
-        """Return a queue's view of the model on each device, weights loaded."""
-        from nimbed.local.replica import EngineReplica
+        """Return the model on each device, weights loaded.
 
-        loaded = self._load()
-        return [EngineReplica(engine, self.card.dimensions) for engine in loaded.engines]
+        A GPU counts twice: one batch is launched and another copied back while a third runs.
+        """
+        engines = self._load().engines
+        return [engine for engine in engines for _ in range(1 if engine.on_host else 2)]
 
     def embed_sparse(
         self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
     ) -> list[SparseVector]:
-        """Embed texts as weights of their tokens; see :meth:`nimbed.local.m3.M3Heads.sparse`."""
+        """Embed texts as weights of their tokens; see :meth:`nimbed.local.heads.M3Heads.sparse`."""
         return self._heads().sparse(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
 
     def embed_multi(
         self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
     ) -> list[NDArray[np.float32]]:
-        """Embed texts as a vector a token; see :meth:`nimbed.local.m3.M3Heads.colbert`."""
+        """Embed texts as a vector a token; see :meth:`nimbed.local.heads.M3Heads.colbert`."""
         return self._heads().colbert(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
 
     def close(self) -> None:
         """Release the weights; the next call would read them again."""
-        self._loaded = self._m3 = None
+        if self._loaded is None:
+            return
+        devices = {engine.placement.device for engine in self._loaded.engines}
+        self._loaded = self._m3 = None  # the last references, unless a call is under way
+        from nimbed.local.device import release
+
+        release(devices)
+
+    def _resolve(self, options: EmbedOptions) -> tuple[VectorSpec, str]:
+        """Return the contract and the prompt of a call; most repeat earlier options."""
+        resolved = self._resolved.get(options)
+        if resolved is None:
+            spec, prompt = self.spec(**options.of_spec), self.card.prompt(options.input_type)
+            resolved = self._resolved[options] = (spec, prompt)
+        return resolved
+
+    def _check(self, inputs: Sequence[Input], options: EmbedOptions) -> list[Input]:
+        return check_inputs(
+            inputs,
+            input_type=options.input_type,
+            modality=options.modality,
+            model=self.card.id,
+            modalities=self.card.modalities,
+        )
 
     def _heads(self) -> M3Heads:
         loaded = self._load()
         if self._m3 is None:
-            from nimbed.local.m3 import M3Heads
+            from nimbed.local.heads import M3Heads
 
             self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, loaded.engines[0])
         return self._m3

@@ -1,41 +1,43 @@
-"""Token ids in, pooled float32 vectors out, on one device.
+"""One copy of a model on one device: pooled float32 vectors from token ids.
 
-Plans micro-batches, runs the model on them and puts the rows back in the caller's order. Knows
-nothing about texts, prompts or quantisation.
+Plans micro-batches, runs the model on them and puts the rows back in the caller's order.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nimbed.cards import Pooling
-from nimbed.errors import BackendError, CheckpointError
+from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.attention import follows_rows
+from nimbed.local.batching import Layout, micro_batches, on_device
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
-from nimbed.local.graphs import Graphs
-from nimbed.local.layout import Layout
-from nimbed.local.memory import give_back
 from nimbed.local.models.bert import Bert
+from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
 from nimbed.local.models.ministral3 import ministral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.xlm_roberta import xlm_roberta
-from nimbed.local.outlet import Outlet
-from nimbed.local.plan import micro_batches
 from nimbed.local.pooling import pool
-from nimbed.local.tensors import Tensors, open_tensors
+from nimbed.local.tokenizer import Row, Tokens, ids_of
+from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.image_row import images_of
 from nimbed.local.vision.reader import ImageReader
+from nimbed.local.weights import Tensors, give_back, open_tensors
 
-__all__ = ["Engine", "Model", "build_engine"]
+__all__ = ["Engine", "Model", "build_engine", "run"]
 
 
 class Model(Protocol):
@@ -61,15 +63,53 @@ _MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "xlm_roberta": xlm_roberta,
 }
 
+# Post-norm encoders, whose every layer rounds the whole state in float8: no choice of layers or
+# products that leaves a gain keeps MiniLM's cosines above 0.999 (decision 0012).
+_TOO_COARSE = ("bert", "xlm_roberta")
+
+# Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
+# take the host about as long, whatever the model.
+_RECORDED = 2.5e12
+
+# Tokens that fill a GPU whatever the model; more win nothing and cost memory.
+_FULL = 32768
+# Share of the memory that is free after loading that a batch's activations may take.
+_ACTIVATIONS = 0.5
+
+
+class TokenCost(NamedTuple):
+    """What one token takes, roughly.
+
+    Attributes:
+        operations: Multiplications and additions in the layers' products.
+        activations: Numbers that lie in memory at once in the widest layer.
+    """
+
+    operations: int = 0
+    activations: int = 0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> TokenCost:
+        """Estimate it from a configuration; all architectures here have these three sizes."""
+        language = config.get("text_config", config.get("llm_config", config))
+        width, inner = whole(language, "hidden_size"), whole(language, "intermediate_size")
+        layers = whole(language, "num_hidden_layers")
+        return cls(2 * layers * (4 * width**2 + 3 * width * inner), 6 * width + 3 * inner)
+
 
 class Engine:
     """One replica of a model.
+
+    A row of a queue is (token ids, how many of the first are not pooled); see
+    :class:`nimbed.embedder.Replica`.
 
     Args:
         model: The network.
         placement: Where it runs.
         pooling: How token states become a vector.
         dimensions: Width of a vector.
+        max_tokens: Tokens of the longest text.
+        cost: What a token takes.
     """
 
     def __init__(
@@ -79,35 +119,60 @@ class Engine:
         *,
         pooling: Pooling,
         dimensions: int,
+        max_tokens: int,
+        cost: TokenCost,
     ) -> None:
         self._model = model
         self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
         self._placement = placement
-        self._pooling: Pooling = pooling
         self._dimensions = dimensions
         device = placement.device
-        self._graphs = (
-            Graphs(lambda packed, layout: self._vectors(model(packed, layout), layout), device)
-            if follows_rows(placement)
-            else None
-        )
+        # Launches of one engine follow each other on a stream of its own, whatever stream is
+        # current in the thread that calls.
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._staging = Staging(device) if self._stream is not None else None
+        self._pool = functools.partial(_first, pooling=pooling, dimensions=dimensions)
+        self._forward = _forward(model, self._pool)
+        self._graphs: Graphs | None = None
+        if self._stream is not None and follows_rows(placement):
+            self._graphs = Graphs(
+                self._forward,
+                device,
+                CudaRecorder(device, self._stream),
+                staging=self._staging,
+                longest=max_tokens,
+                most_rows=int(min(4096, max(128, _RECORDED / max(cost.operations, 1)))),
+            )
         # Where attention goes length by length, a batch of few lengths is 5 to 15 % faster; more
         # than four budgets to choose from win nothing (measured).
         self.look_ahead = 1 if follows_rows(placement) else 4
         self._lock = threading.Lock()
         # Tokens a micro-batch. On the CPU 512 a thread keep its cache warm (measured flat from
-        # 512 to 2048, worse beyond); on CUDA it fills the device and bounds the activations.
+        # 512 to 2048, worse beyond).
         threads = min(torch.get_num_threads(), 16)
-        self.budget = max(1024, 512 * threads) if placement.on_cpu else 32768
+        self.budget = max(1024, 512 * threads) if placement.on_cpu else _room(placement, cost)
 
     @property
     def placement(self) -> Placement:
         """Where the model runs."""
         return self._placement
 
+    @property
+    def on_host(self) -> bool:
+        """Whether the device is the host's own processor."""
+        return self._placement.on_cpu
+
+    def warm_up(self) -> None:
+        """Do what the first batches would otherwise have to wait for."""
+        if self._graphs is not None:
+            with self.current():
+                self._graphs.record_all()
+
     def run(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Row],
         out: NDArray[np.float32],
         finished: Callable[[int], None],
         *,
@@ -124,97 +189,136 @@ class Engine:
         Raises:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
-        outlet = Outlet(out, finished)
+        transfer = Transfer(out, finished)
         plan = micro_batches([len(row) for row in ids], budget=self.budget)
         for rows in self.ahead(ids, plan):
-            self.launch(ids, rows, outlet, skip=skip)
-        outlet.flush()
+            self.launch(ids, rows, transfer, skip=skip)
+        transfer.flush()
+
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> NDArray[np.float32]:
+        """Return pooled vectors of shape (len(rows), dimensions), not normalised.
+
+        Threads may call it at once: a batch is launched while the one before it runs.
+        """
+        out = np.empty((len(rows), self._dimensions), np.float32)
+        skips = [skip for _, skip in rows]
+        transfer = Transfer(out)
+        self.launch(
+            [ids for ids, _ in rows],
+            np.arange(len(rows)),
+            transfer,
+            skip=skips if any(skips) else None,
+        )
+        transfer.flush()
+        return out
 
     def ahead(
-        self, ids: Sequence[Sequence[int]], plan: Iterator[NDArray[np.intp]]
+        self, ids: Sequence[Row], plan: Iterator[NDArray[np.intp]]
     ) -> Iterator[NDArray[np.intp]]:
         """Yield the micro-batches of a plan; images are decoded one batch ahead."""
         return plan if self._images is None else self._images.ahead(ids, plan)
 
     def launch(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Row],
         rows: NDArray[np.intp],
-        outlet: Outlet,
+        transfer: Transfer,
         *,
         skip: Sequence[int] | None = None,
+        first_row: int = 0,
     ) -> None:
         """Have the given rows embedded as one micro-batch, or as two halves if memory runs out.
 
         Args:
             ids: Token ids a row.
             rows: Which of them.
-            outlet: Where their vectors go; flush it when everything is launched.
+            transfer: Where their vectors go; flush it when everything is launched.
             skip: How many of each row's first tokens are not pooled.
+            first_row: Where the first row's vector goes in the transfer's array.
 
         Raises:
             BackendError: If one row alone does not fit the device's memory.
         """
-        try:
-            chosen = rows.tolist()
-            skipped = None if skip is None else [skip[row] for row in chosen]
-            with self._lock, torch.inference_mode():
-                vectors = self._pooled([ids[row] for row in chosen], skipped)
-        except torch.OutOfMemoryError as error:
-            if len(rows) == 1:
-                raise BackendError(
-                    f"one input of {len(ids[rows[0]])} tokens does not fit the memory of "
-                    f"{self._placement.device}; truncate it, or use a larger device"
-                ) from error
-            self.budget = max(1, self.budget // 2)
+        if self._launched(ids, rows, transfer, skip, first_row):
+            transfer.throttle()
+            return
+        # Outside the handler of the error, whose traceback keeps the failed activations alive.
+        if len(rows) == 1:
+            raise BackendError(
+                f"one input of {len(ids[rows[0]])} tokens does not fit the memory of "
+                f"{self._placement.device}; truncate it, or use a larger device"
+            )
+        self.budget = max(1, self.budget // 2)
+        if self._stream is not None:
+            transfer.flush()  # what runs still holds memory that half a batch may need
             torch.cuda.empty_cache()
-            half = len(rows) // 2
-            self.launch(ids, rows[:half], outlet, skip=skip)
-            self.launch(ids, rows[half:], outlet, skip=skip)
-        else:
-            outlet.put(rows, vectors)
+        half = len(rows) // 2
+        for part in (rows[:half], rows[half:]):
+            self.launch(ids, part, transfer, skip=skip, first_row=first_row)
 
-    def states(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Layout]:
+    def _launched(
+        self,
+        ids: Sequence[Row],
+        rows: NDArray[np.intp],
+        transfer: Transfer,
+        skip: Sequence[int] | None,
+        first_row: int,
+    ) -> bool:
+        chosen = rows.tolist()
+        skipped = None if skip is None else [skip[row] for row in chosen]
+        try:
+            with self.current():
+                transfer.put(rows + first_row, self._pooled([ids[row] for row in chosen], skipped))
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def states(self, ids: Sequence[Row]) -> tuple[torch.Tensor, Layout]:
         """Return the token states of one micro-batch, and where each row's lie in them.
+
+        To be called, and its result used, within :meth:`current`.
 
         Raises:
             BackendError: If they do not fit the device's memory.
         """
         try:
-            with self._lock, torch.inference_mode():
-                return self._forward(ids, self._flat(ids), None)
+            packed, layout = self._sent(self._flat(ids), [len(row) for row in ids])
+            return self._model(packed, layout), layout
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"{sum(map(len, ids))} tokens do not fit the memory of {self._placement.device}; "
                 f"truncate the texts, or use a larger device"
             ) from error
 
-    def _pooled(self, ids: Sequence[Sequence[int]], skip: Sequence[int] | None) -> torch.Tensor:
-        flat = self._flat(ids)
-        if self._graphs is not None and skip is None and next(images_of(ids), None) is None:
-            vectors = self._graphs(flat, [len(row) for row in ids])
-            if vectors is not None:
-                return vectors
-        return self._vectors(*self._forward(ids, flat, skip))
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """Let this thread, and no other, launch on this engine's device and stream."""
+        stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with self._lock, torch.inference_mode(), stream:
+            yield
 
-    def _vectors(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
-        return pool(states, layout, self._pooling)[:, : self._dimensions]
-
-    def _forward(
-        self, ids: Sequence[Sequence[int]], flat: NDArray[np.int64], skip: Sequence[int] | None
-    ) -> tuple[torch.Tensor, Layout]:
-        device = self._placement.device
-        layout = Layout.of([len(row) for row in ids], device, skip=skip)
-        packed = torch.from_numpy(np.pad(flat, (0, layout.rows - layout.tokens)))
-        if not self._placement.on_cpu:
-            packed = packed.pin_memory().to(device, non_blocking=True)
+    def _pooled(self, ids: Sequence[Row], skip: Sequence[int] | None) -> torch.Tensor:
+        flat, lengths = self._flat(ids), [len(row) for row in ids]
         images = list(images_of(ids)) if self._images is not None else []
         if self._images is not None and images:
-            return self._images(packed, layout, images, budget=self.budget), layout
-        return self._model(packed, layout), layout
+            packed, layout = self._sent(flat, lengths, skip)
+            return self._pool(self._images(packed, layout, images, budget=self.budget), layout)
+        if self._graphs is not None:
+            vectors = self._graphs(flat, lengths, skip=skip)
+            if vectors is not None:
+                return vectors
+        return self._forward(*self._sent(flat, lengths, skip))
 
-    def _flat(self, ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-        flat = np.concatenate(ids, dtype=np.int64)
+    def _sent(
+        self,
+        flat: NDArray[np.int64],
+        lengths: Sequence[int],
+        skip: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, Layout]:
+        return on_device(flat, lengths, self._placement.device, skip=skip, staging=self._staging)
+
+    def _flat(self, ids: Sequence[Row]) -> NDArray[np.int64]:
+        flat = np.concatenate([np.fromiter(ids_of(row), np.int64, len(row)) for row in ids])
         if flat.max() >= self._model.vocabulary:
             raise CheckpointError(
                 f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
@@ -223,20 +327,84 @@ class Engine:
         return flat
 
 
+def run(
+    engines: Sequence[Engine], tokens: Tokens, transfers: Sequence[Transfer], first_row: int
+) -> None:
+    """Launch the tokenized inputs of one window, on every replica at once if there are several.
+
+    Args:
+        engines: The replicas.
+        tokens: Of the inputs.
+        transfers: Where the vectors of each replica go; flush them after the last window.
+        first_row: The first input's row in the array of the transfers.
+    """
+    ids, skip = tokens.rows, tokens.skip
+    budget = min(engine.budget for engine in engines)
+    plan = engines[0].ahead(ids, micro_batches([len(row) for row in ids], budget=budget))
+    taking = threading.Lock()
+
+    def work(engine: Engine, transfer: Transfer) -> None:
+        while True:
+            with taking:
+                rows = next(plan, None)
+            if rows is None:
+                return
+            engine.launch(ids, rows, transfer, skip=skip, first_row=first_row)
+
+    if len(engines) == 1:
+        work(engines[0], transfers[0])
+        return
+    with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
+        for done in [pool.submit(work, *pair) for pair in zip(engines, transfers, strict=True)]:
+            done.result()
+
+
 def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
     """Read a checkpoint's weights onto a device.
 
     Raises:
         CheckpointError: If the weights are damaged or do not fit the configuration.
+        ConfigurationError: If the model does not bear the placement's dtype.
     """
     card, config = checkpoint.card, checkpoint.config
+    if placement.float8 and card.architecture in _TOO_COARSE:
+        raise ConfigurationError(
+            f"dtype 'float8' costs an encoder like {card.id} too much (of MiniLM's ten nearest it "
+            f"changes one in twenty, at a mean cosine of 0.997); use dtype='bfloat16'"
+        )
     with torch.inference_mode(), open_tensors(checkpoint.folder) as tensors:
         model = _MODELS[card.architecture](config, tensors, placement)
         tensors.refuse_leftovers()
     give_back()
+    if placement.device.type == "cuda":
+        torch.cuda.synchronize(placement.device)  # the weights were copied on another stream
     return Engine(
         model,
         placement,
         pooling=card.pooling,
         dimensions=card.dimensions,
+        max_tokens=card.max_tokens,
+        cost=TokenCost.of(config),
     )
+
+
+def _first(
+    states: torch.Tensor, layout: Layout, *, pooling: Pooling, dimensions: int
+) -> torch.Tensor:
+    return pool(states, layout, pooling)[:, :dimensions]
+
+
+def _forward(
+    model: Model, pooled: Callable[[torch.Tensor, Layout], torch.Tensor]
+) -> Callable[[torch.Tensor, Layout], torch.Tensor]:
+    """Join both halves without a reference to the engine, whose memory a cycle would keep."""
+    return lambda packed, layout: pooled(model(packed, layout), layout)
+
+
+def _room(placement: Placement, cost: TokenCost) -> int:
+    """Return how many tokens fill a GPU and find room on it."""
+    if placement.device.type != "cuda" or not cost.activations:
+        return _FULL
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    each = cost.activations * placement.dtype.itemsize
+    return max(1024, min(_FULL, int(_ACTIVATIONS * free / each)))

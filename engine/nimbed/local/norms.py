@@ -1,7 +1,4 @@
-"""Layer norm and root-mean-square norm over the last dimension, statistics in float32 always.
-
-Knows nothing about models.
-"""
+"""Layer norm and root-mean-square norm over the last dimension, statistics in float32 always."""
 
 from __future__ import annotations
 
@@ -10,8 +7,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from nimbed.local import kernels
 from nimbed.local.device import Placement
-from nimbed.local.tensors import Tensors
+from nimbed.local.float8 import Float8Rows
+from nimbed.local.linear import Activations, Dense
+from nimbed.local.weights import Tensors
 
 __all__ = ["LayerNorm", "RmsNorm"]
 
@@ -21,15 +21,31 @@ _ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """(x - mean) / √(variance + eps) · weight + bias."""
+    """(x - mean) / √(variance + eps) · weight + bias.
+
+    Attributes:
+        weight: Of shape (width,).
+        bias: Likewise.
+        eps: Added to the variance.
+        fused: Whether the sum with a residual is normalised by a kernel of our own.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     eps: float
+    fused: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return x of any shape (..., width), normalised."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def after(self, product: Dense, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        """Return the norm of product(x) + residual, which may be overwritten."""
+        if not self.fused:
+            return self(product.plus(x, residual))
+        from nimbed.local.kernels.normalization import layer_norm_of_sum
+
+        return layer_norm_of_sum(product(x), residual, self.weight, self.bias, self.eps)
 
     @classmethod
     def read(
@@ -40,33 +56,83 @@ class LayerNorm:
             tensors.placed(placement, f"{name}.weight", width),
             tensors.placed(placement, f"{name}.bias", width),
             eps,
+            kernels.usable(placement.device),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm:
-    """x / √(mean(x²) + eps) · weight."""
+    """x / √(mean(x²) + eps) · weight.
+
+    Attributes:
+        weight: Of shape (width,).
+        eps: Added to the mean.
+        fused: Whether kernels of our own may do it.
+        float8: Whether it gives float8 rows, for a float8 product.
+    """
 
     weight: torch.Tensor
     eps: float
+    fused: bool = False
+    float8: bool = False
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> Activations:
         """Return x of shape (rows, width), normalised."""
+        if self.float8 and self.fused:
+            from nimbed.local.kernels.normalization import rms_norm_float8
+
+            return Float8Rows(*rms_norm_float8(x, None, self.weight, self.eps)[1:])
         if not x.is_cpu or x.dtype == torch.float32:
-            return self._whole(x)
+            return self._rounded(self._whole(x))
         # On the CPU torch makes three passes over a float32 copy. Part by part they stay in the
         # cache: 1.7 ms instead of 10 for 1,920 rows of 2,048, and the same bits.
         out = torch.empty_like(x)
         for part, normed in zip(torch.split(x, _ROWS), torch.split(out, _ROWS), strict=True):
             normed.copy_(self._whole(part))
-        return out
+        return self._rounded(out)
+
+    def after(
+        self, product: Dense, x: Activations, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, Activations]:
+        """Return product(x) + residual, which may be overwritten, and its norm."""
+        if self.float8 and self.fused:
+            from nimbed.local.kernels.normalization import rms_norm_float8
+
+            total, *rows = rms_norm_float8(product(x), residual, self.weight, self.eps)
+            return total, Float8Rows(*rows)
+        total = product.plus(x, residual)
+        return total, self(total)
 
     @classmethod
     def read(
-        cls, tensors: Tensors, name: str, width: int, placement: Placement, *, eps: float
+        cls,
+        tensors: Tensors,
+        name: str,
+        width: int,
+        placement: Placement,
+        *,
+        eps: float,
+        before_product: bool = True,
     ) -> RmsNorm:
-        """Read the weight of a name."""
-        return cls(tensors.placed(placement, f"{name}.weight", width), eps)
+        """Read the weight of a name.
+
+        Args:
+            tensors: Of the checkpoint.
+            name: Of the norm, without ``.weight``.
+            width: Of what it normalises.
+            placement: Device and dtype.
+            eps: Added to the mean.
+            before_product: Whether a product takes what it gives, in float8 if need be.
+        """
+        return cls(
+            tensors.placed(placement, f"{name}.weight", width),
+            eps,
+            kernels.usable(placement.device),
+            placement.float8 and before_product,
+        )
 
     def _whole(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def _rounded(self, x: torch.Tensor) -> Activations:
+        return Float8Rows.of(x) if self.float8 else x

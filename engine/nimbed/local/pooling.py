@@ -1,11 +1,12 @@
-"""Token states in, one vector a sequence out, in float32."""
+"""One vector a sequence out of packed token states, in float32."""
 
 from __future__ import annotations
 
 import torch
 
 from nimbed.cards import Pooling
-from nimbed.local.layout import Layout
+from nimbed.local import kernels
+from nimbed.local.batching import Layout
 
 __all__ = ["pool"]
 
@@ -25,17 +26,28 @@ def pool(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     if how == "cls":
         return hidden[layout.starts].float()
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
-    if layout.pooled is not None:
-        return _by_offsets(hidden[layout.pooled.rows].float(), layout.pooled.offsets)
-    states = hidden[: layout.tokens].float()
+    if kernels.usable(hidden.device):
+        from nimbed.local.kernels.segments import mean_rows
+
+        return mean_rows(hidden, layout.firsts, layout.ends)
+    states, offsets = hidden[: layout.tokens].float(), layout.offsets.long()
+    if layout.skips:
+        return _without_skipped(states, offsets, layout)
     if hidden.is_cpu and layout.groups:
         return _by_group(states, layout)
-    return _by_offsets(states, layout.offsets)
+    return torch.segment_reduce(states, "mean", offsets=offsets, axis=0)
 
 
-def _by_offsets(states: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Take the means in one launch."""
-    return torch.segment_reduce(states, "mean", offsets=offsets.long(), axis=0)
+def _without_skipped(states: torch.Tensor, offsets: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Take the means of what is pooled; asks the device for no value, so a graph can hold it."""
+    firsts = torch.repeat_interleave(
+        layout.firsts - layout.starts, offsets.diff(), output_size=layout.tokens
+    )
+    skipped = layout.positions[: layout.tokens] < firsts
+    sums = torch.segment_reduce(
+        states.masked_fill(skipped[:, None], 0.0), "sum", offsets=offsets, axis=0
+    )
+    return sums / (layout.ends - layout.firsts).clamp_min(1)[:, None]
 
 
 def _by_group(states: torch.Tensor, layout: Layout) -> torch.Tensor:

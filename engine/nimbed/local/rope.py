@@ -1,7 +1,7 @@
-"""Rotary position embedding: positions in, cosines and sines out, and the rotation itself.
+"""Rotary position embedding.
 
 Frequencies are computed in float32 in transformers' order of operations, so that they are equal
-to the last bit. Knows nothing about layers.
+to the last bit.
 """
 
 from __future__ import annotations
@@ -13,19 +13,34 @@ from typing import Any, NamedTuple
 import torch
 
 from nimbed.errors import CheckpointError
+from nimbed.local import kernels
 from nimbed.local.models.fields import real, whole
 
 __all__ = ["Rope", "Turn", "rope_for"]
 
 
 class Turn(NamedTuple):
-    """Cosines and sines of a packed batch, both of shape (rows, 1, head_dim / 2)."""
+    """The rotation of each row of a packed batch.
+
+    Attributes:
+        cos: Cosines of shape (rows, 1, head_dim / 2).
+        sin: Sines, likewise.
+        fused: Whether a kernel of our own rotates.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
+    fused: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x of shape (rows, heads, head_dim) with both halves of each head rotated."""
+        """Return x of shape (rows, heads, head_dim) with both halves of each head rotated.
+
+        x may be overwritten with the result.
+        """
+        if self.fused:
+            from nimbed.local.kernels.rotation import rotate_
+
+            return rotate_(x, self.cos, self.sin)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         first, second = x.chunk(2, dim=-1)
         low, high = out.chunk(2, dim=-1)
@@ -57,6 +72,7 @@ class Rope:
         self._frequencies = frequencies.to(device)
         self._factor = factor
         self._dtype = dtype
+        self._fused = kernels.usable(device)
 
     def at(self, positions: torch.Tensor) -> Turn:
         """Return the rotation of each row; positions are int64 of shape (rows,)."""
@@ -64,6 +80,7 @@ class Rope:
         return Turn(
             (angles.cos() * self._factor).to(self._dtype),
             (angles.sin() * self._factor).to(self._dtype),
+            self._fused,
         )
 
 

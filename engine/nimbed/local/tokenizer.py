@@ -1,13 +1,14 @@
-"""Text in, token ids out, cut to the model's length if the caller allows it.
+"""Tokenization, cut to the model's length if the caller allows it.
 
-Wraps the ``tokenizers`` library: tokenizer.json is the ground truth. Knows nothing about models.
+Wraps the ``tokenizers`` library: tokenizer.json is the ground truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import tokenizers
 
@@ -21,12 +22,23 @@ from nimbed.errors import (
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.spec import Truncate
 
-__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "tokenizer_for"]
+__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "ids_of", "tokenized", "tokenizer_for"]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
 # cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05. Nor
 # does ``encode`` let go of the interpreter's lock, whose way back cost twice the tokens.
 _FEW = 4096
+
+# Texts tokenized at a time: enough to sort by length, which attention on a CPU likes.
+_WINDOW = 8192
+# For a GPU, which attends at one speed to all lengths: the first window soon, so that it does not
+# wait, then more at once, whose batches are fuller.
+_FIRST_WINDOW = 256
+
+
+# Turning what Rust holds into Python's integers costs as much as tokenizing on 16 cores, and nobody
+# else can run meanwhile: it is left to whoever needs the ids, when he needs them.
+Row: TypeAlias = "list[int] | tokenizers.Encoding"
 
 
 class InputTokenizer(Protocol):
@@ -67,14 +79,24 @@ class Tokens(NamedTuple):
     """Tokenized texts.
 
     Attributes:
-        ids: Token ids a text, special tokens included.
+        rows: What holds the ids of each text, special tokens included; see :func:`ids_of`.
         truncated: Which rows were cut, ascending.
         skip: How many of each row's first tokens are not pooled, or None if all are.
     """
 
-    ids: list[list[int]]
+    rows: Sequence[Row]
     truncated: list[int]
     skip: list[int] | None = None
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """Token ids a text, special tokens included."""
+        return [ids_of(row) for row in self.rows]
+
+
+def ids_of(row: Row) -> list[int]:
+    """Return the token ids of a row, of which the tokenizer may not have made a list yet."""
+    return row.ids if isinstance(row, tokenizers.Encoding) else row
 
 
 class TextTokenizer:
@@ -131,8 +153,8 @@ class TextTokenizer:
             raise ConfigurationError(
                 f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
             )
-        ids = self._ids(prompted)
-        lengths = [len(row) for row in ids]
+        rows = self._encoded(prompted)
+        lengths = [len(row) for row in rows]
         nothing = self._head + self._tail + self._suffix_length
         if lengths and min(lengths) <= nothing:
             empty = [first_row + row for row, length in enumerate(lengths) if length <= nothing]
@@ -151,15 +173,15 @@ class TextTokenizer:
             )
         for row in too_long:
             kept = self._prompt_tokens(prompted[row], len(prompt)) if truncate == "START" else 0
-            ids[row] = self._cut(ids[row], kept=kept, truncate=truncate)
+            rows[row] = self._cut(ids_of(rows[row]), kept=kept, truncate=truncate)
         # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
-        skips = [min(skip, len(row) - 1) for row in ids] if skip else None
-        return Tokens(ids, too_long, skips)
+        skips = [min(skip, len(row) - 1) for row in rows] if skip else None
+        return Tokens(rows, too_long, skips)
 
-    def _ids(self, prompted: list[str]) -> list[list[int]]:
+    def _encoded(self, prompted: list[str]) -> list[Row]:
         if sum(map(len, prompted)) <= _FEW:
-            return [self._tokenizer.encode(text).ids for text in prompted]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prompted)]
+            return [self._tokenizer.encode(text) for text in prompted]
+        return list(self._tokenizer.encode_batch_fast(prompted))
 
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""
@@ -185,3 +207,49 @@ class TextTokenizer:
                 encoding.offsets, encoding.special_tokens_mask, strict=True
             )
         )
+
+
+def tokenized(
+    items: list[Any], encode: Callable[..., Tokens], *, on_host: bool
+) -> Iterator[tuple[int, Tokens]]:
+    """Yield windows of tokenized inputs, the coming ones tokenized while one is embedded.
+
+    The tokenizer runs ahead without a bound, so a text that is too long is found early, not
+    after the hours of work before it.
+
+    Args:
+        items: All inputs of a call.
+        encode: Tokenizes some of them; told the ``first_row`` of those.
+        on_host: Whether they are embedded on the host's own processor.
+
+    Yields:
+        The first input's row, and the tokens of a window.
+    """
+    starts = _windows(len(items), on_host)
+    if len(starts) < 2:
+        yield 0, encode(items, first_row=0)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="nimbed-tokenizer") as pool:
+        windows: list[Future[Tokens]] = [
+            pool.submit(encode, items[start:stop], first_row=start)
+            for start, stop in zip(starts, [*starts[1:], len(items)], strict=True)
+        ]
+        try:
+            for number, (start, coming) in enumerate(zip(starts, windows, strict=True)):
+                for later in windows[number:]:
+                    if later.done() and later.exception() is not None:
+                        later.result()
+                yield start, coming.result()
+                windows[number] = Future()  # lets go of the ids
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _windows(count: int, on_host: bool) -> list[int]:
+    """Return the row at which each window begins."""
+    size, starts, start = _WINDOW if on_host else _FIRST_WINDOW, [], 0
+    while start < count:
+        starts.append(start)
+        start += size
+        size = min(2 * size, _WINDOW)
+    return starts or [0]

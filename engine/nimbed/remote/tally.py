@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nimbed.report import Report
+from nimbed.batch import Report
 
 __all__ = ["Tally"]
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one call has cost so far; see :class:`nimbed.report.Report`."""
+    """What one call has cost so far; see :class:`nimbed.batch.Report`."""
 
     requests: int = 0
     retries: int = 0

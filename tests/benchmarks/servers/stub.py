@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from nimbed.embedder import Prepared
 from nimbed.fake import FAKE_CARD, FakeEmbedder
-from nimbed.stages import Prepared
 from nimbed_server import Settings, create_app
 from nimbed_server.running import run
 
@@ -24,7 +24,7 @@ class _Replica:
 
 
 class Stub(FakeEmbedder):
-    def prepare(self, inputs, *, input_type, truncate="NONE", modality=None):
+    def prepare(self, inputs, options):
         return Prepared(rows=inputs, counts=[8] * len(inputs), truncated=())
 
     def replicas(self):

@@ -7,16 +7,15 @@ names fails here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.engine.local.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
 from tokenizers import Tokenizer
-
-__all__ = ["bert_tokenizer", "tiny_bert", "tiny_m3", "tiny_xlmr"]
 
 WIDTH, INNER, LAYERS, HEADS = 32, 64, 2, 4
 
@@ -175,6 +174,29 @@ def write(
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file."""
     path.write_text(json.dumps(content, indent=2), "utf-8")
+
+
+def change_config(folder: Path, **facts: Any) -> None:
+    """Change entries of config.json."""
+    config = {**json.loads((folder / "config.json").read_text("utf-8")), **facts}
+    write_json(folder / "config.json", config)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Let a function change the tensors of model.safetensors in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
 
 
 def sentence_transformers_files(

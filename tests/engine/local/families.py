@@ -1,10 +1,12 @@
-"""Every text family by name, for tests that all of them must pass."""
+"""Every text family by name, and how its tiny checkpoint is loaded, in float32 on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tests.engine.local.checkpoints import tiny_bert, tiny_m3, tiny_xlmr
 from tests.engine.local.tiny_decoders import (
     tiny_llama,
@@ -12,6 +14,9 @@ from tests.engine.local.tiny_decoders import (
     tiny_mistral,
     tiny_nvembed,
 )
+
+import nimbed
+from nimbed import ModelCard
 
 TEXTS = [
     "What is NVIDIA?",
@@ -31,3 +36,16 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ministral3": tiny_ministral,
     "nvembed": tiny_nvembed,
 }
+
+
+def load(model: Path | ModelCard, **options: Any) -> Any:
+    """Return the embedder of a checkpoint's folder, or of a card that names one."""
+    which = model if isinstance(model, ModelCard) else str(model)
+    return nimbed.load(which, **{"device": "cpu", "dtype": "float32", **options})
+
+
+def embed(
+    model: Path | ModelCard, texts: Sequence[str] = TEXTS, *, role: str = "passage", **options: Any
+) -> np.ndarray:
+    """Return the vectors of a fresh embedder."""
+    return load(model).embed(texts, input_type=role, **options).vectors

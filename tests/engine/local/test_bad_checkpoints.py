@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.checkpoints import Bomb, change_config, change_tensors, tiny_bert
+from tests.engine.local.families import load
 
 import nimbed
 from nimbed.errors import CheckpointError, NimbedError
@@ -23,19 +22,7 @@ def folder(tmp_path):
 
 
 def embed(folder):
-    return nimbed.load(str(folder), device="cpu").embed(["the fox"], input_type="query")
-
-
-def change_tensors(folder, change):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-
-
-def change_config(folder, **facts):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    return load(folder, dtype="auto").embed(["the fox"], input_type="query")
 
 
 NAME = "encoder.layer.1.attention.self.key.weight"
@@ -126,16 +113,6 @@ def test_a_shard_outside_the_folder_is_refused(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="outside.safetensors, not found"):
         embed(folder)
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def test_a_pickle_that_runs_code_is_refused_without_running_it(folder, tmp_path):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.engine.local.checkpoints import tiny_bert
-
-import nimbed
+from tests.engine.local.families import load
 
 TEXTS = [
     "the quick brown fox",
@@ -18,10 +17,6 @@ TEXTS = [
     "passage about retrieval and vectors, with some words unknown: zyzzyva",
     "the quick brown fox jumps over the lazy dog " * 4,
 ]
-
-
-def load(folder, **options):
-    return nimbed.load(str(folder), device="cpu", **{"dtype": "float32", **options})
 
 
 def transformers_states(folder, texts):
@@ -69,7 +64,7 @@ def test_a_card_of_ones_own_overrides_the_prompts(tmp_path):
     prompted = dataclasses.replace(
         plain.card, query_prompt="query: ", asymmetric=True, id=str(folder)
     )
-    other = nimbed.load(prompted, device="cpu", dtype="float32")
+    other = load(prompted)
     expected = plain.embed(["query: fox"], input_type="query").vectors
     np.testing.assert_allclose(
         other.embed(["fox"], input_type="query").vectors, expected, atol=1e-6

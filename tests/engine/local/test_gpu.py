@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from tests.engine.local.families import FAMILIES, TEXTS
 
 import nimbed
+from nimbed.local.attention import attention_for
+from nimbed.local.batching import Layout
+from nimbed.local.device import Placement
+
+CUDA = torch.device("cuda", 0)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,3 +101,103 @@ def test_the_heads_of_bge_m3_equal_the_cpu(tmp_path, dtype, exact_products):
         found = dict(zip(got.ids.tolist(), got.weights.tolist(), strict=True))
         for token, weight in zip(expected.ids.tolist(), expected.weights.tolist(), strict=True):
             assert abs(found.get(token, 0.0) - weight) <= loose
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 72, 128])
+@pytest.mark.parametrize("key_heads", [8, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_attention_at_real_head_sizes_equals_float64(head_dim, key_heads, dtype):
+    lengths = [300, 17, 1, 128, 513, 64]
+    layout = Layout.of(lengths, CUDA)
+    generator = torch.Generator("cuda").manual_seed(head_dim)
+    fused = torch.randn(
+        layout.rows, 8 + 2 * key_heads, head_dim, generator=generator, device=CUDA
+    ).to(dtype)
+    q, k, v = fused.split([8, key_heads, key_heads], dim=1)
+    got = attention_for(Placement(CUDA, dtype))(q, k, v, layout)
+    starts = layout.starts.tolist()
+    for start, length in zip(starts, lengths, strict=True):
+        rows = slice(start, start + length)
+        query, key, value = (x[rows].double().transpose(0, 1) for x in (q, k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, enable_gqa=key_heads != 8
+        ).transpose(0, 1)
+        loose = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got[rows].double(), expected.flatten(1), atol=loose, rtol=loose)
+
+
+def test_the_kernels_are_used():
+    from nimbed.local.kernels import usable
+
+    assert usable(CUDA)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "ministral3", "nvembed"])
+def test_float8_on_the_device_is_what_the_emulation_gives(family, tmp_path):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs float8 products")
+    folder = FAMILIES[family](tmp_path / "model")
+    expected = embed(folder, device="cpu", dtype="float8")
+    assert (embed(folder, dtype="float8") * expected).sum(1).min() >= 0.99
+
+
+def test_threads_and_models_at_once_get_their_own_vectors(tmp_path):
+    folders = [FAMILIES[name](tmp_path / name) for name in ("bert", "llama")]
+    embedders = [nimbed.load(str(folder), device="cuda", dtype="bfloat16") for folder in folders]
+    expected = [
+        nimbed.load(str(folder), device="cpu", dtype="float32")
+        .embed(TEXTS, input_type="passage")
+        .vectors
+        for folder in folders
+    ]
+
+    def ask(number):
+        own = torch.cuda.Stream()
+        with torch.cuda.stream(own):  # whatever stream the caller works on
+            for turn in range(20):
+                row = (number + turn) % len(TEXTS)
+                which = (number + turn) % 2
+                texts = TEXTS[row:] if turn % 3 else [TEXTS[row]]
+                got = embedders[which].embed(texts, input_type="passage").vectors
+                close = (got * expected[which][row : row + len(texts)]).sum(1)
+                assert close.min() >= 0.999
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(ask, number) for number in range(6)]:
+            done.result()
+
+
+def test_close_gives_the_memory_back_at_once(tmp_path):
+    gc.disable()  # what only the collector would free is not free
+    try:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        embedder = nimbed.load(
+            str(FAMILIES["llama"](tmp_path / "model")), device="cuda", dtype="bfloat16"
+        )
+        embedder.warmup()
+        assert torch.cuda.memory_allocated() > before
+        embedder.close()
+        assert torch.cuda.memory_allocated() <= before
+    finally:
+        gc.enable()
+
+
+def test_a_hundred_shortages_of_memory_lose_no_request(tmp_path, monkeypatch):
+    folder = FAMILIES["bert"](tmp_path / "model")
+    embedder = nimbed.load(str(folder), device="cuda", dtype="bfloat16")
+    expected = embedder.embed(TEXTS, input_type="passage").vectors
+    engine = embedder.replicas()[0]
+    real, shortages = engine._pooled, []
+
+    def tight(ids, skip):
+        if len(ids) > 1 and len(shortages) < 100:
+            shortages.append(torch.empty(1 << 20, device="cuda"))  # held by nobody but the frame
+            raise torch.OutOfMemoryError("pretended")
+        return real(ids, skip)
+
+    monkeypatch.setattr(engine, "_pooled", tight)
+    while len(shortages) < 100:
+        monkeypatch.setattr(engine, "budget", 32768)  # it was halved at each shortage
+        got = embedder.embed(TEXTS, input_type="passage").vectors
+        assert (got * expected).sum(1).min() >= 0.999

@@ -12,8 +12,9 @@ from tests.engine.local.varlen import varlen
 
 import nimbed
 from nimbed.local.attention import ByVarlen
-from nimbed.local.graphs import Graphs
+from nimbed.local.cuda_graphs import Graphs
 from nimbed.local.models import bert, llama
+from nimbed.options import EmbedOptions
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def engine(request, tmp_path, monkeypatch):
     embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
     embedder.warmup()
     (engine,) = embedder._loaded.engines
-    engine.rows = embedder.prepare(TEXTS, input_type="passage").rows
+    engine.rows = embedder.prepare(TEXTS, EmbedOptions(input_type="passage")).rows
     return engine
 
 
@@ -38,10 +39,7 @@ def repeat(work):
 
 
 def graphs(engine):
-    def forward(packed, layout):
-        return engine._vectors(engine._model(packed, layout), layout)
-
-    return Graphs(forward, CPU, recorder=repeat)
+    return Graphs(engine._forward, CPU, recorder=repeat)
 
 
 def ids(engine, rows):
@@ -87,7 +85,7 @@ def counted():
 
         def __call__(self, packed, layout):
             self.calls += 1
-            ends = layout.offsets.tolist()
+            ends = layout.spans.tolist()
             sums = [packed[a:b].sum() for a, b in itertools.pairwise(ends)]
             return torch.stack(sums).float()[:, None]
 
@@ -127,7 +125,7 @@ def test_a_shape_is_recorded_once(counted):
     assert len(recordings) == 3
 
 
-def test_what_cannot_be_recorded_is_tried_once_and_said(counted, caplog):
+def test_what_cannot_be_recorded_is_tried_three_times_and_said_once(counted, caplog):
     tries = []
 
     def refuse(work):
@@ -136,10 +134,10 @@ def test_what_cannot_be_recorded_is_tried_once_and_said(counted, caplog):
 
     recorded = Graphs(counted, CPU, recorder=refuse)
     with caplog.at_level("WARNING", "nimbed"):
-        assert run(recorded, [[1, 2]]) is None
-        assert run(recorded, [[1, 2, 3]]) is None
-    assert len(tries) == 1
-    assert "16 tokens are not recorded" in caplog.text
+        for _ in range(5):  # a passing fault, such as full memory, may be gone the next time
+            assert run(recorded, [[1, 2]]) is None
+    assert len(tries) == 3
+    assert caplog.text.count("16 tokens are not recorded") == 1
 
 
 @pytest.mark.gpu

@@ -119,7 +119,7 @@ def test_what_cannot_be_found_comes_with_what_to_do(name, message):
 
 
 def test_contradicting_arguments_are_refused():
-    with pytest.raises(ConfigurationError, match="belong to a base_url"):
+    with pytest.raises(ConfigurationError, match="api_key can only be used with a server"):
         nimbed.load(api_key="secret")
     with pytest.raises(ConfigurationError, match="either device or"):
         nimbed.load(device="cpu", devices=["cpu"])

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from english import passages, queries
 
 import nimbed
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
+from nimbed.local.tokenizer import ids_of
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_a_text_that_is_too_long_names_its_row(minilm):
 
 
 def test_a_late_long_text_stops_a_large_call_with_its_own_row(minilm, monkeypatch):
-    monkeypatch.setattr("nimbed.local.conveyor._WINDOW", 16)
+    monkeypatch.setattr("nimbed.local.tokenizer._WINDOW", 16)
     texts = ["short text"] * 100
     texts[77] = "word " * 400
     with pytest.raises(InputError) as raised:
@@ -125,11 +127,15 @@ def test_a_hundred_thousand_texts_come_back_in_order(minilm):
 
     class Stub:
         budget = engine.budget
+        on_host = True
 
-        def run(self, ids, out, finished, *, skip=None):
+        def ahead(self, ids, plan):
+            return plan
+
+        def launch(self, ids, rows, transfer, *, skip=None, first_row=0):
             first = {row[1]: vector for row, vector in zip(tokens, few, strict=True)}
-            out[:] = [first[row[1]] for row in ids]
-            finished(len(ids))
+            vectors = np.stack([first[ids_of(ids[row])[1]] for row in rows])
+            transfer.put(rows + first_row, torch.from_numpy(vectors))
 
     tokens = minilm._loaded.tokenizer.encode(kinds, prompt="", truncate="NONE").ids
     stubbed = nimbed.load(dtype="float32", device="cpu")
@@ -209,7 +215,6 @@ def test_closing_releases_the_weights_and_a_new_call_reads_them_again():
 
 
 def test_memory_exhaustion_halves_the_batch_and_goes_on(minilm, monkeypatch):
-    import torch
 
     minilm.warmup()
     engine = minilm._loaded.engines[0]
@@ -232,7 +237,6 @@ def test_memory_exhaustion_halves_the_batch_and_goes_on(minilm, monkeypatch):
 
 
 def test_one_input_beyond_the_memory_is_an_error_that_says_so(minilm, monkeypatch):
-    import torch
 
     minilm.warmup()
     engine = minilm._loaded.engines[0]

@@ -16,13 +16,13 @@ from tests.engine.local.vl_checkpoint import tiny_vl
 
 import nimbed
 from nimbed.local.attention import ByVarlen, by_length
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.engine import _MODELS
-from nimbed.local.layout import Layout
 from nimbed.local.models import bert, llama
 from nimbed.local.pooling import pool
-from nimbed.local.tensors import open_tensors
 from nimbed.local.vision import siglip
+from nimbed.local.weights import open_tensors
 
 AWAY = torch.device("meta")
 LENGTHS = [7, 5, 5, 1]
@@ -36,8 +36,6 @@ def attention(request, monkeypatch):
     assert attend is not None  # the tests' torch has the kernel
     for module in (bert, llama, siglip):
         monkeypatch.setattr(module, "attention_for", lambda placement: attend)
-    # Pinning needs a driver; where the copy goes, it does not change.
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
 
 
 def model(folder, dtype):

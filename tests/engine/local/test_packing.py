@@ -8,10 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.local.dense import _Plain, dense
+from nimbed.local.batching import Layout, micro_batches, padded_total
 from nimbed.local.device import Placement, place
-from nimbed.local.layout import Layout
-from nimbed.local.plan import micro_batches, padded_total
+from nimbed.local.linear import _Plain, dense
 from nimbed.local.pooling import pool
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from safetensors.torch import load_file
 from tests.engine.local.checkpoints import random_weights, write, write_json
-from tests.engine.local.tiny_decoders import decoder_config, decoder_shapes
+from tests.engine.local.tiny_decoders import LLAMA3_ROPE, decoder_config, decoder_shapes
 from tests.engine.local.tiny_tokenizers import llama3_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
@@ -54,14 +54,7 @@ def tiny_vl(
         **decoder_config(tokenizer),
         "model_type": "llama_bidirec",
         "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            # Far below the real 8192, so that short inputs already feel the scaling.
-            "original_max_position_embeddings": 32,
-        },
+        "rope_scaling": LLAMA3_ROPE,
         "max_position_embeddings": 16384,
     }
     vision = {

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import PIL.Image
 from tests.engine.local.vl_checkpoint import context
+from tests.engine.pictures import picture
 
-import nimbed
 from nimbed.images import Image
 
 SIZES = {(20, 20): (1, 1), (100, 64): (3, 2), (64, 100): (2, 3), (1, 1): (1, 1), (64, 64): (2, 2)}
-
-
-def picture(size, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    return PIL.Image.fromarray(noise)
-
-
-def load(folder, **options):
-    return nimbed.load(str(folder), **{"device": "cpu", "dtype": "float32", **options})
 
 
 def embed(embedder, inputs, **options):

@@ -93,7 +93,7 @@ def test_packed_vectors_come_as_signs_that_rank_by_hamming_and_typed_as_bytes() 
 
 def test_knobs_of_the_other_kind_of_model_are_refused() -> None:
     for wrong in ({"timeout": 3.0}, {"concurrency": 2}, {"base_url": "http://a", "device": "cpu"}):
-        with pytest.raises(ValidationError, match="these belong to a (base_url|local model)"):
+        with pytest.raises(ValidationError, match="can only be used with a (server|local model)"):
             NimbedEmbeddings(**wrong)
 
 

@@ -23,7 +23,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nimbed import FakeEmbedder
-from nimbed.lazy import Lazy
+from nimbed.load import LazyEmbedder
 from nimbed_llama_index import NimbedEmbedding
 
 TEXTS = st.lists(
@@ -68,7 +68,7 @@ def test_no_path_confuses_the_roles(
 def test_the_cache_is_used_and_keeps_roles_and_spaces_apart(argument: str) -> None:
     fake, store = FakeEmbedder(), SimpleKVStore()
     ours = NimbedEmbedding(**({argument: store} if argument != "assigned" else {}))
-    ours._lazy = Lazy(fake)
+    ours._lazy = LazyEmbedder(fake)
     if argument == "assigned":
         ours.embeddings_cache = store
     for _ in range(2):

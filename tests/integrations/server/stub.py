@@ -13,10 +13,9 @@ import threading
 import httpx
 import numpy as np
 
-from nimbed.embedder import Managed
+from nimbed.embedder import Managed, Prepared
 from nimbed.fake import FAKE_CARD
 from nimbed.inputs import check_texts
-from nimbed.stages import Prepared
 
 
 class Stub(Managed):
@@ -47,10 +46,10 @@ class Stub(Managed):
     def spec(self, **options):
         return self.card.spec(**options)
 
-    def prepare(self, inputs, *, input_type, truncate="NONE", modality=None):
+    def prepare(self, inputs, options):
         texts = check_texts(inputs)
         return Prepared(
-            rows=[self.card.prompt(input_type) + text for text in texts],
+            rows=[self.card.prompt(options.input_type) + text for text in texts],
             counts=[1 + len(text.split()) for text in texts],
             truncated=(),
         )

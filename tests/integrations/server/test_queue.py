@@ -200,10 +200,10 @@ def test_a_crash_of_ours_is_500_without_the_text(serve, logged):
     lines = logged("json", "debug")
 
     class Crashing(Stub):
-        def prepare(self, inputs, **options):
+        def prepare(self, inputs, options):
             if SECRET in inputs:
                 raise KeyError(SECRET)
-            return super().prepare(inputs, **options)
+            return super().prepare(inputs, options)
 
     server = serve({MODEL: Crashing()})
     answer = server.embed(input=[SECRET])

@@ -1,7 +1,7 @@
-"""BERT: token ids in, token states out (MiniLM, E5, arctic-embed, BGE).
+"""BERT (MiniLM, E5, arctic-embed, BGE).
 
-Post-norm transformer with learnt positions, run over packed sequences. Knows nothing about
-pooling, prompts or texts. The state dict is that of ``transformers.BertModel``.
+A post-norm transformer with learnt positions, run over packed sequences. The state dict is that of
+``transformers.BertModel``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from nimbed.errors import ConfigurationError
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.dense import Dense, dense
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.layout import Layout
+from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.tensors import Tensors
+from nimbed.local.weights import Tensors
 
 __all__ = ["Bert"]
 
@@ -37,8 +37,8 @@ class _Layer:
         self, x: torch.Tensor, layout: Layout, attention: Attention, heads: int
     ) -> torch.Tensor:
         q, k, v = self.qkv(x).view(layout.rows, 3, heads, -1).unbind(1)
-        x = self.attended_norm(self.attended.plus(attention(q, k, v, layout), x))
-        return self.down_norm(self.down.plus(self.up.gelu(x), x))
+        x = self.attended_norm.after(self.attended, attention(q, k, v, layout), x)
+        return self.down_norm.after(self.down, self.up.gelu(x), x)
 
 
 class Bert:

@@ -1,8 +1,7 @@
-"""Bidirectional Llama and Mistral: token ids in, token states out.
+"""Bidirectional Llama and Mistral.
 
-Pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
-sequences. Knows nothing about pooling, prompts or texts. The state dict is that of
-``transformers.LlamaModel``.
+A pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
+sequences. The state dict is that of ``transformers.LlamaModel``.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.attention import attention_for
-from nimbed.local.dense import Dense, dense
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.gated import Affine, Gated, gated
-from nimbed.local.layout import Layout
+from nimbed.local.linear import Affine, Dense, Gated, dense, gated
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
-from nimbed.local.tensors import Tensors
+from nimbed.local.weights import Tensors
 
 __all__ = ["Llama", "QueryScale"]
 
@@ -83,11 +81,13 @@ class Llama:
         self.vocabulary = whole(config, "vocab_size")
         self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
         read = _Reader(config, tensors, placement)
-        self._norm = read.norm("norm")
         self._layers = [
             read.layer(f"layers.{number}", self._heads, self._key_heads, self._head_dim)
             for number in range(whole(config, "num_hidden_layers"))
         ]
+        last = read.norm("norm", before_product=False)
+        # A layer ends with the sum that the next one's first norm takes.
+        self._next_norms = [*(layer.norm for layer in self._layers[1:]), last]
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the normed states of the last layer.
@@ -106,20 +106,23 @@ class Llama:
         return F.embedding(ids, self._words)
 
     def encode(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Run the layers over input states of shape (layout.rows, width)."""
+        """Run the layers over input states of shape (layout.rows, width), which it overwrites."""
         turn = self._rope.at(layout.positions)
         scale = self._query_scale(layout) if self._query_scale is not None else None
-        for layer in self._layers:
-            q, k, v = self._projected(layer.qkv(layer.norm(x)), turn, scale)
-            x = layer.attended.plus(self._attention(q, k, v, layout), x)
-            x = layer.down.plus(layer.gated(layer.mlp_norm(x)), x)
-        return self._norm(x)
+        normed = self._layers[0].norm(x)
+        for layer, next_norm in zip(self._layers, self._next_norms, strict=True):
+            q, k, v = self._projected(layer.qkv(normed), turn, scale)
+            attended = self._attention(q, k, v, layout)
+            x, normed = layer.mlp_norm.after(layer.attended, attended, x)
+            x, normed = next_norm.after(layer.down, layer.gated(normed), x)
+        assert isinstance(normed, torch.Tensor)  # no product follows the last norm
+        return normed
 
     def _projected(
         self, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv = qkv.view(qkv.shape[0], -1, self._head_dim)
-        turned = turn(qkv[:, : self._heads + self._key_heads])
+        turned = turn(qkv[:, : self._heads + self._key_heads])  # qkv itself, on CUDA
         q, k = turned[:, : self._heads], turned[:, self._heads :]
         if scale is not None:
             q.mul_(scale[:, None, None])
@@ -172,8 +175,15 @@ class _Reader:
         weight = torch.cat([part.weight for part in parts])
         return dense(weight, torch.cat(biases) if biases else None, self._placement)
 
-    def norm(self, name: str) -> RmsNorm:
-        return RmsNorm.read(self._tensors, name, self._width, self._placement, eps=self._eps)
+    def norm(self, name: str, *, before_product: bool = True) -> RmsNorm:
+        return RmsNorm.read(
+            self._tensors,
+            name,
+            self._width,
+            self._placement,
+            eps=self._eps,
+            before_product=before_product,
+        )
 
     def _affine(self, name: str, outputs: int, inputs: int, bias: bool) -> Affine:
         weight = self._tensors.get(f"{name}.weight", outputs, inputs)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.layout import Layout
 from nimbed.local.models.fields import real, whole
 from nimbed.local.models.llama import Llama, QueryScale
 from nimbed.local.rope import rope_parameters
-from nimbed.local.tensors import Tensors
+from nimbed.local.weights import Tensors
 
 __all__ = ["ministral3"]
 

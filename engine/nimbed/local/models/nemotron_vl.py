@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from nimbed.errors import CheckpointError
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.layout import Layout
 from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
 from nimbed.local.norms import LayerNorm
-from nimbed.local.tensors import Tensors
 from nimbed.local.vision.settings import VisionSettings
 from nimbed.local.vision.siglip import Siglip, read_affine
+from nimbed.local.weights import Tensors
 
 __all__ = ["NemotronVL", "pixel_shuffle"]
 
@@ -46,6 +46,7 @@ class NemotronVL:
         self._language = Llama(
             language, tensors.stripped("model.", "language_model.", "model."), placement
         )
+        placement = placement.plain  # float8 is for the language model alone
         self._tower = Siglip(vision, tensors, placement)
         self._settings, self._placement = VisionSettings.read(config), placement
         self.vocabulary = self._language.vocabulary

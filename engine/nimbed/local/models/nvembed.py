@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from nimbed.errors import CheckpointError
-from nimbed.local.dense import dense
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.gated import Affine, gated
-from nimbed.local.layout import Layout
+from nimbed.local.linear import Affine, dense, gated
 from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
 from nimbed.local.norms import LayerNorm
-from nimbed.local.tensors import Tensors
+from nimbed.local.weights import Tensors
 
 __all__ = ["NvEmbed"]
 
@@ -47,7 +46,7 @@ class NvEmbed:
             latent,
             whole(language, "hidden_size"),
             tensors.stripped("latent_attention_model."),
-            placement,
+            placement.plain,
         )
         self.vocabulary = self._mistral.vocabulary
 

@@ -10,7 +10,7 @@ from typing import Any
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import first_position
-from nimbed.local.tensors import Tensors
+from nimbed.local.weights import Tensors
 
 __all__ = ["xlm_roberta"]
 

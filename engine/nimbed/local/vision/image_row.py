@@ -1,7 +1,4 @@
-"""Token ids of an input that shows an image, and the image's tiles when they are asked for.
-
-Knows nothing about models.
-"""
+"""Token ids of an input that shows an image, and the image's tiles when they are asked for."""
 
 from __future__ import annotations
 
@@ -64,6 +61,6 @@ class ImageRow(list[int]):
             raise InputError(f"row {self.row}: {error}", rows=[self.row]) from error
 
 
-def images_of(ids: Sequence[Sequence[int]]) -> Iterator[ImageRow]:
+def images_of(ids: Sequence[object]) -> Iterator[ImageRow]:
     """Yield the rows that show an image, in order."""
     return (row for row in ids if isinstance(row, ImageRow))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nimbed.local.layout import Layout
+from nimbed.local.batching import Layout
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.vision.image_row import ImageRow, images_of
 from nimbed.local.vision.tiling import Grid
@@ -38,7 +38,7 @@ class ImageReader:
         self._known: OrderedDict[tuple[str, Grid], torch.Tensor] = OrderedDict()
 
     def ahead(
-        self, ids: Sequence[Sequence[int]], plan: Iterator[NDArray[np.intp]]
+        self, ids: Sequence[object], plan: Iterator[NDArray[np.intp]]
     ) -> Iterator[NDArray[np.intp]]:
         """Yield the batches of a plan, the images of the coming one decoded while one is used."""
         current = next(plan, None)
@@ -83,7 +83,7 @@ class ImageReader:
         found.update(self._read(list(unread.values()), budget))
         return torch.cat([found[row.key] for row in rows])
 
-    def _decode(self, rows: Sequence[Sequence[int]]) -> None:
+    def _decode(self, rows: Sequence[object]) -> None:
         for row in images_of(rows):
             if row.key not in self._known:
                 row.decode()

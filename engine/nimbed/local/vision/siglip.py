@@ -16,13 +16,13 @@ import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.dense import Dense, dense
+from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.layout import Layout
+from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.tensors import Tensors
 from nimbed.local.vision.pixels import patches
+from nimbed.local.weights import Tensors
 
 __all__ = ["Siglip", "read_affine"]
 

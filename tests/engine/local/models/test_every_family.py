@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.families import FAMILIES, TEXTS, load
 
-import nimbed
 from nimbed.errors import CheckpointError
 
 
@@ -20,10 +19,6 @@ def folder(request, tmp_path):
 @pytest.fixture(params=[name for name in FAMILIES if name != "bge-m3"])
 def unpickled(request, tmp_path):
     return FAMILIES[request.param](tmp_path / "model")
-
-
-def load(folder, dtype="float32"):
-    return nimbed.load(str(folder), device="cpu", dtype=dtype)
 
 
 @pytest.mark.parametrize("role", ["query", "passage"])
@@ -57,7 +52,7 @@ def test_small_micro_batches_make_no_difference(folder):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_close(folder, dtype):
     whole = load(folder).embed(TEXTS, input_type="passage").vectors
-    half = load(folder, dtype).embed(TEXTS, input_type="passage").vectors
+    half = load(folder, dtype=dtype).embed(TEXTS, input_type="passage").vectors
     assert (whole * half).sum(1).min() >= 0.999
 
 

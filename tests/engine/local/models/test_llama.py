@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.engine.local.checkpoints import sentence_transformers_files
-from tests.engine.local.families import TEXTS
+from tests.engine.local.checkpoints import change_config, sentence_transformers_files
+from tests.engine.local.families import TEXTS, embed, load
 from tests.engine.local.oracles import (
     config_of,
     mean_vectors,
@@ -23,13 +23,7 @@ from tests.engine.local.oracles import (
 )
 from tests.engine.local.tiny_decoders import LLAMA3_ROPE, tiny_llama
 
-import nimbed
 from nimbed.errors import CheckpointError
-
-
-def embed(folder, texts=TEXTS, *, role="passage", **options):
-    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
-    return embedder.embed(texts, input_type=role, **options).vectors
 
 
 def rows(folder, texts=TEXTS):
@@ -192,7 +186,7 @@ def test_an_architecture_that_names_both_directions_is_enough(tmp_path):
 
 def test_roles_have_the_prompts_it_was_trained_with_and_files_may_change_them(tmp_path):
     folder = tiny_llama(tmp_path / "model")
-    card = nimbed.load(str(folder)).card
+    card = load(folder).card
     assert (card.query_prompt, card.passage_prompt, card.pooling) == (
         "query: ",
         "passage: ",
@@ -201,7 +195,7 @@ def test_roles_have_the_prompts_it_was_trained_with_and_files_may_change_them(tm
     expected = mean_vectors(oracle(folder), token_ids(folder, TEXTS, prompt="query: "))
     np.testing.assert_allclose(embed(folder, role="query"), expected, atol=1e-5, rtol=0)
     sentence_transformers_files(folder, pooling="mean", prompts={"query": "Query: "}, longest=512)
-    card = nimbed.load(str(folder)).card
+    card = load(folder).card
     assert (card.query_prompt, card.passage_prompt) == ("Query: ", "")
 
 
@@ -209,10 +203,8 @@ def test_smaller_sizes_are_sliced_before_they_are_normalized(tmp_path):
     import dataclasses
 
     folder = tiny_llama(tmp_path / "model")
-    card = dataclasses.replace(nimbed.load(str(folder)).card, id=str(folder), matryoshka=(8, 32))
-    got = nimbed.load(card, device="cpu", dtype="float32").embed(
-        TEXTS, input_type="passage", dimensions=8
-    )
+    card = dataclasses.replace(load(folder).card, id=str(folder), matryoshka=(8, 32))
+    got = load(card).embed(TEXTS, input_type="passage", dimensions=8)
     model = network(config_of(folder), weights_of(folder))
     whole = mean_vectors(model, rows(folder))[:, :8]
     expected = whole / np.linalg.norm(whole, axis=1, keepdims=True)
@@ -234,8 +226,7 @@ def test_smaller_sizes_are_sliced_before_they_are_normalized(tmp_path):
 )
 def test_a_configuration_it_cannot_follow_is_refused(tmp_path, changes, message):
     folder = tiny_llama(tmp_path / "model")
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    change_config(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         embed(folder)
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
-from tests.engine.local.checkpoints import tiny_m3, tiny_xlmr
-from tests.engine.local.families import TEXTS
+from tests.engine.local.checkpoints import Bomb, tiny_m3, tiny_xlmr
+from tests.engine.local.families import TEXTS, load
 from tests.engine.local.oracles import cls_vectors, oracle, states, token_ids, unit
 
-import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError, InputError
-
-
-def load(folder):
-    return nimbed.load(str(folder), device="cpu", dtype="float32")
 
 
 def head(folder, name):
@@ -84,16 +77,6 @@ def test_arguments_are_checked_as_embed_checks_them(tmp_path):
         embedder.embed_multi(["cat " * 100], input_type="query")
     (cut,) = embedder.embed_multi(["cat " * 100], input_type="query", truncate="END")
     assert cut.shape == (63, 32)
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("name", ["sparse_linear.pt", "colbert_linear.pt"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.engine.local.families import TEXTS
+from tests.engine.local.families import TEXTS, embed
 from tests.engine.local.oracles import (
     config_of,
     mean_vectors,
@@ -16,21 +16,15 @@ from tests.engine.local.oracles import (
 )
 from tests.engine.local.tiny_decoders import tiny_ministral
 
-import nimbed
 from nimbed.errors import CheckpointError
 
 LONG = ["cat dog sky river " * 30, *TEXTS]
 
 
-def embed(folder, texts=LONG):
-    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
-    return embedder.embed(texts, input_type="passage").vectors
-
-
 def test_it_equals_transformers_and_not_its_causal_self(tmp_path):
     folder = tiny_ministral(tmp_path / "model")
     rows = token_ids(folder, LONG)
-    got = embed(folder)
+    got = embed(folder, LONG)
     np.testing.assert_allclose(got, mean_vectors(oracle(folder), rows), atol=1e-5, rtol=0)
     assert np.abs(got - mean_vectors(oracle(folder, causal=True), rows)).max() > 1e-2
 
@@ -40,7 +34,7 @@ def test_queries_grow_with_their_position(tmp_path):
     config = config_of(folder)
     config["rope_parameters"]["llama_4_scaling_beta"] = 0.0
     flat = mean_vectors(network(config, weights_of(folder)), token_ids(folder, LONG))
-    difference = np.abs(embed(folder) - flat).max(1)
+    difference = np.abs(embed(folder, LONG) - flat).max(1)
     trained = config["rope_parameters"]["original_max_position_embeddings"]
     for text, moved in zip(LONG, difference, strict=True):
         beyond = len(token_ids(folder, [text])[0]) > trained
@@ -53,9 +47,9 @@ def test_a_batch_padded_on_the_right_agrees(tmp_path):
     folder = tiny_ministral(tmp_path / "model")
     rows = token_ids(folder, LONG)
     expected = padded_mean_vectors(oracle(folder), rows, side="right", pad=2)
-    np.testing.assert_allclose(embed(folder), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(embed(folder, LONG), expected, atol=1e-5, rtol=0)
     shifted = padded_mean_vectors(oracle(folder), rows, side="left", pad=2)
-    assert np.abs(embed(folder) - shifted).max() > 1e-4
+    assert np.abs(embed(folder, LONG) - shifted).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -67,10 +61,10 @@ def test_every_spelling_of_yarn_equals_transformers(tmp_path, changes):
     rope = {name: value for name, value in rope.items() if value is not None}
     folder = tiny_ministral(tmp_path / "model", rope_parameters=rope)
     expected = mean_vectors(oracle(folder), token_ids(folder, LONG))
-    np.testing.assert_allclose(embed(folder), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(embed(folder, LONG), expected, atol=1e-5, rtol=0)
 
 
 def test_a_text_generator_is_refused(tmp_path):
     folder = tiny_ministral(tmp_path / "model", is_causal=True)
     with pytest.raises(CheckpointError, match="causal ministral3"):
-        embed(folder)
+        embed(folder, LONG)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.engine.local.families import TEXTS
+from tests.engine.local.families import TEXTS, embed, load
 from tests.engine.local.oracles import (
     config_of,
     mean_vectors,
@@ -15,19 +15,12 @@ from tests.engine.local.oracles import (
 )
 from tests.engine.local.tiny_decoders import tiny_mistral
 
-import nimbed
-
-
-def embed(folder, **options):
-    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
-    return embedder.embed(TEXTS, **{"input_type": "passage", **options}).vectors
-
 
 @pytest.mark.parametrize(("role", "prompt"), [("query", "query: "), ("passage", "passage: ")])
 def test_it_equals_transformers_without_a_sliding_window(tmp_path, role, prompt):
     folder = tiny_mistral(tmp_path / "model")
     expected = mean_vectors(oracle(folder), token_ids(folder, TEXTS, prompt=prompt))
-    got = embed(folder, input_type=role)
+    got = embed(folder, role=role)
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
     causal = mean_vectors(oracle(folder, causal=True), token_ids(folder, TEXTS, prompt=prompt))
     assert np.abs(got - causal).max() > 1e-2
@@ -65,7 +58,7 @@ def test_a_stock_mistral_that_says_it_looks_both_ways_runs_the_same(tmp_path):
         tmp_path / "stock", model_type="mistral", architectures=["MistralModel"], is_causal=False
     )
     texts = ["passage: " + text for text in TEXTS]
-    got = nimbed.load(str(stock), device="cpu", dtype="float32").embed(texts, input_type="query")
+    got = load(stock).embed(texts, input_type="query")
     np.testing.assert_array_equal(got.vectors, embed(ours))
 
 
@@ -73,10 +66,8 @@ def test_catalogue_prompts_can_be_overridden_with_a_card(tmp_path):
     import dataclasses
 
     folder = tiny_mistral(tmp_path / "model")
-    card = dataclasses.replace(
-        nimbed.load(str(folder)).card, id=str(folder), query_prompt="question: "
-    )
-    embedder = nimbed.load(card, device="cpu", dtype="float32")
+    card = dataclasses.replace(load(folder).card, id=str(folder), query_prompt="question: ")
+    embedder = load(card)
     expected = mean_vectors(oracle(folder), token_ids(folder, TEXTS, prompt="question: "))
     got = embedder.embed(TEXTS, input_type="query").vectors
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)

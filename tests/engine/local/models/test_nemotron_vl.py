@@ -8,10 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.checkpoints import change_tensors, tiny_bert
+from tests.engine.local.families import load
 from tests.engine.local.vl_checkpoint import Oracle, context, published_shuffle, tiny_vl
-from tests.engine.local.vl_inputs import ITEMS, embed, expected, load, nimbed_input, picture
+from tests.engine.local.vl_inputs import ITEMS, embed, expected, nimbed_input
+from tests.engine.pictures import encoded, picture
 
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError, InputError
 from nimbed.images import Image
@@ -144,12 +145,6 @@ def test_cuda_agrees_and_no_vector_depends_on_its_neighbours(folder, oracle, dty
 # --- what cannot be embedded --------------------------------------------------------------------
 
 
-def encoded(image, kind, **options):
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -215,9 +210,7 @@ def test_a_text_model_has_no_images(tmp_path):
 )
 def test_damaged_weights_are_named(tmp_path, change, message):
     folder = tiny_vl(tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+    change_tensors(folder, change)
     with pytest.raises(CheckpointError, match=message):
         embed(load(folder), ["a text"])
 

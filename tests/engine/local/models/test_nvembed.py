@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.engine.local.families import TEXTS
+from tests.engine.local.families import TEXTS, load
 from tests.engine.local.oracles import (
     config_of,
     latent_attention,
@@ -19,7 +19,6 @@ from tests.engine.local.oracles import (
 from tests.engine.local.tiny_decoders import tiny_nvembed
 from tokenizers import Tokenizer
 
-import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError, InputError
 
 INSTRUCTION = "Instruct: Given a question, retrieve passages that answer the question\nQuery: "
@@ -28,10 +27,6 @@ INSTRUCTION = "Instruct: Given a question, retrieve passages that answer the que
 @pytest.fixture
 def folder(tmp_path):
     return tiny_nvembed(tmp_path / "model")
-
-
-def load(folder):
-    return nimbed.load(str(folder), device="cpu", dtype="float32")
 
 
 def reference(folder, texts, *, instruction="", causal=False, longest=None, eos="</s>"):
@@ -85,7 +80,7 @@ def test_other_instructions_are_counted_literally_too(folder, instruction):
     import dataclasses
 
     card = dataclasses.replace(load(folder).card, id=str(folder), query_prompt=instruction)
-    embedder = nimbed.load(card, device="cpu", dtype="float32")
+    embedder = load(card)
     got = embedder.embed(TEXTS, input_type="query").vectors
     expected, _ = reference(folder, TEXTS, instruction=instruction)
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
@@ -107,7 +102,7 @@ def test_an_instruction_that_melts_into_the_text_still_leaves_a_token(folder):
     assert whole.tokens == ["<s>", "▁xxxq", "</s>"]
     assert len(tokenizer.encode("xxx", add_special_tokens=False).ids) == 4
     card = dataclasses.replace(load(folder).card, id=str(folder), query_prompt="xxx")
-    embedder = nimbed.load(card, device="cpu", dtype="float32")
+    embedder = load(card)
     got = embedder.embed(["q"], input_type="query").vectors
     config, weights = config_of(folder), weights_of(folder, "latent_attention_model.")
     model = network(config["text_config"], weights_of(folder, "embedding_model."))
@@ -143,7 +138,7 @@ def test_the_end_token_is_part_of_the_text_and_may_be_cut_off_with_it(tmp_path):
 
     folder = tiny_nvembed(tmp_path / "model")
     card = dataclasses.replace(load(folder).card, id=str(folder), max_tokens=12)
-    embedder = nimbed.load(card, device="cpu", dtype="float32")
+    embedder = load(card)
     texts = ["cat", "dog " * 30]
     got = embedder.embed(texts, input_type="passage", truncate="END")
     expected, rows = reference(folder, texts, longest=12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.local.checkpoints import tiny_xlmr
-from tests.engine.local.families import TEXTS
+from tests.engine.local.families import TEXTS, embed, load
 from tests.engine.local.oracles import (
     cls_vectors,
     mean_vectors,
@@ -17,13 +17,7 @@ from tests.engine.local.oracles import (
 from tests.engine.local.tiny_tokenizers import xlmr_tokenizer
 from tokenizers import Tokenizer, normalizers
 
-import nimbed
 from nimbed.errors import InputError
-
-
-def embed(folder, texts=TEXTS, **options):
-    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
-    return embedder.embed(texts, input_type="passage", **options).vectors
 
 
 @pytest.mark.parametrize(("pooling", "pooled"), [("mean", mean_vectors), ("cls", cls_vectors)])
@@ -78,7 +72,7 @@ def test_pickled_weights_make_no_difference(tmp_path):
 
 def test_two_of_the_positions_are_no_room_for_tokens(tmp_path):
     folder = tiny_xlmr(tmp_path / "model")
-    assert nimbed.load(str(folder)).card.max_tokens == 64
+    assert load(folder).card.max_tokens == 64
     longest = " ".join(["cat"] * 62)
     expected = mean_vectors(oracle(folder), token_ids(folder, [longest]))
     np.testing.assert_allclose(embed(folder, [longest]), expected, atol=1e-5, rtol=0)

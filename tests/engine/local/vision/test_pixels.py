@@ -6,21 +6,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tests.engine.pictures import picture
 
 from nimbed.images import Image
 from nimbed.local.vision.pixels import cut, decoders, patches
 from nimbed.local.vision.tiling import Grid
 
 
-def picture(width, height):
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return PIL.Image.fromarray(noise)
-
-
 @pytest.mark.parametrize("size", [(90, 70), (1, 1), (300, 3), (64, 64)])
 @pytest.mark.parametrize("grid", [Grid(3, 2, True), Grid(1, 1, False), Grid(1, 4, False)])
 def test_tiles_are_pillows_own_crops(size, grid):
-    source, side = picture(*size), 32
+    source, side = picture(size), 32
     whole = source.resize((grid.columns * side, grid.rows * side), PIL.Image.Resampling.BICUBIC)
     boxes = [
         (x * side, y * side, (x + 1) * side, (y + 1) * side)

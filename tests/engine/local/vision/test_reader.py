@@ -9,15 +9,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tests.engine.local.families import load
 from tests.engine.local.vl_checkpoint import tiny_vl
-from tests.engine.local.vl_inputs import ITEMS, embed, load, nimbed_input, picture
-from tests.engine.pictures import encoded
+from tests.engine.local.vl_inputs import ITEMS, embed, nimbed_input
+from tests.engine.pictures import encoded, picture
 
 from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.vision import image_row
-from nimbed.scheduler import Scheduler
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_a_damaged_image_fails_its_own_caller_alone(folder):
     wanted = embed(embedder, [image, *texts]).vectors
     with Scheduler(embedder) as scheduler:
         futures = [
-            scheduler.submit(inputs, input_type="passage")
+            scheduler.submit(inputs, EmbedOptions(input_type="passage"))
             for inputs in ([image, *texts], ["a text", broken], [image, *texts])
         ]
         with pytest.raises(InputError, match="row 1: image is damaged") as caught:

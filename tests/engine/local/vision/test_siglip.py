@@ -7,8 +7,8 @@ from tests.engine.local.vl_checkpoint import SIDE, VISION_WIDTH, Oracle, tiny_vl
 
 from nimbed.errors import CheckpointError
 from nimbed.local.device import place
-from nimbed.local.tensors import open_tensors
 from nimbed.local.vision.siglip import Siglip
+from nimbed.local.weights import open_tensors
 
 
 def tiles(count, seed=0):

@@ -1,0 +1,193 @@
+"""``nimbed.load``: an embedder for a model, in this process or on a server.
+
+The only place that decides which arguments belong to a local model and which to a server. For
+adapters, whose settings are assigned, copied and pickled, :class:`LazyEmbedder` loads at the first
+call. ``nimbed.load`` as an attribute is the function: take the rest with ``from nimbed.load
+import ...``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, Self
+
+from nimbed.cards import ModelCard
+from nimbed.embedder import Embedder
+from nimbed.errors import ConfigurationError, UnknownModelError
+
+__all__ = ["LazyEmbedder", "LoadOptions", "key_for", "load"]
+
+_LOCAL = ("device", "devices", "dtype", "revision", "cache_dir")
+_REMOTE = ("api_key", "dialect", "concurrency", "batch_size", "timeout")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """The arguments of :func:`load`, which describes them, and those of a remote client.
+
+    Attributes:
+        concurrency: Requests in flight at most; 32 if None.
+        batch_size: Texts a request at most; as many as the server takes if None.
+        timeout: Seconds that one request may take; 60 if None.
+
+    Raises:
+        ConfigurationError: If an argument is given that this kind of model would ignore.
+    """
+
+    model: str | ModelCard | None = None
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    device: str = "auto"
+    devices: tuple[str, ...] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    revision: str | None = None
+    dialect: str = "auto"
+    cache_dir: str | Path | None = None
+    concurrency: int | None = None
+    batch_size: int | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what this kind of model would ignore."""
+        defaults = {each.name: each.default for each in fields(self)}
+        inapplicable = _REMOTE if self.base_url is None else _LOCAL
+        given = [name for name in inapplicable if getattr(self, name) != defaults[name]]
+        if given and self.base_url is None:
+            raise ConfigurationError(
+                f"{', '.join(given)} can only be used with a server; also pass base_url=..."
+            )
+        if given:
+            raise ConfigurationError(
+                f"{', '.join(given)} can only be used with a local model, and base_url was given; "
+                f"leave out one or the other"
+            )
+
+    def load(self) -> Embedder:
+        """Return a new embedder; raises as :func:`load` does."""
+        if self.base_url is not None:
+            from nimbed.remote.embedder import RemoteEmbedder
+
+            return RemoteEmbedder(
+                self.model,
+                base_url=self.base_url,
+                api_key=self.api_key,
+                dialect=self.dialect,
+                concurrency=32 if self.concurrency is None else self.concurrency,
+                batch_size=self.batch_size,
+                timeout=60.0 if self.timeout is None else self.timeout,
+            )
+        if isinstance(self.model, str) and self.model.startswith(("http://", "https://")):
+            raise UnknownModelError(f"{self.model!r} is an address; pass it as base_url=...")
+        from nimbed.local.embedder import LocalEmbedder
+
+        return LocalEmbedder(
+            self.model,
+            device=self.device,
+            devices=self.devices,
+            dtype=self.dtype,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+        )
+
+
+def load(
+    model: str | ModelCard | None = None,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    device: str = "auto",
+    devices: Sequence[str] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    revision: str | None = None,
+    dialect: str = "auto",
+    cache_dir: str | Path | None = None,
+) -> Embedder:
+    """Return an embedder for a model, local or remote.
+
+    The files of a local model are located here; its weights are read at the first ``embed`` or
+    ``warmup``.
+
+    Args:
+        model: A folder, a catalogue name or a hub id; None for the default model (MiniLM). A
+            :class:`nimbed.ModelCard` (say, ``dataclasses.replace`` of a catalogue card) overrides
+            prompts and pooling.
+        base_url: Address of a server that runs the model.
+        api_key: The server's key; None takes it from the environment.
+        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        devices: Several devices, one replica each; instead of ``device``.
+        dtype: Arithmetic of the model; ``auto`` is bfloat16 where the device is fast at it.
+        revision: Branch, tag or commit on the hub; part of the vectors' fingerprint.
+        dialect: The server's dialect; ``auto`` infers it from the address and the answers.
+        cache_dir: Folder of the Hugging Face cache, if not the usual one.
+
+    Raises:
+        UnknownModelError: If no folder, cache or hub holds the model.
+        MissingExtraError: If the package that runs it is not installed.
+        ConfigurationError: If the arguments contradict each other.
+    """
+    return LoadOptions(
+        model=model,
+        base_url=base_url,
+        api_key=api_key,
+        device=device,
+        devices=None if devices is None else tuple(devices),
+        dtype=dtype,
+        revision=revision,
+        dialect=dialect,
+        cache_dir=cache_dir,
+    ).load()
+
+
+class LazyEmbedder:
+    """The embedder of the options that were asked for last, loaded at the first call and kept.
+
+    Safe in threads. A copy shares what is loaded until one of the two asks for other options; a
+    pickle holds neither weights nor connections nor keys.
+
+    Args:
+        given: An existing embedder, returned whatever the options are.
+    """
+
+    def __init__(self, given: Embedder | None = None) -> None:
+        self._given = given
+        self._loaded: tuple[LoadOptions, Embedder] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, options: LoadOptions) -> Embedder:
+        """Return the embedder of these options; raises as :func:`load` does if it loads one."""
+        if self._given is not None:
+            return self._given
+        loaded = self._loaded
+        if loaded is None or loaded[0] != options:
+            with self._lock:
+                loaded = self._loaded
+                if loaded is None or loaded[0] != options:
+                    loaded = self._loaded = (options, options.load())
+        return loaded[1]
+
+    def __copy__(self) -> Self:
+        copied = type(self)(self._given)
+        copied._loaded = self._loaded
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Callable[..., LazyEmbedder], tuple[Embedder | None]]:
+        return type(self), (self._given,)
+
+
+def key_for(base_url: str, api_key: str | None) -> str | None:
+    """Return the key that a server would be sent: the given one, else the environment's.
+
+    Raises:
+        ConfigurationError: If the address or the key cannot be used.
+    """
+    from nimbed.remote.address import Address, find_key
+
+    found = find_key(Address.parse(base_url), api_key, os.environ)
+    return found.reveal() if found else None

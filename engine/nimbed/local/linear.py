@@ -1,0 +1,268 @@
+"""Matrix products with a weight that never changes, plain and gated.
+
+On the CPU the weight is laid out once for oneDNN, which also fuses the activation and the
+residual into the product. On CUDA it is torch's own product, in float8 where that was asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from nimbed.local import kernels
+from nimbed.local.device import Placement
+from nimbed.local.float8 import Float8Rows, Float8Weight, gated_rows
+
+__all__ = ["Activation", "Activations", "Affine", "Dense", "Gated", "dense", "gated"]
+
+Activation = Literal["silu", "gelu"]
+
+# What a product multiplies: rows of the placement's dtype, or float8 rows where it takes those.
+Activations = torch.Tensor | Float8Rows
+
+# The layout that oneDNN chooses for this many rows runs as fast at any other number.
+_TYPICAL_ROWS = 1024
+
+
+class Dense(Protocol):
+    """An affine map x·Wᵀ + b for x of shape (rows, inputs)."""
+
+    def __call__(self, x: Activations) -> torch.Tensor:
+        """Return x·Wᵀ + b."""
+        ...
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the exact (erf) GELU to x·Wᵀ + b."""
+        ...
+
+    def gelu_tanh(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply GELU's tanh approximation to x·Wᵀ + b."""
+        ...
+
+    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        """Return x·Wᵀ + b + residual, which may be overwritten with the result."""
+        ...
+
+
+def dense(weight: torch.Tensor, bias: torch.Tensor | None, placement: Placement) -> Dense:
+    """Prepare a weight of shape (outputs, inputs) for a device.
+
+    Args:
+        weight: As stored; it is converted and may be freed by the caller.
+        bias: Of shape (outputs,), or None.
+        placement: Device and dtype.
+    """
+    weight = weight.to(placement.device, placement.dtype)
+    bias = None if bias is None else bias.to(placement.device, placement.dtype)
+    # Tensor cores take float8 in blocks of 16 by 16.
+    if placement.float8 and not any(size % 16 for size in weight.shape):
+        return _Float8(Float8Weight.of(weight), bias)
+    if placement.on_cpu and _onednn_takes(placement.dtype):
+        return _Prepacked(weight, bias)
+    return _Plain(weight, bias)
+
+
+class _Plain:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: Activations) -> torch.Tensor:
+        assert isinstance(x, torch.Tensor)  # float8 rows are made for float8 products alone
+        return F.linear(x, self._weight, self._bias)
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x))
+
+    def gelu_tanh(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        if self._bias is None:
+            assert isinstance(x, torch.Tensor)
+            return residual.addmm_(x, self._weight.t())  # the sum rides in the product
+        return self(x).add_(residual)
+
+
+class _Float8:
+    """A weight in float8; see :mod:`nimbed.local.float8`."""
+
+    def __init__(self, weight: Float8Weight, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: Activations) -> torch.Tensor:
+        rows = x if isinstance(x, Float8Rows) else Float8Rows.of(x)
+        return self._weight.product(rows, self._bias)
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x))
+
+    def gelu_tanh(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        return self(x).add_(residual)
+
+
+class _Prepacked:
+    """A weight in oneDNN's blocked layout.
+
+    Measured on an AMD EPYC with AVX512: 2.3x F.linear (MKL) in float32 at every number of rows,
+    1.3x in bfloat16, 3x with the activation fused.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)
+        self._bias = bias
+
+    def __call__(self, x: Activations) -> torch.Tensor:
+        assert isinstance(x, torch.Tensor)
+        return self._pointwise(x, "none", "")
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return self._pointwise(x, "gelu", "none")
+
+    def gelu_tanh(self, x: torch.Tensor) -> torch.Tensor:
+        return self._pointwise(x, "gelu", "tanh")
+
+    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, residual, self._weight, self._bias, "add"
+        )
+        return out
+
+    def _pointwise(self, x: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, activation, [], algorithm
+        )
+        return out
+
+
+@functools.cache
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether this torch has the prepacked product for a dtype, and it is right.
+
+    The operators are torch.compile's own and carry no promise of stability, so a small product
+    is compared with F.linear before they are trusted.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight, residual = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((5, 32), (48, 32), (5, 48))
+    )
+    plain = _Plain(weight, weight[:, 0].contiguous())
+    try:
+        packed = _Prepacked(weight, weight[:, 0].contiguous())
+        pairs = [
+            (packed(x), plain(x)),
+            (packed.gelu(x), plain.gelu(x)),
+            (packed.gelu_tanh(x), plain.gelu_tanh(x)),
+            (packed.plus(x, residual), plain.plus(x, residual.clone())),
+        ]
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    loose = 1e-4 if dtype == torch.float32 else 0.2
+    return all(torch.allclose(a.float(), b.float(), rtol=loose, atol=loose) for a, b in pairs)
+
+
+# oneDNN's names: activation, algorithm.
+_POINTWISE = {"silu": ("swish", ""), "gelu": ("gelu", "none")}
+
+
+class Affine(NamedTuple):
+    """A weight of shape (outputs, inputs) and a bias of shape (outputs,), or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+class Gated(Protocol):
+    """A gated product."""
+
+    def __call__(self, x: Activations) -> Activations:
+        """Return act(gate(x)) ⊙ up(x) of shape (rows, outputs), for a product."""
+        ...
+
+
+def gated(gate: Affine, up: Affine, activation: Activation, placement: Placement) -> Gated:
+    """Prepare a gated product for a device; ``gelu`` is the exact (erf) one."""
+    if placement.on_cpu and not placement.float8 and _onednn_gates(placement.dtype, activation):
+        return _PrepackedGate(gate, up, activation, placement)
+    return _JoinedGate(gate, up, activation, placement)
+
+
+class _JoinedGate:
+    """One product with both weights: a GPU would rather have few large ones."""
+
+    def __init__(
+        self, gate: Affine, up: Affine, activation: Activation, placement: Placement
+    ) -> None:
+        weight = torch.cat([part.weight.to(placement.dtype) for part in (gate, up)])
+        biases = [part.bias for part in (gate, up) if part.bias is not None]
+        self._both = dense(weight, torch.cat(biases) if biases else None, placement)
+        self._activation: Activation = activation
+        self._float8 = placement.float8
+        self._fused = kernels.usable(placement.device)
+
+    def __call__(self, x: Activations) -> Activations:
+        both = self._both(x)
+        silu = self._activation == "silu"
+        if self._float8:
+            return gated_rows(both, silu=silu)  # the product behind it takes float8 rows
+        if self._fused:
+            from nimbed.local.kernels.activations import gated_activation
+
+            return gated_activation(both, silu=silu)
+        gate, up = both.chunk(2, dim=-1)
+        return (F.silu(gate) if silu else F.gelu(gate)).mul_(up)
+
+
+class _PrepackedGate:
+    """Two weights in oneDNN's blocked layout.
+
+    Measured on an AMD EPYC with AVX512-BF16, 1024 rows of 2048 to 8192: 74 ms against 83 ms for
+    the joined product in bfloat16, 163 ms against 169 ms in float32.
+    """
+
+    def __init__(
+        self, gate: Affine, up: Affine, activation: Activation, placement: Placement
+    ) -> None:
+        self._gate, self._up = self._laid_out(gate, placement), self._laid_out(up, placement)
+        self._activation, self._algorithm = _POINTWISE[activation]
+
+    def _laid_out(self, affine: Affine, placement: Placement) -> Affine:
+        weight = torch.ops.mkldnn._reorder_linear_weight(
+            affine.weight.to(placement.dtype).contiguous(), _TYPICAL_ROWS
+        )
+        return Affine(weight, None if affine.bias is None else affine.bias.to(placement.dtype))
+
+    def __call__(self, x: Activations) -> torch.Tensor:
+        gate = torch.ops.mkldnn._linear_pointwise(
+            x, self._gate.weight, self._gate.bias, self._activation, [], self._algorithm
+        )
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, gate, self._up.weight, self._up.bias, "mul"
+        )
+        return out
+
+
+@functools.cache
+def _onednn_gates(dtype: torch.dtype, activation: Activation) -> bool:
+    """Whether this torch has the fused products and they are right; compare _onednn_takes."""
+    generator = torch.Generator().manual_seed(0)
+    x, gate, up = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((5, 32), (48, 32), (48, 32))
+    )
+    placement = Placement(torch.device("cpu"), dtype)
+    pair = (Affine(gate, gate[:, 0].contiguous()), Affine(up, None))
+    activate = F.silu if activation == "silu" else F.gelu
+    plain = activate(F.linear(x.float(), gate.float(), gate[:, 0].float())) * F.linear(
+        x.float(), up.float()
+    )
+    try:
+        fused = _PrepackedGate(*pair, activation, placement)(x)
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    loose = 1e-4 if dtype == torch.float32 else 0.2
+    return torch.allclose(fused.float(), plain, rtol=loose, atol=loose)

@@ -1,0 +1,149 @@
+"""A fair queue of rows: batches within a token budget, shared evenly among the requests.
+
+The discipline is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a row's turn comes
+when its request, alone on the device, would have been served as many tokens. A short query is
+therefore not stuck behind a long document. Where the device gains from rows of similar length, a
+batch is picked out of the next few batches rather than taken strictly in order.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+__all__ = ["FairQueue", "QueuedRow"]
+
+R = TypeVar("R")
+
+# Rows examined beyond the budget, to find one that still fits where the next in turn does not.
+_EXTRA_ROWS = 8
+# Batches that may pass a row over in favour of later ones; the next batch must take it.
+_MAX_SKIPS = 3
+
+
+@dataclass(slots=True, eq=False)
+class QueuedRow(Generic[R]):
+    """One row of a request.
+
+    Attributes:
+        request: The request it belongs to.
+        index: Its position in the request.
+        tokens: Its cost.
+        data: What a replica embeds.
+        skips: Batches that considered it and left it waiting.
+    """
+
+    request: R
+    index: int
+    tokens: int
+    data: Any
+    skips: int = 0
+
+
+_Entry: TypeAlias = tuple[float, int, QueuedRow[R]]  # (turn, serial number, row)
+
+
+class FairQueue(Generic[R]):
+    """Rows of many requests, ordered by their turn. Not thread-safe: the caller holds a lock.
+
+    Attributes:
+        tokens: Tokens of all rows that wait.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._heap: list[_Entry[R]] = []
+        self._serials = itertools.count()
+        self._waiting: Counter[R] = Counter()  # rows of each request
+        self._clock = 0.0  # tokens served to a request that has been here all along
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def requests(self) -> list[R]:
+        """Return every request with rows that wait."""
+        return list(self._waiting)
+
+    def push(self, rows: Iterable[QueuedRow[R]]) -> None:
+        """Add the rows of one request."""
+        turn = self._clock
+        for row in rows:
+            heapq.heappush(self._heap, (turn, next(self._serials), row))
+            turn += row.tokens
+            self.tokens += row.tokens
+            self._waiting[row.request] += 1
+
+    def take(
+        self, budget: int, *, look_ahead: int, is_alive: Callable[[R], bool]
+    ) -> list[QueuedRow[R]]:
+        """Remove and return the next batch, dropping rows whose caller has gone.
+
+        Args:
+            budget: Tokens of a batch; a single row may exceed it.
+            look_ahead: Budgets of waiting rows among which to look for similar lengths; 1 takes
+                the rows in turn.
+            is_alive: Whether anyone still waits for a request.
+
+        Returns:
+            The rows, longest first.
+        """
+        candidates = self._pop_candidates(look_ahead * budget)
+        if not candidates:
+            return []
+        self._clock = max(self._clock, candidates[0][0])
+        sharing = len(self._waiting)
+        batch: list[QueuedRow[R]] = []
+        room = budget
+        for entry in self._ranked(candidates, budget, look_ahead):
+            row = entry[2]
+            if batch and row.tokens > room:
+                row.skips += 1
+                heapq.heappush(self._heap, entry)
+                continue
+            self._remove(row)
+            if is_alive(row.request):
+                batch.append(row)
+                room -= row.tokens
+        self._clock += sum([row.tokens for row in batch]) / sharing
+        batch.sort(key=lambda row: -row.tokens)
+        return batch
+
+    def _pop_candidates(self, budget: int) -> list[_Entry[R]]:
+        """Pop the rows next in turn: as many as the budget holds, and a few more."""
+        candidates: list[_Entry[R]] = []
+        extra = _EXTRA_ROWS
+        while self._heap and extra:
+            entry = heapq.heappop(self._heap)
+            candidates.append(entry)
+            budget -= entry[2].tokens
+            if budget <= 0:
+                extra -= 1
+        return candidates
+
+    def _ranked(self, candidates: list[_Entry[R]], budget: int, look_ahead: int) -> list[_Entry[R]]:
+        """Order candidates: those that must not wait, then by similarity to the first's length."""
+        if look_ahead == 1:
+            return candidates
+        due = [entry for entry in candidates if entry[0] <= self._clock]
+        # A query that arrives after a long document is due alone and goes first. When more is due
+        # than one batch holds, being due decides nothing.
+        few_due = sum([row.tokens for _, _, row in due]) <= budget
+        length = candidates[0][2].tokens
+
+        def rank(entry: _Entry[R]) -> int:
+            turn, _, row = entry
+            if row.skips >= _MAX_SKIPS or (few_due and turn <= self._clock):
+                return -1
+            return abs(row.tokens - length)
+
+        return sorted(candidates, key=rank)
+
+    def _remove(self, row: QueuedRow[R]) -> None:
+        self.tokens -= row.tokens
+        self._waiting[row.request] -= 1
+        if not self._waiting[row.request]:
+            del self._waiting[row.request]

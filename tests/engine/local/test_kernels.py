@@ -1,0 +1,118 @@
+"""Every fused kernel gives what torch gives; without a GPU, Triton's interpreter runs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.varlen import varlen
+
+import nimbed
+from nimbed.local.attention import ByVarlen
+from nimbed.local.models import bert, llama
+
+kernels = pytest.importorskip("nimbed.local.kernels.selftest", reason="needs triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def carried(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Double what triton 3.6's interpreter halves: it loses a carry out of float8's mantissa."""
+    if DEVICE.type == "cuda":
+        return got
+    halved = ((2 * got - expected).abs() < 0.07 * expected.abs()) & (got != 0)
+    assert halved.float().mean() < 0.06
+    return torch.where(halved, 2 * got, got)
+
+
+@pytest.mark.parametrize("width", [8, 72, 384, 1000, 2048, 5000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_gives_what_torch_gives(dtype, width):
+    exact = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    names = set()
+    for name, got, expected in kernels.comparisons(DEVICE, dtype, width):
+        got, expected = got.float(), expected.float()
+        names.add(name)
+        if "float8" in name:
+            got = carried(got, expected)
+            # Three bits behind the point, and below 2^-6 of a unit steps of 2^-9 of it.
+            unit = expected.abs().amax(-1, keepdim=True) / 448
+            assert ((got - expected).abs() <= expected.abs() / 15 + unit / 256).all(), name
+        else:
+            torch.testing.assert_close(got, expected, rtol=exact, atol=exact, msg=name)
+    attends = dtype == torch.float16 or (DEVICE.type == "cuda" and dtype == torch.bfloat16)
+    assert len(names) == 9 + attends
+
+
+def test_a_wrong_kernel_is_named(monkeypatch):
+    monkeypatch.setattr(kernels, "gated_activation", lambda both, silu: both.chunk(2, dim=-1)[0])
+    assert "the gated activation differs from torch" in kernels.disagreement(DEVICE)
+
+
+def test_on_the_cpu_none_is_used():
+    from nimbed.local.kernels import usable
+
+    assert not usable(torch.device("cpu"))
+
+
+@pytest.fixture
+def through_kernels(monkeypatch):
+    """Run on this machine what runs on CUDA: the kernels, and attention by offsets."""
+    from nimbed.local import kernels
+
+    if DEVICE.type == "cuda":
+        pytest.skip("test_gpu.py runs the real thing")
+    monkeypatch.setattr(kernels, "usable", lambda device: True)
+    for module in (bert, llama):
+        monkeypatch.setattr(module, "attention_for", lambda placement: ByVarlen(varlen))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_same_through_the_kernels(family, tmp_path, request):
+    folder = str(FAMILIES[family](tmp_path / "model"))
+    expected = [
+        nimbed.load(folder, device="cpu", dtype="float32").embed(TEXTS, input_type=role).vectors
+        for role in ("query", "passage")
+    ]
+    request.getfixturevalue("through_kernels")
+    ours = nimbed.load(folder, device="cpu", dtype="float32")
+    for role, vectors in zip(("query", "passage"), expected, strict=True):
+        got = ours.embed(TEXTS, input_type=role).vectors
+        np.testing.assert_allclose(got, vectors, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "ministral3", "nvembed"])
+def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request):
+    folder = str(FAMILIES[family](tmp_path / "model"))
+    plain = nimbed.load(folder, device="cpu", dtype="float8")
+    expected = plain.embed(TEXTS, input_type="query").vectors
+    request.getfixturevalue("through_kernels")
+    ours = nimbed.load(folder, device="cpu", dtype="float8")
+    got = ours.embed(TEXTS, input_type="query").vectors
+    assert (got * expected).sum(1).min() >= 0.93  # the interpreter halves some numbers
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+def test_attention_follows_the_definition_whatever_lies_around_a_sequence(head_dim, key_heads):
+    from nimbed.local.kernels.varlen_attention import attend
+
+    lengths = [70, 3, 1, 64, 130]
+    generator = torch.Generator().manual_seed(head_dim)
+    fused = torch.randn(sum(lengths) + 6, 4 + 2 * key_heads, head_dim, generator=generator)
+    fused[-6:] = float("nan")  # the padding
+    q, k, v = fused.to(DEVICE, torch.float16).split([4, key_heads, key_heads], dim=1)
+    ends = np.cumsum(lengths)
+    spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+    got = attend(q, k, v, spans, 130)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, enable_gqa=key_heads != 4
+        )
+        torch.testing.assert_close(
+            got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3
+        )
