@@ -27,7 +27,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from nimbed import search
 from nimbed_langchain import NimbedEmbeddings
 from nimbed_pgvector import VectorTable, connect
-from nimbed_pgvector.embedded import embedded_server
+from nimbed_pgvector.embedded_server import embedded_server
 
 
 def passages(folder: Path) -> Iterator[Document]:

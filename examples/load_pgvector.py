@@ -20,7 +20,7 @@ from typing import Any
 import nimbed
 from nimbed.files import listing, read_rows
 from nimbed_pgvector import LoadReport, VectorTable, connect
-from nimbed_pgvector.embedded import embedded_server
+from nimbed_pgvector.embedded_server import embedded_server
 
 MODULES = ("shutil", "subprocess", "tempfile", "zipfile")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from nimbed import Embedder
-    from nimbed.files.load_report import LoadReport
+    from nimbed.bulk import JobReport
     from nimbed_pgvector import VectorTable
 
 __all__ = ["database", "embedder_for", "load"]
@@ -100,8 +100,8 @@ def load(
     Killed at any moment and typed again, it loses nothing and stores nothing twice: rows that
     are there with the same content are skipped. Several may load into one table at once.
     """
+    from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
-    from nimbed.files.reject_list import listing
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
@@ -169,7 +169,7 @@ def database(
         if embedded is None:
             address = dsn[0]
         else:
-            from nimbed_pgvector.embedded import embedded_server
+            from nimbed_pgvector.embedded_server import embedded_server
 
             address = stack.enter_context(embedded_server(embedded))
         yield stack.enter_context(connect(address, read_only=read_only))
@@ -190,20 +190,20 @@ def _load_vectors(
     kind: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
-) -> LoadReport | None:
+) -> JobReport | None:
     """Load a file of vectors; None if the file has only texts."""
     if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
         return None
     from nimbed.files import open_embedded
-    from nimbed.files.parquet_rows import open_parquet
+    from nimbed.files.parquet import open_parquet
 
     with open_parquet(source) as plain:
         if b"nimbed.spec" not in (plain.schema_arrow.metadata or {}):
             return None
     with open_embedded(source) as file:
         return target.load_embedded(
-            file.stretches(),
-            file.label.spec,
+            file.parts(),
+            file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
         )
@@ -218,7 +218,7 @@ def _load_texts(
     kind: str | None,
     truncate: str,
     common: dict[str, Any],
-) -> LoadReport:
+) -> JobReport:
     from nimbed.files import read_rows
     from nimbed.spec import Truncate
 
@@ -234,7 +234,7 @@ def _load_texts(
 
 def _row_count(source: str, kind: str | None) -> int:
     """Return about how many rows a file has, for the time left; 0 where it must be read to tell."""
-    from nimbed.files.parquet_rows import open_parquet
+    from nimbed.files.parquet import open_parquet
     from nimbed.files.sources import is_rereadable, kind_of
 
     if not is_rereadable(source) or source.endswith(".gz"):
@@ -246,7 +246,7 @@ def _row_count(source: str, kind: str | None) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
-def _summary(report: LoadReport, table: str, listed: Path) -> str:
+def _summary(report: JobReport, table: str, listed: Path) -> str:
     rate = report.read / report.seconds if report.seconds else 0.0
     lines = [
         f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "

@@ -39,12 +39,12 @@ def answers_of_a_database(
     from rich.markup import escape
 
     from nimbed.errors import NimbedError
-    from nimbed.files.rows import Row
+    from nimbed.rows import Row
 
     rows = [Row(place, each.text, each.id) for place, each in enumerate(corpus, 1)]
     try:
         from nimbed_pgvector import VectorTable, connect
-        from nimbed_pgvector.embedded import embedded_server
+        from nimbed_pgvector.embedded_server import embedded_server
 
         with tempfile.TemporaryDirectory(prefix="nimbed-") as folder:
             Path(folder).chmod(0o755)  # for root the server runs as another user

@@ -116,7 +116,7 @@ def tradeoff(
             **options,
         )
     if target is not None:
-        from nimbed.files.staging import Staging
+        from nimbed.files.writers import Staging
 
         with Staging(target) as staging:
             staging.place(target).write_text(page(study), encoding="utf-8")

@@ -1,28 +1,31 @@
-"""Passages into PostgreSQL with pgvector, and out again by similarity.
+"""Passages in PostgreSQL with pgvector: loaded, indexed, and found again by similarity.
 
 :class:`VectorTable` loads, indexes and searches a table; :class:`AsyncVectorTable` does the same
 on async connections.
 """
 
+from nimbed.bulk import JobReport
 from nimbed.errors import missing_extra
-from nimbed.files.load_report import LoadReport, Reject
+from nimbed.rows import Reject
 
 try:
-    from nimbed_pgvector.async_vector_table import AsyncVectorTable
     from nimbed_pgvector.columns import Column, Layout
-    from nimbed_pgvector.faults import connect
+    from nimbed_pgvector.errors import connect
     from nimbed_pgvector.schema import create_statements
-    from nimbed_pgvector.searching import Hit
-    from nimbed_pgvector.vector_table import VectorTable
+    from nimbed_pgvector.search import Hit
+    from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
     if error.name not in ("psycopg", "xxhash"):
         raise
     raise missing_extra("pgvector", needs=error.name) from error
 
+LoadReport = JobReport  #: The name of earlier versions.
+
 __all__ = [
     "AsyncVectorTable",
     "Column",
     "Hit",
+    "JobReport",
     "Layout",
     "LoadReport",
     "Reject",

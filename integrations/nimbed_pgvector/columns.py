@@ -1,7 +1,4 @@
-"""A vector spec in, the PostgreSQL column that stores it out, with its binary wire form.
-
-Knows nothing about tables or connections.
-"""
+"""Columns of vectors: the PostgreSQL type for each spec, and its binary form in a COPY."""
 
 from __future__ import annotations
 
@@ -16,14 +13,17 @@ from numpy.typing import NDArray
 
 from nimbed import EmbeddingBatch, VectorSpec, stores
 from nimbed.errors import ConfigurationError
+from nimbed.quantize import quantize
 from nimbed.spec import check_literal, require_same_space
-from nimbed_pgvector.steps import Wire
+from nimbed_pgvector.statements import Wire
 
-__all__ = ["Also", "Column", "Layout", "float_twin"]
+__all__ = ["EMBEDDING", "RESCORING", "TEXT_BYTES", "Also", "Column", "Layout", "float_twin"]
 
 Also = Literal["float", "halfvec"]
 
 EMBEDDING, RESCORING = "embedding", "rescoring"
+#: Bytes of a row without its vectors, as a guess.
+TEXT_BYTES = 300
 _MOST_STORED = 16_000
 _FORMS = {"vector": ">f4", "halfvec": ">f2"}
 _LENGTH = struct.Struct(">i")
@@ -54,14 +54,7 @@ class Column:
         Raises:
             ConfigurationError: If pgvector cannot index so many dimensions.
         """
-        field = stores.field(spec, "pgvector")
-        return cls(
-            name=EMBEDDING,
-            spec=spec,
-            kind=field.type.partition("(")[0],
-            operator=field.operator,
-            operator_class=field.options["operator_class"],
-        )
+        return _embedding_column(spec)
 
     @classmethod
     def rescoring(cls, spec: VectorSpec, also: Also) -> Column:
@@ -165,6 +158,14 @@ class Layout:
         """The vector columns, in the order of the table."""
         return (self.embedding,) if self.rescoring is None else (self.embedding, self.rescoring)
 
+    def batches(self, batch: EmbeddingBatch) -> list[EmbeddingBatch]:
+        """Return the batch of each column; compact ones are made of floats if need be.
+
+        Raises:
+            SpaceMismatchError: If the batch is of another space, or too compact for a column.
+        """
+        return [_converted(batch, column.spec) for column in self.columns]
+
     def fields(self, batches: Sequence[EmbeddingBatch], rows: slice = slice(None)) -> list[bytes]:
         """Return for each row its fields of a binary COPY, from one batch a column."""
         wires = [
@@ -185,4 +186,32 @@ def float_twin(spec: VectorSpec) -> VectorSpec:
         revision=spec.revision,
         query_prompt=spec.query_prompt,
         passage_prompt=spec.passage_prompt,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _embedding_column(spec: VectorSpec) -> Column:
+    field = stores.field(spec, "pgvector")
+    return Column(
+        name=EMBEDDING,
+        spec=spec,
+        kind=field.type.partition("(")[0],
+        operator=field.operator,
+        operator_class=field.options["operator_class"],
+    )
+
+
+def _converted(batch: EmbeddingBatch, spec: VectorSpec) -> EmbeddingBatch:
+    if batch.spec == spec:
+        return batch
+    from_floats = batch.spec.embedding_type == "float"
+    expected = float_twin(spec) if from_floats else spec
+    if batch.spec != expected:
+        require_same_space(expected, batch.spec, doing="bring into one column")
+    return EmbeddingBatch(
+        vectors=quantize(batch.vectors, spec),
+        spec=spec,
+        input_type=batch.input_type,
+        token_counts=batch.token_counts,
+        truncated=batch.truncated,
     )

@@ -1,8 +1,8 @@
-"""A spec in, tables for other libraries' pgvector stores out, with an index that they can use.
+"""Tables and arguments for LangChain's and LlamaIndex's pgvector stores, with an index they use.
 
 LangChain's and LlamaIndex's stores cannot index more than 2,000 dimensions as they come, and
 LlamaIndex's half-precision default builds an index that its own queries never touch. Both search
-floats by cosine alone; packed types belong into a :class:`nimbed_pgvector.VectorTable`.
+floats by cosine alone; packed types belong in a :class:`nimbed_pgvector.VectorTable`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import Column
 from nimbed_pgvector.schema import identifier
-from nimbed_pgvector.steps import trusted
+from nimbed_pgvector.statements import trusted
 
 __all__ = ["LlamaIndexArguments", "langchain_table", "llama_index_arguments"]
 

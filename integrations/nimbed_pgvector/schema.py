@@ -1,4 +1,4 @@
-"""A layout in, a table that carries its contract out; or why an existing table does not fit.
+"""The table: how it is created, the contract it carries, and what may be loaded into it.
 
 The contract stands twice: as a row of ``nimbed_spec``, to be queried, and as the column's
 comment, which survives a dump, a restore and a rename.
@@ -13,16 +13,17 @@ from typing import Any
 
 from psycopg import sql
 
-from nimbed import VectorSpec
+from nimbed import Embedder, VectorSpec
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.spec import require_same_space
-from nimbed_pgvector.columns import EMBEDDING, RESCORING, Column, Layout
-from nimbed_pgvector.server import extension, require_utf8
-from nimbed_pgvector.steps import Query, Steps, trusted
+from nimbed.spec import EmbeddingType, Int8Scale, require_same_space
+from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, float_twin
+from nimbed_pgvector.statements import Procedure, Query, trusted
 
 __all__ = [
     "Table",
+    "TableOptions",
     "beside",
+    "check_embedder",
     "create_statements",
     "existing",
     "find",
@@ -66,15 +67,15 @@ def identifier(name: str) -> sql.Identifier:
         ConfigurationError: If the name is empty, too long or has too many parts.
     """
     parts = name.split(".")
-    for part in parts:
-        # psycopg reads a % inside a quoted name as the place of a parameter.
-        if not part or "\0" in part or "%" in part or len(part.encode()) > _LONGEST_NAME:
-            raise ConfigurationError(
-                f"a table is called name or schema.name, each of 1 to {_LONGEST_NAME} bytes and "
-                f"without %; got {name!r}"
-            )
-    if len(parts) > 2:
-        raise ConfigurationError(f"a table is called name or schema.name; got {name!r}")
+    # psycopg reads a % inside a quoted name as the place of a parameter.
+    if len(parts) > 2 or any(
+        not part or "\0" in part or "%" in part or len(part.encode()) > _LONGEST_NAME
+        for part in parts
+    ):
+        raise ConfigurationError(
+            f"a table is named TABLE or SCHEMA.TABLE, each part of 1 to {_LONGEST_NAME} bytes and "
+            f"without %; got {name!r}"
+        )
     return sql.Identifier(*parts)
 
 
@@ -83,7 +84,7 @@ def beside(name: str, own: str) -> sql.Identifier:
     return sql.Identifier(*name.split(".")[:-1], own)
 
 
-def find(name: str) -> Steps[Table | None]:
+def find(name: str) -> Procedure[Table | None]:
     """Return the table with the contract it carries, or None if there is no such table.
 
     Raises:
@@ -103,10 +104,10 @@ def find(name: str) -> Steps[Table | None]:
     )
     if not rows:
         return None
-    version = yield from extension()
+    version = yield from _extension()
     found = {column: (kind, comment) for column, kind, comment, _ in rows}
-    wanted = ("id", "text", "metadata", "content_hash", EMBEDDING)
-    missing = [column for column in wanted if column not in found]
+    needed = ("id", "text", "metadata", "content_hash", EMBEDDING)
+    missing = [column for column in needed if column not in found]
     contract = found.get(EMBEDDING, ("", None))[1] or ""
     if missing or not contract.startswith(_PREFIX):
         lack = f"lacks {', '.join(missing)}" if missing else "carries no contract of its vectors"
@@ -133,7 +134,7 @@ def existing(table: Table | None, name: str) -> Table:
     return table
 
 
-def same_table(table: Table, oid: int) -> Steps[None]:
+def same_table(table: Table, oid: int) -> Procedure[None]:
     """Refuse rows of another table than was looked at, unless it has the same contract.
 
     Raises:
@@ -148,22 +149,22 @@ def same_table(table: Table, oid: int) -> Steps[None]:
             )
 
 
-def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Steps[Table]:
-    """Return the table, made if it is not there.
+def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Procedure[Table]:
+    """Return the table, creating it if it does not exist.
 
     Args:
         name: ``table`` or ``schema.table``.
-        layout_of: Called with the table, or None, for the layout that is wanted.
+        layout_of: Called with the table, or None, for the layout that it should have.
 
     Raises:
         SpaceMismatchError: If the table holds vectors of another space.
-        ConfigurationError: If it has other columns than wanted.
+        ConfigurationError: If it has other columns than are asked for.
     """
     # Two loaders that start together, even for two tables, would both create what they share:
     # the extension, nimbed_spec and nimbed_ledger; and one would fail.
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
-    yield from require_utf8()
-    yield from extension()
+    yield from _require_utf8()
+    yield from _extension()
     table = yield from find(name)
     layout = layout_of(table)
     if table is None:
@@ -179,10 +180,13 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Ste
                 f"ALTER TABLE ... RENAME"
             ) from None
     if table.layout.rescoring != layout.rescoring:
-        has = "no such column" if table.layout.rescoring is None else table.layout.rescoring.type
+        has, asked = (
+            "no column" if column is None else f"a column of {column.type}"
+            for column in (table.layout.rescoring, layout.rescoring)
+        )
         raise ConfigurationError(
-            f"the table {name} has {has} for rescoring, other than also= asks for; leave also= "
-            f"out to take the table's own, or load into a new table"
+            f"the table {name} has {has} for rescoring, but also= asks for {asked}; leave also= "
+            f"out to keep what the table has, or load into a new table"
         )
     return table
 
@@ -249,13 +253,13 @@ def _layout(found: dict[str, tuple[str, str | None]]) -> Layout:
         )
         if columns[name].type != kind or columns[name].spec.fingerprint != spec.fingerprint:
             raise SpaceMismatchError(
-                f"the column {name} is {kind} but its contract promises {columns[name].type}; "
+                f"the column {name} is {kind} but its contract says {columns[name].type}; "
                 f"it was altered since nimbed made it"
             )
     return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING))
 
 
-def _check_copies(name: str, quoted: str, layout: Layout) -> Steps[None]:
+def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
     noted_in = beside(name, "nimbed_spec")
     there = yield Query(sql.SQL("SELECT to_regclass(%s) IS NOT NULL"), (noted_in.as_string(None),))
     if not there[0][0]:
@@ -268,4 +272,147 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Steps[None]:
     )
     for (facts,) in rows:
         noted = VectorSpec.from_dict(json.loads(facts))
-        require_same_space(layout.spec, noted, doing="tell apart, in the comment and nimbed_spec,")
+        try:
+            require_same_space(layout.spec, noted, doing="keep in one column")
+        except SpaceMismatchError as error:
+            raise SpaceMismatchError(
+                f"the comment of the table {name} and its row in nimbed_spec disagree, so one of "
+                f"them was altered: {error}"
+            ) from None
+
+
+def _extension() -> Procedure[tuple[int, ...]]:
+    """Return the version of pgvector, installed into the database if need be.
+
+    Raises:
+        ConfigurationError: If the server has none, or one older than 0.7.
+    """
+    found = sql.SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+    rows = yield Query(found)
+    if not rows:
+        offered = yield Query(
+            sql.SQL("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'")
+        )
+        if not offered:
+            raise ConfigurationError(
+                "this PostgreSQL server has no pgvector; install its package on the server "
+                "(postgresql-NN-pgvector, or the image pgvector/pgvector), or use --embedded DIR"
+            )
+        yield Query(sql.SQL("CREATE EXTENSION IF NOT EXISTS vector"))
+        rows = yield Query(found)
+    version = tuple(int(part) for part in rows[0][0].split(".") if part.isdigit())
+    if version < (0, 7):
+        raise ConfigurationError(
+            f"pgvector {rows[0][0]} has neither halfvec nor an index on bit; nimbed needs 0.7 or "
+            f"newer: upgrade it, then run ALTER EXTENSION vector UPDATE"
+        )
+    return version
+
+
+def _require_utf8() -> Procedure[None]:
+    """Refuse a database that would keep other characters than it was given, or refuse some later.
+
+    Raises:
+        ConfigurationError: If its encoding is not UTF8.
+    """
+    ((encoding,),) = yield Query(sql.SQL("SELECT current_setting('server_encoding')"))
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"this database stores text as {encoding}, which cannot hold every text; make one with "
+            f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """What a caller asks of a table's vectors; None means: as the table has it, or the default.
+
+    Attributes:
+        embedding_type: How a dimension is stored; a new table gets ``float``.
+        dimensions: Float dimensions; a new table gets the model's full size.
+        int8_scale: Scale of int8 and uint8.
+        also: Type of a second column of floats, by which candidates are rescored.
+    """
+
+    embedding_type: EmbeddingType | None = None
+    dimensions: int | None = None
+    int8_scale: Int8Scale | None = None
+    also: Also | None = None
+
+    def from_embedder(self, embedder: Embedder, *, name: str) -> Callable[[Table | None], Layout]:
+        """Return a function from the table, or None, to its layout, for an embedder's vectors."""
+
+        def layout_of(table: Table | None) -> Layout:
+            stored = None if table is None else table.layout.spec
+            asked = (self.embedding_type, self.dimensions, self.int8_scale)
+            if stored is not None and asked == (None, None, None):
+                check_embedder(embedder, stored, name=name)
+                return self._beside(stored, table)
+            spec = embedder.spec(
+                embedding_type=self.embedding_type
+                or (stored.embedding_type if stored else "float"),
+                dimensions=self.dimensions or (stored.dimensions if stored else None),
+                int8_scale=self.int8_scale,
+            )
+            return self._beside(spec, table)
+
+        return layout_of
+
+    def from_vectors(self, given: VectorSpec, *, name: str) -> Callable[[Table | None], Layout]:
+        """Return a function from the table, or None, to its layout, for vectors that exist.
+
+        Floats can still become any compact type; anything else stays what it is.
+        """
+
+        def layout_of(table: Table | None) -> Layout:
+            stored = None if table is None else table.layout.spec
+            if stored is not None and self.embedding_type in (None, stored.embedding_type):
+                spec = stored
+            elif self.embedding_type in (None, given.embedding_type):
+                spec = given
+            else:
+                spec = VectorSpec.of(
+                    model=given.model,
+                    dimensions=given.dimensions,
+                    embedding_type=self.embedding_type,
+                    revision=given.revision,
+                    int8_scale=self.int8_scale,
+                    query_prompt=given.query_prompt,
+                    passage_prompt=given.passage_prompt,
+                )
+            source = float_twin(spec) if given.embedding_type == "float" else spec
+            require_same_space(source, given, doing=f"load into the table {name}")
+            layout = self._beside(spec, table)
+            if layout.rescoring is not None and given.embedding_type != "float":
+                raise SpaceMismatchError(
+                    f"the column for rescoring needs floats, but these vectors are "
+                    f"{given.embedding_type}; embed the texts again with embedding type float"
+                )
+            return layout
+
+        return layout_of
+
+    def _beside(self, spec: VectorSpec, table: Table | None) -> Layout:
+        if self.also is not None or table is None:
+            return Layout.of(spec, also=self.also)
+        return Layout.of(spec, also=None if spec.embedding_type == "float" else table.layout.also)
+
+
+def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
+    """Refuse an embedder whose vectors do not live in the table's space.
+
+    Raises:
+        SpaceMismatchError: If its fingerprint differs from the table's.
+    """
+    try:
+        offered = embedder.spec(
+            embedding_type=spec.embedding_type,
+            dimensions=spec.dimensions,
+            int8_scale=spec.int8_scale,
+        )
+    except ValueError as error:
+        raise SpaceMismatchError(
+            f"the table {name} holds vectors of {spec.model}, {spec.dimensions} dimensions; "
+            f"{embedder.card.id} cannot make such vectors: {error}"
+        ) from error
+    require_same_space(spec, offered, doing=f"use for the table {name}")

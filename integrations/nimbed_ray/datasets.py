@@ -18,8 +18,7 @@ from typing import Any
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError, NimbedError
-from nimbed.files.arrow import Table, arrow
-from nimbed.files.label import Label
+from nimbed.files.arrow import FileContract, Table, arrow
 from nimbed.progress import Progress, reporting
 from nimbed.spec import check_literal, require_same_space
 from nimbed_ray.cluster import Dataset, import_ray, plan_actors
@@ -107,7 +106,7 @@ def _on_actors(
     return worker, planned.map_options()
 
 
-def label_of(dataset: Dataset) -> Label:
+def label_of(dataset: Dataset) -> FileContract:
     """Return the contract of the vectors in a dataset, after asking every block.
 
     The dataset is run if it was not, so materialize one that is costly.
@@ -117,12 +116,12 @@ def label_of(dataset: Dataset) -> Label:
         ConfigurationError: If two blocks hold different roles, if one was not written by nimbed,
             or if there is none.
     """
-    labels: list[Label] = []
+    labels: list[FileContract] = []
     blocks = dataset.map_batches(_metadata, batch_size=None, batch_format="pyarrow")
     for row in blocks.iter_rows():
         facts: dict[str, str] = json.loads(row["metadata"])
         metadata = {key.encode(): value.encode() for key, value in facts.items()}
-        labels.append(Label.from_metadata(metadata, source="a block of the dataset"))
+        labels.append(FileContract.from_metadata(metadata, source="a block of the dataset"))
     if not labels:
         raise ConfigurationError("the dataset is empty, so its vectors have no contract")
     first = labels[0]

@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 import nimbed
 from nimbed import Embedder, EmbeddingBatch, ModelCard, VectorSpec
 from nimbed.errors import ConfigurationError, InputError, name_rows
-from nimbed.files.arrow import Column, Schema, Table, arrow
-from nimbed.files.label import RESERVED, TOKENS_FIELD, TRUNCATED_FIELD, VECTOR_FIELD, Label
-from nimbed.files.parquet_rows import rows_of
-from nimbed.files.rows import Row
+from nimbed.files.arrow import (
+    RESERVED,
+    TOKENS_FIELD,
+    TRUNCATED_FIELD,
+    VECTOR_FIELD,
+    Column,
+    FileContract,
+    Schema,
+    Table,
+    arrow,
+)
+from nimbed.files.parquet import rows_of
 from nimbed.options import EmbedOptions
+from nimbed.rows import Row
 from nimbed.spec import (
     EmbeddingType,
     InputType,
@@ -114,7 +123,7 @@ class EmbedTexts:
         self.embedder = (
             nimbed.load(model) if model is None or isinstance(model, (str, ModelCard)) else model
         )
-        self.label = Label(
+        self.label = FileContract(
             spec=self.embedder.spec(**self.options.of_spec),
             input_type=input_type,
             text_field=text_field,

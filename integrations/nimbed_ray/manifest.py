@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nimbed.errors import ConfigurationError, InputError
-from nimbed.files.label import Label
+from nimbed.files.arrow import FileContract
 from nimbed.spec import require_same_space
 from nimbed_ray.folder import Folder
 from nimbed_ray.parts import Attempts, Part, copy_name, is_part
@@ -47,7 +47,7 @@ class FolderSettings:
         rows_per_part: Rows of the dataset that became one part.
     """
 
-    label: Label
+    label: FileContract
     truncate: str
     nulls: bool
     rows_per_part: int
@@ -77,7 +77,7 @@ def read_settings(folder: Folder) -> FolderSettings | None:
         facts: dict[str, Any] = json.loads(found)
         label = {key.encode(): value.encode() for key, value in facts["label"].items()}
         return FolderSettings(
-            label=Label.from_metadata(label, source=SETTINGS),
+            label=FileContract.from_metadata(label, source=SETTINGS),
             truncate=facts["truncate"],
             nulls=bool(facts["nulls"]),
             rows_per_part=int(facts["rows_per_part"]),

@@ -1,27 +1,29 @@
-"""Weaviate configured so that it cannot misuse an embedding server, checked, and filled.
+"""Weaviate: configured so that it cannot misuse an embedding server, checked, and filled.
 
 :func:`vectorizer` and :func:`self_provided` make the configuration of a collection's vector,
 :func:`check` finds the traps that an existing one is in, :func:`batch_import` embeds in this
 process and stores.
 """
 
+from nimbed.bulk import JobReport
 from nimbed.errors import missing_extra
-from nimbed.files.load_report import LoadReport, Reject
+from nimbed.rows import Reject
 
 try:
-    from nimbed_weaviate.addresses import NVIDIA
-    from nimbed_weaviate.checking import check, check_all
-    from nimbed_weaviate.connection import connect
-    from nimbed_weaviate.headers import headers
-    from nimbed_weaviate.importing import batch_import
-    from nimbed_weaviate.vectorizers import self_provided, vectorizer
+    from nimbed_weaviate.check import check, check_all
+    from nimbed_weaviate.connection import NVIDIA, connect, headers
+    from nimbed_weaviate.importer import batch_import
+    from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
     if error.name != "weaviate":
         raise
     raise missing_extra("weaviate", needs="weaviate-client") from error
 
+LoadReport = JobReport  #: The name of earlier versions.
+
 __all__ = [
     "NVIDIA",
+    "JobReport",
     "LoadReport",
     "Reject",
     "batch_import",

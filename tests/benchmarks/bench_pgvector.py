@@ -23,7 +23,7 @@ from pgvector_overlap import overlap
 from pgvector_rivals import rivals
 from pgvector_searching import search
 
-from nimbed_pgvector.embedded import embedded_server
+from nimbed_pgvector.embedded_server import embedded_server
 
 PARTS: dict[str, Callable[[str, argparse.Namespace], None]] = {
     "load": load,

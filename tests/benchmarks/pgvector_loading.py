@@ -14,7 +14,7 @@ from measure import median_ratio
 from pgvector_rows import KINDS, fresh, interleaved, made, parts
 
 from nimbed import EmbeddingBatch
-from nimbed.files.rows import Row
+from nimbed.rows import Row
 from nimbed_pgvector import VectorTable
 
 

@@ -12,7 +12,7 @@ import psycopg
 from pgvector_rows import PART, fresh, made
 
 from nimbed import EmbeddingBatch
-from nimbed.files.rows import Row
+from nimbed.rows import Row
 from nimbed_pgvector import VectorTable
 
 

@@ -19,7 +19,6 @@ from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.quantize import normalize
 from nimbed_pgvector import Layout, VectorTable
 from nimbed_pgvector.columns import Also
-from nimbed_pgvector.vectors import for_columns
 
 QUESTIONS = 200
 SELECT = "SELECT id, text, metadata"
@@ -122,5 +121,5 @@ def questions() -> list[EmbeddingBatch]:
 
 def sent(query: EmbeddingBatch, layout: Layout) -> Sequence[Any]:
     """Return a question's vectors as the statement by hand binds them, the finest first."""
-    vectors = zip(layout.columns, for_columns(query, layout), strict=True)
+    vectors = zip(layout.columns, layout.batches(query), strict=True)
     return [Ready(column.parameter(vector)) for column, vector in reversed(list(vectors))]

@@ -1,15 +1,17 @@
-"""Files of texts in, files of vectors out, one stretch of rows at a time."""
+"""Files: texts are read from them, vectors written to them, a few thousand rows at a time."""
 
+from nimbed.bulk import JobReport, listing
 from nimbed.files.embed_file import FileReport, embed_file
-from nimbed.files.embedded import EmbeddedFile, open_embedded, read_embedded
+from nimbed.files.parquet import EmbeddedFile, open_embedded, read_embedded
 from nimbed.files.readers import read_rows
-from nimbed.files.reject_list import listing
-from nimbed.files.rows import BadRow, Row
+from nimbed.rows import BadRow, Reject, Row
 
 __all__ = [
     "BadRow",
     "EmbeddedFile",
     "FileReport",
+    "JobReport",
+    "Reject",
     "Row",
     "embed_file",
     "listing",

@@ -1,57 +1,63 @@
-"""A file of texts in, a file of vectors out, in memory that does not grow with either.
-
-Works with any embedder; knows nothing about models or terminals.
-"""
+"""Embed every text of a file into another file, in memory that does not grow with either."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Literal, Protocol, Self
 
+from nimbed.batch import EmbeddingBatch
+from nimbed.bulk import JobReport, embed_accepted, ignore
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError
-from nimbed.files.chunks import Embed, chunked, embed_chunk
-from nimbed.files.intake import Intake
-from nimbed.files.label import RESERVED, Label
-from nimbed.files.loose_columns import LooseColumns
-from nimbed.files.parquet_rows import open_parquet
-from nimbed.files.parquet_writer import ArrowTable, Carried
-from nimbed.files.rejects import OnError, Rejects
-from nimbed.files.rows import BadRow, Row
+from nimbed.errors import ConfigurationError, InputError, name_rows
+from nimbed.files.arrow import RESERVED, FileContract
+from nimbed.files.column_types import InferredColumns
+from nimbed.files.parquet import ArrowTable, Carried, open_parquet
+from nimbed.files.readers import RowReader
 from nimbed.files.sources import Source, check_exists, is_rereadable, kind_of
-from nimbed.files.staging import Staging
-from nimbed.files.writers import check_output, open_writer
+from nimbed.files.writers import Staging, check_output, open_writer
+from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
+from nimbed.rows import BadRow, Reject, Row
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
 
-__all__ = ["FileReport", "embed_file"]
+__all__ = ["FileReport", "OnError", "embed_file"]
+
+OnError = Literal["raise", "skip"]
+
+# A batch is closed at either bound. Rows: enough to sort by length, and few enough that all are
+# tokenized before the first is embedded. Characters: what is held when the texts are long.
+_BATCH_ROWS = 4096
+_BATCH_CHARACTERS = 2**23
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileReport:
-    """What became of a file.
+@dataclass(slots=True, kw_only=True)
+class FileReport(JobReport):
+    """What became of a file; every row of a file is new.
 
     Attributes:
         output: The file of vectors.
         spec: Their contract.
-        rows: Vectors written.
-        tokens: Tokens the model read.
-        truncated: Texts that were cut.
-        skipped: Rows that were left out.
-        skipped_list: The file that says which and why, if there are any.
+        skipped_list: The file that says which rows were left out and why, if there are any.
     """
 
     output: Path
     spec: VectorSpec
-    rows: int
-    tokens: int
-    truncated: int
-    skipped: int
-    skipped_list: Path | None
+    skipped_list: Path | None = None
+
+    @property
+    def rows(self) -> int:
+        """Vectors written."""
+        return self.loaded
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were left out."""
+        return self.rejected
 
 
 def embed_file(
@@ -97,11 +103,16 @@ def embed_file(
             unknown, or the folder of the output does not exist.
         BackendError: If the model or the server failed.
     """
-    check_literal("input_type", input_type, InputType)
-    check_literal("truncate", truncate, Truncate)
     check_literal("on_error", on_error, OnError)
+    options = EmbedOptions(
+        input_type=input_type,
+        embedding_type=embedding_type,
+        dimensions=dimensions,
+        truncate=truncate,
+        int8_scale=int8_scale,
+    )
     target = Path(output)
-    intake = Intake(
+    reader = RowReader(
         source=source,
         kind=kind_of(source, kind),
         text_field=text_field,
@@ -109,74 +120,66 @@ def embed_file(
         carry=check_output(target) != ".npy",
     )
     _check_names(source, target, text_field, id_field)
-    label = Label(
-        spec=embedder.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        ),
+    contract = FileContract(
+        spec=embedder.spec(**options.of_spec),
         input_type=input_type,
         text_field=text_field,
         id_field=id_field,
     )
     embed = functools.partial(
-        embedder.embed,
-        input_type=input_type,
-        embedding_type=embedding_type,
-        dimensions=dimensions,
-        truncate=truncate,
-        int8_scale=int8_scale,
+        embedder.embed, input_type=input_type, truncate=truncate, **options.of_spec
     )
-    return _run(intake, label, embed, target, on_error=on_error, progress=progress)
+    return _run(reader, contract, embed, target, on_error=on_error, progress=progress)
+
+
+class _Embed(Protocol):
+    """An embedder's ``embed`` whose options are chosen."""
+
+    def __call__(self, inputs: Sequence[str], /, *, progress: Progress) -> EmbeddingBatch:
+        """Embed texts."""
+        ...
 
 
 def _run(
-    intake: Intake,
-    label: Label,
-    embed: Embed,
+    reader: RowReader,
+    contract: FileContract,
+    embed: _Embed,
     target: Path,
     *,
     on_error: OnError,
     progress: Progress,
 ) -> FileReport:
-    listed = target.with_name(f"{target.name}.skipped.jsonl")
     into_parquet = check_output(target) == ".parquet"
-    rereadable = is_rereadable(intake.source)
-    loose = LooseColumns(label)
-    carried: Carried = loose
-    total = written = tokens = truncated = 0
-    with Staging(target) as staging, Rejects(intake, on_error, listed, staging) as rejects:
+    rereadable = is_rereadable(reader.source)
+    inferred = InferredColumns(contract)
+    carried: Carried = inferred
+    report = FileReport(output=target, spec=contract.spec)
+    total = 0
+    with Staging(target) as staging, _Rejects(reader, on_error, report, staging) as rejects:
         if rereadable:
-            total, bad = intake.survey(loose if intake.typeless and into_parquet else None)
+            total, bad = _survey(reader, inferred if reader.typeless and into_parquet else None)
             if bad is not None and on_error == "raise":
                 rejects.reject([bad], bad.reason)
-        chunks = chunked(_good(intake, rejects))
-        if into_parquet and intake.typeless:
-            chunks = _fitting(chunks, loose, rejects, learn=not rereadable)
+        batches = _batched(_good(reader, rejects))
+        if into_parquet and reader.typeless:
+            batches = _fitting(batches, inferred, rejects, learn=not rereadable)
         elif into_parquet:
-            with open_parquet(intake.source) as file:
+            with open_parquet(reader.source) as file:
                 carried = ArrowTable(file.schema_arrow)
         none: list[Row] = []
-        # The first chunk tells the columns of a stream, so it is read before the writer starts.
-        chunks = itertools.chain([next(chunks, none)], chunks)
+        # The first batch tells the columns of a stream, so it is read before the writer starts.
+        batches = itertools.chain([next(batches, none)], batches)
         with (
-            open_writer(target, label=label, carried=carried, staging=staging) as writer,
+            open_writer(target, contract=contract, carried=carried, staging=staging) as writer,
             reporting(progress, total) as finished,
         ):
-            for chunk in chunks:
-                rows, batch = embed_chunk(chunk, embed, rejects, finished)
-                writer.write(rows, batch)
-                written += len(batch)
-                tokens += int(batch.token_counts.sum())
-                truncated += len(batch.truncated)
-                del chunk, rows, batch  # before the next chunk is read
-    return FileReport(
-        output=target,
-        spec=label.spec,
-        rows=written,
-        tokens=tokens,
-        truncated=truncated,
-        skipped=rejects.count,
-        skipped_list=listed if rejects.count else None,
-    )
+            for rows in batches:
+                kept, vectors = rejects.embed(rows, embed, finished)
+                writer.write(kept, vectors)
+                report.loaded += len(vectors)
+                report.count_embedded(vectors)
+                del rows, kept, vectors  # before the next batch is read
+    return report
 
 
 def _check_names(source: Source, target: Path, text_field: str, id_field: str | None) -> None:
@@ -188,25 +191,143 @@ def _check_names(source: Source, target: Path, text_field: str, id_field: str | 
             raise ConfigurationError(f"the output needs the name {name!r} for itself; rename it")
 
 
-def _good(intake: Intake, rejects: Rejects) -> Iterator[Row]:
-    for row in intake.rows():
+def _survey(reader: RowReader, columns: InferredColumns | None) -> tuple[int, BadRow | None]:
+    """Count the good rows, find the first bad one, and let ``columns`` learn their types.
+
+    A pass over a file costs little beside embedding it, and finds in seconds what would otherwise
+    stop the job after hours.
+    """
+    good, first_bad = 0, None
+    for row in reader.rows(carry=columns is not None):
+        if isinstance(row, BadRow):
+            first_bad = first_bad or row
+            continue
+        good += 1
+        if columns is not None:
+            columns.learn(row)
+    return good, first_bad
+
+
+class _Rejects:
+    """Rows that cannot be embedded: the first stops the job, or all are listed in a file.
+
+    Args:
+        reader: Names the rows.
+        on_error: What happens to a bad row.
+        report: Counts them.
+        staging: Where the list is written before it gets its name.
+    """
+
+    def __init__(
+        self, reader: RowReader, on_error: OnError, report: FileReport, staging: Staging
+    ) -> None:
+        self._reader = reader
+        self._on_error = on_error
+        self._report = report
+        self._target = report.output.with_name(f"{report.output.name}.skipped.jsonl")
+        self._staging = staging
+        self._file: IO[str] | None = None
+        # A list from an earlier run would be taken for this one's.
+        staging.drop(self._target)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def reject(self, rows: Sequence[Row | BadRow], reason: str) -> None:
+        """Stop the job, or list the rows.
+
+        Raises:
+            InputError: If bad rows stop the job.
+        """
+        if self._on_error == "raise":
+            numbers = [row.number for row in rows]
+            # A reason for several rows names them; here they stand before it.
+            shorter = reason.replace(f" ({self._reader.places(numbers)})", "")
+            raise InputError(f"{self._reader.where(numbers)}: {shorter}", rows=numbers)
+        if self._file is None:
+            place = self._staging.place(self._target)
+            self._file = place.open("w", encoding="utf-8", newline="\n")
+            self._report.skipped_list = self._target
+        listed = [
+            Reject(row.number, row.id if isinstance(row, Row) else None, reason) for row in rows
+        ]
+        self._file.writelines(reject.to_json() + "\n" for reject in listed)
+        self._report.reject(listed, ignore)
+
+    def embed(
+        self, rows: list[Row], embed: _Embed, finished: Callable[[int], None]
+    ) -> tuple[list[Row], EmbeddingBatch]:
+        """Embed the rows that can be embedded, and reject the others.
+
+        Args:
+            rows: A batch of rows.
+            embed: Makes the vectors.
+            finished: Told how many rows have just been dealt with.
+
+        Returns:
+            The rows that were embedded, and their vectors.
+
+        Raises:
+            InputError: If bad rows stop the job, or the embedder does not say which row it
+                refuses.
+        """
+        told, size = 0, len(rows)
+
+        def tell(done: int, _total: int) -> None:
+            nonlocal told
+            if done > told:
+                finished(done - told)
+                told = done
+
+        def refuse(places: list[int], error: InputError) -> None:
+            refused = [rows[place] for place in places]
+            # The embedder counts from the start of the batch; a person counts lines.
+            counted = self._reader.places([row.number for row in refused])
+            self.reject(refused, str(error).replace(name_rows(error.rows), counted))
+
+        texts = [row.text for row in rows]
+        places, batch = embed_accepted(texts, lambda some: embed(some, progress=tell), refuse)
+        tell(size, size)
+        return [rows[place] for place in places], batch
+
+
+def _good(reader: RowReader, rejects: _Rejects) -> Iterator[Row]:
+    for row in reader.rows():
         if isinstance(row, BadRow):
             rejects.reject([row], row.reason)
         else:
             yield row
 
 
+def _batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield the rows in lists that are large enough to embed well and small enough to hold."""
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.text)
+        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def _fitting(
-    chunks: Iterator[list[Row]], columns: LooseColumns, rejects: Rejects, *, learn: bool
+    batches: Iterator[list[Row]], columns: InferredColumns, rejects: _Rejects, *, learn: bool
 ) -> Iterator[list[Row]]:
-    """Drop the rows that do not fit the columns, which the first chunk of a stream decides."""
-    for chunk in chunks:
+    """Drop the rows that do not fit the columns, which the first batch of a stream decides."""
+    for batch in batches:
         if learn:
-            for row in chunk:
+            for row in batch:
                 columns.learn(row)
             learn = False
         fitting: list[Row] = []
-        for row in chunk:
+        for row in batch:
             fault = columns.fault(row)
             if fault is None:
                 fitting.append(row)

@@ -1,7 +1,4 @@
-"""From a path, ``-`` or a stream to bytes and lines.
-
-Knows nothing about records. Holds one line at a time.
-"""
+"""Sources of rows: a path, ``-`` or a stream, its format, and its lines, one at a time."""
 
 from __future__ import annotations
 

@@ -1,26 +1,31 @@
-"""From batches of vectors to a file of any known format.
+"""Writers of files of vectors, and the staging by which files appear complete or not at all.
 
-What each format holds is said in its own file; this one chooses among them.
+A parquet file carries its spec in its metadata; beside a ``.jsonl`` or ``.npy`` file it stands in
+``NAME.spec.json``.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import math
+import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+from numpy.lib import format as npy
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.files.arrow import arrow
-from nimbed.files.jsonl_writer import JsonlWriter
-from nimbed.files.label import Label
-from nimbed.files.npy_writer import NpyWriter
-from nimbed.files.parquet_writer import Carried, ParquetWriter
-from nimbed.files.rows import Row
-from nimbed.files.staging import Staging
+from nimbed.files.arrow import VECTOR_FIELD, FileContract, arrow
+from nimbed.files.parquet import Carried, ParquetWriter
+from nimbed.rows import Row
 
-__all__ = ["VectorWriter", "check_output", "open_writer"]
+__all__ = ["JsonlWriter", "NpyWriter", "Staging", "VectorWriter", "check_output", "open_writer"]
 
 _SUFFIXES = (".parquet", ".jsonl", ".npy")
 
@@ -58,12 +63,14 @@ def check_output(target: Path) -> str:
     return suffix
 
 
-def open_writer(target: Path, *, label: Label, carried: Carried, staging: Staging) -> VectorWriter:
+def open_writer(
+    target: Path, *, contract: FileContract, carried: Carried, staging: Staging
+) -> VectorWriter:
     """Start a file of vectors in a staging.
 
     Args:
         target: Where the file will be; its suffix tells the format.
-        label: What the file says about itself.
+        contract: What the file says about itself.
         carried: The source's columns, for formats that have types.
         staging: Moves the finished files into place.
 
@@ -74,8 +81,152 @@ def open_writer(target: Path, *, label: Label, carried: Carried, staging: Stagin
     suffix = check_output(target)
     place = staging.place(target)
     if suffix == ".parquet":
-        return ParquetWriter(place, label, carried)
+        return ParquetWriter(place, contract, carried)
     beside = target.with_name(f"{target.name}.spec.json")
-    facts = json.dumps(label.spec.to_dict(), ensure_ascii=False, indent=2)
+    facts = json.dumps(contract.spec.to_dict(), ensure_ascii=False, indent=2)
     staging.place(beside).write_text(facts + "\n", encoding="utf-8")
-    return JsonlWriter(place, label) if suffix == ".jsonl" else NpyWriter(place, label)
+    return JsonlWriter(place, contract) if suffix == ".jsonl" else NpyWriter(place, contract)
+
+
+class JsonlWriter:
+    """Writes JSON lines: the source's fields, then ``embedding``; memory holds one line.
+
+    Args:
+        path: Where to write.
+        contract: The spec, and the names of the text and id fields.
+    """
+
+    def __init__(self, path: Path, contract: FileContract) -> None:
+        self._contract = contract
+        # Nine digits bring every float32 back exactly, and are half as many as json.dumps
+        # prints for the float64 of the same value.
+        number = "%.9g" if contract.spec.dtype == "float32" else "%d"
+        self._template = f', "{VECTOR_FIELD}": [{", ".join([number] * contract.spec.width)}]}}\n'
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, rows: Sequence[Row], batch: EmbeddingBatch) -> None:
+        """Append rows with their vectors."""
+        for row, vector in zip(rows, batch.vectors, strict=True):
+            record = _dumps(self._record(row))
+            self._file.write(record[:-1] + self._template % tuple(vector.tolist()))
+
+    def _record(self, row: Row) -> dict[str, Any]:
+        own = {} if self._contract.id_field is None else {self._contract.id_field: row.id}
+        return {**own, self._contract.text_field: row.text, **row.columns}
+
+
+def _dumps(record: dict[str, Any]) -> str:
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:  # NaN or infinity, which parquet has and JSON has not
+        return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can say of a parquet value: dates in ISO form, bytes in base64."""
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode()
+    isoformat = getattr(value, "isoformat", None)
+    return str(value) if isoformat is None else isoformat()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in cast(dict[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in cast(list[Any], value)]
+    return value
+
+
+class NpyWriter:
+    """Writes the vectors alone as one ``.npy`` array of shape (rows, width).
+
+    Args:
+        path: Where to write.
+        contract: Gives the dtype and the width.
+    """
+
+    def __init__(self, path: Path, contract: FileContract) -> None:
+        self._dtype = np.dtype(contract.spec.dtype).newbyteorder("<")
+        self._width = contract.spec.width
+        self._rows = 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                self._write_header()
+
+    def write(self, rows: Sequence[Row], batch: EmbeddingBatch) -> None:
+        """Append the vectors; the rows' own fields have no place in an array."""
+        del rows
+        self._file.write(np.ascontiguousarray(batch.vectors, dtype=self._dtype).tobytes())
+        self._rows += len(batch)
+
+    def _write_header(self) -> None:
+        # numpy pads the header for a first axis of 21 digits, so that the one of an empty array
+        # can be written over by the true one.
+        npy.write_array_header_1_0(
+            self._file,
+            {
+                "descr": npy.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": (self._rows, self._width),
+            },
+        )
+
+
+class Staging:
+    """Temporary names beside their targets, which take the targets' places at the end.
+
+    A context manager: leaving it by an error, Ctrl-C included, removes every temporary file and
+    leaves the targets as they were.
+
+    Args:
+        main: The target that appears last, when everything that describes it is there.
+    """
+
+    def __init__(self, main: Path) -> None:
+        self._main = main
+        self._places: dict[Path, Path] = {}
+        self._obsolete: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                for target in sorted(self._places, key=lambda target: target == self._main):
+                    os.replace(self._places[target], target)
+                for target in self._obsolete:
+                    if target not in self._places:
+                        target.unlink(missing_ok=True)
+        finally:
+            for place in self._places.values():
+                with contextlib.suppress(OSError):
+                    place.unlink(missing_ok=True)
+
+    def place(self, target: Path) -> Path:
+        """Return the path to write instead of ``target``."""
+        # In the same folder, since a rename across file systems is a copy.
+        place = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        self._places[target] = place
+        return place
+
+    def drop(self, target: Path) -> None:
+        """Remove an earlier run's file at the end, unless this run writes one."""
+        self._obsolete.append(target)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
 from nimbed.errors import InputError, name_rows
-from nimbed.files.intake import Intake
-from nimbed.files.rows import BadRow
+from nimbed.files.readers import RowReader as Intake
 from nimbed.files.sources import Source, check_exists, kind_of, name_of
 from nimbed.progress import Progress
+from nimbed.rows import BadRow
 from nimbed.spec import InputType, Truncate
 
 __all__ = ["Texts", "embed_texts", "read_texts"]

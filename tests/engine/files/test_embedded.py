@@ -43,11 +43,11 @@ def test_what_was_embedded_comes_back_as_the_same_batch(
     assert batch.vectors.dtype == wanted.vectors.dtype
 
 
-def test_rows_and_vectors_come_in_stretches(embedded):
+def test_rows_and_vectors_come_in_parts(embedded):
     numbers, ids, sizes = [], [], []
     with open_embedded(embedded) as file:
-        assert (file.count, file.label.id_field) == (9000, "key")
-        for rows, batch in file.stretches():
+        assert (file.count, file.contract.id_field) == (9000, "key")
+        for rows, batch in file.parts():
             assert len(rows) == len(batch)
             sizes.append(len(rows))
             numbers += [row.number for row in rows]
@@ -102,5 +102,5 @@ def test_a_filtered_and_sorted_file_still_says_what_it_is(embedded):
         table.filter(pa.compute.field("n") > 8000).sort_by([("n", "descending")]), embedded
     )
     with open_embedded(embedded) as file:
-        rows = [row for stretch, _ in file.stretches() for row in stretch]
+        rows = [row for part, _ in file.parts() for row in part]
     assert [row.columns["n"] for row in rows] == list(range(8999, 8000, -1))

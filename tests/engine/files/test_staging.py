@@ -1,6 +1,6 @@
 import pytest
 
-from nimbed.files.staging import Staging
+from nimbed.files.writers import Staging
 
 
 def test_files_appear_at_the_end_under_their_names(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import sys
 import tracemalloc
 
 import pyarrow as pa
@@ -59,9 +60,9 @@ def test_long_texts_close_a_chunk_before_many_rows_do(counting_embedder, tmp_pat
 def test_memory_does_not_grow_with_the_file(
     counting_embedder, tmp_path, monkeypatch, name, on_error
 ):
-    # Smaller bounds, so that a small file has many chunks and row groups.
-    monkeypatch.setattr("nimbed.files.chunks._CHUNK_ROWS", 256)
-    monkeypatch.setattr("nimbed.files.parquet_writer._GROUP_ROWS", 256)
+    # Smaller bounds, so that a small file has many batches and row groups.
+    monkeypatch.setattr(sys.modules["nimbed.files.embed_file"], "_BATCH_ROWS", 256)
+    monkeypatch.setattr("nimbed.files.parquet._GROUP_ROWS", 256)
     line = '{"text": "%s", "n": 1}\n' % ("words " * 20)
     bad = "nonsense\n" if on_error == "skip" else ""
 

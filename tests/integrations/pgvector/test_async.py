@@ -13,7 +13,7 @@ import pytest
 
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.files.rows import Row
+from nimbed.rows import Row
 from nimbed_pgvector import AsyncVectorTable, VectorTable
 
 pytestmark = pytest.mark.postgres

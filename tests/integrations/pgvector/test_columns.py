@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from nimbed import EmbeddingBatch, VectorSpec
 from nimbed.errors import ConfigurationError
-from nimbed.files.rows import Row
+from nimbed.rows import Row
 from nimbed_pgvector import Layout
-from nimbed_pgvector.passages import prepare
+from nimbed_pgvector.copy import prepare
 
 
 def layout(dimensions: int, embedding_type: str = "float", **options: str) -> Layout:
@@ -84,15 +84,15 @@ ANY_ROW = st.builds(
 @given(st.lists(ANY_ROW, min_size=1, max_size=4), st.none() | st.just(["", "a"]))
 def test_rows_together_become_what_each_becomes_alone(rows: list[Row], wanted: Any) -> None:
     vectors = [bytes([place]) for place in range(len(rows))]
-    together, places, rejects = prepare(rows, source="s", metadata_fields=wanted, vectors=vectors)
+    together, rejects = prepare(rows, source="s", metadata_fields=wanted, vectors=vectors)
     alone = [
         prepare([row], source="s", metadata_fields=wanted, vectors=[vector])
         for row, vector in zip(rows, vectors, strict=True)
     ]
-    good = [place for place, (_, kept, _) in enumerate(alone) if kept]
-    assert places == good
+    good = [place for place, (kept, _) in enumerate(alone) if kept]
+    assert together.vectors == [vectors[place] for place in good]
     assert [together.select([n]) for n in range(len(together))] == [alone[n][0] for n in good]
-    assert rejects == [reject for _, _, some in alone for reject in some]
+    assert rejects == [reject for _, some in alone for reject in some]
 
 
 def test_metadata_too_deep_for_json_is_a_reject() -> None:
@@ -101,14 +101,14 @@ def test_metadata_too_deep_for_json_is_a_reject() -> None:
         deep = [deep]
     row = Row(1, "a", "x", {"d": deep})
     for rows in ([row], [Row(2, "b", "y"), row]):
-        _, places, (reject,) = prepare(rows, source="s")
+        made, (reject,) = prepare(rows, source="s")
         assert "not JSON" in reject.reason
-        assert places == list(range(len(rows) - 1))
+        assert made.numbers == [each.number for each in rows[:-1]]
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.none()))
 def test_any_row_becomes_a_passage_or_a_reject(text: str, columns: dict[str, object]) -> None:
-    made, _, rejects = prepare([Row(1, text, "id", columns)], source="s")
+    made, rejects = prepare([Row(1, text, "id", columns)], source="s")
     if made:
         assert made.texts == [text]
         assert "\0" not in text
@@ -118,7 +118,7 @@ def test_any_row_becomes_a_passage_or_a_reject(text: str, columns: dict[str, obj
 
 
 def digest(row: Row, vector: bytes | None = None) -> bytes:
-    made, _, _ = prepare([row], source="s", vectors=None if vector is None else [vector])
+    made, _ = prepare([row], source="s", vectors=None if vector is None else [vector])
     return made.digests[0]
 
 

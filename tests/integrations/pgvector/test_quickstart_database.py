@@ -10,7 +10,7 @@ from nimbed import FakeEmbedder, search
 from nimbed.errors import BackendError
 from nimbed_cli.corpus import Passage
 from nimbed_cli.quickstart_database import answers_of_a_database
-from nimbed_pgvector import embedded
+from nimbed_pgvector import embedded_server
 
 pytestmark = pytest.mark.postgres
 # So few that eight times three candidates are all of them.
@@ -42,5 +42,5 @@ def test_where_no_server_starts_the_tour_says_why(monkeypatch: pytest.MonkeyPatc
     def refuse(folder: object) -> None:
         raise BackendError("no room [here]")
 
-    monkeypatch.setattr(embedded, "embedded_server", refuse)
+    monkeypatch.setattr(embedded_server, "embedded_server", refuse)
     assert "could be started here: no room \\[here]" in told()

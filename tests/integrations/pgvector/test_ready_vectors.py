@@ -13,9 +13,9 @@ from tests.integrations.pgvector.stored_rows import ITEMS, TEXTS, decoded, store
 
 from nimbed import EmbeddingBatch, FakeEmbedder
 from nimbed.errors import ConfigurationError
-from nimbed.files.rows import Row
-from nimbed_pgvector import AsyncVectorTable, LoadReport, VectorTable, filling
-from nimbed_pgvector.ready import Ready
+from nimbed.rows import Row
+from nimbed_pgvector import AsyncVectorTable, LoadReport, VectorTable, copy
+from nimbed_pgvector.copy import Ready
 
 pytestmark = pytest.mark.postgres
 TEXT = "passage {} of a few hundred characters" + ", and so on" * 20
@@ -93,7 +93,7 @@ def complete(connection: psycopg.Connection, count: int) -> bool:
 
 @pytest.fixture
 def small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "_TRANSACTION", 2**20)
+    monkeypatch.setattr(copy, "_TRANSACTION", 2**20)
 
 
 @pytest.mark.usefixtures("small_transactions")

@@ -12,7 +12,7 @@ from tests.integrations.pgvector.stored_rows import ITEMS
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
-from nimbed.files.rows import BadRow, Row
+from nimbed.rows import BadRow, Row
 from nimbed_pgvector import Reject, VectorTable
 
 pytestmark = pytest.mark.postgres
@@ -78,7 +78,10 @@ def test_another_model_type_or_size_is_refused_and_the_way_out_named(
         VectorTable(connection, "t", FakeEmbedder(), embedding_type="int8").load(ITEMS)
     with pytest.raises(SpaceMismatchError, match="dimensions 64 and 32"):
         VectorTable(connection, "t", FakeEmbedder(), dimensions=32).load(ITEMS)
-    with pytest.raises(ConfigurationError, match="no such column for rescoring"):
+    with pytest.raises(
+        ConfigurationError,
+        match="has no column for rescoring, but also= asks for a column of halfvec",
+    ):
         VectorTable(connection, "t", FakeEmbedder(), also="halfvec").load(ITEMS)
     assert connection.execute("SELECT count(*) FROM t").fetchall() == [(3,)]
     with pytest.raises(SpaceMismatchError, match="other/model"):
@@ -117,7 +120,7 @@ def test_a_name_is_quoted_and_a_schema_respected(connection: psycopg.Connection)
     ).fetchall()
     assert [row[0] for row in tables] == ["nimbed_ledger", "nimbed_spec", name[11:]]
     for wrong in ("x" * 64, "", "a.", "a.b.c", "a%s"):
-        with pytest.raises(ConfigurationError, match="is called name or schema.name"):
+        with pytest.raises(ConfigurationError, match="is named TABLE or SCHEMA.TABLE"):
             VectorTable(connection, wrong, FakeEmbedder())
 
 

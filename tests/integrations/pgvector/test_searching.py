@@ -15,8 +15,8 @@ from nimbed.errors import ConfigurationError, NimbedError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
 from nimbed_pgvector import VectorTable
 from nimbed_pgvector.schema import find
-from nimbed_pgvector.searching import search
-from nimbed_pgvector.steps import Query, run
+from nimbed_pgvector.search import search
+from nimbed_pgvector.statements import Query, run
 
 pytestmark = pytest.mark.postgres
 

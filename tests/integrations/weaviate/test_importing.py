@@ -17,7 +17,7 @@ from weaviate.util import generate_uuid5
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
-from nimbed.files.rows import BadRow, Row
+from nimbed.rows import BadRow, Row
 from nimbed_weaviate import LoadReport, Reject, batch_import, connect, self_provided, vectorizer
 
 from .double import Double
@@ -97,6 +97,18 @@ def test_a_rerun_embeds_only_what_is_new_or_changed(
     assert len(held) == 12
     assert held[generate_uuid5("r3")][0]["text"] == "another text"
     assert held[generate_uuid5("r5")][0]["page"] == 55
+
+
+def test_an_object_whose_digest_was_changed_is_replaced(
+    double: Double, passages: Any, embedder: FakeEmbedder
+) -> None:
+    batch_import(passages, rows(3), embedder)
+    held = double.objects["Passages"]
+    digests = {name: held[generate_uuid5(name)][0]["nimbed_digest"] for name, _, _ in rows(3)}
+    held[generate_uuid5("r1")][0]["nimbed_digest"] = "not a digest"
+    report = batch_import(passages, rows(3), FakeEmbedder())
+    assert (report.loaded, report.unchanged) == (1, 2)
+    assert held[generate_uuid5("r1")][0]["nimbed_digest"] == digests["r1"]
 
 
 def test_objects_that_weaviate_refuses_are_listed_and_the_others_stored(
@@ -213,7 +225,7 @@ def test_rows_that_cannot_be_stored_are_named_before_anything_is_sent(
         "number": "store it as text",
         "nan": "does not store",
         "mixed": "list of int, str",
-        "name": "no name for a property",
+        "name": "cannot be the name of a property",
         "kept": "keeps the name 'id'",
         "own": "replace nimbed's own",
         "bytes": "base64",

@@ -1,8 +1,7 @@
 import pytest
 
 from nimbed.errors import ConfigurationError
-from nimbed.files import BadRow, Row
-from nimbed.files.items import as_rows, identity
+from nimbed.rows import BadRow, Row, as_rows, row_id
 
 
 def test_tuples_are_numbered_by_their_place_and_rows_keep_their_own():
@@ -31,5 +30,5 @@ def test_what_is_no_item_is_named_by_its_place(item, sentence):
 
 
 def test_a_row_without_an_id_is_called_by_its_source_and_number():
-    assert identity(Row(12, "a"), "file.txt") == "file.txt:12"
-    assert identity(Row(12, "a", 0), "file.txt") == 0
+    assert row_id(Row(12, "a"), "file.txt") == "file.txt:12"
+    assert row_id(Row(12, "a", 0), "file.txt") == 0

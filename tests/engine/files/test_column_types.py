@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimbed import FakeEmbedder
-from nimbed.files.label import Label
-from nimbed.files.loose_columns import LooseColumns
-from nimbed.files.rows import Row
+from nimbed.files.arrow import FileContract
+from nimbed.files.column_types import InferredColumns
+from nimbed.rows import Row
 
-LABEL = Label(spec=FakeEmbedder().spec(), input_type="passage")
+CONTRACT = FileContract(spec=FakeEmbedder().spec(), input_type="passage")
 
 
 def learned(*values):
-    columns = LooseColumns(LABEL)
+    columns = InferredColumns(CONTRACT)
     rows = [Row(number, "text", None, {"a": value}) for number, value in enumerate(values, 1)]
     for row in rows:
         columns.learn(row)
@@ -66,8 +66,10 @@ def test_everything_else_becomes_json_text(values):
 
 
 def test_columns_stand_in_order_of_appearance_behind_the_id_and_the_text():
-    label = Label(spec=LABEL.spec, input_type="query", text_field="body", id_field="key")
-    columns = LooseColumns(label)
+    contract = FileContract(
+        spec=CONTRACT.spec, input_type="query", text_field="body", id_field="key"
+    )
+    columns = InferredColumns(contract)
     rows = [Row(1, "a", 5, {"z": 1}), Row(2, "b", 6, {"b": "x", "z": 2})]
     for row in rows:
         columns.learn(row)
@@ -96,7 +98,7 @@ values = st.recursive(
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), values), min_size=1, max_size=6))
 def test_any_json_records_make_a_table_that_every_one_of_them_fits(records):
-    columns = LooseColumns(LABEL)
+    columns = InferredColumns(CONTRACT)
     rows = [Row(number, "text", None, record) for number, record in enumerate(records, 1)]
     for row in rows:
         columns.learn(row)

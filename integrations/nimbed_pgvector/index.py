@@ -1,19 +1,27 @@
-"""A loaded table in, its HNSW index and statistics out.
+"""The HNSW index of a table: planned, built after the load, and watched while it is built.
 
-The index is built after the load: row by row it takes many times longer.
+Row by row, during the load, building it takes many times longer.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from psycopg import sql
 
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.schema import Table
-from nimbed_pgvector.steps import Query, Steps, trusted
+from nimbed_pgvector.statements import Procedure, Query, run, trusted
 
-__all__ = ["IndexPlan", "analyze", "build", "plan_index", "watch"]
+__all__ = ["IndexPlan", "IndexProgress", "analyze", "build", "plan_index", "watching"]
+
+#: Told (rows in the index, rows in all).
+IndexProgress = Callable[[int, int], None]
 
 # What HNSW keeps for a row besides its vector: 2 m neighbours of 16 bytes and the headers, for
 # m = 16; measured on pgvector 0.8.5.
@@ -21,6 +29,7 @@ _BYTES_PER_LINK = 32
 _BYTES_PER_ROW = 256
 _LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2 * 2**30
 _MOST_WORKERS = 7
+_PAUSE = 0.2  # seconds between two questions about the progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +60,7 @@ def plan_index(
     ef_construction: int = 64,
     memory: int | None = None,
     workers: int | None = None,
-) -> Steps[IndexPlan]:
+) -> Procedure[IndexPlan]:
     """Return how the index of a table will be built; None means: as the rows and the server ask.
 
     Raises:
@@ -84,7 +93,7 @@ def plan_index(
     )
 
 
-def build(table: Table, plan: IndexPlan) -> Steps[bool]:
+def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     """Build the index in this transaction, unless somebody just did; return whether it was built.
 
     Killed on the way, it leaves nothing. The server names the index: a name of ours may belong to
@@ -119,7 +128,7 @@ def build(table: Table, plan: IndexPlan) -> Steps[bool]:
     return True
 
 
-def _exists(table: Table) -> Steps[bool]:
+def _exists(table: Table) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
     column = table.layout.embedding
     rows = yield Query(
@@ -135,12 +144,43 @@ def _exists(table: Table) -> Steps[bool]:
     return bool(rows)
 
 
-def analyze(table: Table) -> Steps[None]:
+def analyze(table: Table) -> Procedure[None]:
     """Refresh the planner's statistics, without which it may scan the whole table."""
     yield Query(sql.SQL("ANALYZE {}").format(table.identifier))
 
 
-def watch(pid: int) -> Steps[tuple[int, int] | None]:
+@contextmanager
+def watching(
+    builder: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], tell: IndexProgress
+) -> Generator[None]:
+    """Tell how far the index is that the connection builds inside the block.
+
+    A connection of its own asks, since the builder's is busy until the end.
+    """
+    info = builder.info
+    dsn, password, pid = info.dsn, info.password, info.backend_pid
+    over = threading.Event()
+
+    def ask() -> None:
+        try:
+            with psycopg.connect(dsn, password=password or None, autocommit=True) as connection:
+                while not over.wait(_PAUSE):
+                    progress = run(connection, _progress(pid))
+                    if progress is not None and progress[1]:
+                        tell(*progress)
+        except psycopg.Error:
+            return  # no free connection: the index is built all the same, only unseen
+
+    thread = threading.Thread(target=ask, name="nimbed-index-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _progress(pid: int) -> Procedure[tuple[int, int] | None]:
     """Return (rows done, rows in all) of the index that a backend is building, if it is."""
     rows = yield Query(
         sql.SQL(

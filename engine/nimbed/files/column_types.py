@@ -1,7 +1,7 @@
-"""From records without types to columns with types.
+"""Types of columns, inferred from the values of records whose format has none.
 
-JSON and CSV do not say what a field holds; its type is learned from its values. Scalars and lists
-of scalars keep their types, everything else (objects, fields of mixed types) is kept as JSON text.
+JSON and CSV do not say what a field holds. Scalars and lists of scalars keep their types,
+everything else (objects, fields of mixed types) is kept as JSON text.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nimbed.files.arrow import Schema, Table, arrow
-from nimbed.files.label import Label
-from nimbed.files.rows import Row
+from nimbed.files.arrow import FileContract, Schema, Table, arrow
+from nimbed.rows import Row
 
-__all__ = ["LooseColumns"]
+__all__ = ["InferredColumns"]
 
 # A long is an integer that float64 cannot hold exactly.
 _Scalar = Literal["null", "bool", "int", "long", "float", "text", "mixed"]
@@ -43,13 +42,13 @@ _EXACT = range(-(2**53), 2**53 + 1)
 _INT64 = range(-(2**63), 2**63)
 
 
-class LooseColumns:
+class InferredColumns:
     """The columns of records whose format has no types, in order of appearance."""
 
-    def __init__(self, label: Label) -> None:
-        self._label = label
-        own = () if label.id_field is None else (label.id_field,)
-        self._types: dict[str, _Type] = dict.fromkeys((*own, label.text_field), _NULL)
+    def __init__(self, contract: FileContract) -> None:
+        self._contract = contract
+        own = () if contract.id_field is None else (contract.id_field,)
+        self._types: dict[str, _Type] = dict.fromkeys((*own, contract.text_field), _NULL)
 
     def learn(self, row: Row) -> None:
         """Widen the types so that the row fits."""
@@ -94,9 +93,9 @@ class LooseColumns:
         return arrow().Table.from_arrays(columns, schema=schema)
 
     def _fields(self, row: Row) -> Iterator[tuple[str, Any]]:
-        if self._label.id_field is not None:
-            yield self._label.id_field, row.id
-        yield self._label.text_field, row.text
+        if self._contract.id_field is not None:
+            yield self._contract.id_field, row.id
+        yield self._contract.text_field, row.text
         yield from row.columns.items()
 
 

@@ -1,7 +1,7 @@
-"""A database procedure written once, run on a sync or an async connection.
+"""Database procedures, written once and run on a sync or an async connection.
 
-A procedure is a generator that yields statements and gets their rows back; the two runners below
-are the only code that touches a connection. One run is one transaction.
+A procedure is a generator that yields statements and gets their rows back; :func:`run` and
+:func:`arun` are the only code that sends them. One run is one transaction.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from nimbed.errors import ConfigurationError
 
 __all__ = [
     "Copy",
+    "Procedure",
     "Query",
     "Rows",
     "Runner",
     "Statement",
-    "Step",
-    "Steps",
     "Wire",
     "arun",
     "require_idle",
     "run",
+    "trusted",
 ]
 
 T = TypeVar("T")
@@ -67,8 +67,7 @@ class Copy:
     blocks: Iterable[bytes]
 
 
-Step = Query | Copy
-Steps = Generator[Step, Rows, T]
+Procedure = Generator[Query | Copy, Rows, T]
 
 
 def trusted(text: str) -> sql.SQL:
@@ -82,7 +81,7 @@ def trusted(text: str) -> sql.SQL:
 class Runner(Protocol):
     """Runs a procedure in one transaction of some connection."""
 
-    def __call__(self, steps: Steps[T], /) -> T:
+    def __call__(self, procedure: Procedure[T], /) -> T:
         """Return what the procedure returns."""
         ...
 
@@ -95,12 +94,14 @@ class _WireDumper(Dumper):
         return obj
 
 
-def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: bool = False) -> T:
+def run(
+    connection: psycopg.Connection[Any], procedure: Procedure[T], *, each_alone: bool = False
+) -> T:
     """Run a procedure; commit at its end, or leave nothing.
 
     Args:
         connection: Where to.
-        steps: The procedure.
+        procedure: What to run.
         each_alone: Let each statement, all of which give rows, be a transaction of its own, if
             the caller has none open: one trip to the server instead of three.
     """
@@ -112,30 +113,30 @@ def run(connection: psycopg.Connection[Any], steps: Steps[T], *, each_alone: boo
         psycopg.Cursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Any = None  # what starts a generator
+        rows: Any = None  # starts the generator
         while True:
             try:
-                step = steps.send(rows)
+                asked = procedure.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
             rows = []
-            if isinstance(step, Copy):
-                with cursor.copy(step.statement) as copy:
-                    for block in step.blocks:
+            if isinstance(asked, Copy):
+                with cursor.copy(asked.statement) as copy:
+                    for block in asked.blocks:
                         copy.write(block)
                 continue
-            prelude = step.planned_with if idle else None
+            prelude = asked.planned_with if idle else None
             with nullcontext() if prelude is None or not alone else _joined(connection):
                 if prelude is not None:
                     cursor.execute(prelude)
-                cursor.execute(step.statement, step.parameters or None, binary=True)
+                cursor.execute(asked.statement, asked.parameters or None, binary=True)
             if each_alone or cursor.description:  # a pipeline of the caller's gives none yet
                 rows = cursor.fetchall()
 
 
 async def arun(
-    connection: psycopg.AsyncConnection[Any], steps: Steps[T], *, each_alone: bool = False
+    connection: psycopg.AsyncConnection[Any], procedure: Procedure[T], *, each_alone: bool = False
 ) -> T:
     """Do what :func:`run` does on an async connection."""
     idle = _is_idle(connection)
@@ -145,25 +146,25 @@ async def arun(
         psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor,
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
-        rows: Any = None  # what starts a generator
+        rows: Any = None  # starts the generator
         while True:
             try:
-                step = steps.send(rows)
+                asked = procedure.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
             rows = []
-            if isinstance(step, Copy):
-                async with cursor.copy(step.statement) as copy:
-                    blocks = iter(step.blocks)  # they may be made as they are asked for
+            if isinstance(asked, Copy):
+                async with cursor.copy(asked.statement) as copy:
+                    blocks = iter(asked.blocks)  # they may be made as they are asked for
                     while block := await asyncio.to_thread(next, blocks, b""):
                         await copy.write(block)
                 continue
-            prelude = step.planned_with if idle else None
+            prelude = asked.planned_with if idle else None
             async with nullcontext() if prelude is None or not alone else _ajoined(connection):
                 if prelude is not None:
                     await cursor.execute(prelude)
-                await cursor.execute(step.statement, step.parameters or None, binary=True)
+                await cursor.execute(asked.statement, asked.parameters or None, binary=True)
             if each_alone or cursor.description:
                 rows = await cursor.fetchall()
 
@@ -184,13 +185,13 @@ def _is_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 
 
 def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Refuse a connection inside a transaction: nothing would be committed chunk by chunk.
+    """Refuse a connection inside a transaction: nothing could be committed on the way.
 
     Raises:
         ConfigurationError: If a transaction is open.
     """
     if not _is_idle(connection):
         raise ConfigurationError(
-            "loading commits chunk by chunk, but the connection is inside a transaction; commit "
-            "it first, or connect with autocommit=True"
+            "loading and indexing commit as they go, but the connection is inside a transaction; "
+            "commit it first, or connect with autocommit=True"
         )

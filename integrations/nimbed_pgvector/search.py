@@ -1,0 +1,274 @@
+"""Search: the statement that finds the nearest passages of a table, and the hits it gives.
+
+The index reads its settings while it is scanned. They are set by the expression that gives it the
+question's vector, so one statement, and one trip to the server, does both in this order. Packed
+columns are searched in two stages: candidates by Hamming distance through the index, then
+their order by the stored floats, or by the float query's dot product with the stored signs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from psycopg import sql
+
+from nimbed import Embedder, EmbeddingBatch
+from nimbed.errors import ConfigurationError
+from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
+from nimbed_pgvector.schema import Table, identifier, same_table
+from nimbed_pgvector.statements import Procedure, Query, Rows, Statement, trusted
+
+__all__ = ["Filter", "Hit", "embed_question", "search"]
+
+#: A condition in SQL; the parameters' places are written %s.
+Filter = str | sql.Composable
+
+# Recall@10 of 384 bits against float, on 1,000 real passages: 0.93 at 4 times, 0.98 at 8 times.
+_OVERSAMPLE = 8
+_LEAST_EF, _MOST_EF = 40, 1000
+_INLINE = 1_000  # bytes of a vector that a row of usual length holds itself
+_ITERATES = (0, 8)  # the version of pgvector from which an index goes on where it came short
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        id: Its primary key.
+        text: Its text.
+        metadata: Its other fields.
+        distance: Smaller is closer: cosine distance, or Euclidean for uint8. For packed columns
+            the cosine distance to the stored floats, or to the stored signs.
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+    distance: float
+
+
+def embed_question(embedder: Embedder, layout: Layout, question: str) -> EmbeddingBatch:
+    """Return the query's vector: floats where candidates are rescored, else the column's type."""
+    spec = layout.spec
+    rescored = spec.packed or layout.rescoring is not None
+    return embedder.embed(
+        [question],
+        input_type="query",
+        embedding_type="float" if rescored else spec.embedding_type,
+        dimensions=spec.dimensions,
+        int8_scale=None if rescored else spec.int8_scale,
+    )
+
+
+def search(
+    table: Table,
+    query: EmbeddingBatch,
+    *,
+    k: int,
+    where: Filter | None = None,
+    parameters: Sequence[Any] = (),
+    candidates: int | None = None,
+) -> Procedure[list[Hit]]:
+    """Return the k nearest passages, nearest first.
+
+    Args:
+        table: Where to look.
+        query: One vector, as :func:`embed_question` gives it.
+        k: How many.
+        where: A condition that every hit fulfils.
+        parameters: Values for the condition's %s, always bound.
+        candidates: How many of a packed column's nearest are rescored; 8 k if None.
+
+    Raises:
+        ConfigurationError: If k or candidates are out of range.
+    """
+    layout = table.layout
+    rescored = layout.spec.packed or layout.rescoring is not None
+    if k < 1:
+        raise ConfigurationError(f"k must be at least 1; got {k}")
+    if query.input_type != "query":
+        raise ConfigurationError(
+            f"search needs a vector embedded as a query; this one is a {query.input_type}"
+        )
+    if candidates is not None and not rescored:
+        raise ConfigurationError(
+            f"candidates applies only to columns that are rescored; the table {table.name} holds "
+            f"{layout.spec.embedding_type} alone, whose distances are final: leave it out"
+        )
+    reach = k if not rescored else _OVERSAMPLE * k if candidates is None else candidates
+    if reach < k:
+        raise ConfigurationError(f"candidates must be at least k = {k}; got {candidates}")
+    asked = _nearest(table, where, bound=bool(parameters), k=k, reach=reach)
+    costs = _scan_cost(layout) if where is None else None
+    if layout.spec.packed and layout.rescoring is None:
+        return (yield from _by_signs(table, query, asked, parameters, k))
+    *indexed, ranking = (
+        column.parameter(vector)
+        for column, vector in zip(layout.columns, layout.batches(query), strict=True)
+    )
+    rows = yield Query(asked, (ranking, *parameters, *indexed), costs)
+    yield from _of_that_table(table, rows)
+    # The column holds the levels of uint8; their distances become distances of values.
+    levels = layout.rescoring is None and layout.spec.metric == "euclidean"
+    step = (layout.spec.int8_step if levels else None) or 1.0
+    return [_hit(row[1:4], row[4] * step) for row in rows]
+
+
+def _by_signs(
+    table: Table, query: EmbeddingBatch, asked: Statement, parameters: Sequence[Any], k: int
+) -> Procedure[list[Hit]]:
+    """Rank candidates by the float query against their signs: finer than bit against bit."""
+    (bits,) = table.layout.batches(query)
+    rows = yield Query(asked, (*parameters, table.layout.embedding.parameter(bits)))
+    if not rows:
+        return []
+    yield from _of_that_table(table, rows)
+    # bit_send gives int32 bits, then the packed bytes.
+    sent = np.frombuffer(b"".join([row[4] for row in rows]), np.uint8).reshape(len(rows), -1)
+    ones = np.unpackbits(sent[:, 4:], axis=1).astype(np.float32)
+    unit = query.floats()[0] / np.float32(np.sqrt(query.spec.dimensions))
+    # The dot product with signs 2 b - 1, without making the signs.
+    distances = 1.0 - (2.0 * (ones @ unit) - unit.sum())
+    best = np.argsort(distances, kind="stable")[:k].tolist()
+    return [_hit(rows[row][1:4], float(distances[row])) for row in best]
+
+
+def _of_that_table(table: Table, rows: Rows) -> Procedure[None]:
+    # A migration ends with a RENAME under the feet of a running server.
+    if rows:
+        yield from same_table(table, rows[0][0])
+
+
+def _hit(row: Sequence[Any], distance: float) -> Hit:
+    name, text, metadata = row
+    return Hit(name, text, json.loads(metadata), distance)
+
+
+def _nearest(table: Table, where: Filter | None, *, bound: bool, k: int, reach: int) -> Statement:
+    """Return the statement whose rows are (tableoid, id, text, metadata as text, rank).
+
+    The rank is the distance, nearest first, for the k nearest; of a packed column alone it is the
+    column as ``bit_send`` gives it, for the ``reach`` nearest. The places for parameters are in
+    this order: the vector to rescore by, if there is one; the condition's; the indexed vector,
+    which comes first where it is all there is.
+
+    Args:
+        table: Where to look.
+        where: A condition that every passage fulfils.
+        bound: Whether the condition has parameters.
+        k: How many to return.
+        reach: How many the index gives.
+
+    Raises:
+        ConfigurationError: If the table's name is none.
+    """
+    iterates = table.pgvector >= _ITERATES
+    if where is None or isinstance(where, str):
+        return _cached_statement(table.name, table.layout, iterates, where, bound, k, reach)
+    return _statement(table.name, table.layout, iterates, _condition(where, bound), k, reach)
+
+
+@functools.lru_cache(maxsize=64)
+def _scan_cost(layout: Layout) -> Statement | None:
+    """Return the statement that tells the planner what a scan of the table costs.
+
+    It does not count vectors that are stored out of line: at 20,000 rows of vector(1024) it would
+    read them all rather than use the index. Meant for searches without a condition; a condition
+    spares most of the vectors. None for narrow columns.
+    """
+    stored = layout.embedding.stored_bytes
+    if stored < _INLINE:
+        return None
+    pages = 1 + stored // TEXT_BYTES
+    return sql.SQL("SELECT set_config('seq_page_cost', {}, true)").format(sql.Literal(str(pages)))
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_statement(
+    name: str,
+    layout: Layout,
+    iterates: bool,
+    where: str | None,
+    bound: bool,
+    k: int,
+    reach: int,
+) -> sql.SQL:
+    # Composing it takes as long as sending it and reading the answer.
+    statement = _statement(name, layout, iterates, _condition(where, bound), k, reach)
+    return trusted(statement.as_string(None))
+
+
+def _statement(
+    name: str, layout: Layout, iterates: bool, where: sql.Composable, k: int, reach: int
+) -> sql.Composed:
+    # Limits are written out: with a limit that it does not know, the server plans anew each time.
+    ordered = layout.rescoring is None and not layout.spec.packed
+    places: dict[str, sql.Composable] = {
+        "table": identifier(name),
+        "where": where,
+        "distance": _distance(
+            layout.embedding, _setting(layout.embedding, reach, iterates, ordered)
+        ),
+        "column": sql.Identifier(layout.embedding.name),
+        "reach": sql.Literal(reach),
+        "k": sql.Literal(k),
+    }
+    if ordered:
+        return sql.SQL(
+            "SELECT tableoid, id, text, metadata::text, {distance} AS distance FROM {table} {where}"
+            " ORDER BY distance LIMIT {k}"
+        ).format(**places)
+    if layout.rescoring is None:
+        # bit_send, since a client may have registered a loader of its own for the type bit.
+        return sql.SQL(
+            "SELECT tableoid, id, text, metadata::text, bit_send({column}) FROM {table} {where}"
+            " ORDER BY {distance} LIMIT {reach}"
+        ).format(**places)
+    places["column"] = sql.Identifier(layout.rescoring.name)
+    places["rank"] = _distance(layout.rescoring, _vector(layout.rescoring))
+    return sql.SQL(
+        "SELECT tableoid, id, text, metadata::text, {rank} AS distance FROM"
+        " (SELECT tableoid, id, text, metadata, {column} FROM {table} {where}"
+        " ORDER BY {distance} LIMIT {reach}) AS candidates"
+        " ORDER BY distance, id LIMIT {k}"
+    ).format(**places)
+
+
+def _setting(column: Column, reach: int, iterates: bool, ordered: bool) -> sql.Composed:
+    """Return the vector, once the settings are made; they end with the transaction."""
+    settings = {"hnsw.ef_search": str(min(max(reach, _LEAST_EF), _MOST_EF))}
+    if iterates:
+        # Otherwise a filter, dead rows or a reach beyond ef_search leave fewer than k hits.
+        settings["hnsw.iterative_scan"] = "strict_order" if ordered else "relaxed_order"
+    made = sql.SQL(" AND ").join(
+        sql.SQL("set_config({}, {}, true) IS NOT NULL").format(name, value)
+        for name, value in settings.items()
+    )
+    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, _vector(column))
+
+
+def _vector(column: Column) -> sql.Composed:
+    return sql.SQL("%b::{}").format(trusted(column.type))
+
+
+def _distance(column: Column, vector: sql.Composable) -> sql.Composed:
+    return sql.SQL("{} {} {}").format(sql.Identifier(column.name), trusted(column.operator), vector)
+
+
+def _condition(where: Filter | None, bound: bool) -> sql.Composable:
+    if where is None:
+        if bound:
+            raise ConfigurationError("there are parameters, but no filter to put them into")
+        return sql.SQL("")
+    if isinstance(where, str):
+        # A condition is SQL by its nature and is the caller's own; its values go into parameters.
+        # Without any, a lone % is an operator or a LIKE pattern, not a place.
+        where = trusted(where if bound else where.replace("%", "%%"))
+    # The line break ends a comment that would swallow the bracket.
+    return sql.SQL("WHERE ({}\n)").format(where)

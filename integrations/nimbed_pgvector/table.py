@@ -1,0 +1,500 @@
+"""A table of passages in PostgreSQL: load it, index it, search it, sync or async.
+
+Every operation is written once, as a generator of steps that needs no connection.
+:class:`VectorTable` and :class:`AsyncVectorTable` run the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+import psycopg
+from psycopg import errors
+
+import nimbed
+from nimbed import Embedder, EmbeddingBatch, VectorSpec
+from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed.errors import ConfigurationError
+from nimbed.rows import Item, Reject
+from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
+from nimbed_pgvector.columns import Also, Layout
+from nimbed_pgvector.copy import BATCH_ROWS, Batches, Ready, TableSink, fill, prepare, ready_batches
+from nimbed_pgvector.errors import translate_errors
+from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index, watching
+from nimbed_pgvector.schema import (
+    Table,
+    TableOptions,
+    check_embedder,
+    existing,
+    find,
+    identifier,
+    prepare_table,
+)
+from nimbed_pgvector.search import Filter, Hit, embed_question, search
+from nimbed_pgvector.statements import Procedure, Runner, arun, require_idle, run
+
+__all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
+
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Transaction:
+    """A step: run a procedure in one transaction.
+
+    Attributes:
+        procedure: What to run.
+        commits: Refuse a connection inside a transaction, since nothing would be committed.
+        each_alone: As for :func:`nimbed_pgvector.statements.run`.
+        on_progress: Told how far the index is that the procedure builds.
+    """
+
+    procedure: Procedure[Any]
+    commits: bool = False
+    each_alone: bool = False
+    on_progress: IndexProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A step: read, embed and store batches, each in a transaction of its own."""
+
+    work: Callable[[Runner, Batches], JobReport]
+    batches: Batches
+
+
+# A function is called: it may take long, such as one that loads a model.
+_Step = _Transaction | _Job | Callable[[], Any]
+_Operation = Generator[_Step, Any, T]
+
+
+class _Operations(Generic[S]):
+    """What can be done with a table; the result of each step is sent back to the generator."""
+
+    def __init__(
+        self,
+        source: S,
+        name: str,
+        embedder: Embedder | None = None,
+        *,
+        embedding_type: EmbeddingType | None = None,
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+        also: Also | None = None,
+    ) -> None:
+        identifier(name)
+        self._source = source
+        self._name = name
+        self._given = embedder
+        self._fitting: Embedder | None = None  # the embedder, once it is known to fit
+        self._table: Table | None = None
+        self._options = TableOptions(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale, also=also
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    def _existing(self) -> _Operation[Table]:
+        if self._table is None:
+            found = yield _Transaction(procedure=find(self._name))
+            self._table = existing(found, self._name)
+        return self._table
+
+    def _spec(self) -> _Operation[VectorSpec]:
+        """Return the contract of the table's vectors.
+
+        Raises:
+            ConfigurationError: If there is no such table.
+        """
+        return (yield from self._existing()).layout.spec
+
+    def _find_spec(self) -> _Operation[VectorSpec | None]:
+        """Return the contract of the table's vectors, or None if there is no table yet."""
+        found: Table | None = yield _Transaction(procedure=find(self._name))
+        return None if found is None else found.layout.spec
+
+    def _load(
+        self,
+        passages: Iterable[Item],
+        *,
+        source: str = "script",
+        metadata_fields: Sequence[str] | None = None,
+        truncate: Truncate = "NONE",
+        chunk_rows: int = BATCH_ROWS,
+        on_reject: Callable[[Reject], None] = ignore,
+        on_progress: Callable[[JobReport], None] = ignore,
+    ) -> _Operation[JobReport]:
+        """Embed and store passages; those that are there with the same content are skipped.
+
+        Each batch is one transaction. Killed at any moment and run again, nothing is lost and
+        nothing is there twice.
+
+        Args:
+            passages: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
+            source: Names the input in the ledger, and rows that have no id.
+            metadata_fields: Other fields to keep; None keeps all.
+            truncate: What happens to a text that is too long: NONE rejects it.
+            chunk_rows: Rows a transaction.
+            on_reject: Told each row that cannot be stored, and why.
+            on_progress: Told the report after each batch.
+
+        Raises:
+            SpaceMismatchError: If the table holds vectors of another space.
+            ConfigurationError: If the table or the connection does not fit.
+            BackendError: If the server or the model failed; what was committed stays.
+        """
+        check_literal("truncate", truncate, Truncate)
+        if chunk_rows < 1:
+            raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
+        found: Table | None = yield _Transaction(procedure=find(self._name), commits=True)
+        embedder: Embedder = yield lambda: self._embedder_for(found)
+        layout_of = self._options.from_embedder(embedder, name=self._name)
+        table = yield from self._prepared(layout_of)
+        spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
+        embed = embedding_passages(embedder, spec, truncate=truncate)
+        check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
+
+        def work(run: Runner, batches: Batches) -> JobReport:
+            sink = TableSink(run, table, source)
+            return load_batches(batches, sink, embed, on_reject=on_reject, on_progress=on_progress)
+
+        report: JobReport = yield _Job(work, read_batches(passages, check, rows=chunk_rows))
+        return report
+
+    def _load_embedded(
+        self,
+        parts: Iterable[Ready],
+        spec: VectorSpec,
+        *,
+        source: str = "script",
+        metadata_fields: Sequence[str] | None = None,
+        on_reject: Callable[[Reject], None] = ignore,
+        on_progress: Callable[[JobReport], None] = ignore,
+    ) -> _Operation[JobReport]:
+        """Store passages whose vectors exist, such as ``nimbed.files.open_embedded`` gives them.
+
+        Args:
+            parts: Rows and their batch of vectors; a transaction takes 16 MiB of them.
+            spec: The contract of the vectors that will come.
+            source: Names the input in the ledger, and rows that have no id.
+            metadata_fields: Other fields to keep; None keeps all.
+            on_reject: Told each row that cannot be stored, and why.
+            on_progress: Told the report after each transaction.
+
+        Raises:
+            SpaceMismatchError: If the table, or a part, holds vectors of another space.
+            ConfigurationError: If the table or the connection does not fit.
+            BackendError: If the server failed; what was committed stays.
+        """
+        table = yield from self._prepared(self._options.from_vectors(spec, name=self._name))
+
+        def work(run: Runner, batches: Batches) -> JobReport:
+            sink = TableSink(run, table, source)
+            return fill(sink, batches, on_reject=on_reject, on_progress=on_progress)
+
+        batches = ready_batches(parts, table, source=source, metadata_fields=metadata_fields)
+        report: JobReport = yield _Job(work, batches)
+        return report
+
+    def _prepared(self, layout_of: Callable[[Table | None], Layout]) -> _Operation[Table]:
+        procedure = prepare_table(self._name, layout_of)
+        table: Table = yield _Transaction(procedure=procedure, commits=True)
+        self._table = table
+        return table
+
+    def _index(
+        self,
+        *,
+        m: int = 16,
+        ef_construction: int = 64,
+        memory: int | None = None,
+        workers: int | None = None,
+        on_progress: IndexProgress | None = None,
+    ) -> _Operation[bool]:
+        """Build the HNSW index if there is none, then refresh the statistics.
+
+        Args:
+            m: Links of a row in the graph.
+            ef_construction: Candidates looked at for each row.
+            memory: Bytes of maintenance_work_mem; None takes what the graph needs, to 2 GiB.
+            workers: Parallel workers; None takes what the server allows, to 7.
+            on_progress: Told (rows done, rows in all) while it is built.
+
+        Returns:
+            Whether an index was built.
+        """
+        table = yield from self._existing()
+        planning = plan_index(
+            table, m=m, ef_construction=ef_construction, memory=memory, workers=workers
+        )
+        plan = yield _Transaction(procedure=planning, commits=True)
+        built = False
+        if not plan.exists:
+            try:
+                built = yield _Transaction(procedure=build(table, plan), on_progress=on_progress)
+            except errors.DiskFull:
+                # A container's small /dev/shm cannot hold what parallel workers share.
+                building = build(table, dataclasses.replace(plan, workers=0))
+                built = yield _Transaction(procedure=building, on_progress=on_progress)
+        yield _Transaction(procedure=analyze(table))
+        return built
+
+    def _search(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        parameters: Sequence[Any] = (),
+        candidates: int | None = None,
+    ) -> _Operation[list[Hit]]:
+        """Return the k passages nearest to a question, nearest first.
+
+        Args:
+            question: A text; it is embedded as a query, by the model that the table names.
+            k: How many.
+            filter: A condition in SQL over id, text and metadata, its values written as %s.
+            parameters: The values.
+            candidates: How many of a packed column's nearest are rescored; None means 8 k.
+
+        Raises:
+            SpaceMismatchError: If the embedder's vectors do not live in the table's space.
+            ConfigurationError: If there is no such table, or the filter is no SQL.
+        """
+        table = yield from self._existing()
+        # A pool's connection is not held while a model is loaded or runs.
+        query: EmbeddingBatch = yield lambda: embed_question(
+            self._embedder_for(table), table.layout, question
+        )
+        return (
+            yield from self._nearest(
+                query, k, filter=filter, parameters=parameters, candidates=candidates
+            )
+        )
+
+    def _nearest(
+        self,
+        query: EmbeddingBatch,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        parameters: Sequence[Any] = (),
+        candidates: int | None = None,
+    ) -> _Operation[list[Hit]]:
+        """Do what :meth:`search` does with a question that is a vector already."""
+        table = yield from self._existing()
+        found = search(
+            table, query, k=k, where=filter, parameters=parameters, candidates=candidates
+        )
+        hits: list[Hit] = yield _Transaction(procedure=found, each_alone=True)
+        return hits
+
+    def _embedder_for(self, table: Table | None) -> Embedder:
+        """Return the embedder given, or the one that the table names, or the default.
+
+        Raises:
+            SpaceMismatchError: If it does not fit the table.
+        """
+        if self._fitting is None:
+            spec = None if table is None else table.layout.spec
+            embedder = self._given
+            if embedder is None:
+                embedder = (
+                    nimbed.load()
+                    if spec is None
+                    else nimbed.load(spec.model, revision=spec.revision)
+                )
+            if spec is not None:
+                check_embedder(embedder, spec, name=self._name)
+            self._fitting = embedder
+        return self._fitting
+
+
+class ConnectionSource(Protocol):
+    """A pool of connections, such as ``psycopg_pool.ConnectionPool``."""
+
+    def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """Lend a connection."""
+        ...
+
+
+def _sync(
+    doing: str, operation: Callable[Concatenate[VectorTable, P], _Operation[T]]
+) -> Callable[Concatenate[VectorTable, P], T]:
+    """Return an operation as a method that runs its steps."""
+
+    @functools.wraps(operation)
+    def method(self: VectorTable, /, *args: P.args, **options: P.kwargs) -> T:
+        steps = operation(self, *args, **options)
+        done: Any = None
+        failed: psycopg.Error | None = None
+        with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
+            while True:
+                try:
+                    step = steps.send(done) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                failed = None
+                try:
+                    done = self._perform(step)  # pyright: ignore[reportPrivateUsage]
+                except psycopg.Error as error:
+                    failed = error
+
+    method.__name__ = operation.__name__.lstrip("_")
+    return method
+
+
+class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
+    """A table that holds passages, their vectors, and the contract of the vectors.
+
+    Args:
+        source: A psycopg connection outside a transaction, or a pool of them. With autocommit a
+            search is one trip to the server, else three.
+        name: ``table`` or ``schema.table``.
+        embedder: Embeds passages and questions; None loads the one that the table names, or for
+            a new table the embedded default.
+        embedding_type: For a new table, how a dimension is stored; None means float.
+        dimensions: For a new table; None means the model's full size.
+        int8_scale: For a new table of int8 or uint8.
+        also: For a new table, ``float`` or ``halfvec``: store floats too, to rescore candidates.
+    """
+
+    load = _sync("loading", _Operations._load)
+    load_embedded = _sync("loading", _Operations._load_embedded)
+    index = _sync("indexing", _Operations._index)
+    search = _sync("searching", _Operations._search)
+    nearest = _sync("searching", _Operations._nearest)
+    find_spec = _sync("reading the contract of", _Operations._find_spec)
+    _read_spec = _sync("reading the contract of", _Operations._spec)
+
+    @property
+    def spec(self) -> VectorSpec:
+        """The contract of the table's vectors.
+
+        Raises:
+            ConfigurationError: If there is no such table.
+        """
+        return self._read_spec()
+
+    def _perform(self, step: _Step) -> Any:
+        if callable(step):
+            return step()
+        source = self._source
+        lent = (
+            nullcontext(source) if isinstance(source, psycopg.Connection) else source.connection()
+        )
+        with lent as connection:
+            if isinstance(step, _Job):
+                return step.work(functools.partial(run, connection), step.batches)
+            if step.commits:
+                require_idle(connection)
+            if step.on_progress is None:
+                return run(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return run(connection, step.procedure)
+
+
+class AsyncConnectionSource(Protocol):
+    """A pool of connections, such as ``psycopg_pool.AsyncConnectionPool``."""
+
+    def connection(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        """Lend a connection."""
+        ...
+
+
+def _async(
+    doing: str, operation: Callable[Concatenate[AsyncVectorTable, P], _Operation[T]]
+) -> Callable[Concatenate[AsyncVectorTable, P], Coroutine[Any, Any, T]]:
+    """Do what :func:`_sync` does, without blocking the event loop."""
+
+    @functools.wraps(operation)
+    async def method(self: AsyncVectorTable, /, *args: P.args, **options: P.kwargs) -> T:
+        steps = operation(self, *args, **options)
+        done: Any = None
+        failed: psycopg.Error | None = None
+        with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
+            while True:
+                try:
+                    step = steps.send(done) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                failed = None
+                try:
+                    done = await self._perform(step)  # pyright: ignore[reportPrivateUsage]
+                except psycopg.Error as error:
+                    failed = error
+
+    method.__name__ = operation.__name__.lstrip("_")
+    return method
+
+
+class AsyncVectorTable(_Operations[psycopg.AsyncConnection[Any] | AsyncConnectionSource]):
+    """Does what :class:`nimbed_pgvector.VectorTable` does without blocking the event loop.
+
+    Reading the input and embedding happen in a worker thread, where the callbacks are called too;
+    the database is spoken to in the loop.
+    """
+
+    load = _async("loading", _Operations._load)
+    load_embedded = _async("loading", _Operations._load_embedded)
+    index = _async("indexing", _Operations._index)
+    search = _async("searching", _Operations._search)
+    nearest = _async("searching", _Operations._nearest)
+    find_spec = _async("reading the contract of", _Operations._find_spec)
+    spec = _async("reading the contract of", _Operations._spec)
+
+    async def _perform(self, step: _Step) -> Any:
+        if callable(step):
+            return await asyncio.to_thread(step)
+        source = self._source
+        lent = (
+            nullcontext(source)
+            if isinstance(source, psycopg.AsyncConnection)
+            else source.connection()
+        )
+        async with lent as connection:
+            if isinstance(step, _Job):
+                return await _work_in_thread(connection, step)
+            if step.commits:
+                require_idle(connection)
+            if step.on_progress is None:
+                return await arun(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return await arun(connection, step.procedure)
+
+
+async def _work_in_thread(connection: psycopg.AsyncConnection[Any], job: _Job) -> JobReport:
+    """Do a job in a thread and its database procedures in this loop."""
+    loop = asyncio.get_running_loop()
+    over = threading.Event()
+
+    def in_loop(procedure: Procedure[T]) -> T:
+        return asyncio.run_coroutine_threadsafe(arun(connection, procedure), loop).result()
+
+    def until_over() -> Batches:
+        for batch in job.batches:
+            if over.is_set():
+                return
+            yield batch
+
+    # A thread of its own: it waits for the loop, which itself borrows threads of asyncio's pool.
+    with ThreadPoolExecutor(1, "nimbed-load") as thread:
+        work = loop.run_in_executor(thread, job.work, in_loop, until_over())
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The connection goes back to its owner only when the thread has let go of it.
+            over.set()
+            await asyncio.wait([work])
+            raise

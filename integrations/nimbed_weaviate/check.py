@@ -1,0 +1,385 @@
+"""Checks of a live collection, for settings and vectors that give wrong results silently.
+
+What Weaviate's modules do with their settings is read from their sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from weaviate import WeaviateClient
+from weaviate.collections import Collection
+from weaviate.exceptions import WeaviateBaseError
+from weaviate.outputs.config import CollectionConfig
+
+from nimbed import VectorSpec
+from nimbed.errors import ConfigurationError
+from nimbed.remote.doctor import Finding, Verdict
+from nimbed_weaviate.connection import (
+    NVIDIA,
+    address_fault,
+    is_forgiven,
+    is_loopback,
+    is_nvidia,
+    translate_errors,
+)
+from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
+from nimbed_weaviate.properties import contract_of
+
+__all__ = ["check", "check_all"]
+
+_ANEW = "it cannot be changed: make the collection anew with nimbed_weaviate.vectorizer(...)"
+_SAMPLE = 20
+
+
+def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> list[Finding]:
+    """Name the traps that a collection is in, each with what to do about it.
+
+    Reads the configuration and a few stored vectors; nothing is changed or embedded. What
+    Weaviate sends to a server cannot be seen from here: ``nimbed doctor --base-url`` examines
+    the server.
+
+    Args:
+        client: A connected client.
+        collection: The collection, or its name.
+
+    Returns:
+        Findings: ``fail`` must be mended, ``note`` should be known, ``ok`` is as it should be.
+        Where a collection has several vectors the finding's name begins with the vector's.
+
+    Raises:
+        ConfigurationError: If there is no such collection.
+        BackendError: If Weaviate cannot be read.
+    """
+    named = client.collections.get(collection) if isinstance(collection, str) else collection
+    with translate_errors(f"checking the collection {named.name}"):
+        return list(_findings(client, named, named.config.get()))
+
+
+def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
+    """Do what :func:`check` does for every collection, by its name."""
+    with translate_errors("listing the collections"):
+        names = sorted(client.collections.list_all())
+    return {name: check(client, name) for name in names}
+
+
+def _findings(
+    client: WeaviateClient, collection: Collection[Any, Any], config: CollectionConfig
+) -> Iterator[Finding]:
+    meta = client.get_meta()
+    setups = vector_setups(config)
+    used = frozenset(setup.module for setup in setups) - {"none"}
+    yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, used)
+    several = len(setups) > 1
+    for setup in setups:
+        for finding in _setup_findings(setup):
+            yield _named(finding, setup.name if several else "")
+    yield from _property_names(config, used)
+    try:
+        contract = contract_of(config)
+    except ConfigurationError as error:
+        yield Finding("contract", "fail", str(error))
+        contract = None
+    if contract is not None:
+        said = f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
+        yield Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+    if config.multi_tenancy_config.enabled and collection.tenant is None:
+        yield Finding("vectors", "note", "not looked at: pass collection.with_tenant(...)")
+        return
+    if not client.is_live():  # else the client would try again for a minute
+        yield Finding("vectors", "note", "not looked at: Weaviate does not answer by gRPC")
+        return
+    for concerned, finding in _sample_findings(collection, setups, contract):
+        yield _named(finding, concerned.name if several and concerned else "")
+
+
+def _property_names(config: CollectionConfig, used: frozenset[str]) -> Iterator[Finding]:
+    said = [
+        each.name
+        for each in config.properties
+        for module, options in _module_options(each)
+        if module in used
+        and module.startswith("text2vec")
+        and options.vectorize_property_name
+        and not options.skip
+    ]
+    if said:
+        yield Finding(
+            "property names",
+            "note",
+            f"put before the values that are embedded: {', '.join(sorted(set(said)))}; give "
+            f"vectorize_property_name=False for them in a new collection",
+        )
+
+
+def _module_options(each: Any) -> list[tuple[str, Any]]:
+    """Return a property's options for each module; an unnamed vector has one module."""
+    options = dict(each.vectorizer_configs or {})
+    if each.vectorizer is not None and each.vectorizer_config is not None:
+        options.setdefault(str(each.vectorizer), each.vectorizer_config)
+    return list(options.items())
+
+
+def _named(finding: Finding, vector: str) -> Finding:
+    return dataclasses.replace(finding, name=f"{vector}: {finding.name}") if vector else finding
+
+
+def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
+    """Yield what is right and wrong with the setup of one vector."""
+    known = _MODULES.get(setup.module)
+    if known is not None:
+        yield from known(setup)
+    elif setup.module == "none":
+        yield Finding("module", "ok", "none: the vectors are given with the objects")
+    else:
+        yield Finding("module", "note", f"{setup.module}: nimbed knows nothing about it")
+    if setup.metric == "hamming":
+        fault = index_fault("signs", setup.metric, setup.quantizers)
+        if fault:
+            yield Finding("index", "fail", f"{fault}; {_ANEW}")
+            return
+    said = f"{setup.metric}, quantised by {' and '.join(sorted(setup.quantizers)) or 'nothing'}"
+    yield Finding("index", "ok", said)
+
+
+def _version_findings(
+    version: str, modules: Mapping[str, Any], used: frozenset[str]
+) -> Iterator[Finding]:
+    """Yield what is known about a version of Weaviate, and which modules it lacks.
+
+    Args:
+        version: As the server says it.
+        modules: The modules that it says it has; it leaves this out if it has none.
+        used: The modules that the collection uses.
+    """
+    parts = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3])
+    missing = sorted(used - set(modules))
+    if missing:
+        yield Finding(
+            "module",
+            "fail",
+            f"{', '.join(missing)} is not switched on in this Weaviate {version}; name it in "
+            f"ENABLE_MODULES, and leave API_BASED_MODULES_DISABLED unset",
+        )
+    faults: list[str] = []
+    if used and parts < (1, 38, 8):
+        faults.append(
+            "a connection that the embedding server closed fails its texts (mended in 1.38.8); "
+            "keep that server's keep-alive above 90 s"
+        )
+    if used and (parts < (1, 37, 13) or (1, 38, 0) <= parts < (1, 38, 5)):
+        faults.append("fewer vectors than texts crash it (mended in 1.37.13 and 1.38.5)")
+    if faults:
+        yield Finding("version", "note", f"Weaviate {version}: {'; '.join(faults)}")
+    else:
+        yield Finding("version", "ok", f"Weaviate {version}")
+
+
+def _nvidia_text(setup: VectorSetup) -> Iterator[Finding]:
+    yield from _nvidia_address(setup.settings)
+    yield _key()
+    yield _truncate(setup.settings)
+    yield _class_name(setup.settings, default=False)
+
+
+def _nvidia_images(setup: VectorSetup) -> Iterator[Finding]:
+    settings = setup.settings
+    yield from _nvidia_address(settings)
+    yield _key()
+    ignored = sorted({"truncate", "truncation"} & set(settings))
+    if ignored:
+        yield Finding(
+            "truncate",
+            "note",
+            f"{ignored[0]} is stored but never sent by multi2vec-nvidia; set it at the server",
+        )
+    yield Finding(
+        "roles",
+        "note",
+        "multi2vec-nvidia sends no role, so a question is embedded as the passages are; let "
+        "`model` name an alias of nimbed serve that has a default role",
+    )
+    if "weights" in settings and setup.metric != "cosine":
+        yield Finding(
+            "weights",
+            "fail",
+            f"weighted vectors are no longer of unit length, which {setup.metric} counts and "
+            f"cosine does not; {_ANEW}",
+        )
+
+
+def _container(setup: VectorSetup) -> Iterator[Finding]:
+    settings = setup.settings
+    keys = ("inferenceUrl", "passageInferenceUrl", "queryInferenceUrl")
+    given = {key: settings[key] for key in keys if settings.get(key)}
+    faults = [f"{key}: {fault}" for key, url in given.items() if (fault := _url(url, "/vectors"))]
+    if faults:
+        yield Finding("address", "fail", f"{'; '.join(faults)}; {_ANEW}")
+    else:
+        where = ", ".join(map(str, given.values())) or "where TRANSFORMERS_INFERENCE_API points"
+        yield Finding("address", "ok", f"{where}; no model is sent, the address alone chooses it")
+    yield Finding(
+        "key",
+        "note",
+        "text2vec-transformers sends no key: its server must be open, but to Weaviate alone",
+    )
+    yield _class_name(settings, default=True)
+
+
+_MODULES: Mapping[str, Callable[[VectorSetup], Iterator[Finding]]] = {
+    "text2vec-nvidia": _nvidia_text,
+    "multi2vec-nvidia": _nvidia_images,
+    "text2vec-transformers": _container,
+}
+
+
+def _nvidia_address(settings: Mapping[str, Any]) -> Iterator[Finding]:
+    stored, model = settings.get("baseURL"), settings.get("model")
+    # The server itself stores its default under the misspelt key.
+    strays = {
+        key: value
+        for key, value in settings.items()
+        if key != "baseURL" and _plain(key) in ("baseurl", "endpoint") and value != NVIDIA
+    }
+    if strays:
+        key, value = next(iter(strays.items()))
+        goes = stored or f"NVIDIA's cloud, {NVIDIA},"
+        verdict: Verdict = "note" if stored == value else "fail"
+        yield Finding(
+            "address key",
+            verdict,
+            f"{key!r} is not read, 'baseURL' is: texts go to {goes} and not to {value}; {_ANEW}",
+        )
+    if stored is None:
+        if not strays:
+            yield Finding("address", "ok", f"NVIDIA's own ({NVIDIA}), asked for the model {model}")
+        return
+    fault = _url(stored, "/v1/embeddings")
+    if fault is None:
+        said = f"{stored}, asked for the model {model}"
+        if is_nvidia(stored):
+            yield Finding("address", "ok", said)
+        elif is_loopback(stored):
+            yield Finding(
+                "address",
+                "note",
+                f"{said}: in a container that is Weaviate itself; give a name that leads out of it",
+            )
+        else:
+            yield Finding(
+                "address", "ok", f"{said}; if private, leave MODULES_VALIDATE_BASE_URL unset there"
+            )
+        return
+    mended = "send X-Nvidia-Baseurl (nimbed_weaviate.headers(..., redirect=True)), or make it anew"
+    lenient = isinstance(stored, str) and is_forgiven(stored)
+    only = "; a nimbed server answers there all the same, others do not" if lenient else ""
+    yield Finding("address", "note" if lenient else "fail", f"{fault}{only}; {mended}")
+
+
+def _truncate(settings: Mapping[str, Any]) -> Finding:
+    value = settings.get("truncate", "NONE")
+    fails = "a text that is too long fails, and the up to nine others of its request with it"
+    if not isinstance(value, str):
+        return Finding(
+            "truncate",
+            "fail",
+            f"{value!r} is no text, so Weaviate ignores it and sends NONE: {fails}; {_ANEW}",
+        )
+    if value == "NONE":
+        return Finding("truncate", "note", f"NONE: {fails}; override it at the server, or use END")
+    return Finding("truncate", "ok", value)
+
+
+def _class_name(settings: Mapping[str, Any], *, default: bool) -> Finding:
+    if settings.get("vectorizeClassName", default):
+        return Finding(
+            "collection name",
+            "note",
+            f"it is put before every text that is embedded (vectorizeClassName), and before no "
+            f"question; {_ANEW}",
+        )
+    return Finding("collection name", "ok", "not embedded")
+
+
+def _key() -> Finding:
+    return Finding(
+        "key",
+        "ok",
+        "Weaviate sends nothing without one, even to a server that wants none: connect with "
+        "headers=nimbed_weaviate.headers(...), or set NVIDIA_APIKEY there",
+    )
+
+
+def _url(stored: object, path: str) -> str | None:
+    if not isinstance(stored, str):
+        return f"{stored!r} is no text, so Weaviate ignores it"
+    return address_fault(stored, path=path)
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", "").lower()
+
+
+def _sample_findings(
+    collection: Collection[Any, Any], setups: Sequence[VectorSetup], contract: VectorSpec | None
+) -> Iterator[tuple[VectorSetup | None, Finding]]:
+    """Yield what a few stored vectors show, beside the setup that it concerns.
+
+    Args:
+        collection: The collection.
+        setups: Its vectors.
+        contract: What :func:`nimbed_weaviate.batch_import` wrote down about them, if it did.
+    """
+    try:
+        found = collection.query.fetch_objects(
+            limit=_SAMPLE, include_vector=True, return_properties=[]
+        )
+    except WeaviateBaseError as error:
+        yield None, Finding("vectors", "note", f"not looked at: {_first_line(error)}")
+        return
+    if not found.objects:
+        yield None, Finding("vectors", "ok", "the collection is empty")
+        return
+    for setup in setups:
+        rows = [each.vector.get(setup.name or "default") for each in found.objects]
+        yield setup, _judged(setup, [row for row in rows if row], len(rows), contract)
+
+
+def _judged(
+    setup: VectorSetup, rows: Sequence[Any], looked_at: int, contract: VectorSpec | None
+) -> Finding:
+    if len(rows) < looked_at:
+        return Finding(
+            "vectors",
+            "fail",
+            f"{looked_at - len(rows)} of {looked_at} objects have none and are never found; a "
+            f"server that answers without embeddings does that silently: import them again",
+        )
+    if isinstance(rows[0][0], (list, tuple)):
+        return Finding("vectors", "note", "several a text, which is nothing that nimbed makes")
+    sizes = sorted({len(row) for row in rows})
+    if len(sizes) > 1:
+        return Finding("vectors", "fail", f"of different lengths: {sizes}")
+    kind = kind_of(np.array(rows))
+    said = f"{looked_at} of {sizes[0]} dimensions looked at: {kind}"
+    fault = index_fault(kind, setup.metric, setup.quantizers)
+    if fault:
+        return Finding("vectors", "fail", f"{said}, under {setup.metric}: {fault}")
+    if contract is not None and (kind, sizes[0]) != (
+        KINDS[contract.embedding_type],
+        contract.dimensions,
+    ):
+        return Finding(
+            "vectors",
+            "fail",
+            f"{said}, but the collection promises {contract.embedding_type} vectors of "
+            f"{contract.model}, {contract.dimensions} dimensions: something else wrote into it",
+        )
+    return Finding("vectors", "ok", said)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
