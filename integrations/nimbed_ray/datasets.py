@@ -7,17 +7,16 @@ files now, and makes none again that is there already.
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import pickle
 import traceback
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from nimbed import VectorSpec
-from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.errors import BackendError, ConfigurationError, NimbedError
 from nimbed.files.arrow import FileContract, Table, arrow
 from nimbed.progress import Progress, reporting
 from nimbed.spec import check_literal, require_same_space
@@ -235,20 +234,19 @@ def embed_into_parts(
         rows_per_part=rows,
     )
     begin(folder, settings)
-    # Exactly so many rows each, whatever the size of blocks and cluster: the same rows meet in
-    # the same part every time.
-    parts = _run(
-        dataset.repartition(target_num_rows_per_block=rows, strict=True).map_batches(
+    made: list[Part] = []
+    with _killing_actors() as registry, _in_order(dataset), reporting(progress, 0) as finished:
+        # Exactly so many rows each, whatever the size of blocks and cluster: the same rows meet
+        # in the same part every time.
+        batches = dataset.repartition(target_num_rows_per_block=rows, strict=True)
+        outcomes = batches.map_batches(
             _PartActor,
-            fn_constructor_args=(worker, folder),
+            fn_constructor_args=(worker, folder, registry),
             batch_size=rows,
             batch_format="pyarrow",
             **options,
         )
-    )
-    made: list[Part] = []
-    with _in_order(dataset), reporting(progress, 0) as finished, closing(parts):
-        for part in parts:
+        for part in _parts(outcomes):
             made.append(part)
             finished(part.rows + part.left_out)
     deleted = complete(folder, made, on_stale)
@@ -265,9 +263,12 @@ def embed_into_parts(
 
 
 class _PartActor:
-    """A :class:`PartWriter` in an actor; what nimbed raises there travels as a row."""
+    """A :class:`PartWriter` in an actor; what nimbed raises there comes back as a row."""
 
-    def __init__(self, embed: EmbedTexts, folder: Folder) -> None:
+    def __init__(self, embed: EmbedTexts, folder: Folder, registry: Any) -> None:
+        ray = import_ray()
+        if not ray.get(registry.add.remote(ray.get_runtime_context().current_actor)):
+            raise BackendError("the run that this actor was started for has ended")
         self._writer = PartWriter(embed, folder)
 
     def __call__(self, rows: Table) -> Table:
@@ -280,33 +281,51 @@ class _PartActor:
         return arrow().table({"outcome": [pickle.dumps(outcome)]})
 
 
-def _run(outcomes: Dataset) -> Generator[Part]:
-    """Run a dataset of outcomes and yield its parts; raise the first error among them.
+class _ActorRegistry:
+    """An actor that knows the other actors of a run."""
 
-    Ray lets go of the actors of a run that failed only when nothing refers to the run any more,
-    and its error does, through tracebacks and causes: the actors would keep their CPUs, and the
-    next run would wait for them for ever. A run that is closed early gives them back at once, so
-    what nimbed raises comes as a row. Every other error is cut off from the run.
+    def __init__(self) -> None:
+        self._actors: list[Any] = []
+        self._closed = False
+
+    def add(self, actor: Any) -> bool:
+        """Add an actor, and return whether the run still needs it."""
+        self._actors.append(actor)
+        return not self._closed
+
+    def close(self) -> list[Any]:
+        """Return every actor so far; later ones are not needed."""
+        self._closed = True
+        return self._actors
+
+
+@contextmanager
+def _killing_actors() -> Generator[Any]:
+    """Yield a registry, and kill the actors in it at the end of the block.
+
+    Ray lets go of the actors of a run that failed only when nothing refers to the run or to its
+    last block any more. The error itself and threads of Ray's do, perhaps for ever: the actors
+    would keep their CPUs, and the next run would wait for them.
     """
-    # Without a thread that prefetches: it would outlive the run, with a block that keeps an actor.
-    reader = outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    blocks = iter(reader)
-    del outcomes, reader  # the frame of this function may outlive the run
-    failure: BaseException | None = None
+    ray = import_ray()
+    registry = ray.remote(num_cpus=0)(_ActorRegistry).remote()
     try:
-        with closing(blocks):
-            for block in blocks:
-                for pickled in block["outcome"].to_pylist():
-                    outcome: Part | NimbedError = pickle.loads(pickled)
-                    if isinstance(outcome, NimbedError):
-                        raise outcome
-                    yield outcome
-    except BaseException as error:
-        failure = error
-    if failure is not None:
-        failure.__cause__ = failure.__context__ = None
-        gc.collect()
-        raise failure.with_traceback(None)
+        yield registry
+    finally:
+        with suppress(ray.exceptions.RayError):
+            for actor in ray.get(registry.close.remote()):
+                ray.kill(actor)
+        ray.kill(registry)
+
+
+def _parts(outcomes: Dataset) -> Generator[Part]:
+    """Run a dataset of outcomes and yield its parts; raise the first error among them."""
+    for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for pickled in block["outcome"].to_pylist():
+            outcome: Part | NimbedError = pickle.loads(pickled)
+            if isinstance(outcome, NimbedError):
+                raise outcome
+            yield outcome
 
 
 @contextmanager

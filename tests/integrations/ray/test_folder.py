@@ -124,7 +124,7 @@ def test_an_altered_spec_is_refused(folder):
     facts = json.loads(folder.read(SETTINGS))
     facts["label"]["nimbed.spec"] = facts["label"]["nimbed.spec"].replace("passage: ", "p: ")
     folder.write(SETTINGS, json.dumps(facts).encode())
-    with pytest.raises(InputError, match="it was altered"):
+    with pytest.raises(InputError, match="was edited"):
         read_settings(folder)
 
 
