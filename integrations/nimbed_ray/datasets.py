@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nimbed import VectorSpec
-from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.files.arrow import FileContract, Table, arrow
 from nimbed.progress import Progress, reporting
 from nimbed.spec import check_literal, require_same_space
@@ -266,9 +266,7 @@ class _PartActor:
     """A :class:`PartWriter` in an actor; what nimbed raises there comes back as a row."""
 
     def __init__(self, embed: EmbedTexts, folder: Folder, registry: Any) -> None:
-        ray = import_ray()
-        if not ray.get(registry.add.remote(ray.get_runtime_context().current_actor)):
-            raise BackendError("the run that this actor was started for has ended")
+        registry.add.remote(import_ray().get_runtime_context().current_actor)
         self._writer = PartWriter(embed, folder)
 
     def __call__(self, rows: Table) -> Table:
@@ -282,21 +280,23 @@ class _PartActor:
 
 
 class _ActorRegistry:
-    """An actor that knows the other actors of a run."""
+    """An actor that knows the other actors of a run; goes with the last handle to it."""
 
     def __init__(self) -> None:
         self._actors: list[Any] = []
-        self._closed = False
+        self._ended = False
 
-    def add(self, actor: Any) -> bool:
-        """Add an actor, and return whether the run still needs it."""
+    def add(self, actor: Any) -> None:
+        """Add an actor, or kill it if the run has ended."""
+        if self._ended:
+            import_ray().kill(actor)
         self._actors.append(actor)
-        return not self._closed
 
-    def close(self) -> list[Any]:
-        """Return every actor so far; later ones are not needed."""
-        self._closed = True
-        return self._actors
+    def end(self) -> None:
+        """Kill every actor, and those that are added from now on."""
+        self._ended = True
+        for actor in self._actors:
+            import_ray().kill(actor)
 
 
 @contextmanager
@@ -313,9 +313,7 @@ def _killing_actors() -> Generator[Any]:
         yield registry
     finally:
         with suppress(ray.exceptions.RayError):
-            for actor in ray.get(registry.close.remote()):
-                ray.kill(actor)
-        ray.kill(registry)
+            ray.get(registry.end.remote())
 
 
 def _parts(outcomes: Dataset) -> Generator[Part]:
