@@ -1,4 +1,4 @@
-"""LangChain's ``Embeddings`` on nimbed, local or remote.
+"""LangChain's ``Embeddings`` on nimbed, with a local model or a server.
 
 :class:`NimbedEmbeddings` embeds documents as passages and queries as queries.
 """

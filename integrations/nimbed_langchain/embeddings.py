@@ -1,21 +1,26 @@
-"""LangChain's texts to lists of floats, documents as passages and queries as queries.
+"""``NimbedEmbeddings``: LangChain's ``Embeddings`` on a local model or a server.
 
-Knows nothing about models or HTTP: what it is told to load, the engine loads at the first call.
+Holds settings only: the engine loads what they name, at the first call.
 """
 
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, Literal, Self
+from typing import Any, Self
+from uuid import uuid4
 
+from langchain_core.callbacks import CallbackManager, UsageMetadataCallbackHandler
 from langchain_core.embeddings import Embeddings
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import ensure_config
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.load import LazyEmbedder, LoadOptions, key_for
+from nimbed.load import Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
-from nimbed_langchain.usage import tell_usage
 
 __all__ = ["NimbedEmbeddings"]
 
@@ -25,19 +30,19 @@ class NimbedEmbeddings(BaseModel, Embeddings):
 
     Construction reads no files and opens no connection. Vectors are lists of Python floats for
     every type, so that any store takes them: packed types come back as ±1 a dimension, whose dot
-    product and cosine rank as Hamming does; int8 and uint8 as the value of their level. What a
-    store of packed vectors needs, :meth:`embed_documents_typed` gives.
+    product and cosine rank as the Hamming distance does; int8 and uint8 as the value of their
+    level. For a store of packed vectors, use :meth:`embed_documents_typed`.
 
-    No batch size need be chosen: a local model packs its batches by tokens, and requests to a
-    server hold as many texts as it takes, several of them under way at once.
+    There is no batch size to choose: a local model packs its batches by tokens, and a request to
+    a server holds as many texts as it takes, with several requests in flight.
 
-    A pickle holds neither weights, connections nor the key: where it is loaded, the key is read
-    from the environment again.
+    A pickle holds neither weights, connections nor the key: the process that loads it reads the
+    key from its own environment.
 
     Attributes:
         model: A folder, a catalogue name, a hub id, or a server's name for it; None for the
             embedded default (MiniLM), or for the only model of a server.
-        base_url: Address of a server; given, the model runs there.
+        base_url: Address of a server that runs the model.
         api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
         dimensions: One of the sizes the model offers; None for the full vector.
@@ -48,14 +53,14 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         revision: Branch, tag or commit on the hub.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
-        dialect: A server's dialect; ``auto`` finds it out.
-        cache_dir: Folder of the Hugging Face cache, if not the usual one.
+        dialect: A server's dialect; ``auto`` finds out.
+        cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
         concurrency: Requests in flight at a server at most; 32 if None.
         batch_size: Texts a request at most; None for as many as the server takes.
         timeout: Seconds that one request may take; 60 if None.
     """
 
-    # A validation error repeats its input otherwise, and the key is part of that.
+    # A validation error would otherwise repeat its input, and the key is part of that.
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
     model: str | None = None
@@ -68,7 +73,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     progress: bool = False
     revision: str | None = None
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     dialect: str = "auto"
     cache_dir: str | None = None
     concurrency: int | None = Field(default=None, gt=0)
@@ -88,7 +93,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         int8_scale: Int8Scale | None = None,
         progress: bool = False,
     ) -> Self:
-        """Return embeddings on an embedder that exists; it is shared, and the caller closes it."""
+        """Return embeddings that share an existing embedder, which the caller closes."""
         made = cls(
             model=embedder.card.id,
             dimensions=dimensions,
@@ -108,28 +113,24 @@ class NimbedEmbeddings(BaseModel, Embeddings):
 
     @property
     def embedder(self) -> Embedder:
-        """The engine's embedder; made at first use.
+        """The engine's embedder, made at first use.
 
         Raises:
             UnknownModelError: If no folder, cache or hub holds the model.
-            ConfigurationError: If the model cannot be had so.
+            ConfigurationError: If the model cannot be loaded with these settings.
         """
         return self._lazy.get(self._source())
 
     @property
     def spec(self) -> VectorSpec:
-        """The contract of the vectors: what an index must know of them."""
-        return self.embedder.spec(
-            embedding_type=self.embedding_type,
-            dimensions=self.dimensions,
-            int8_scale=self.int8_scale,
-        )
+        """The contract of the vectors: what an index must know about them."""
+        return self.embedder.spec(**self._options("passage").of_spec)
 
     def cache_namespace(self, role: InputType) -> str:
         """Return a namespace for ``CacheBackedEmbeddings`` that no other space or role shares.
 
-        Give it a second store for queries, never ``query_embedding_cache=True``: that reads a
-        query's vector from where a document of the same text left its own.
+        Give the cache a second store for queries, never ``query_embedding_cache=True``: with
+        that, a query gets the vector that a document of the same text left behind.
         """
         return f"nimbed-{self.spec.fingerprint}-{self.truncate}-{role}-"
 
@@ -156,37 +157,27 @@ class NimbedEmbeddings(BaseModel, Embeddings):
 
     def embed_documents_typed(self, texts: list[str]) -> EmbeddingBatch:
         """Embed texts as passages; return them as they are stored, with their contract."""
-        batch = self.embedder.embed(texts, **self._options("passage"))
-        tell_usage(batch)
-        return batch
+        options = self._options("passage").keywords()
+        return _count_tokens(self.embedder.embed(texts, progress=self.progress, **options))
 
     def embed_query_typed(self, text: str) -> EmbeddingBatch:
         """Embed one text as a query; return a batch of one, with its contract."""
-        batch = self.embedder.embed([text], **self._options("query"))
-        tell_usage(batch)
-        return batch
+        return _count_tokens(self.embedder.embed([text], **self._options("query").keywords()))
 
     async def aembed_documents_typed(self, texts: list[str]) -> EmbeddingBatch:
         """Do what :meth:`embed_documents_typed` does without blocking the event loop."""
-        batch = await self.embedder.aembed(texts, **self._options("passage"))
-        tell_usage(batch)
-        return batch
+        options = self._options("passage").keywords()
+        return _count_tokens(await self.embedder.aembed(texts, progress=self.progress, **options))
 
     async def aembed_query_typed(self, text: str) -> EmbeddingBatch:
         """Do what :meth:`embed_query_typed` does without blocking the event loop."""
-        batch = await self.embedder.aembed([text], **self._options("query"))
-        tell_usage(batch)
-        return batch
+        options = self._options("query").keywords()
+        return _count_tokens(await self.embedder.aembed([text], **options))
 
-    def _options(self, role: InputType) -> dict[str, Any]:
-        return {
-            "input_type": role,
-            "embedding_type": self.embedding_type,
-            "dimensions": self.dimensions,
-            "truncate": self.truncate,
-            "int8_scale": self.int8_scale,
-            "progress": self.progress and role == "passage",
-        }
+    def _options(self, role: InputType) -> EmbedOptions:
+        return cached_options(
+            role, self.embedding_type, self.dimensions, self.truncate, self.int8_scale
+        )
 
     def _source(self) -> LoadOptions:
         return LoadOptions(
@@ -209,7 +200,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             self.api_key = SecretStr(key) if key else None
 
     def __copy__(self) -> Self:
-        """Copy the settings; what is loaded is shared while they are the same."""
+        """Copy the settings; the copy shares what is loaded for as long as they are the same."""
         copied = super().__copy__()
         copied._lazy = copy(self._lazy)
         return copied
@@ -227,3 +218,27 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         """Read the key from the environment of the process that loads the pickle."""
         super().__setstate__(state)
         self._read_key()
+
+
+def _count_tokens(batch: EmbeddingBatch) -> EmbeddingBatch:
+    """Add a batch's tokens to every usage handler of the current context, and return the batch.
+
+    LangChain has no callbacks for embeddings, so only handlers that add up tokens are told: a
+    tracer would take the call for a chat.
+    """
+    manager = CallbackManager.configure(inheritable_callbacks=ensure_config().get("callbacks"))
+    counters = [
+        handler for handler in manager.handlers if isinstance(handler, UsageMetadataCallbackHandler)
+    ]
+    if not counters:
+        return batch
+    tokens = int(batch.token_counts.sum())
+    message = AIMessage(
+        content="",
+        usage_metadata={"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens},
+        response_metadata={"model_name": batch.spec.model},
+    )
+    result = LLMResult(generations=[[ChatGeneration(message=message)]])
+    for counter in counters:
+        counter.on_llm_end(result, run_id=uuid4())
+    return batch

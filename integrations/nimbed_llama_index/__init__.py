@@ -1,4 +1,4 @@
-"""LlamaIndex's ``BaseEmbedding`` on nimbed, local or remote.
+"""LlamaIndex's ``BaseEmbedding`` on nimbed, with a local model or a server.
 
 :class:`NimbedEmbedding` embeds nodes as passages and queries as queries.
 """
@@ -8,7 +8,7 @@ from nimbed.errors import missing_extra
 try:
     from nimbed_llama_index.embedding import NimbedEmbedding
 except ModuleNotFoundError as error:
-    # llama_index is a namespace that other packages fill too, so its core may be what is absent.
+    # llama_index is a namespace that other packages fill too, so it may be its core that is absent.
     if (error.name or "").partition(".")[0] not in ("llama_index", "pydantic"):
         raise
     raise missing_extra("llama-index", needs="llama-index-core") from error

@@ -1,6 +1,6 @@
-"""LlamaIndex's nodes and queries to lists of floats, each in its role.
+"""``NimbedEmbedding``: LlamaIndex's ``BaseEmbedding`` on a local model or a server.
 
-Knows nothing about models or HTTP: what it is told to load, the engine loads at the first call.
+Holds settings only: the engine loads what they name, at the first call.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from io import BytesIO
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageType
@@ -19,31 +19,34 @@ from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.load import LazyEmbedder, LoadOptions, key_for
+from nimbed.load import Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
-from nimbed_llama_index.role_cache import RoleCache
 
 __all__ = ["NimbedEmbedding"]
 
 _Vector = list[float]
-# Bound to their process, or (the key) not for a pickle to hold.
-_STAYS = ("api_key", "cache", "callback_manager", "rate_limiter")
+# Bound to their process; and the key, which a pickle must not hold.
+_NOT_PICKLED = ("api_key", "cache", "callback_manager", "rate_limiter")
 
 
 class NimbedEmbedding(MultiModalEmbedding):
     """Embeds nodes as passages and queries as queries, on this machine or on a server.
 
     Construction reads no files and opens no connection. Packed types come back as ±1 a
-    dimension, whose dot product and cosine rank as Hamming does; int8 and uint8 as the value of
-    their level.
+    dimension, whose dot product and cosine rank as the Hamming distance does; int8 and uint8 as
+    the value of their level.
 
-    ``to_dict`` and the hash of an ingestion pipeline hold what decides the vectors and no knob.
-    A pickle holds neither weights, connections, cache, callbacks, rate limiter nor the key:
-    where it is loaded, the key is read from the environment again.
+    ``to_dict`` and the hash of an ingestion pipeline contain what decides the vectors, and
+    nothing that only decides how fast they are made.
+
+    A pickle holds neither weights, connections, cache, callbacks, rate limiter nor the key: the
+    process that loads it reads the key from its own environment.
 
     Attributes:
         model_name: A folder, a catalogue name, a hub id, or a server's name for it.
-        base_url: Address of a server; given, the model runs there.
+        model: Accepted in place of ``model_name``, as in NVIDIA's adapter; None once it is.
+        base_url: Address of a server that runs the model.
         api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
         dimensions: One of the sizes the model offers; None for the full vector.
@@ -51,25 +54,26 @@ class NimbedEmbedding(MultiModalEmbedding):
         truncate: What happens to a text that is too long: ``NONE`` raises and names its row.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         revision: Branch, tag or commit on the hub.
-        dialect: A server's dialect; ``auto`` finds it out.
+        dialect: A server's dialect; ``auto`` finds out.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
-        cache_dir: Folder of the Hugging Face cache, if not the usual one.
-        progress: Whether passages show the engine's bar on standard error.
-        cache: A key-value store for vectors; ``embeddings_cache`` is taken as this one, since
-            LlamaIndex's own use of it confuses the roles.
-        embed_batch_size: Texts an event, and a call of the engine, which makes its own batches of
-            them; the rows that an error names count from the first of them.
+        cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
+        progress: Whether passages show a bar on standard error.
+        cache: A key-value store for vectors. A store given as ``embeddings_cache`` is used in
+            the same way, since LlamaIndex's own use of it confuses the roles.
+        embed_batch_size: Texts in one call of the engine, which makes its own batches of them,
+            and in one event. The rows that an error names count from the first text of the call.
         num_workers: How many such calls run at once in asynchronous batches; None for all, since
-            the engine bounds itself.
+            the engine limits itself.
         concurrency: Requests in flight at a server at most; 32 if None.
         timeout: Seconds that one request may take; 60 if None.
     """
 
-    # A validation error repeats its input otherwise, and the key is part of that.
+    # A validation error would otherwise repeat its input, and the key is part of that.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, validate_assignment=True)
 
     model_name: str = DEFAULT_MODEL
+    model: str | None = Field(default=None, exclude=True)
     base_url: str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
     dimensions: int | None = None
@@ -79,7 +83,7 @@ class NimbedEmbedding(MultiModalEmbedding):
     revision: str | None = None
     dialect: str = "auto"
     device: str = Field(default="auto", exclude=True)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", exclude=True)
+    dtype: Dtype = Field(default="auto", exclude=True)
     cache_dir: str | None = Field(default=None, exclude=True)
     progress: bool = Field(default=False, exclude=True)
     cache: BaseKVStore | None = Field(default=None, exclude=True)
@@ -108,7 +112,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         progress: bool = False,
         cache: BaseKVStore | None = None,
     ) -> Self:
-        """Return an embedding on an embedder that exists; it is shared, the caller closes it."""
+        """Return an embedding that shares an existing embedder, which the caller closes."""
         made = cls(
             model_name=embedder.card.id,
             revision=embedder.spec().revision,
@@ -124,37 +128,48 @@ class NimbedEmbedding(MultiModalEmbedding):
 
     @model_validator(mode="after")
     def _settle(self) -> Self:
-        # Past pydantic, since an assignment would validate, and come here, again.
+        # Not by assignment, which would validate, and so come here, again.
         if self.embeddings_cache is not None:
             object.__setattr__(self, "cache", self.embeddings_cache)
             object.__setattr__(self, "embeddings_cache", None)
+        if self.model is not None:
+            self._rename_model(self.model)
         source = self._source()
         if self.base_url is None:
             return self
         if "model_name" not in self.model_fields_set:
-            raise ConfigurationError("a base_url needs a model_name: what the server calls it")
+            raise ConfigurationError(
+                "model_name is required with a base_url: give the server's name for the model"
+            )
         key = key_for(self.base_url, source.api_key)
         object.__setattr__(self, "api_key", SecretStr(key) if key else None)
         return self
 
+    def _rename_model(self, name: str) -> None:
+        object.__setattr__(self, "model", None)
+        self.model_fields_set.discard("model")
+        if "model_name" in self.model_fields_set and name != self.model_name:
+            raise ConfigurationError(
+                f"model and model_name mean the same and differ: {name!r} and "
+                f"{self.model_name!r}; use model_name"
+            )
+        object.__setattr__(self, "model_name", name)
+        self.model_fields_set.add("model_name")
+
     @property
     def embedder(self) -> Embedder:
-        """The engine's embedder; made at first use.
+        """The engine's embedder, made at first use.
 
         Raises:
             UnknownModelError: If no folder, cache or hub holds the model.
-            ConfigurationError: If the model cannot be had so.
+            ConfigurationError: If the model cannot be loaded with these settings.
         """
         return self._lazy.get(self._source())
 
     @property
     def spec(self) -> VectorSpec:
-        """The contract of the vectors: what an index must know of them."""
-        return self.embedder.spec(
-            embedding_type=self.embedding_type,
-            dimensions=self.dimensions,
-            int8_scale=self.int8_scale,
-        )
+        """The contract of the vectors: what an index must know about them."""
+        return self.embedder.spec(**self._options("passage").of_spec)
 
     def _get_query_embedding(self, query: str) -> _Vector:
         return self._embed([query], "query")[0]
@@ -182,45 +197,56 @@ class NimbedEmbedding(MultiModalEmbedding):
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
         images = [_image(file) for file in img_file_paths]
-        return self.embedder.embed(images, **self._options("passage")).lists()
+        return self.embedder.embed(images, **self._keywords("passage")).lists()
 
     async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[_Vector]:
         images = [_image(file) for file in img_file_paths]
-        return (await self.embedder.aembed(images, **self._options("passage"))).lists()
+        return (await self.embedder.aembed(images, **self._keywords("passage"))).lists()
 
     def _embed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
-        options = self._options(role)
-        if self.cache is None:
-            return self.embedder.embed(texts, **options).lists()
-        cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
-        known = cache.get(texts)
-        absent = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = self.embedder.embed(absent, **options).lists() if absent else []
-        cache.put(absent, fresh)
-        known.update(zip(absent, fresh, strict=True))
-        return [known[text] for text in texts]
+        cache = self.cache
+        if cache is None:
+            return self.embedder.embed(texts, **self._keywords(role)).lists()
+        collection = self._collection(role)
+        entries = {text: cache.get(text, collection) for text in dict.fromkeys(texts)}
+        absent = [text for text, entry in entries.items() if not entry]
+        if absent:
+            batch = self.embedder.embed(absent, **self._keywords(role))
+            for text, vector in zip(absent, batch.lists(), strict=True):
+                entry = entries[text] = {"embedding": vector}
+                cache.put(text, entry, collection)
+        return _vectors(texts, entries)
 
     async def _aembed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
-        options = self._options(role)
-        if self.cache is None:
-            return (await self.embedder.aembed(texts, **options)).lists()
-        cache = RoleCache.of(self.cache, self.spec, role=role, truncate=self.truncate)
-        known = await cache.aget(texts)
-        absent = [text for text in dict.fromkeys(texts) if text not in known]
-        fresh = (await self.embedder.aembed(absent, **options)).lists() if absent else []
-        await cache.aput(absent, fresh)
-        known.update(zip(absent, fresh, strict=True))
-        return [known[text] for text in texts]
+        cache = self.cache
+        if cache is None:
+            return (await self.embedder.aembed(texts, **self._keywords(role))).lists()
+        collection = self._collection(role)
+        entries = {text: await cache.aget(text, collection) for text in dict.fromkeys(texts)}
+        absent = [text for text, entry in entries.items() if not entry]
+        if absent:
+            batch = await self.embedder.aembed(absent, **self._keywords(role))
+            for text, vector in zip(absent, batch.lists(), strict=True):
+                entry = entries[text] = {"embedding": vector}
+                await cache.aput(text, entry, collection)
+        return _vectors(texts, entries)
 
-    def _options(self, role: InputType) -> dict[str, Any]:
-        return {
-            "input_type": role,
-            "embedding_type": self.embedding_type,
-            "dimensions": self.dimensions,
-            "truncate": self.truncate,
-            "int8_scale": self.int8_scale,
-            "progress": self.progress and role == "passage",
-        }
+    def _collection(self, role: InputType) -> str:
+        """Return the part of the cache for one vector space, role and way to truncate.
+
+        LlamaIndex's own cache is keyed by the text alone: a query finds the vector of a passage
+        with the same text, and one model finds the vectors of another.
+        """
+        return f"nimbed-{self.spec.fingerprint}-{self.truncate}-{role}"
+
+    def _options(self, role: InputType) -> EmbedOptions:
+        return cached_options(
+            role, self.embedding_type, self.dimensions, self.truncate, self.int8_scale
+        )
+
+    def _keywords(self, role: InputType) -> dict[str, Any]:
+        progress = self.progress and role == "passage"
+        return {**self._options(role).keywords(), "progress": progress}
 
     def _source(self) -> LoadOptions:
         return LoadOptions(
@@ -237,7 +263,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         )
 
     def __copy__(self) -> Self:
-        """Copy the settings; what is loaded is shared while they are the same."""
+        """Copy the settings; the copy shares what is loaded for as long as they are the same."""
         copied = super().__copy__()
         copied._lazy = copy(self._lazy)
         return copied
@@ -247,8 +273,8 @@ class NimbedEmbedding(MultiModalEmbedding):
         return self.__copy__()
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Return the settings alone; LlamaIndex's own would try to pickle weights first."""
-        fields = {name: value for name, value in self.__dict__.items() if name not in _STAYS}
+        """Return the settings alone; LlamaIndex's own method would try to pickle weights first."""
+        fields = {name: value for name, value in self.__dict__.items() if name not in _NOT_PICKLED}
         return {
             "__dict__": fields,
             "__pydantic_extra__": None,
@@ -257,10 +283,14 @@ class NimbedEmbedding(MultiModalEmbedding):
         }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Build anew, with the key of the environment of the process that loads the pickle."""
+        """Build anew, with the key from the environment of the process that loads the pickle."""
         self.__init__(**state["__dict__"])  # type: ignore[misc]
         self._lazy = state["__pydantic_private__"]["_lazy"]
 
 
 def _image(file: ImageType) -> Image:
     return Image(file.getvalue() if isinstance(file, BytesIO) else file)
+
+
+def _vectors(texts: Sequence[str], entries: dict[str, Any]) -> list[_Vector]:
+    return [entries[text]["embedding"] for text in texts]

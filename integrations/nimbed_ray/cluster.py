@@ -1,4 +1,4 @@
-"""What Ray knows of its machines, and how an actor is asked for.
+"""A Ray cluster: connecting to one, and planning actors that fill its machines.
 
 Ray is imported in the functions: the classes of this package work without it on Spark and Dask,
 and a worker of Ray Data needs no Ray Serve.
@@ -9,29 +9,27 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from nimbed.embedder import Embedder
-from nimbed.errors import NimbedError, missing_extra
+from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.local.embedder import LocalEmbedder
-from nimbed_ray.actors import Actors, Machine, actors_for
 
 __all__ = [
+    "Actors",
     "Dataset",
+    "Machine",
+    "actors_for",
     "connected",
     "import_ray",
     "machines",
     "plan_actors",
-    "pool_options",
-    "running",
 ]
 
-# What Ray puts behind the message of every error: how to let the same rows fail more often.
-_ADVICE = "\nFailed to apply UDF transform"
-
-# Loggers that advise whoever calls Ray, in warnings: nobody who reads the terminal does.
+# Loggers whose warnings advise programmers, which is of no use on a user's terminal.
 _ADVISERS = ("ray._private.authentication", "ray.data._internal.progress")
 
 # Ray may be absent where types are checked.
@@ -53,17 +51,17 @@ def import_ray() -> Any:
 
 @contextmanager
 def connected(address: str | None) -> Generator[None]:
-    """Use a cluster until the block ends, without its chatter on the terminal.
+    """Use a cluster until the block ends, without its log lines on the terminal.
 
     Args:
         address: ``host:port``, ``ray://host:port`` or ``auto``; None takes ``RAY_ADDRESS``, else
-            makes a cluster of this machine. A process that is connected already stays so.
+            makes a cluster of this machine. A process that is already connected stays connected.
     """
     ray = import_ray()
     if ray.is_initialized():
         yield
         return
-    # Read when a cluster is started: what runs here is nobody else's business.
+    # Read when a cluster is started: what runs here is reported to nobody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     alone = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -77,8 +75,21 @@ def connected(address: str | None) -> Generator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One machine of a cluster.
+
+    Attributes:
+        cpus: Its CPU cores.
+        gpus: Its GPUs.
+    """
+
+    cpus: float
+    gpus: float = 0
+
+
 def machines() -> list[Machine]:
-    """Return the machines that are alive, starting Ray on this one if it runs nowhere."""
+    """Return the machines of the cluster that are alive, starting one here if there is none."""
     ray = import_ray()
     if not ray.is_initialized():
         ray.init()
@@ -88,6 +99,92 @@ def machines() -> list[Machine]:
         if node["Alive"] and has.get("CPU", 0) > 0:
             found.append(Machine(cpus=has["CPU"], gpus=has.get("GPU", 0)))
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actors:
+    """The processes that embed.
+
+    Attributes:
+        count: How many there are; each holds the model.
+        threads: CPU threads that each computes on.
+        cpus: What each reserves of its machine's CPUs.
+        gpus: What each reserves of its machine's GPUs.
+    """
+
+    count: int
+    threads: int
+    cpus: float
+    gpus: float
+
+    def map_options(self) -> dict[str, Any]:
+        """Return the actors as options of ``Dataset.map_batches``."""
+        return {
+            # Two calls at a time: one reads and writes while the other computes.
+            "compute": import_ray().data.ActorPoolStrategy(
+                min_size=1,  # a dataset of one block needs no second
+                max_size=self.count,
+                initial_size=self.count,
+                max_tasks_in_flight_per_actor=4,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
+            ),
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+        }
+
+
+def actors_for(
+    machines: Sequence[Machine],
+    *,
+    on_gpus: bool,
+    count: int | None = None,
+    threads: int | None = None,
+) -> Actors:
+    """Return the actors that fill some machines; asks no cluster.
+
+    On GPUs there is one actor a GPU. On CPUs there is one a core, unless ``threads`` says
+    otherwise: products of small matrices gain less from a second thread than from a second
+    process. A model of gigabytes wants more threads and fewer copies.
+
+    Args:
+        machines: Every machine that may be used.
+        on_gpus: Whether the model runs on GPUs.
+        count: How many actors; None for as many as there is room for.
+        threads: CPU threads of each; None for 1 on CPUs, an equal share of the cores on GPUs.
+
+    Raises:
+        ConfigurationError: If the machines have no room for the actors.
+    """
+    if (count is not None and count < 1) or (threads is not None and threads < 1):
+        raise ConfigurationError(
+            f"actors and threads must be at least 1; got {count} actors, {threads} threads"
+        )
+    if on_gpus:
+        able = [machine for machine in machines if machine.gpus >= 1]
+        slots = sum(int(machine.gpus) for machine in able)
+        each = threads or min(
+            (max(1, int(machine.cpus // machine.gpus)) for machine in able), default=1
+        )
+    else:
+        each = threads or 1
+        able = [machine for machine in machines if machine.cpus >= each]
+        slots = sum(int(machine.cpus // each) for machine in able)
+    if not slots:
+        raise ConfigurationError(
+            f"no machine of the cluster has {'a GPU' if on_gpus else f'{each} CPUs'}"
+        )
+    chosen = count or slots
+    if chosen > slots:
+        raise ConfigurationError(
+            f"{chosen} actors were asked for, but the cluster has room for {slots}"
+        )
+    return Actors(
+        count=chosen,
+        threads=each,
+        cpus=_reserved_cpus(able, each, on_gpus=on_gpus),
+        gpus=1 if on_gpus else 0,
+    )
 
 
 def plan_actors(
@@ -107,58 +204,14 @@ def plan_actors(
     return actors_for(available, on_gpus=gpus, count=count, threads=threads)
 
 
-def pool_options(actors: Actors) -> dict[str, Any]:
-    """Return the actors as options of ``Dataset.map_batches``."""
-    ray = import_ray()
-    return {
-        # Two calls at a time: one reads and writes while the other computes.
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=1,  # a dataset of one block needs no second
-            max_size=actors.count,
-            initial_size=actors.count,
-            max_tasks_in_flight_per_actor=4,
-            max_concurrent_calls_per_actor=2,
-            enable_true_multi_threading=True,
-        ),
-        "num_cpus": actors.cpus,
-        "num_gpus": actors.gpus,
-    }
+def _reserved_cpus(machines: Sequence[Machine], threads: int, *, on_gpus: bool) -> float:
+    """Return the CPUs that an actor reserves: a little less than it uses.
 
-
-@contextmanager
-def running(dataset: Dataset) -> Generator[None]:
-    """Run a dataset in the block, and leave none of its actors behind.
-
-    Ray lets go of the actors of a run that failed when the last frame of its error is collected,
-    perhaps never. They would keep their CPUs, and the next run would wait for ever. It has no
-    public way to stop a run, so the executor is caught where the dataset makes it.
-
-    What nimbed said in an actor is raised as itself, not as the failure of a task of Ray's.
+    Reading tasks reserve a whole CPU each. If actors reserved every one of a machine, nothing
+    could be read on it, and they would wait for ever.
     """
-    ray = import_ray()
-    make, made = dataset._create_executor, []
-
-    def create() -> Any:
-        executor = make()
-        shutdown = executor.shutdown
-
-        def kill_on_failure(force: bool, exception: Exception | None = None) -> None:
-            shutdown(force=force or exception is not None, exception=exception)
-
-        executor.shutdown = kill_on_failure
-        made.append(executor)
-        return executor
-
-    dataset._create_executor = create
-    try:
-        yield
-    except ray.exceptions.RayError as failure:
-        said = getattr(failure, "cause", None)
-        if not isinstance(said, NimbedError):
-            raise
-        said.args = (str(said).partition(_ADVICE)[0], *said.args[1:])
-        raise said from failure
-    finally:
-        del dataset._create_executor
-        for executor in made:
-            executor.shutdown(force=True)  # nothing, if it came to its end
+    smallest = min(machine.cpus for machine in machines)
+    if on_gpus:
+        return min(1.0, max(0.0, smallest - 1))
+    most = int(smallest // threads)
+    return max(0.0, min(float(threads), (smallest - 1) / most))

@@ -1,8 +1,8 @@
-"""Vectors in Dask: a function for ``DataFrame.map_partitions``, and the ``meta`` it wants.
+"""Dask: vectors through ``DataFrame.map_partitions``, and the ``meta`` that it needs.
 
     frame.map_partitions(embed_partition, embed, meta=partition_meta(frame._meta, embed))
 
-Imports no Dask. Vectors stay Arrow's fixed-size lists, as ``pandas.ArrowDtype``.
+Dask is not imported. Vectors stay Arrow's fixed-size lists, as ``pandas.ArrowDtype``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["embed_partition", "partition_meta"]
 # pandas may be absent where types are checked.
 Frame: TypeAlias = Any
 
-# Where a row stood, while a table holds only what is needed to embed it.
-_PLACE = "nimbed place"
+# The number of a row, while a table holds only what is needed to embed it.
+_NUMBER = "nimbed row number"
 
 
 def embed_partition(frame: Frame, embed: EmbedTexts) -> Frame:
-    """Return a partition with columns of vectors; index and other columns are kept.
+    """Return a partition with vectors added; its index and its columns are kept.
 
     Raises:
         InputError: If ``embed`` says ``raise`` and a text cannot be embedded.
@@ -41,14 +41,13 @@ def partition_meta(meta: Frame, embed: EmbedTexts) -> Frame:
 
 
 def _needed(frame: Frame, embed: EmbedTexts) -> Table:
-    """Return texts and ids as Arrow; of the other columns the names alone, to be checked."""
+    """Return texts and ids as Arrow, and of the other columns only the names, to be checked."""
     pa = arrow()
-    wanted = (embed.label.text_field, embed.label.id_field)
-    table = pa.table({_PLACE: np.arange(len(frame))})
+    table = pa.table({_NUMBER: np.arange(len(frame))})
     for name in frame.columns:
         if name == embed.label.text_field:
             column = pa.array(frame[name], pa.string(), from_pandas=True)
-        elif name in wanted:
+        elif name == embed.label.id_field:
             column = pa.array(frame[name], from_pandas=True)
         else:
             column = pa.nulls(len(frame))
@@ -61,7 +60,7 @@ def _joined(frame: Frame, table: Table) -> Frame:
         pd = importlib.import_module("pandas")
     except ImportError as error:
         raise missing_extra("ray", needs="pandas") from error
-    kept = frame.iloc[table[_PLACE].to_numpy()]
+    kept = frame.iloc[table[_NUMBER].to_numpy()]
     own = {
         name: pd.Series(pd.arrays.ArrowExtensionArray(table[name]), index=kept.index)
         for name in table.column_names[len(frame.columns) + 1 :]

@@ -1,7 +1,4 @@
-"""A folder of parts, here or in an object store, in which a file is whole or absent.
-
-Knows bytes and names, no vectors.
-"""
+"""A folder on a disk or in an object store, in which a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,13 +15,14 @@ from nimbed.errors import ConfigurationError, InputError, missing_extra
 
 __all__ = ["Folder", "matching", "opened"]
 
-_WILD = frozenset("*[")
-# Readers of folders (Arrow, Ray, Spark) pass over names that start so.
+_WILDCARDS = frozenset("*[")
+# Readers of folders (Arrow, Ray, Spark) skip names that start with a dot.
 _HIDDEN = "."
 _UNFINISHED = ".partial"
-# Arrow's names of the file systems in which a file is there before it is whole, and can be renamed.
+# Arrow's names for the file systems in which a file is visible before it is complete, and can be
+# renamed.
 _RENAMING = ("local", "hdfs")
-# What stands in a URI as it is; the rest of what people type is encoded for them.
+# Characters that stay as they are in a URI; all others that people type are encoded for them.
 _URI = "%/:@?&=+,;!$'()*[]~"
 
 
@@ -32,7 +30,7 @@ _URI = "%/:@?&=+,;!$'()*[]~"
 class Folder:
     """A folder, by its path or URI.
 
-    A pickle holds the address alone; each machine finds its own credentials.
+    A pickle holds only the address; each machine finds its own credentials.
 
     Attributes:
         address: A local path, or ``s3://bucket/path`` and the like.
@@ -50,12 +48,12 @@ class Folder:
 
     @classmethod
     def at(cls, address: str) -> Folder:
-        """Return the folder at a path, which may start from where this process works."""
+        """Return the folder at a URI, or at a path that may be relative."""
         local = "://" not in address
         return cls(str(Path(address).resolve()) if local else quote(address, safe=_URI))
 
     def make(self) -> None:
-        """Make the folder if it is not there."""
+        """Create the folder if it does not exist."""
         system, path = self._opened()
         system.create_dir(path, recursive=True)
 
@@ -87,24 +85,24 @@ class Folder:
         return content
 
     def open(self, name: str) -> Any:
-        """Open a file for reading at random places, or return None if there is none."""
+        """Open a file for random access, or return None if there is none."""
         system, path = self._opened()
         if not system.get_file_info(f"{path}/{name}").is_file:
             return None
         return system.open_input_file(f"{path}/{name}")
 
     def write(self, name: str, content: Any) -> None:
-        """Write a file, which appears when it is whole; one of that name is replaced.
+        """Write a file, which appears when it is complete; one of that name is replaced.
 
         Args:
-            name: Its name; a slash makes a folder below this one.
+            name: Its name; with a slash, that of a file in a folder below this one.
             content: Bytes, or an Arrow buffer.
         """
         system, path = self._opened()
-        # Before anything is opened: closing a stream makes an object of what it was given.
+        # Before anything is opened: closing a stream creates an object from what it was given.
         content = importlib.import_module("pyarrow").py_buffer(content)
         if system.type_name not in _RENAMING:
-            # An object appears when it was sent completely.
+            # An object appears when all of it was sent.
             with system.open_output_stream(f"{path}/{name}") as stream:
                 stream.write(content)
             return
@@ -121,13 +119,13 @@ class Folder:
             raise
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file if it exists."""
         system, path = self._opened()
         if system.get_file_info(f"{path}/{name}").is_file:
             system.delete_file(f"{path}/{name}")
 
     def sweep(self) -> None:
-        """Delete what processes that were killed left unfinished."""
+        """Delete the unfinished files of processes that were killed."""
         for name in self.names():
             if name.startswith(_HIDDEN) and name.endswith(_UNFINISHED):
                 self.delete(name)
@@ -137,36 +135,36 @@ class Folder:
 
 
 def matching(pattern: str) -> list[str]:
-    """Return the addresses of the parquet files that a pattern names, sorted.
+    """Return the addresses of the parquet files that match a pattern, sorted.
 
     Args:
-        pattern: A file, a folder, or ``folder/*.parquet``, here or as a URI.
+        pattern: A file, a folder, or ``folder/*.parquet``, as a path or a URI.
 
     Raises:
-        InputError: If it names none.
+        InputError: If none does.
     """
     uri = "://" in pattern
     head, query, options = pattern.partition("?") if uri else (pattern, "", "")
     folder, slash, last = head.rpartition("/")
-    if not _WILD.intersection(last):
+    if not _WILDCARDS.intersection(last):
         whole = Folder.at(pattern)
         if whole.is_file():
             return [whole.address]
         folder, slash, last = head.rstrip("/"), "/", "*.parquet"
     home = Folder.at(f"{folder or slash or '.'}{query}{options}")
-    if _WILD.intersection(folder):
-        raise InputError(f"{pattern!r}: only the last part of a path may hold * or [")
+    if _WILDCARDS.intersection(folder):
+        raise InputError(f"{pattern!r}: only the last part of a path may contain * or [")
     last = unquote(last) if uri else last
     names = [name for name in home.names() if fnmatchcase(name, last) and name[0] not in "._"]
     if not names:
-        raise InputError(f"{pattern!r} names no parquet file")
+        raise InputError(f"{pattern!r} matches no parquet file")
     return [home.address_of(name) for name in names]
 
 
 def opened(addresses: Sequence[str]) -> tuple[Any, list[str]]:
     """Return the file system that some files share, and their paths on it.
 
-    For readers that take both: Ray decodes the first URI of a list and not the others.
+    For readers that take both: of a list of URIs, Ray decodes only the first.
 
     Raises:
         ConfigurationError: If Arrow cannot open one.
@@ -181,7 +179,7 @@ def _holds_secret(address: str) -> bool:
     parts = urlsplit(address)
     if any(word in parts.query.lower() for word in ("secret", "token", "password")):
         return True
-    # A secret with a slash ends the name of the host, and stands where a port would.
+    # A secret with a slash ends the host, and so stands where a port would.
     beside = parts.netloc.rpartition("@")[2].partition(":")[2]
     return parts.password is not None or not (beside.isdigit() or beside == "")
 
@@ -193,7 +191,7 @@ def _opened(address: str) -> tuple[Any, str]:
             str(Path(address).resolve()) if local else address
         )
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{address!r} is no folder that Arrow can open: {error}") from None
+        raise ConfigurationError(f"Arrow cannot open the folder {address!r}: {error}") from None
     return system, path.rstrip("/") or "/"
 
 

@@ -1,4 +1,4 @@
-"""An ASGI application on Ray Serve: as many copies on a cluster as there is work for."""
+"""Ray Serve: an ASGI application in as many copies as there is work for."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 def nim_server(
     embedders: Mapping[str, Embedder], settings: Settings | None = None
 ) -> Callable[[], Asgi]:
-    """Return what makes the application of ``nimbed serve``, with its models read.
+    """Return a function that makes the application of ``nimbed serve``, with its models loaded.
 
     Args:
-        embedders: Served names and their embedders, the first the default. They travel without
-            weights; each replica reads its own.
-        settings: How the server behaves; addresses and ports are Ray's matter.
+        embedders: Served names and their embedders; the first is the default. They travel without
+            weights, which each replica reads itself.
+        settings: How the server behaves; its addresses and ports are left to Ray.
     """
     names = dict(embedders)
 
@@ -37,7 +37,7 @@ def nim_server(
         from nimbed_server import create_app
 
         app = create_app(names, settings)
-        # Before the replica is given requests: Ray waits for it, and starts another if it fails.
+        # Before the replica gets requests: Ray waits for it, and starts another if it fails.
         app.load()
         if app.state.failure is not None:
             raise BackendError(app.state.failure)
@@ -61,14 +61,15 @@ def serve_app(
         serve.run(serve_app(nim_server({"minilm": nimbed.load()}), replicas=(1, 8), gpus=1))
 
     Args:
-        make: Makes the ASGI application in each replica; :func:`nim_server` gives one.
-        name: Of the deployment.
-        replicas: How many copies run, or from how many to how many by what there is to do.
-        target_ongoing_requests: Requests a replica that are just right. More of them start
-            replicas, fewer stop some. Many are good: a replica's scheduler embeds them together.
-        max_ongoing_requests: Requests a replica takes at most; the rest wait at the proxy.
-        cpus: CPUs that a replica books, and threads that it computes on.
-        gpus: GPUs that it books; 0 hides them from it.
+        make: Makes the ASGI application in each replica; :func:`nim_server` returns one.
+        name: Name of the deployment.
+        replicas: How many copies run, or (least, most) to follow the load.
+        target_ongoing_requests: Requests in one replica that Ray aims at: with more it starts
+            replicas, with fewer it stops some. A high number is good, since a replica's scheduler
+            embeds waiting requests together.
+        max_ongoing_requests: Requests that a replica takes at most; the rest wait at the proxy.
+        cpus: CPUs that a replica reserves, and threads that it computes on.
+        gpus: GPUs that it reserves; 0 hides them from it.
 
     Raises:
         ConfigurationError: If the numbers contradict each other.
@@ -76,7 +77,9 @@ def serve_app(
     """
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     if not 0 <= least <= most or most < 1:
-        raise ConfigurationError(f"replicas is a number from 1, or (least, most); got {replicas!r}")
+        raise ConfigurationError(
+            f"replicas must be a number from 1, or (least, most); got {replicas!r}"
+        )
     if not 0 < target_ongoing_requests <= max_ongoing_requests:
         raise ConfigurationError(
             f"target_ongoing_requests must be positive and at most max_ongoing_requests, "
@@ -85,7 +88,7 @@ def serve_app(
 
     serve = _import_serve()
 
-    # Ray calls plain functions on the replica, and would pickle any other callable as the app.
+    # Ray calls a plain function on the replica; any other callable it would pickle as the app.
     def build() -> Asgi:
         return make()
 

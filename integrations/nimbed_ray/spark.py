@@ -1,11 +1,11 @@
-"""Vectors in Spark: a function for ``pyspark.ml.functions.predict_batch_udf``.
+"""Spark: vectors through ``pyspark.ml.functions.predict_batch_udf``.
 
     udf = predict_batch_udf(
         predictor(embed), return_type=return_type(embed.label.spec), batch_size=1024
     )
     frame.withColumn("embedding", udf("text"))
 
-Spark itself is imported only to name its types.
+pyspark is imported only to name its types.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _WIDENED: dict[str, tuple[str, str]] = {
 def return_type(spec: VectorSpec) -> Any:
     """Return the ``pyspark.sql.types.ArrayType`` of such vectors.
 
-    A string will not do: predict_batch_udf takes ``"array<float>"`` and fails at the first row.
+    A string does not work: predict_batch_udf accepts ``"array<float>"``, then fails at the first
+    row.
 
     Raises:
         MissingExtraError: If pyspark is not installed.
@@ -53,13 +54,14 @@ def predictor(embed: EmbedTexts) -> Callable[[], Predict]:
     """Return the function that Spark calls once in each Python worker.
 
     Raises:
-        ConfigurationError: If rows may be left without a vector, for which this way of Spark's
-            has no value.
+        ConfigurationError: If rows may be left without a vector, for which predict_batch_udf has
+            no value.
     """
     if embed.on_error != "raise":
         raise ConfigurationError(
-            f"on_error {embed.on_error!r} leaves rows without a vector, which predict_batch_udf "
-            f"cannot give; use on_error='raise', or DataFrame.mapInArrow with the EmbedTexts"
+            f"predict_batch_udf cannot leave rows without a vector, as on_error="
+            f"{embed.on_error!r} may; use on_error='raise', or DataFrame.mapInArrow with the "
+            f"EmbedTexts"
         )
     dtype = _WIDENED[embed.label.spec.dtype][0]
 

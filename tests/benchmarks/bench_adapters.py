@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_adapters.py [overhead] [remote] [--rounds 5]
 
-``overhead`` splits one call on this machine into embed(...) and what the adapter adds; the texts
-are short, so that embed(...) is cheap; its floors are a model of one layer, 1024 wide, and
+``overhead`` splits one call on this machine into embed(...) and what the adapter adds. The texts
+are short, so that embed(...) is cheap; cheaper still are a model of one layer, 1024 wide, and
 FakeEmbedder, which only hashes.
 ``remote`` runs each client in a process of its own at the stub of bench_remote.py, interleaved;
 it needs langchain-nvidia-ai-endpoints and llama-index-embeddings-nvidia.

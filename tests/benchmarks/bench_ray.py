@@ -35,7 +35,7 @@ import nimbed
 from nimbed.embedder import Embedder
 from nimbed_ray import EmbedTexts, embed_dataset, embed_into_parts
 from nimbed_ray.cluster import connected
-from nimbed_ray.threads import limit_threads
+from nimbed_ray.embed_texts import limit_threads
 
 BATCH = 512
 BATCHES = 24

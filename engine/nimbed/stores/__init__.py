@@ -1,8 +1,8 @@
-"""A vector spec in, the field that a given database wants out: type, metric, operator, payload.
+"""How fifteen databases store and compare vectors: field type, metric, operator and payload.
 
-Pure numpy; no database client is imported, and none is needed to ask.
+Needs no database client. To add a database, add a row to :mod:`nimbed.stores.databases`.
 """
 
-from nimbed.stores.store_field import StoreField, field, names
+from nimbed.stores.fields import StoreField, field, names
 
 __all__ = ["StoreField", "field", "names"]

@@ -9,6 +9,7 @@ import pytest
 from nimbed import EmbeddingBatch, FakeEmbedder, VectorSpec, stores
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import EmbeddingType
+from nimbed.stores.databases import DATABASES, Database, Template
 
 TYPES: tuple[EmbeddingType, ...] = get_args(EmbeddingType)
 WITHOUT_HAMMING = {"qdrant", "redis", "chroma"}
@@ -126,3 +127,21 @@ def test_the_documented_examples_of_bit_layouts_come_out() -> None:
     assert stores.field(spec, "milvus").encode(batch) == [bytes([0x81, 0x80, 0x63])]
     assert stores.field(spec, "sqlite-vec").encode(batch) == [bytes([0x81, 0x01, 0xC6])]
     assert stores.field(spec, "mongodb").encode(batch) == [bytes([0x10, 0, 0x81, 0x80, 0x63])]
+
+
+def test_a_database_is_added_by_an_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template("vec<{d}>", "cos", "near", "float lists", {"size": "{d}"}, most=64)
+    bits = Template("bits<{w}>", "hamming", "near", "packed bytes")
+    entry = Database(float=template, int8=template, uint8=template, packed=bits)
+    monkeypatch.setattr("nimbed.stores.fields.DATABASES", {**DATABASES, "mine": entry})
+    assert "mine" in stores.names()
+    field = stores.field(spec_of("float"), "mine")
+    assert (field.type, field.options) == ("vec<64>", {"size": 64})
+    assert stores.field(spec_of("ubinary"), "mine").type == "bits<8>"
+    with pytest.raises(ConfigurationError, match="at most 64 .* of type vec.*or embedding_type="):
+        stores.field(spec_of("float", 72), "mine")
+
+
+def test_an_index_that_is_too_narrow_for_bits_too_is_not_answered_with_bits() -> None:
+    with pytest.raises(ConfigurationError, match="use fewer dimensions$"):
+        stores.field(spec_of("ubinary", 4104), "elasticsearch")

@@ -6,8 +6,6 @@ import asyncio
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from langchain_core.load import dumpd
 from pydantic import ValidationError
 
 from nimbed import FakeEmbedder
-from nimbed.errors import ConfigurationError, InputError, UnknownModelError
+from nimbed.errors import InputError, UnknownModelError
 from nimbed_langchain import NimbedEmbeddings
 
 SECRET = "nvapi-very-secret"
@@ -29,12 +27,6 @@ LONG = "word " * 600
 
 def fake(**options: Any) -> NimbedEmbeddings:
     return NimbedEmbeddings.from_embedder(FakeEmbedder(), **options)
-
-
-def test_a_wrong_model_is_told_at_the_first_call_not_before() -> None:
-    ours = NimbedEmbeddings(model="./no-such-folder")
-    with pytest.raises(UnknownModelError, match="no-such-folder"):
-        ours.embed_query("a")
 
 
 def test_another_model_is_loaded_after_a_copy_or_an_assignment() -> None:
@@ -46,20 +38,6 @@ def test_another_model_is_loaded_after_a_copy_or_an_assignment() -> None:
     for changed in (other, ours):
         with pytest.raises(UnknownModelError, match="no-such-folder"):
             changed.embed_query("a")
-
-
-@pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, lambda one: one.model_copy(update={"truncate": "END"})]
-)
-def test_a_copy_shares_the_weights_and_leaves_the_original_its_own(copied: Any) -> None:
-    ours = NimbedEmbeddings()
-    shared = ours.embedder
-    other = copied(ours)
-    assert other.embedder is shared
-    other.model = "./no-such-folder"
-    with pytest.raises(UnknownModelError):
-        other.embed_query("a")
-    assert ours.embedder is shared
 
 
 @pytest.mark.parametrize(
@@ -100,13 +78,6 @@ def test_a_text_too_long_amid_a_batch_is_named_or_cut() -> None:
     start, end = (fake(truncate=cut).embed_documents(texts) for cut in ("START", "END"))
     assert len(start) == len(end) == 3
     assert fake(truncate="END").embed_documents_typed(texts).truncated == (1,)
-
-
-def test_dimensions_are_those_of_the_card() -> None:
-    assert len(fake(dimensions=32).embed_query("a")) == 32
-    for wrong in (48, 0, -1, 65):
-        with pytest.raises(ConfigurationError, match="it offers 16, 32, 64"):
-            fake(dimensions=wrong).embed_query("a")
 
 
 def test_packed_vectors_come_as_signs_that_rank_by_hamming_and_typed_as_bytes() -> None:
@@ -153,28 +124,9 @@ def test_the_key_is_in_no_text_and_no_pickle(monkeypatch: pytest.MonkeyPatch) ->
     assert pickle.loads(pickled).api_key.get_secret_value() == "of-the-worker"
 
 
-def test_nvidias_key_goes_to_nvidia_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NIMBED_API_KEY", raising=False)
-    monkeypatch.setenv("NVIDIA_API_KEY", SECRET)
-    assert NimbedEmbeddings(base_url="http://localhost:9").api_key is None
-    hosted = NimbedEmbeddings(base_url="https://integrate.api.nvidia.com")
-    assert hosted.api_key is not None
-    assert hosted.api_key.get_secret_value() == SECRET
-
-
 def test_a_pickle_after_use_is_small_and_embeds_the_same() -> None:
     ours = NimbedEmbeddings()
     before = ours.embed_query("a cat")
     pickled = pickle.dumps(ours)
     assert len(pickled) < 2000
     np.testing.assert_allclose(pickle.loads(pickled).embed_query("a cat"), before, atol=1e-6)
-
-
-def test_a_missing_langchain_names_its_pip_line() -> None:
-    code = (
-        "import sys; sys.modules['langchain_core'] = None\n"
-        "try: import nimbed_langchain\n"
-        "except ImportError as error: print(error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'nimbed[langchain]'" in said.stdout

@@ -48,7 +48,7 @@ def test_more_than_there_is_room_for_is_refused():
 
 def test_threads_are_limited_before_and_after_torch_is_there():
     script = (
-        "from nimbed_ray.threads import limit_threads\n"
+        "from nimbed_ray.embed_texts import limit_threads\n"
         "limit_threads(1)\n"
         "import torch\n"
         "print(torch.get_num_threads())\n"

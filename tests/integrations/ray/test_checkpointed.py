@@ -142,3 +142,20 @@ def test_a_job_that_was_refused_can_be_begun_again_otherwise(output):
     )
     assert embed_into_parts(dataset, patient, output).left_out == 1
     assert not dataset.context.execution_options.preserve_order
+
+
+def _broken_late(table):
+    if 150 in table["id"].to_pylist():
+        raise ArithmeticError("a function of the caller's")
+    return table
+
+
+def test_a_run_that_failed_gives_its_actors_back_while_its_error_lives(output):
+    embed = EmbedTexts(nimbed.FakeEmbedder(), input_type="passage", id_field="id")
+    broken = corpus(TEXTS[:200], cut=100).map_batches(
+        _broken_late, batch_format="pyarrow", batch_size=10
+    )
+    with pytest.raises(ArithmeticError, match="a function of the caller's") as caught:
+        embed_into_parts(broken, embed, output, rows_per_part=10)
+    assert embed_into_parts(corpus(TEXTS[:200]), embed, f"{output}-other").rows == 200
+    assert caught.tb is not None

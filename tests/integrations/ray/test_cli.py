@@ -55,7 +55,7 @@ def test_a_folder_of_parquet_is_embedded_on_a_cluster(cluster, files, tmp_path):
     ("typed", "sentence"),
     [
         (("--ray", "in/a.parquet", "in/b.parquet", "x", "-o", "out"), "put the pattern in quotes"),
-        (("--ray", "in/*.csv", "-o", "out"), "'in/*.csv' names no parquet file"),
+        (("--ray", "in/*.csv", "-o", "out"), "'in/*.csv' matches no parquet file"),
         (("--ray", "in/*", "-o", "out", "--input-format", "csv"), "--ray reads parquet files"),
         (("in/a.parquet", "in/b.parquet", "-o", "out.npy"), "give one INPUT; got 2"),
     ],

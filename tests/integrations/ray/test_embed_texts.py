@@ -10,7 +10,7 @@ from tests.engine.local.checkpoints import tiny_bert
 
 import nimbed
 from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
-from nimbed.files.arrow import FileContract as Label
+from nimbed.files.arrow import FileContract
 from nimbed_ray import ERROR_FIELD, EmbedTexts
 
 TEXTS = ["one", "two words", "three more words"]
@@ -57,7 +57,7 @@ def test_the_contract_stands_beside_the_metadata_that_was_there(table):
     embed = EmbedTexts(nimbed.FakeEmbedder(), input_type="query", dimensions=32, id_field="id")
     metadata = embed(table).schema.metadata
     assert metadata[b"mine"] == b"kept"
-    label = Label.from_metadata(metadata, source="the table")
+    label = FileContract.from_metadata(metadata, source="the table")
     assert label.spec == nimbed.FakeEmbedder().spec(dimensions=32)
     assert (label.input_type, label.text_field, label.id_field) == ("query", "text", "id")
 

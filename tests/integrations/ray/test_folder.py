@@ -6,9 +6,15 @@ import nimbed
 from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
 from nimbed_ray import EmbedTexts, parts_of
 from nimbed_ray.folder import Folder, matching
-from nimbed_ray.ledger import COMPLETE, complete, reopen
+from nimbed_ray.manifest import (
+    COMPLETE,
+    SETTINGS,
+    FolderSettings,
+    begin,
+    complete,
+    read_settings,
+)
 from nimbed_ray.parts import Part
-from nimbed_ray.promise import PROMISE, Promise, keep_promise, read_promise
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def test_patterns_name_parquet_files_in_order(tmp_path):
     uris = [f"file://{path}" for path in both]
     assert matching(f"file://{tmp_path}/*.parquet") == uris
     for nothing in (f"{tmp_path}/*.orc", str(tmp_path / "missing.parquet")):
-        with pytest.raises(InputError, match="names no parquet file"):
+        with pytest.raises(InputError, match="matches no parquet file"):
             matching(nothing)
     with pytest.raises(InputError, match="only the last part of a path"):
         matching(f"{tmp_path}/*/x.parquet")
@@ -61,23 +67,23 @@ def test_an_address_with_a_secret_is_refused_without_repeating_it():
     with pytest.raises(ConfigurationError, match="AWS_SECRET_ACCESS_KEY") as caught:
         Folder("s3://key:hunter2@bucket/path")
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="no folder that Arrow can open"):
+    with pytest.raises(ConfigurationError, match="Arrow cannot open the folder"):
         Folder("gopher://bucket/path").names()
 
 
-def promise(**changes):
+def settings(**changes):
     options = {"input_type": "passage", "embedding_type": "float", **changes}
     rest = {"truncate": "NONE", "nulls": False, "rows_per_part": 10}
     rest = {name: options.pop(name, value) for name, value in rest.items()}
     embed = EmbedTexts(nimbed.FakeEmbedder(), **options)
-    return Promise(label=embed.label, **rest)
+    return FolderSettings(label=embed.label, **rest)
 
 
-def test_a_promise_is_read_as_it_was_given(folder):
-    assert read_promise(folder) is None
-    keep_promise(folder, promise(id_field="id"), None)
-    assert read_promise(folder) == promise(id_field="id")
-    keep_promise(folder, promise(id_field="id"), read_promise(folder))
+def test_settings_are_read_as_they_were_written(folder):
+    assert read_settings(folder) is None
+    begin(folder, settings(id_field="id"))
+    assert read_settings(folder) == settings(id_field="id")
+    begin(folder, settings(id_field="id"))
 
 
 @pytest.mark.parametrize(
@@ -93,33 +99,33 @@ def test_a_promise_is_read_as_it_was_given(folder):
     ],
 )
 def test_a_folder_takes_nothing_but_what_it_was_begun_with(folder, change, kind, sentence):
-    keep_promise(folder, promise(), None)
+    begin(folder, settings())
     with pytest.raises(kind, match=sentence):
-        keep_promise(folder, promise(**change), read_promise(folder))
+        begin(folder, settings(**change))
 
 
 def test_a_folder_with_files_of_strangers_is_refused(folder):
     folder.make()
     folder.write("theirs.parquet", b"")
     with pytest.raises(ConfigurationError, match="holds 'theirs.parquet', which nimbed did not"):
-        keep_promise(folder, promise(), None)
+        begin(folder, settings())
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"label": {}}', b'{"label": {"a": 1}}'])
-def test_a_damaged_promise_is_an_error_that_names_the_file(folder, content):
+def test_a_damaged_file_of_settings_is_an_error_that_names_the_file(folder, content):
     folder.make()
-    folder.write(PROMISE, content)
-    with pytest.raises(InputError, match=f"{PROMISE} is damaged"):
-        read_promise(folder)
+    folder.write(SETTINGS, content)
+    with pytest.raises(InputError, match=f"{SETTINGS} is damaged"):
+        read_settings(folder)
 
 
 def test_an_altered_spec_is_refused(folder):
-    keep_promise(folder, promise(), None)
-    facts = json.loads(folder.read(PROMISE))
+    begin(folder, settings())
+    facts = json.loads(folder.read(SETTINGS))
     facts["label"]["nimbed.spec"] = facts["label"]["nimbed.spec"].replace("passage: ", "p: ")
-    folder.write(PROMISE, json.dumps(facts).encode())
-    with pytest.raises(InputError, match="it was altered"):
-        read_promise(folder)
+    folder.write(SETTINGS, json.dumps(facts).encode())
+    with pytest.raises(InputError, match="was edited"):
+        read_settings(folder)
 
 
 def parts_in(folder, *names):
@@ -131,13 +137,14 @@ def parts_in(folder, *names):
 
 
 def test_a_complete_folder_lists_its_parts_in_order(folder):
+    begin(folder, settings())
     parts = parts_in(folder, "part-b.parquet", "part-a.parquet")
     with pytest.raises(ConfigurationError, match="is not complete"):
         parts_of(folder.address)
     assert complete(folder, parts, "raise") == 0
     assert parts_of(folder.address) == [folder.address_of(part.name) for part in parts]
     assert json.loads(folder.read(COMPLETE))["rows"] == 20
-    reopen(folder)
+    begin(folder, settings())
     with pytest.raises(ConfigurationError, match="is not complete"):
         parts_of(folder.address)
 

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +11,7 @@ import nimbed
 from nimbed.errors import BackendError
 from nimbed_ray import ERROR_FIELD, EmbedTexts
 from nimbed_ray.folder import Folder
-from nimbed_ray.parts import PartWriter, digest
-from nimbed_ray.tries import Tries
+from nimbed_ray.parts import Attempts, PartWriter, content_hash
 
 TABLE = pa.table(
     {
@@ -32,7 +33,7 @@ def test_the_digest_is_of_the_rows_not_of_their_layout(cuts, before):
     ]
     padded = pa.concat_tables([TABLE.slice(0, before), *pieces]).combine_chunks()
     for same in (pa.concat_tables(pieces), padded.slice(before)):
-        assert digest(same.replace_schema_metadata({"pandas": "{}"})) == digest(TABLE)
+        assert content_hash(same.replace_schema_metadata({"pandas": "{}"})) == content_hash(TABLE)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def test_the_digest_is_of_the_rows_not_of_their_layout(cuts, before):
         TABLE.set_column(1, "year", pa.array([1, 0, 3, None, 5] * 3, pa.int16())),
     ],
 )
-def test_other_rows_have_another_digest(other):
-    assert digest(other) != digest(TABLE)
+def test_other_rows_have_another_content_hash(other):
+    assert content_hash(other) != content_hash(TABLE)
 
 
 @pytest.fixture
@@ -57,13 +58,13 @@ def folder(tmp_path):
 
 def writer(folder, **options):
     embed = EmbedTexts(nimbed.FakeEmbedder(), input_type="passage", **options)
-    return PartWriter(embed, folder), embed
+    return PartWriter(embed, folder).write, embed
 
 
 def test_a_part_is_made_once_and_read_back(folder):
     make, embed = writer(folder, on_error="skip")
-    (first,) = make(TABLE).to_pylist()
-    (second,) = make(TABLE).to_pylist()
+    first = asdict(make(TABLE))
+    second = asdict(make(TABLE))
     assert (first["made"], first["rows"], first["left_out"]) == (True, 9, 6)
     assert second == {**first, "made": False, "tokens": 0}
     assert len(embed.embedder.calls) == 1
@@ -77,34 +78,34 @@ def test_a_part_is_made_once_and_read_back(folder):
 
 def test_a_damaged_part_is_made_again(folder):
     make, _ = writer(folder, on_error="skip")
-    name = make(TABLE).to_pylist()[0]["name"]
+    name = make(TABLE).name
     whole = folder.read(name)
     folder.write(name, whole[: len(whole) // 2])
-    assert make(TABLE).to_pylist()[0]["made"]
+    assert make(TABLE).made
     assert folder.read(name) == whole
 
 
 def test_a_text_that_kills_processes_ends_the_job(folder):
-    tries = Tries(folder)
+    attempts = Attempts(folder)
     make, embed = writer(folder, on_error="skip")
-    name = make(TABLE).to_pylist()[0]["name"]
+    name = make(TABLE).name
     folder.delete(name)
     # Begun and never ended, as by processes that died.
-    begun = [tries.one(part, rows="rows") for part in ["part-1.parquet"] * 4 + [name] * 4]
+    begun = [attempts.attempt(part, rows="rows") for part in ["part-1.parquet"] * 4 + [name] * 4]
     for one in begun:
         one.__enter__()
-    assert make(TABLE.slice(1)).to_pylist()[0]["made"]
+    assert make(TABLE.slice(1)).made
     with pytest.raises(BackendError, match="4 processes died while they embedded 15 rows"):
         make(TABLE)
-    tries.forget()
-    assert make(TABLE).to_pylist()[0]["made"]
+    attempts.clear()
+    assert make(TABLE).made
     assert len(embed.embedder.calls) == 3
 
 
 def test_the_vectors_of_a_part_are_the_embedders(folder):
     make, _ = writer(folder, embedding_type="ubinary", dimensions=32)
     rows = pa.table({"text": ["one", "two"]})
-    name = make(rows).to_pylist()[0]["name"]
+    name = make(rows).name
     read = nimbed.files.read_embedded(folder.address_of(name))
     wanted = nimbed.FakeEmbedder().embed(
         ["one", "two"], input_type="passage", embedding_type="ubinary", dimensions=32

@@ -4,6 +4,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,14 @@ def test_the_place_of_the_store_may_stand_in_the_address(bucket, s3_environment,
 def test_a_part_that_is_there_is_not_made_again(bucket):
     folder = Folder.at(bucket)
     embed = EmbedTexts(nimbed.FakeEmbedder(), input_type="passage", on_error="skip")
-    make, rows = PartWriter(embed, folder), pa.table({"text": [*TEXTS, ""]})
-    (first,) = make(rows).to_pylist()
+    make, rows = PartWriter(embed, folder).write, pa.table({"text": [*TEXTS, ""]})
+    first = asdict(make(rows))
     assert (first["rows"], first["left_out"], first["made"]) == (12, 1, True)
-    (again,) = make(rows).to_pylist()
+    again = asdict(make(rows))
     assert again == {**first, "tokens": 0, "made": False}
     assert len(embed.embedder.calls) == 1
     folder.write(first["name"], b"PAR1 and no more")
-    assert make(rows).to_pylist() == [first]
+    assert asdict(make(rows)) == first
 
 
 def nimbed_embed(*arguments, cwd):
@@ -179,7 +180,7 @@ def test_a_store_that_does_not_answer_or_has_no_such_bucket_is_said_in_a_sentenc
     typed = ("-o", f"{bucket}/out", "--input-type", "passage", "--model", "nimbed/fake")
     nothing = nimbed_embed("--ray", "s3://nobody-made-this/*.parquet", *typed, cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "'s3://nobody-made-this/*.parquet' names no parquet file" in nothing.stderr
+    assert "'s3://nobody-made-this/*.parquet' matches no parquet file" in nothing.stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     silent = nimbed_embed("--ray", f"{bucket}/in/*.parquet", *typed, cwd=tmp_path)
     assert silent.returncode not in (0, 2)

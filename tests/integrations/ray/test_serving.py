@@ -55,8 +55,8 @@ def test_a_model_that_cannot_be_read_is_no_replica():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"replicas": 0}, "replicas is a number from 1"),
-        ({"replicas": (3, 2)}, "replicas is a number from 1, or"),
+        ({"replicas": 0}, "replicas must be a number from 1"),
+        ({"replicas": (3, 2)}, "replicas must be a number from 1, or"),
         ({"target_ongoing_requests": 9, "max_ongoing_requests": 8}, "at most max_ongoing"),
     ],
 )

@@ -1,7 +1,4 @@
-"""A spec and the name of a database in, its field out; nonsense pairs are refused.
-
-The tables of what each database has are in ``packed.py`` and ``numeric.py``.
-"""
+"""The field that a database needs for the vectors of a spec."""
 
 from __future__ import annotations
 
@@ -13,10 +10,8 @@ from typing import Any
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.spec import VectorSpec, require_same_space
-from nimbed.stores.numeric import float_shapes, int8_shapes, uint8_shapes
-from nimbed.stores.packed import packed_shapes
-from nimbed.stores.payload import PAYLOADS, Payload, Vectors
-from nimbed.stores.shape import Shape
+from nimbed.stores.databases import DATABASES
+from nimbed.stores.payloads import PAYLOADS, Payload, Vectors
 
 __all__ = ["StoreField", "field", "names"]
 
@@ -32,8 +27,9 @@ class StoreField:
         metric: The metric, as the database spells it.
         operator: What a query orders by: operator, function or search parameter.
         options: Further settings of the field or its index.
-        payload: Name of the form that :meth:`encode` gives.
-        note: Why a substituted metric is exact; empty where the database has the metric.
+        payload: Name of what :meth:`encode` gives.
+        note: Why a metric used in place of the right one is exact; empty where the database has
+            the right one.
     """
 
     store: str
@@ -70,7 +66,7 @@ class StoreField:
 
 def names() -> tuple[str, ...]:
     """Return the names of the databases that :func:`field` knows."""
-    return tuple(sorted(packed_shapes(8, 1)))
+    return tuple(sorted(DATABASES))
 
 
 def field(
@@ -81,9 +77,9 @@ def field(
     Args:
         spec: The contract of the vectors.
         store: Name of the database; see :func:`names`.
-        metric: The metric you have in mind, to be checked; None takes the spec's.
-        emulate: Accept another metric where the database lacks the right one and the neighbours
-            are exactly the same.
+        metric: The metric that you intend to use, to be checked; None takes the spec's.
+        emulate: Whether to accept another metric where the database lacks the right one and the
+            neighbours are exactly the same.
 
     Raises:
         ConfigurationError: If the database is unknown, cannot index so many dimensions or lacks
@@ -91,54 +87,49 @@ def field(
     """
     if metric not in (None, spec.metric):
         raise ConfigurationError(_wrong_metric(spec, metric))
-    shapes = _shapes(spec)
-    if store not in shapes:
-        close = difflib.get_close_matches(store.lower(), shapes, n=1)
+    if store not in DATABASES:
+        close = difflib.get_close_matches(store.lower(), DATABASES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigurationError(
-            f"no store is called {store!r}; {hint}nimbed knows {', '.join(sorted(shapes))}"
+            f"no database is called {store!r}; {hint}nimbed knows {', '.join(names())}"
         )
-    shape = shapes[store]
-    if shape.most is not None and spec.dimensions > shape.most:
+    database = DATABASES[store]
+    template = database.template(spec)
+    if template.most is not None and spec.dimensions > template.most:
+        bits = database.packed.most is None or spec.dimensions <= database.packed.most
         raise ConfigurationError(
-            f"{store} indexes at most {shape.most} dimensions of type {shape.type.split('(')[0]}; "
-            f"got {spec.dimensions}; take fewer dimensions, or embedding_type='ubinary'"
+            f"{store} indexes at most {template.most} dimensions of type "
+            f"{template.type.split('(')[0]}; got {spec.dimensions}; use fewer dimensions"
+            f"{', or embedding_type=' + repr('ubinary') if bits else ''}"
         )
-    if shape.emulates and not emulate:
+    if template.emulates and not emulate:
         raise ConfigurationError(
             f"{store} has no {spec.metric} metric for {spec.embedding_type} vectors; "
-            f"{shape.emulates}: pass emulate=True to use that"
+            f"{template.emulates}: pass emulate=True to use that"
         )
     return StoreField(
         store=store,
         spec=spec,
-        type=shape.type,
-        metric=shape.metric,
-        operator=shape.operator,
-        options=shape.options,
-        payload=shape.payload,
-        note=shape.emulates,
+        type=template.type_for(spec),
+        metric=template.metric,
+        operator=template.operator,
+        options=template.options_for(spec),
+        payload=template.payload,
+        note=template.emulates,
     )
 
 
-def _shapes(spec: VectorSpec) -> Mapping[str, Shape]:
-    if spec.packed:
-        return packed_shapes(spec.dimensions, spec.width)
-    by_type = {"float": float_shapes, "int8": int8_shapes, "uint8": uint8_shapes}
-    return by_type[spec.embedding_type](spec.dimensions)
-
-
 def _wrong_metric(spec: VectorSpec, metric: str | None) -> str:
-    said = f"{metric} does not rank {spec.embedding_type} vectors rightly"
+    fault = f"{metric} does not rank {spec.embedding_type} vectors correctly"
     if spec.packed:
         return (
-            f"{said}: a byte holds eight signs, not a number; use hamming, or store "
+            f"{fault}: a byte holds eight signs, not a number; use hamming, or store "
             f"batch.signs(), whose cosine and dot product rank exactly as hamming does"
         )
     if metric == "hamming":
-        return f"{said}: it compares bits; embed with embedding_type='ubinary', or use cosine"
+        return f"{fault}: it compares bits; use {spec.metric}, or embedding_type='ubinary'"
     if spec.embedding_type == "uint8":
-        return f"{said}: its zero is shifted to 128; use euclidean, or embedding_type='int8'"
+        return f"{fault}: its zero is shifted to 128; use euclidean, or embedding_type='int8'"
     if spec.embedding_type == "float" and metric in ("dot", "euclidean", "l2"):
         return f"these are unit vectors, which {metric} ranks exactly as cosine does; use cosine"
-    return f"{said}; use {spec.metric}"
+    return f"{fault}; use {spec.metric}"

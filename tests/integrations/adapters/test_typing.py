@@ -27,6 +27,7 @@ typed: EmbeddingBatch = NimbedEmbeddings(dimensions=384).embed_query_typed("a")
 index: BaseEmbedding = NimbedEmbedding(embedding_type="ubinary", truncate="END")
 more: list[list[float]] = index.get_text_embedding_batch(["a"])
 spec: VectorSpec = NimbedEmbedding(dimensions=384).spec
+named: NimbedEmbedding = NimbedEmbedding(model="minilm")
 """
 # Strict mode calls an ignore that ignores nothing an error: each of these is one.
 MISTAKES = """

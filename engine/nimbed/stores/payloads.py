@@ -1,7 +1,4 @@
-"""An embedding batch in, what a database client takes out.
-
-Knows bit orders and signedness, but no database.
-"""
+"""What the clients of databases take: the vectors of a batch as arrays, lists, bytes or text."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ def _rows(array: NDArray[Any], dtype: str) -> list[bytes]:
 
 
 def _codes(batch: EmbeddingBatch) -> NDArray[Any]:
-    """Return int8 codes. uint8 moves back by 128, which no Euclidean distance can see."""
+    """Return int8 codes; uint8 is shifted by 128, which no Euclidean distance can see."""
     if batch.spec.embedding_type == "uint8":
         return (batch.vectors ^ 0x80).view(np.int8)
     return batch.vectors
@@ -91,7 +88,7 @@ def _vector_text(batch: EmbeddingBatch) -> list[str]:
     return ["[" + ",".join(map(str, row)) + "]" for row in batch.vectors.tolist()]
 
 
-#: Every form of payload, by its name: shape (n, ...) in, one element a row out.
+#: Every form that a client may want, by its name; each gives one element a vector.
 PAYLOADS: Mapping[Payload, Callable[[EmbeddingBatch], Vectors]] = {
     "bit text": _bit_text,
     "bson vector": _bson,
