@@ -77,7 +77,7 @@ def test_an_altered_spec_is_refused(embedded):
     facts = json.loads(metadata[b"nimbed.spec"])
     metadata[b"nimbed.spec"] = json.dumps({**facts, "model": "another"}).encode()
     pq.write_table(table.replace_schema_metadata(metadata), embedded)
-    with pytest.raises(ConfigurationError, match="altered"):
+    with pytest.raises(ConfigurationError, match="was edited"):
         read_embedded(embedded)
 
 
