@@ -17,7 +17,9 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, VectorSpec, check_l
 
 __all__ = ["DEFAULT_MODEL", "Modality", "ModelCard", "Pooling", "catalogue", "find", "known"]
 
-Pooling = Literal["mean", "cls", "latent"]
+Pooling = Literal[
+    "mean", "cls", "latent", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"
+]
 
 #: What ``nimbed.load()`` gives when no model is named.
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,7 +36,7 @@ class ModelCard:
         architecture: The module of ``nimbed.local.models`` that runs it.
         dimensions: Float dimensions of a full vector.
         max_tokens: Longest input, prompt and special tokens included.
-        pooling: How token states become one vector.
+        pooling: How token states become one vector; several ways, if their vectors are joined.
         asymmetric: Whether queries and passages are embedded differently.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
@@ -53,7 +55,7 @@ class ModelCard:
     architecture: str
     dimensions: int
     max_tokens: int
-    pooling: Pooling
+    pooling: Pooling | tuple[Pooling, ...]
     asymmetric: bool
     query_prompt: str = ""
     passage_prompt: str = ""
@@ -69,7 +71,8 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         """Refuse a card whose facts contradict each other."""
-        check_literal("pooling", self.pooling, Pooling)
+        for mode in (self.pooling,) if isinstance(self.pooling, str) else self.pooling:
+            check_literal("pooling", mode, Pooling)
         if min(self.dimensions, self.max_tokens) < 1:
             raise ConfigurationError(
                 f"the card of {self.id} has dimensions {self.dimensions} and max_tokens "

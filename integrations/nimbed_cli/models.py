@@ -129,7 +129,7 @@ def _print_card(card: ModelCard) -> None:
         "inputs": ", ".join(card.modalities),
         "before a query": repr(card.query_prompt),
         "before a passage": repr(card.passage_prompt),
-        "pooling": card.pooling,
+        "pooling": card.pooling if isinstance(card.pooling, str) else ", ".join(card.pooling),
         "architecture": card.architecture,
         "parameters": parameters,
         "types of its NIM": ", ".join(card.served_types),

@@ -100,7 +100,13 @@ def test_changed_prompts_change_the_space():
 
 @pytest.mark.parametrize(
     "change",
-    [{"pooling": "max"}, {"dimensions": 0}, {"matryoshka": (4096,)}, {"asymmetric": False}],
+    [
+        {"pooling": "median"},
+        {"pooling": ("cls", "median")},
+        {"dimensions": 0},
+        {"matryoshka": (4096,)},
+        {"asymmetric": False},
+    ],
 )
 def test_a_card_that_contradicts_itself_is_refused(change):
     with pytest.raises(ConfigurationError):

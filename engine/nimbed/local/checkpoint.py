@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nimbed.cards import ModelCard, Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
 from nimbed.local.models.fields import first_position, whole
+from nimbed.local.pipeline import Pipeline, read_json, read_pipeline, role_prompts
 from nimbed.local.vision.settings import vision_facts
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -43,10 +43,7 @@ _TRAINED_PROMPTS = {
     ),
 }
 
-_POOLING: dict[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-}
+# NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "mean": "mean", "cls": "cls"}
 
 _SAMPLE = 1 << 16
@@ -57,16 +54,18 @@ class Checkpoint:
     """A model on disk.
 
     Attributes:
-        folder: Where its files are.
+        folder: Where the network's files are.
         config: config.json as it stands.
         card: Facts, from the catalogue and the checkpoint's own files.
         revision: What pins the weights, for the spec.
+        pipeline: What happens to a text besides the network.
     """
 
     folder: Path
     config: dict[str, Any]
     card: ModelCard
     revision: str | None
+    pipeline: Pipeline
 
 
 def read_checkpoint(
@@ -82,7 +81,11 @@ def read_checkpoint(
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks.
     """
-    folder = located.folder
+    # A catalogued model's card says all this, and its publisher's files change.
+    pipeline = Pipeline(folder=located.folder, weights=located.folder)
+    if located.card is None:
+        pipeline = read_pipeline(located.folder)
+    folder = pipeline.weights
     config = read_json(folder / "config.json", required=True)
     model_type = config.get("model_type")
     architecture = _ARCHITECTURES.get(str(model_type))
@@ -99,99 +102,96 @@ def read_checkpoint(
     if isinstance(override, ModelCard):
         card = dataclasses.replace(override, architecture=architecture)
     else:
-        card = located.card or _card_from_files(located, config, architecture)
-        card = dataclasses.replace(card, architecture=architecture, **_own_prompts(folder))
+        card = located.card or _card_from_files(located, config, architecture, pipeline)
+        card = dataclasses.replace(card, architecture=architecture, **_own_prompts(located.folder))
     if revision is None and not located.pinned:
-        revision = _content_id(folder)
-    return Checkpoint(folder, config, card, revision)
+        revision = _content_id(folder, pipeline)
+    return Checkpoint(folder, config, card, revision, pipeline)
 
 
-def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return a JSON object, or an empty one if an optional file is absent."""
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path} is missing; is this the folder of a model?")
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, expected an object")
-    return content
-
-
-def _card_from_files(located: Located, config: dict[str, Any], architecture: str) -> ModelCard:
-    folder = located.folder
+def _card_from_files(
+    located: Located, config: dict[str, Any], architecture: str, pipeline: Pipeline
+) -> ModelCard:
+    folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
     if not isinstance(language, dict):
         raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
     positions = whole(language, "max_position_embeddings")
     if architecture == "xlm_roberta":
         positions -= first_position(config)
-    longest = whole(
-        read_json(folder / "sentence_bert_config.json"), "max_seq_length", default=positions
-    )
-    declared = _declared_prompts(folder)
-    query, passage = declared["query_prompt"], declared["passage_prompt"]
+    query, passage = pipeline.query_prompt, pipeline.passage_prompt
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
+    pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
+    width = pipeline.width(whole(language, "hidden_size"))
+    note = "read from the checkpoint's own files"
+    if pipeline.other_prompts:
+        note += f"; its prompts for {', '.join(pipeline.other_prompts)} belong to neither role"
     card = ModelCard(
         id=located.name,
         architecture=architecture,
-        dimensions=whole(language, "hidden_size"),
-        max_tokens=min(longest, positions),
-        pooling="latent" if architecture == "nvembed" else _pooling(folder, config),
+        dimensions=min(width, pipeline.dimensions or width),
+        max_tokens=min(pipeline.max_tokens or positions, positions),
+        pooling="latent" if architecture == "nvembed" else pooling,
         asymmetric=query != passage,
         query_prompt=query,
         passage_prompt=passage,
-        note="read from the checkpoint's own files",
+        matryoshka=_matryoshka(folder, config, min(width, pipeline.dimensions or width)),
+        note=note,
     )
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_own_prompts(folder)})
+    return dataclasses.replace(card, **{**vision_facts(config), **_own_prompts(located.folder)})
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:
-    modes = read_json(folder / "1_Pooling" / "config.json")
-    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on is True]
-    named = modes.get("pooling_mode") or config.get("pooling")
-    if not chosen and named is None:
-        return "mean"
-    pooling = _POOLING.get(chosen[0]) if len(chosen) == 1 else _POOLING_NAMES.get(str(named))
+    named = config.get("pooling")
+    pooling = "mean" if named is None else _POOLING_NAMES.get(str(named))
     if pooling is None:
         raise CheckpointError(
-            f"{folder} pools by {chosen or named}; nimbed pools by {', '.join(_POOLING_NAMES)}"
+            f"{folder / 'config.json'} pools by {named}; nimbed knows "
+            f"{', '.join(_POOLING_NAMES)} there"
         )
     return pooling
 
 
-def _declared_prompts(folder: Path) -> dict[str, str]:
-    """Return the prompts of config_sentence_transformers.json; both common spellings count."""
-    found = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{folder / 'config_sentence_transformers.json'} has bad prompts")
-    passage = found.get("passage") or found.get("document") or ""
-    return {"query_prompt": str(found.get("query") or ""), "passage_prompt": str(passage)}
+def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, ...]:
+    """Return the sizes below the full one that config.json offers."""
+    given = config.get("matryoshka_dimensions") or []
+    if not isinstance(given, list) or not all(
+        isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in given
+    ):
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives matryoshka_dimensions {given!r}, expected sizes"
+        )
+    return tuple(sorted({size for size in given if size < width}))
 
 
 def _own_prompts(folder: Path) -> dict[str, Any]:
     """Let a catalogued model's own files have the last word about its prompts."""
-    declared = _declared_prompts(folder)
-    if not any(declared.values()):
+    query, passage = role_prompts(folder)
+    if not query and not passage:
         return {}
-    return {**declared, "asymmetric": declared["query_prompt"] != declared["passage_prompt"]}
+    return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}
 
 
-def _content_id(folder: Path) -> str:
+def _content_id(folder: Path, pipeline: Pipeline) -> str:
     """Name what a folder holds: a hash of its configuration and samples of its weights.
+
+    What follows the network is hashed too, where it is more than a mean.
 
     The name of a folder says nothing about its weights, and hashing all of them takes seconds a
     gigabyte. Size, head, tail and 64 samples between tell any two trained checkpoints apart.
     """
     digest = hashlib.sha256()
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    for path in [folder / "config.json", folder / "tokenizer.json", *weights]:
+    digest.update(pipeline.identity.encode())
+    for path in [
+        folder / "config.json",
+        folder / "tokenizer.json",
+        *weights,
+        *pipeline.module_weights,
+    ]:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
         with path.open("rb") as file:

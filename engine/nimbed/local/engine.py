@@ -30,7 +30,7 @@ from nimbed.local.models.ministral3 import ministral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.xlm_roberta import xlm_roberta
-from nimbed.local.pooling import pool
+from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tokenizer import InputTokenizer, Row, TextTokenizer, Tokens, ids_of
 from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.prompts import vision_tokenizer
@@ -111,7 +111,8 @@ class Engine:
     Args:
         model: The network.
         placement: Where it runs.
-        pooling: How token states become a vector.
+        pooling: How token states become a vector; several ways, if their vectors are joined.
+        modules: What follows the pooling.
         dimensions: Width of a vector.
         max_tokens: Tokens of the longest text.
         cost: What a token takes.
@@ -122,7 +123,8 @@ class Engine:
         model: Model,
         placement: Placement,
         *,
-        pooling: Pooling,
+        pooling: Pooling | tuple[Pooling, ...],
+        modules: Sequence[Module] = (),
         dimensions: int,
         max_tokens: int,
         cost: TokenCost,
@@ -139,7 +141,9 @@ class Engine:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._staging = Staging(device) if self._stream is not None else None
-        self._pool = functools.partial(_first, pooling=pooling, dimensions=dimensions)
+        self._pool = functools.partial(
+            _vectors, pooling=pooling, modules=tuple(modules), dimensions=dimensions
+        )
         self._forward = _forward(model, self._pool)
         self._graphs: Graphs | None = None
         if self._stream is not None and follows_rows(placement):
@@ -370,7 +374,18 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
     if card.architecture == "nemotron_vl":
         return vision_tokenizer(checkpoint)
     if card.architecture != "nvembed":
-        return TextTokenizer(path, max_tokens=card.max_tokens)
+        texts = TextTokenizer(
+            path,
+            max_tokens=card.max_tokens,
+            skip_prompt=not checkpoint.pipeline.include_prompt,
+            skip_head=True,
+        )
+        if card.pooling == "cls" and not texts.opens:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
+                f"text: the vector would be that of the first word"
+            )
+        return texts
     # NV-Embed was trained with its end token in the text, before truncation, and with the
     # instruction left out of the mean.
     return TextTokenizer(
@@ -397,6 +412,7 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
     with torch.inference_mode(), open_tensors(checkpoint.folder) as tensors:
         model = _MODELS[card.architecture](config, tensors, placement)
         tensors.refuse_leftovers()
+        modules = read_modules(checkpoint.pipeline.modules, placement.device)
     give_back()
     if placement.device.type == "cuda":
         torch.cuda.synchronize(placement.device)  # the weights were copied on another stream
@@ -404,16 +420,25 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         model,
         placement,
         pooling=card.pooling,
+        modules=modules,
         dimensions=card.dimensions,
         max_tokens=card.max_tokens,
         cost=TokenCost.of(config),
     )
 
 
-def _first(
-    states: torch.Tensor, layout: Layout, *, pooling: Pooling, dimensions: int
+def _vectors(
+    states: torch.Tensor,
+    layout: Layout,
+    *,
+    pooling: Pooling | tuple[Pooling, ...],
+    modules: Sequence[Module],
+    dimensions: int,
 ) -> torch.Tensor:
-    return pool(states, layout, pooling)[:, :dimensions]
+    vectors = pool(states, layout, pooling)
+    for module in modules:
+        vectors = module(vectors)
+    return vectors[:, :dimensions]
 
 
 def _forward(

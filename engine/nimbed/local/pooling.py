@@ -1,53 +1,99 @@
-"""One vector a sequence out of packed token states, in float32."""
+"""One vector a sequence out of packed token states, in float32, and the modules behind it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 
 from nimbed.cards import Pooling
+from nimbed.errors import CheckpointError
 from nimbed.local import kernels
 from nimbed.local.batching import Layout
+from nimbed.local.pipeline import DenseModule, NormModule
+from nimbed.local.weights import Tensors, open_tensors
 
-__all__ = ["pool"]
+__all__ = ["Module", "pool", "read_modules"]
+
+Module = Callable[[torch.Tensor], torch.Tensor]
+
+_ACTIVATIONS: dict[str, Module] = {
+    "Tanh": torch.tanh,
+    "ReLU": F.relu,
+    "GELU": F.gelu,
+    "Sigmoid": torch.sigmoid,
+    "SiLU": F.silu,
+    "LeakyReLU": F.leaky_relu,
+    "ELU": F.elu,
+}
 
 
-def pool(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
+def pool(hidden: torch.Tensor, layout: Layout, how: Pooling | tuple[Pooling, ...]) -> torch.Tensor:
     """Pool packed token states.
+
+    The formulas are those of sentence-transformers' Pooling module. ``latent`` is the mean:
+    NV-Embed's model has done the rest before.
 
     Args:
         hidden: States of shape (layout.rows, width), any float dtype.
-        layout: Where the sequences lie.
-        how: ``mean`` over the pooled tokens of a sequence, ``cls``, its first token, or
-            ``latent``, the mean again: NV-Embed's model has done the rest before.
+        layout: Where the sequences lie, and which of their rows are pooled.
+        how: One way, or several whose vectors are joined.
 
     Returns:
-        float32 of shape (sequences, width).
+        float32 of shape (sequences, width times the number of ways).
     """
+    if isinstance(how, str):
+        return _pooled(hidden, layout, how)
+    return torch.cat([_pooled(hidden, layout, each) for each in how], dim=1)
+
+
+def _pooled(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     if how == "cls":
-        return hidden[layout.starts].float()
+        return hidden[layout.firsts].float()
+    if how == "lasttoken":
+        return hidden[layout.ends - 1].float()
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
-    if kernels.usable(hidden.device):
-        from nimbed.local.kernels.segments import mean_rows
+    if how in ("mean", "latent"):
+        if kernels.usable(hidden.device):
+            from nimbed.local.kernels.segments import mean_rows
 
-        return mean_rows(hidden, layout.firsts, layout.ends)
-    states, offsets = hidden[: layout.tokens].float(), layout.offsets.long()
-    if layout.skips:
-        return _without_skipped(states, offsets, layout)
-    if hidden.is_cpu and layout.groups:
-        return _by_group(states, layout)
-    return torch.segment_reduce(states, "mean", offsets=offsets, axis=0)
+            return mean_rows(hidden, layout.firsts, layout.ends)
+        states = hidden[: layout.tokens].float()
+        if not layout.skips and hidden.is_cpu and layout.groups:
+            return _by_group(states, layout)
+        if not layout.skips:
+            return _reduced(states, layout, "mean")
+        return _reduced(_without_skipped(states, layout), layout, "sum") / _counts(layout)
+    states = hidden[: layout.tokens].float()
+    if how == "max":
+        return _reduced(_without_skipped(states, layout, float("-inf")), layout, "max")
+    states = _without_skipped(states, layout)
+    if how == "mean_sqrt_len_tokens":
+        return _reduced(states, layout, "sum") / _counts(layout).sqrt()
+    weights = _without_skipped(layout.positions[: layout.tokens, None].float() + 1, layout)
+    return _reduced(states * weights, layout, "sum") / _reduced(weights, layout, "sum")
 
 
-def _without_skipped(states: torch.Tensor, offsets: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Take the means of what is pooled; asks the device for no value, so a graph can hold it."""
+def _reduced(states: torch.Tensor, layout: Layout, how: str) -> torch.Tensor:
+    return torch.segment_reduce(states, how, offsets=layout.offsets.long(), axis=0)
+
+
+def _counts(layout: Layout) -> torch.Tensor:
+    return (layout.ends - layout.firsts).clamp_min(1)[:, None].float()
+
+
+def _without_skipped(states: torch.Tensor, layout: Layout, instead: float = 0.0) -> torch.Tensor:
+    """Replace what is not pooled; asks the device for no value, so that a graph can hold it."""
+    if not layout.skips:
+        return states
     firsts = torch.repeat_interleave(
-        layout.firsts - layout.starts, offsets.diff(), output_size=layout.tokens
+        layout.firsts - layout.starts,
+        layout.offsets.long().diff(),
+        output_size=layout.tokens,
     )
     skipped = layout.positions[: layout.tokens] < firsts
-    sums = torch.segment_reduce(
-        states.masked_fill(skipped[:, None], 0.0), "sum", offsets=offsets, axis=0
-    )
-    return sums / (layout.ends - layout.firsts).clamp_min(1)[:, None]
+    return states.masked_fill(skipped[:, None], instead)
 
 
 def _by_group(states: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -57,3 +103,49 @@ def _by_group(states: torch.Tensor, layout: Layout) -> torch.Tensor:
         for start, count, length in layout.groups
     ]
     return torch.cat(means)
+
+
+def read_modules(modules: Sequence[DenseModule | NormModule], device: torch.device) -> list[Module]:
+    """Read what follows the pooling; it runs in float32, since a vector is little work.
+
+    Raises:
+        CheckpointError: If weights are missing, misshapen or damaged.
+    """
+    made: list[Module] = []
+    for module in modules:
+        with open_tensors(module.folder) as tensors:
+            if isinstance(module, DenseModule):
+                made.append(_dense(module, tensors, device))
+            else:
+                made.append(_norm(module, tensors, device))
+    return made
+
+
+def _dense(module: DenseModule, tensors: Tensors, device: torch.device) -> Module:
+    def get(name: str, *shape: int) -> torch.Tensor:
+        return tensors.get(name, *shape).to(device, torch.float32, copy=True)
+
+    weight = get("linear.weight", module.outputs, module.inputs)
+    if not module.bias and "linear.bias" in tensors:
+        raise CheckpointError(f"{module.folder} has a bias that its config.json denies")
+    bias = get("linear.bias", module.outputs) if module.bias else None
+    projection = None
+    if module.residual and module.inputs != module.outputs:
+        projection = get("residual.weight", module.outputs, module.inputs)
+
+    def dense(x: torch.Tensor) -> torch.Tensor:
+        out = F.linear(x, weight, bias)
+        out = out if module.activation == "Identity" else _ACTIVATIONS[module.activation](out)
+        if not module.residual:
+            return out
+        return out + (x if projection is None else F.linear(x, projection))
+
+    return dense
+
+
+def _norm(module: NormModule, tensors: Tensors, device: torch.device) -> Module:
+    weight, bias = (
+        tensors.get(f"norm.{name}", module.width).to(device, torch.float32, copy=True)
+        for name in ("weight", "bias")
+    )
+    return lambda x: F.layer_norm(x, (module.width,), weight, bias, 1e-5)

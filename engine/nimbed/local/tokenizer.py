@@ -82,10 +82,17 @@ class TextTokenizer:
         max_tokens: Longest row, special tokens included.
         suffix: Put behind every text before it is tokenized; it may be cut off like the rest.
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
+        skip_head: Whether the special tokens before a prompt are left out with it.
     """
 
     def __init__(
-        self, path: Path, *, max_tokens: int, suffix: str = "", skip_prompt: bool = False
+        self,
+        path: Path,
+        *,
+        max_tokens: int,
+        suffix: str = "",
+        skip_prompt: bool = False,
+        skip_head: bool = False,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -96,7 +103,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._max_tokens = max_tokens
         self._suffix = suffix
-        self._skip_prompt = skip_prompt
+        self._skip_prompt, self._skip_head = skip_prompt, skip_head
         mask = self._tokenizer.encode("a").special_tokens_mask
         content = [place for place, special in enumerate(mask) if not special]
         if not content:
@@ -106,6 +113,11 @@ class TextTokenizer:
         self._suffix_length = self._bare_length(suffix)
         if max_tokens <= self._head + self._tail + self._suffix_length:
             raise CheckpointError(f"{max_tokens} tokens leave no room beside the special ones")
+
+    @property
+    def opens(self) -> bool:
+        """Whether every text begins with a special token."""
+        return self._head > 0
 
     def encode(
         self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
@@ -124,6 +136,8 @@ class TextTokenizer:
         """
         prompted = [f"{prompt}{text}{self._suffix}" for text in texts]
         skip = self._bare_length(prompt) if self._skip_prompt else 0
+        if skip and self._skip_head:
+            skip += self._head
         if skip >= self._max_tokens:
             raise ConfigurationError(
                 f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"

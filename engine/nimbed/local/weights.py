@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from nimbed.errors import CheckpointError, missing_extra
-from nimbed.local.checkpoint import read_json
 from nimbed.local.device import Placement
+from nimbed.local.pipeline import read_json
 
 __all__ = ["Tensors", "give_back", "open_tensors"]
 

@@ -102,8 +102,8 @@ def test_a_tokenizer_of_another_model_is_noticed(folder):
 
 def test_pooling_that_nobody_here_does_is_refused(folder):
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(CheckpointError, match="pools by .*max"):
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "median"}))
+    with pytest.raises(CheckpointError, match="pools by .*median"):
         embed(folder)
 
 

@@ -20,10 +20,9 @@ from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.vision.tiles import patches
 from nimbed.local.weights import Tensors
 
-__all__ = ["Siglip", "read_affine"]
+__all__ = ["Siglip", "patches", "read_affine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +128,22 @@ def read_affine(
         for part, shape in (("weight", (outputs, inputs)), ("bias", (outputs,)))
     )
     return dense(weight, bias, placement)
+
+
+def patches(tiles: torch.Tensor, patch: int, dtype: torch.dtype) -> torch.Tensor:
+    """Turn tiles into normalised patches, as a matrix product wants them.
+
+    Args:
+        tiles: uint8 of shape (count, side, side, 3).
+        patch: Pixels of a patch's side.
+        dtype: What the tower runs in.
+
+    Returns:
+        Values from -1 to 1 of shape (count * (side / patch) ** 2, 3 * patch * patch): patches
+        row by row; within one the channels outermost, as a convolution's weight has them.
+    """
+    count, side = tiles.shape[0], tiles.shape[1] // patch
+    # In float32 until the end: (x / 255 - 0.5) / 0.5 loses levels in bfloat16.
+    values = tiles.float().div_(255).sub_(0.5).div_(0.5).to(dtype)
+    grid = values.view(count, side, patch, side, patch, 3).permute(0, 1, 3, 5, 2, 4)
+    return grid.reshape(count * side * side, 3 * patch * patch)

@@ -1,4 +1,4 @@
-"""Tiles of an image: the grid it is cut into, the cutting, and the patches a vision tower reads.
+"""Tiles of an image: the grid it is cut into, and the cutting.
 
 The rule is that of Nemotron VL (and of Eagle before it): the grid that keeps the aspect ratio best,
 weighed with how much of the image's area it keeps, where keeping 60 % counts as keeping all.
@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nimbed.images import Image
 
-__all__ = ["Grid", "Tiling", "cut", "decoders", "patches"]
+__all__ = ["Grid", "Tiling", "cut", "decoders"]
 
 _ENOUGH_AREA = 0.6
 
@@ -113,25 +112,6 @@ def cut(image: Image, grid: Grid, side: int) -> NDArray[np.uint8]:
         return np.ascontiguousarray(tiles)
     small = np.asarray(picture.resize((side, side), Resampling.BICUBIC))
     return np.concatenate([tiles, small[None]])
-
-
-def patches(tiles: torch.Tensor, patch: int, dtype: torch.dtype) -> torch.Tensor:
-    """Turn tiles into normalised patches, as a matrix product wants them.
-
-    Args:
-        tiles: uint8 of shape (count, side, side, 3).
-        patch: Pixels of a patch's side.
-        dtype: What the tower runs in.
-
-    Returns:
-        Values from -1 to 1 of shape (count * (side / patch) ** 2, 3 * patch * patch): patches
-        row by row; within one the channels outermost, as a convolution's weight has them.
-    """
-    count, side = tiles.shape[0], tiles.shape[1] // patch
-    # In float32 until the end: (x / 255 - 0.5) / 0.5 loses levels in bfloat16.
-    values = tiles.float().div_(255).sub_(0.5).div_(0.5).to(dtype)
-    grid = values.view(count, side, patch, side, patch, 3).permute(0, 1, 3, 5, 2, 4)
-    return grid.reshape(count * side * side, 3 * patch * patch)
 
 
 @functools.cache

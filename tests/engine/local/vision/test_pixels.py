@@ -9,7 +9,8 @@ import torch
 from tests.engine.pictures import picture
 
 from nimbed.images import Image
-from nimbed.local.vision.tiles import Grid, cut, decoders, patches
+from nimbed.local.vision.siglip import patches
+from nimbed.local.vision.tiles import Grid, cut, decoders
 
 
 @pytest.mark.parametrize("size", [(90, 70), (1, 1), (300, 3), (64, 64)])

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError, InputError
 from nimbed.images import Image
-from nimbed.local.checkpoint import read_json
+from nimbed.local.pipeline import read_json
 from nimbed.local.vision.prompts import VisionTokenizer
 from nimbed.local.vision.reader import ImageRow
 from nimbed.local.vision.settings import VisionSettings
