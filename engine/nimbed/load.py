@@ -23,7 +23,7 @@ __all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = ("device", "devices", "dtype", "revision", "cache_dir")
+_LOCAL = ("card", "device", "devices", "dtype", "revision", "cache_dir")
 _REMOTE = ("api_key", "dialect", "concurrency", "batch_size", "timeout")
 
 
@@ -41,6 +41,7 @@ class LoadOptions:
     """
 
     model: str | ModelCard | None = None
+    card: str | ModelCard | None = None
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     device: str = "auto"
@@ -88,6 +89,7 @@ class LoadOptions:
 
         return LocalEmbedder(
             self.model,
+            card=self.card,
             device=self.device,
             devices=self.devices,
             dtype=self.dtype,
@@ -99,6 +101,7 @@ class LoadOptions:
 def load(
     model: str | ModelCard | None = None,
     *,
+    card: str | ModelCard | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     device: str = "auto",
@@ -117,6 +120,8 @@ def load(
         model: A folder, a catalogue name or a hub id; None for the default model (MiniLM). A
             :class:`nimbed.ModelCard` (say, ``dataclasses.replace`` of a catalogue card) overrides
             prompts and pooling.
+        card: What a folder holds: a catalogued model's name, or its card. The folder is checked
+            against it, and then has its prompts, sizes and fingerprint.
         base_url: Address of a server that runs the model.
         api_key: The server's key; None takes it from the environment.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
@@ -134,6 +139,7 @@ def load(
     """
     return LoadOptions(
         model=model,
+        card=card,
         base_url=base_url,
         api_key=api_key,
         device=device,

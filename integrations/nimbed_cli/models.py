@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,8 @@ __all__ = ["models"]
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="An id, an alias or an old name.")
+        str | None,
+        typer.Argument(metavar="NAME", help="An id, an alias, an old name, or a folder."),
     ] = None,
     dimensions: options.Dimensions = None,
     store: Annotated[
@@ -44,7 +46,7 @@ def models(
         else:
             _print_catalogue(listed)
         return
-    card = cards.find(name)
+    card = _card_of_folder(name) if Path(name).is_dir() else cards.find(name)
     specs = _specs(card, dimensions)
     fields = None if store is None else _fields(specs, store)
     if as_json:
@@ -62,6 +64,18 @@ def models(
             _print_specs(specs)
         else:
             _print_fields(fields)
+
+
+def _card_of_folder(folder: str) -> ModelCard:
+    """Return the card of a folder's model, from its JSON files alone.
+
+    Raises:
+        CheckpointError: If the model cannot be loaded; the message says what stands in the way.
+    """
+    from nimbed.local.checkpoint import read_checkpoint
+    from nimbed.local.hub import locate
+
+    return read_checkpoint(locate(folder), revision=None).card
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:

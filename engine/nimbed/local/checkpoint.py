@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nimbed.cards import ModelCard, Pooling
+from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
 from nimbed.local.models.fields import first_position, whole
@@ -69,7 +69,11 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    located: Located, *, revision: str | None, override: object = None
+    located: Located,
+    *,
+    revision: str | None,
+    override: object = None,
+    told: ModelCard | None = None,
 ) -> Checkpoint:
     """Read the JSON files of a model folder.
 
@@ -77,10 +81,16 @@ def read_checkpoint(
         located: Where they are.
         revision: What the caller pinned.
         override: A ModelCard whose facts outrank the files' and the catalogue's.
+        told: The card of the model that a folder holds, as the caller says.
 
     Raises:
-        CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks.
+        CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
+            the configuration is not that of the model that the caller says it is.
     """
+    if told is not None:
+        # A catalogued card names weights that everybody has; any other says what this folder holds.
+        pinned = known(told.id) == told
+        located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
     # A catalogued model's card says all this, and its publisher's files change.
     pipeline = Pipeline(folder=located.folder, weights=located.folder)
     if located.card is None:
@@ -94,6 +104,8 @@ def read_checkpoint(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
+    if told is not None:
+        _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
@@ -142,6 +154,17 @@ def _card_from_files(
     if architecture != "nemotron_vl":
         return card
     return dataclasses.replace(card, **{**vision_facts(config), **_own_prompts(located.folder)})
+
+
+def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
+    """Refuse a configuration that cannot be of the model that the caller says it is."""
+    language = config.get("text_config", config.get("llm_config", config))
+    width = language.get("hidden_size") if isinstance(language, dict) else None
+    if (architecture, width) != (told.architecture, told.dimensions):
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a {architecture} of {width} dimensions; "
+            f"{told.id}, which card= says it is, is a {told.architecture} of {told.dimensions}"
+        )
 
 
 def _pooling(folder: Path, config: dict[str, Any]) -> Pooling:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard
+from nimbed.cards import Modality, ModelCard, find
 from nimbed.embedder import Managed, Prepared, Replica
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
@@ -56,6 +56,7 @@ class LocalEmbedder(Managed):
         self,
         model: str | ModelCard | None = None,
         *,
+        card: str | ModelCard | None = None,
         device: str = "auto",
         devices: Sequence[str] | None = None,
         dtype: str = "auto",
@@ -63,6 +64,7 @@ class LocalEmbedder(Managed):
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
+            "card": card,
             "device": device,
             "devices": devices,
             "dtype": dtype,
@@ -79,7 +81,12 @@ class LocalEmbedder(Managed):
             revision=revision,
             cache_dir=cache_dir,
         )
-        self._checkpoint = read_checkpoint(located, revision=revision, override=model)
+        told = find(card) if isinstance(card, str) else card
+        if told is not None and located.card is not None:
+            raise ConfigurationError(
+                f"card= says what a folder holds; {located.name} is no folder but has a card"
+            )
+        self._checkpoint = read_checkpoint(located, revision=revision, override=model, told=told)
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}

@@ -122,3 +122,16 @@ def test_a_store_that_cannot_have_a_type_says_why_and_an_unknown_one_is_misuse(n
     assert wrong.code == 2
     assert "did you mean 'pgvector'" in wrong.err
     assert nimbed_command("models", "--store", "pgvector").code == 2
+
+
+def test_a_folder_is_described_by_its_own_files(nimbed_command, tmp_path):
+    pytest.importorskip("torch")  # which writes the checkpoint
+    from tests.engine.local.checkpoints import tiny_bert
+
+    folder = tiny_bert(tmp_path / "mine", pooling="cls", prompts={"query": "ask: "})
+    facts = json.loads(nimbed_command("models", folder, "--json").out)
+    assert (facts["id"], facts["pooling"], facts["query_prompt"]) == ("mine", "cls", "ask: ")
+    (folder / "modules.json").write_text('[{"type": "a.Router", "path": ""}]', "utf-8")
+    outcome = nimbed_command("models", folder)
+    assert outcome.code != 0
+    assert "Router', which nimbed does not run" in " ".join(outcome.err.split())
