@@ -48,7 +48,8 @@ class Bert:
         config: config.json of the checkpoint.
         tensors: Its weights.
         placement: Device and dtype.
-        first_position: Row of the position table that a sequence's first token takes.
+        padding: Token id that takes no position, and the row of the position table that it takes
+            instead; those behind it are the positions. None if there is no such id.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, or the configuration asks for
@@ -61,7 +62,7 @@ class Bert:
         tensors: Tensors,
         placement: Placement,
         *,
-        first_position: int = 0,
+        padding: int | None = None,
     ) -> None:
         only(config, hidden_act="gelu", position_embedding_type="absolute")
         tensors = tensors.stripped("bert.")
@@ -98,7 +99,9 @@ class Bert:
             "embeddings.position_embeddings.weight",
             whole(config, "max_position_embeddings"),
             width,
-        )[first_position:]
+        )
+        self._padding = padding
+        self._learnt = len(positions) - (0 if padding is None else padding + 1)
         self._positions = (positions.float() + types[0].float()).to(
             placement.device, placement.dtype
         )
@@ -132,13 +135,29 @@ class Bert:
         Raises:
             ConfigurationError: If a sequence is longer than the positions that were learnt.
         """
-        if layout.longest > len(self._positions):
+        if layout.longest > self._learnt:
             raise ConfigurationError(
-                f"the model learnt {len(self._positions)} positions, a text has {layout.longest} "
+                f"the model learnt {self._learnt} positions, a text has {layout.longest} "
                 f"tokens; lower max_tokens on the model's card"
             )
-        x = F.embedding(ids, self._words) + F.embedding(layout.positions, self._positions)
+        positions = layout.positions
+        if self._padding is not None:
+            positions = _positions_without(self._padding, ids, positions)
+        x = F.embedding(ids, self._words) + F.embedding(positions, self._positions)
         x = self._norm(x)
         for layer in self._layers:
             x = layer(x, layout, self._attention, self._heads)
         return x
+
+
+def _positions_without(padding: int, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Count a text's tokens as fairseq does, which skips the padding id wherever it stands.
+
+    A text may hold the word "<pad>". Positions begin behind the id; it takes its own number as its
+    row. The source is transformers' ``create_position_ids_from_input_ids``.
+    """
+    counted = (ids != padding).long()
+    ends = counted.cumsum(0)
+    first = torch.arange(len(ids), device=ids.device) - positions  # row of the text's first token
+    before = ends[first] - counted[first]
+    return (ends - before) * counted + padding

@@ -21,5 +21,5 @@ def xlm_roberta(config: dict[str, Any], tensors: Tensors, placement: Placement) 
         config,
         tensors.stripped("roberta.", "xlm_roberta."),
         placement,
-        first_position=first_position(config),
+        padding=first_position(config) - 1,
     )

@@ -91,3 +91,15 @@ def test_the_tokenizer_file_is_obeyed_down_to_its_normalizer(tmp_path):
     assert rows[0] == [0, own.token_to_id("▁cat"), 2]
     expected = mean_vectors(oracle(folder), rows)
     np.testing.assert_allclose(embed(folder, texts), expected, atol=1e-5, rtol=0)
+
+
+def test_a_padding_token_within_a_text_takes_no_position(tmp_path):
+    folder = tiny_xlmr(tmp_path / "model")
+    texts = ["cat <pad> dog", "<pad> <pad> sky", "the <pad>", "plain words"]
+    rows = token_ids(folder, texts)
+    assert [1 in row for row in rows] == [True, True, True, False]
+    model = oracle(folder)
+    expected = np.concatenate([mean_vectors(model, [row]) for row in rows])
+    np.testing.assert_allclose(embed(folder, texts), expected, atol=1e-5, rtol=0)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(embed(folder, [text])[0], expected[row], atol=1e-5, rtol=0)
