@@ -94,12 +94,16 @@ def embed(
             )
         if model is not None and Path(model).is_dir():
             model = str(Path(model).resolve())  # the actors work in folders of their own
+        from nimbed_ray.folder import matching, opened
+
+        found = opened(matching(arguments[-1]))  # before a model is loaded for nothing
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
     with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
         if ray:
+            address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None
-            said = _embed_on_ray(embedder, arguments, output, keywords, gpus, progress)
+            said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
         else:
             said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
@@ -135,7 +139,8 @@ def _embed_here(
 
 def _embed_on_ray(
     embedder: Embedder,
-    arguments: list[str],
+    address: str | None,
+    found: tuple[Any, list[str]],
     output: str,
     keywords: dict[str, Any],
     gpus: bool | None,
@@ -145,13 +150,11 @@ def _embed_on_ray(
     from nimbed_cli.terminal import progress_bar
     from nimbed_ray import EmbedTexts, embed_into_parts
     from nimbed_ray.cluster import connected, import_ray
-    from nimbed_ray.folder import matching, opened
 
-    *address, pattern = arguments
-    system, files = opened(matching(pattern))
+    system, files = found
     started = time.perf_counter()
     with (
-        connected(address[0] if address else None),
+        connected(address),
         progress_bar("embedding", before="starting", show=progress) as move,
     ):
         texts = EmbedTexts(embedder, **keywords)

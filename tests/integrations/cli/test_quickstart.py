@@ -40,6 +40,9 @@ def test_what_to_type_next_can_be_typed_wherever_nimbed_is(
     nimbed_command, fake_model, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.chdir(
+        tmp_path
+    )  # as whoever types them; what lies in the folder is named from there
     out = nimbed_command("quickstart", "--passages", "100").out
     _, _, following = out.partition("What to type next\n")
     commands = [line for line in following.splitlines() if re.search("export|echo| embed ", line)]
