@@ -130,6 +130,9 @@ def _embed_here(
         f"({report.rows / seconds:,.0f} texts/s, {report.tokens / seconds:,.0f} tokens/s)",
         _contract(report.spec),
     ]
+    arithmetic = getattr(embedder, "arithmetic", None)  # a server does not say
+    if arithmetic:
+        said.append(f"computed in {arithmetic}")
     if report.truncated:
         said.append(f"texts that were cut to what the model reads: {report.truncated:,}")
     if report.skipped:

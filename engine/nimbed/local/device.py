@@ -35,6 +35,11 @@ class Placement:
     float8: bool = False
 
     @property
+    def name(self) -> str:
+        """The dtype's name, as it is asked for."""
+        return next(name for name, kind in DTYPES.items() if kind == (self.dtype, self.float8))
+
+    @property
     def plain(self) -> Placement:
         """The same without float8, for parts that it would harm or that are too small for it."""
         return Placement(self.device, self.dtype)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +44,19 @@ _SILENT = contextlib.nullcontext(_ignore)
 class _Loaded(NamedTuple):
     tokenizer: InputTokenizer
     engines: tuple[Engine, ...]
+
+
+_embedders: weakref.WeakSet[LocalEmbedder] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Open the locks of a child, in which no thread is left that could."""
+    for embedder in _embedders:
+        embedder.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class LocalEmbedder(Managed):
@@ -91,9 +106,25 @@ class LocalEmbedder(Managed):
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
+        _embedders.add(self)
 
     def __repr__(self) -> str:
-        return f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r})"
+        return (
+            f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r}"
+            f"{f', computing in {self.arithmetic}' if self.arithmetic else ''})"
+        )
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What it computes in and where, such as ``bfloat16 on cpu``; None before it is loaded.
+
+        ``dtype="auto"`` chooses by the processor, and bfloat16 moves the last digits: MiniLM's
+        vectors then have a cosine of 0.9999 to those of float32.
+        """
+        if self._loaded is None:
+            return None
+        places = [engine.placement for engine in self._loaded.engines]
+        return f"{places[0].name} on {', '.join(str(place.device) for place in places)}"
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
@@ -253,6 +284,10 @@ class LocalEmbedder(Managed):
         from nimbed.local.device import release
 
         release(devices)
+
+    def forked(self) -> None:
+        """Know that this is a child of the process that made the embedder."""
+        self._loading = threading.Lock()
 
     def _resolve(self, options: EmbedOptions) -> tuple[VectorSpec, str]:
         """Return the contract and the prompt of a call; most repeat earlier options."""

@@ -6,7 +6,9 @@ Plans micro-batches, runs the model on them and puts the rows back in the caller
 from __future__ import annotations
 
 import functools
+import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -75,6 +77,26 @@ _RECORDED = 2.5e12
 _FULL = 32768
 # Share of the memory that is free after loading that a batch's activations may take.
 _ACTIVATIONS = 0.5
+
+
+#: Engines of this process, for :func:`_after_fork`.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Make engines usable in a child, or say that they are not.
+
+    Of the threads among which torch divides an operation a child has none, and would wait for them
+    forever; with one thread it waits for nobody. Nor has it a thread to open a lock that was shut.
+    """
+    if _engines:
+        torch.set_num_threads(1)
+    for engine in _engines:
+        engine.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class TokenCost(NamedTuple):
@@ -159,6 +181,8 @@ class Engine:
         # than four budgets to choose from win nothing (measured).
         self.look_ahead = 1 if follows_rows(placement) else 4
         self._lock = threading.Lock()
+        self._lost = False
+        _engines.add(self)
         # Tokens a micro-batch. On the CPU 512 a thread keep its cache warm (measured flat from
         # 512 to 2048, worse beyond).
         threads = min(torch.get_num_threads(), 16)
@@ -168,6 +192,11 @@ class Engine:
     def placement(self) -> Placement:
         """Where the model runs."""
         return self._placement
+
+    def forked(self) -> None:
+        """Know that this is a child of the process that made the engine."""
+        self._lock = threading.Lock()
+        self._lost = self._stream is not None
 
     def warm_up(self) -> None:
         """Do what the first batches would otherwise have to wait for."""
@@ -297,7 +326,16 @@ class Engine:
 
     @contextmanager
     def current(self) -> Generator[None]:
-        """Let this thread, and no other, launch on this engine's device and stream."""
+        """Let this thread, and no other, launch on this engine's device and stream.
+
+        Raises:
+            BackendError: In a child of the process that made an engine on CUDA.
+        """
+        if self._lost:
+            raise BackendError(
+                "CUDA does not survive a fork; load the model in the child process, or start it by "
+                "multiprocessing.get_context('spawn')"
+            )
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with self._lock, torch.inference_mode(), stream:
             yield

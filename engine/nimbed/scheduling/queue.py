@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -149,6 +150,7 @@ class RequestQueue:
         self._rows: FairQueue[Request] = FairQueue()
         self._delay = BatchDelay(max_wait)
         self._closed = False
+        self._process = os.getpid()
         # Requests so far, and the number of them that ends the delay of a batch.
         self._arrivals = self._awaited_arrivals = 0
         lock = threading.RLock()
@@ -180,9 +182,14 @@ class RequestQueue:
             counts: Tokens of each row.
 
         Raises:
-            ConfigurationError: If the queue is closed.
+            ConfigurationError: If the queue is closed, or belongs to the parent of this process.
             OverloadedError: If it is full.
         """
+        if self._process != os.getpid():  # before a lock that nobody here could open
+            raise ConfigurationError(
+                "the scheduler's threads are in the process that this one was forked from; make a "
+                "scheduler here"
+            )
         rows = [
             QueuedRow(request, index, tokens, each)
             for index, (each, tokens) in enumerate(zip(data, counts, strict=True))

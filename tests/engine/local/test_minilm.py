@@ -248,3 +248,14 @@ def test_one_input_beyond_the_memory_is_an_error_that_says_so(minilm, monkeypatc
     monkeypatch.setattr(engine, "budget", engine.budget)
     with pytest.raises(nimbed.errors.BackendError, match="does not fit the memory"):
         minilm.embed(["hello"], input_type="query")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
+def test_what_it_computes_in_is_said(dtype):
+    embedder = nimbed.load(device="cpu", dtype=dtype)
+    assert embedder.arithmetic is None
+    assert "computing" not in repr(embedder)
+    embedder.embed(["a"], input_type="query")
+    name = embedder.replicas()[0].placement.name
+    assert name == dtype or (dtype == "auto" and name in ("float32", "bfloat16"))
+    assert f"computing in {name} on cpu" in repr(embedder)
