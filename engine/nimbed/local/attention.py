@@ -1,4 +1,4 @@
-"""Bidirectional attention over packed sequences: the one seam between models and platforms.
+"""Attention over packed sequences: the one seam between models and platforms.
 
 Each sequence attends to itself alone. Every implementation gives the same answer, and a test says
 so.
@@ -46,15 +46,21 @@ class Attention(Protocol):
         ...
 
 
-def attention_for(placement: Placement) -> Attention:
-    """Choose the implementation for a device and dtype."""
-    if placement.on_cpu and placement.dtype == torch.bfloat16 and not _has_amx():
+def attention_for(placement: Placement, *, causal: bool = False) -> Attention:
+    """Choose the implementation for a device and dtype.
+
+    Args:
+        placement: Device and dtype.
+        causal: Whether a token attends to itself and those before it alone.
+    """
+    plain = functools.partial(by_length, causal=True) if causal else by_length
+    if placement.on_cpu and placement.dtype == torch.bfloat16 and not (_has_amx() or causal):
         # Without AMX torch's fused kernel multiplies bfloat16 at float32 speed; oneDNN's batched
         # products use AVX512-BF16 (measured 1.9x at 64 to 512 tokens).
         return ByWindow()
     if placement.device.type == "cuda" and placement.dtype != torch.float32:
-        return ByVarlen.if_available() or by_length
-    return by_length
+        return ByVarlen.if_available(causal=causal) or plain
+    return plain
 
 
 def follows_rows(placement: Placement) -> bool:
@@ -62,7 +68,14 @@ def follows_rows(placement: Placement) -> bool:
     return isinstance(attention_for(placement), ByVarlen)
 
 
-def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
+def by_length(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: Layout,
+    *,
+    causal: bool = False,
+) -> torch.Tensor:
     """Attend with torch's fused kernel, once a run of equally long sequences."""
     out = torch.zeros_like(q)
     for start, count, length in layout.groups:
@@ -75,7 +88,9 @@ def by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout)
             # Grouped heads in float32 would fall to a kernel that holds length² scores in memory.
             key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
             share = 1
-        attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=share > 1)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=causal, enable_gqa=share > 1
+        )
         out[rows] = attended.transpose(1, 2).flatten(0, 1)
     return out.flatten(1)
 
@@ -89,20 +104,23 @@ class ByVarlen:
     sequence independent of its batch) came with 2.13.
     """
 
-    def __init__(self, kernel: Callable[..., torch.Tensor]) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: Callable[..., torch.Tensor], *, causal: bool = False) -> None:
+        self._kernel, self._causal = kernel, causal
         known = inspect.signature(kernel).parameters
         self._groups_heads = "enable_gqa" in known
-        self._options: dict[str, int] = {"num_splits": 1} if "num_splits" in known else {}
+        self._options: dict[str, Any] = {"num_splits": 1} if "num_splits" in known else {}
+        if causal:
+            window = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+            self._options |= window
 
     @classmethod
-    def if_available(cls) -> ByVarlen | None:
+    def if_available(cls, *, causal: bool = False) -> ByVarlen | None:
         """Return it where this torch has the kernel (2.10 and later), else None."""
         try:
             module = importlib.import_module("torch.nn.attention.varlen")
         except ImportError:
             return None
-        return cls(module.varlen_attn)
+        return cls(module.varlen_attn, causal=causal)
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
@@ -111,7 +129,7 @@ class ByVarlen:
         if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
             from nimbed.local.kernels.varlen_attention import attend
 
-            return attend(q, k, v, layout.spans, layout.longest_span)
+            return attend(q, k, v, layout.spans, layout.longest_span, causal=self._causal)
         options: dict[str, Any] = dict(self._options)
         if self._groups_heads and q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True

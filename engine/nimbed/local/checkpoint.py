@@ -30,6 +30,7 @@ _ARCHITECTURES = {
     "ministral3": "ministral3",
     "mistral": "mistral",
     "nvembed": "nvembed",
+    "qwen3": "qwen3",
     "xlm-roberta": "xlm_roberta",
 }
 
@@ -42,6 +43,9 @@ _TRAINED_PROMPTS = {
         "",
     ),
 }
+
+# Architectures that also generate text, of which only the pooling shows that one embeds.
+_DECODERS = ("qwen3",)
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "mean": "mean", "cls": "cls"}
@@ -134,6 +138,11 @@ def _card_from_files(
     query, passage = pipeline.query_prompt, pipeline.passage_prompt
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
+    if architecture in _DECODERS and pipeline.pooling is None:
+        raise CheckpointError(
+            f"{folder} says nowhere how its states are pooled; a {architecture} without a "
+            f"modules.json is a text generator"
+        )
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
     note = "read from the checkpoint's own files"

@@ -31,6 +31,7 @@ from nimbed.local.models.llama import Llama
 from nimbed.local.models.ministral3 import ministral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
+from nimbed.local.models.qwen3 import qwen3
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tokenizer import InputTokenizer, Row, TextTokenizer, Tokens, ids_of
@@ -62,6 +63,7 @@ _MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "mistral": Llama,
     "nemotron_vl": NemotronVL,
     "nvembed": NvEmbed,
+    "qwen3": qwen3,
     "xlm_roberta": xlm_roberta,
 }
 

@@ -91,6 +91,10 @@ class RmsNorm:
             normed.copy_(self._whole(part))
         return self._rounded(out)
 
+    def of_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x of shape (rows, heads, width), each head normalised."""
+        return self._whole(x)
+
     def after(
         self, product: Dense, x: Activations, residual: torch.Tensor
     ) -> tuple[torch.Tensor, Activations]:

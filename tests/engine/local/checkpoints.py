@@ -233,6 +233,7 @@ def sentence_transformers_files(
             "pooling_mode_cls_token": pooling == "cls",
             "pooling_mode_mean_tokens": pooling == "mean",
             "pooling_mode_max_tokens": False,
+            "pooling_mode_lasttoken": pooling == "lasttoken",
         },
     )
     if prompts is not None:

@@ -13,6 +13,7 @@ from tests.engine.local.tiny_decoders import (
     tiny_ministral,
     tiny_mistral,
     tiny_nvembed,
+    tiny_qwen3,
 )
 
 import nimbed
@@ -35,6 +36,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "mistral": tiny_mistral,
     "ministral3": tiny_ministral,
     "nvembed": tiny_nvembed,
+    "qwen3": tiny_qwen3,
 }
 
 

@@ -25,6 +25,7 @@ CLASSES = {
     "mistral": ("MistralConfig", "MistralModel"),
     "bidir_mistral": ("MistralConfig", "MistralModel"),
     "ministral3": ("Ministral3Config", "Ministral3Model"),
+    "qwen3": ("Qwen3Config", "Qwen3Model"),
 }
 
 

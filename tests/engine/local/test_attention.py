@@ -15,7 +15,7 @@ from nimbed.local.device import Placement
 LENGTHS = [19, 19, 7, 7, 7, 1, 33]
 
 
-def reference(q, k, v, lengths):
+def reference(q, k, v, lengths, *, causal=False):
     """Attend in float64, a sequence at a time, by the definition."""
     out, start = torch.zeros(q.shape, dtype=torch.float64), 0
     share = q.shape[1] // k.shape[1]
@@ -24,6 +24,9 @@ def reference(q, k, v, lengths):
         for head in range(q.shape[1]):
             key = k[rows, head // share].double()
             scores = q[rows, head].double() @ key.T / q.shape[2] ** 0.5
+            if causal:
+                future = torch.ones(length, length, dtype=torch.bool).triu(1)
+                scores = scores.masked_fill(future, float("-inf"))
             out[rows, head] = torch.softmax(scores, -1) @ v[rows, head // share].double()
         start += length
     return out.flatten(1)
@@ -168,3 +171,30 @@ def test_the_variable_length_kernel_follows_the_definition_on_cuda(key_heads, dt
     got = attend(q.cuda(), k.cuda(), v.cuda(), layout)[: layout.tokens].cpu().double()
     expected = reference(q, k, v, LENGTHS)[: layout.tokens]
     torch.testing.assert_close(got, expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_causal_token_sees_its_past_alone(key_heads, dtype):
+    q, k, v, layout = tensors(key_heads, dtype)
+    got = attention_for(Placement(torch.device("cpu"), dtype), causal=True)(q, k, v, layout)
+    expected = reference(q, k, v, LENGTHS, causal=True)[: layout.tokens]
+    off = 2e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(got[: layout.tokens].double(), expected, atol=off, rtol=off)
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_variable_length_kernel_is_told_that_it_is_causal(newer):
+    seen = {}
+
+    def with_window(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
+        seen["how"] = window_size
+        return q
+
+    def with_flag(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False):
+        seen["how"] = is_causal
+        return q
+
+    q, k, v, layout = tensors(4, torch.float32)
+    ByVarlen(with_window if newer else with_flag, causal=True)(q, k, v, layout)
+    assert seen["how"] == ((-1, 0) if newer else True)

@@ -62,7 +62,8 @@ stop = threading.Event()
 def work():
     while not stop.is_set():
         embedder.embed(texts, **ask)
-threading.Thread(target=work, daemon=True).start()
+worker = threading.Thread(target=work)
+worker.start()
 for _ in range(5):
     time.sleep(0.05)
     child = os.fork()
@@ -76,8 +77,10 @@ for _ in range(5):
         time.sleep(0.1)
     else:
         os.kill(child, 9)
+        stop.set()
         sys.exit("the child hangs")
 stop.set()
+worker.join()
 child = os.fork()
 if child == 0:
     os._exit(0)

@@ -23,7 +23,9 @@ CPU = torch.device("cpu")
 def engine(request, tmp_path, monkeypatch):
     """One replica that attends as on CUDA, by offsets alone."""
     for module in (bert, llama):
-        monkeypatch.setattr(module, "attention_for", lambda placement: ByVarlen(varlen))
+        monkeypatch.setattr(
+            module, "attention_for", lambda placement, causal=False: ByVarlen(varlen, causal=causal)
+        )
     folder = FAMILIES[request.param](tmp_path / "model")
     embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
     embedder.warmup()

@@ -67,7 +67,11 @@ def through_kernels(monkeypatch):
         pytest.skip("test_gpu.py runs the real thing")
     monkeypatch.setattr(kernels, "usable", lambda device: True)
     for module in (bert, llama):
-        monkeypatch.setattr(module, "attention_for", lambda placement: ByVarlen(varlen))
+        monkeypatch.setattr(
+            module,
+            "attention_for",
+            lambda placement, causal=False: ByVarlen(varlen, causal=causal),
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,9 +99,12 @@ def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request)
     assert (got * expected).sum(1).min() >= 0.93  # the interpreter halves some numbers
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
-def test_attention_follows_the_definition_whatever_lies_around_a_sequence(head_dim, key_heads):
+def test_attention_follows_the_definition_whatever_lies_around_a_sequence(
+    head_dim, key_heads, causal
+):
     from nimbed.local.kernels.varlen_attention import attend
 
     lengths = [70, 3, 1, 64, 130]
@@ -107,11 +114,11 @@ def test_attention_follows_the_definition_whatever_lies_around_a_sequence(head_d
     q, k, v = fused.to(DEVICE, torch.float16).split([4, key_heads, key_heads], dim=1)
     ends = np.cumsum(lengths)
     spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
-    got = attend(q, k, v, spans, 130)
+    got = attend(q, k, v, spans, 130, causal=causal)
     for start, end in zip(ends - lengths, ends, strict=True):
         query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
         expected = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, enable_gqa=key_heads != 4
+            query, key, value, is_causal=causal, enable_gqa=key_heads != 4
         )
         torch.testing.assert_close(
             got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3

@@ -35,7 +35,7 @@ def attention(request, monkeypatch):
     attend = ByVarlen.if_available() if request.param == "varlen" else by_length
     assert attend is not None  # the tests' torch has the kernel
     for module in (bert, llama, siglip):
-        monkeypatch.setattr(module, "attention_for", lambda placement: attend)
+        monkeypatch.setattr(module, "attention_for", lambda placement, causal=False: attend)
 
 
 def model(folder, dtype):

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.engine.local.checkpoints import HEADS, INNER, LAYERS, WIDTH, random_weights, write
+from tests.engine.local.checkpoints import (
+    HEADS,
+    INNER,
+    LAYERS,
+    WIDTH,
+    random_weights,
+    sentence_transformers_files,
+    write,
+    write_json,
+)
 from tests.engine.local.tiny_tokenizers import llama3_tokenizer, mistral_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 __all__ = [
     "decoder_config",
@@ -17,6 +26,7 @@ __all__ = [
     "tiny_ministral",
     "tiny_mistral",
     "tiny_nvembed",
+    "tiny_qwen3",
 ]
 
 LLAMA3_ROPE = {
@@ -81,6 +91,39 @@ def tiny_mistral(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         **changes,
     }
     write(folder, config, random_weights(decoder_shapes(config), seed=seed), tokenizer)
+    return folder
+
+
+def tiny_qwen3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a ``qwen3`` checkpoint that sentence-transformers can load too (Qwen3-Embedding)."""
+    tokenizer = llama3_tokenizer()
+    end = tokenizer.token_to_id("<|end_of_text|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end_of_text|>", special_tokens=[("<|end_of_text|>", end)]
+    )
+    config = {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        **decoder_config(tokenizer),
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 256,
+        "use_sliding_window": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        **changes,
+    }
+    shapes = decoder_shapes(config)
+    for number in range(config["num_hidden_layers"]):
+        for name in ("q_norm", "k_norm"):
+            shapes[f"layers.{number}.self_attn.{name}.weight"] = (config["head_dim"],)
+    write(folder, config, random_weights(shapes, seed=seed), tokenizer)
+    special = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special},
+    )
+    prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
+    sentence_transformers_files(folder, pooling="lasttoken", prompts=prompts, longest=200)
     return folder
 
 

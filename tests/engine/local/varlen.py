@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 
-def varlen(q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, enable_gqa=False):
+def varlen(
+    q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, enable_gqa=False, is_causal=False
+):
     """Attend within the sequences that the offsets cut, and look at nothing else."""
     assert offsets_q.dtype == torch.int32
     out = torch.zeros_like(q)
@@ -18,6 +20,8 @@ def varlen(q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, enable_gqa=Fa
         rows = slice(start, stop)
         query, key, value = (x[rows].transpose(0, 1) for x in (q, k, v))
         if stop > start:
-            attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=is_causal, enable_gqa=enable_gqa
+            )
             out[rows] = attended.transpose(0, 1)
     return out

@@ -1,4 +1,4 @@
-"""Bidirectional attention over packed sequences of any lengths, in one launch.
+"""Attention over packed sequences of any lengths, bidirectional or causal, in one launch.
 
 The online softmax of FlashAttention (Dao et al., 2022), a block of queries a program. torch's own
 kernel is FlashAttention 2, written for Ampere and for long sequences; texts are short.
@@ -18,7 +18,8 @@ _LOG2_E = 1.4426950408889634
 @triton.jit
 def _step(
     query, total, weight, highest, keys, values, stride, place, length, scale,
-    SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+    first, SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     row = place + tl.arange(0, KEYS)
     column = tl.arange(0, SIZE)
@@ -32,7 +33,10 @@ def _step(
         value = tl.load(values + offset)
     score = tl.dot(query, tl.trans(key)) * scale
     if MASKED:
-        score = tl.where(row[None, :] < length, score, float("-inf"))
+        seen = row[None, :] < length
+        if CAUSAL:
+            seen = seen & (row[None, :] <= first + tl.arange(0, QUERIES)[:, None])
+        score = tl.where(seen, score, float("-inf"))
     peak = tl.maximum(highest, tl.max(score, axis=1))
     shrunk = tl.exp2(highest - peak)
     share = tl.exp2(score - peak[:, None])
@@ -45,7 +49,7 @@ def _step(
 def _attend(
     q, k, v, out, spans, q_stride, k_stride, v_stride, scale,
     HEADS: tl.constexpr, SHARE: tl.constexpr, SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, TO_LONGEST: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, TO_LONGEST: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     start = tl.load(spans + tl.program_id(2)).to(tl.int64)
@@ -67,26 +71,34 @@ def _attend(
             for at in range(0, TO_LONGEST, KEYS):
                 total, weight, highest = _step(
                     query, total, weight, highest, keys, values, k_stride, at, length, scale,
-                    SIZE, KEYS, True,
+                    first, SIZE, QUERIES, KEYS, True, CAUSAL,
                 )  # fmt: skip
         else:
-            whole = length // KEYS * KEYS
+            # Up to the block of queries itself, every query sees every key.
+            last = tl.minimum(length, first + QUERIES) if CAUSAL else length
+            whole = (first if CAUSAL else length) // KEYS * KEYS
             for at in range(0, whole, KEYS):
                 total, weight, highest = _step(
                     query, total, weight, highest, keys, values, k_stride, at, length, scale,
-                    SIZE, KEYS, False,
+                    first, SIZE, QUERIES, KEYS, False, CAUSAL,
                 )  # fmt: skip
-            if whole < length:
+            for at in range(whole, last, KEYS):
                 total, weight, highest = _step(
-                    query, total, weight, highest, keys, values, k_stride, whole, length, scale,
-                    SIZE, KEYS, True,
+                    query, total, weight, highest, keys, values, k_stride, at, length, scale,
+                    first, SIZE, QUERIES, KEYS, True, CAUSAL,
                 )  # fmt: skip
         place = (start + row)[:, None] * (HEADS * SIZE) + head * SIZE + column[None, :]
         tl.store(out + place, (total / weight[:, None]).to(out.dtype.element_ty), mask=known)
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: torch.Tensor, longest: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    spans: torch.Tensor,
+    longest: int,
+    *,
+    causal: bool = False,
 ) -> torch.Tensor:
     """Return softmax(q·kᵀ/√head_dim)·v within each sequence.
 
@@ -97,6 +109,7 @@ def attend(
         v: Values, as k and at the same distance.
         spans: int32: where each sequence begins, then where the last ends.
         longest: Rows of the longest sequence, or more.
+        causal: Whether a row attends to itself and those before it alone.
 
     Returns:
         Tensor of shape (rows, heads * head_dim); rows outside the spans are not written.
@@ -107,7 +120,7 @@ def attend(
     _attend[(triton.cdiv(longest, queries), heads, len(spans) - 1)](
         q, k, v, out, spans, q.stride(0), k.stride(0), v.stride(0),
         size**-0.5 * _LOG2_E, HEADS=heads, SHARE=heads // k.shape[1], SIZE=size,
-        QUERIES=queries, KEYS=keys,
+        QUERIES=queries, KEYS=keys, CAUSAL=causal,
         # Triton's interpreter cannot loop to a number that was loaded, but to a constant.
         TO_LONGEST=longest if q.is_cpu else 0,
         num_warps=warps, num_stages=stages,

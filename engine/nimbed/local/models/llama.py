@@ -1,4 +1,4 @@
-"""Bidirectional Llama and Mistral.
+"""Llama and Mistral, bidirectional, and the decoders that share their layers.
 
 A pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
 sequences. The state dict is that of ``transformers.LlamaModel``.
@@ -35,6 +35,8 @@ _BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral")
 class _Layer:
     norm: RmsNorm
     qkv: Dense
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
     attended: Dense
     mlp_norm: RmsNorm
     gated: Gated
@@ -49,6 +51,8 @@ class Llama:
         tensors: Its weights.
         placement: Device and dtype.
         query_scale: Gives a factor a row for the queries, of shape (rows,), or None for 1.
+        causal: Whether a token sees its past alone; None refuses a network that was trained so.
+        head_norms: Whether queries and keys are normalised head by head.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, the network is causal, or the
@@ -62,8 +66,11 @@ class Llama:
         placement: Placement,
         *,
         query_scale: QueryScale | None = None,
+        causal: bool | None = None,
+        head_norms: bool = False,
     ) -> None:
-        refuse_causal(config)
+        if causal is None:
+            refuse_causal(config)
         only(config, hidden_act="silu")
         tensors = tensors.stripped("model.")
         width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
@@ -77,12 +84,12 @@ class Llama:
             config, self._head_dim, device=placement.device, dtype=placement.dtype
         )
         self._query_scale = query_scale
-        self._attention = attention_for(placement)
+        self._attention = attention_for(placement, causal=bool(causal))
         self.vocabulary = whole(config, "vocab_size")
         self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
         read = _Reader(config, tensors, placement)
         self._layers = [
-            read.layer(f"layers.{number}", self._heads, self._key_heads, self._head_dim)
+            read.layer(f"layers.{number}", self._heads, self._key_heads, self._head_dim, head_norms)
             for number in range(whole(config, "num_hidden_layers"))
         ]
         last = read.norm("norm", before_product=False)
@@ -111,7 +118,7 @@ class Llama:
         scale = self._query_scale(layout) if self._query_scale is not None else None
         normed = self._layers[0].norm(x)
         for layer, next_norm in zip(self._layers, self._next_norms, strict=True):
-            q, k, v = self._projected(layer.qkv(normed), turn, scale)
+            q, k, v = self._projected(layer, layer.qkv(normed), turn, scale)
             attended = self._attention(q, k, v, layout)
             x, normed = layer.mlp_norm.after(layer.attended, attended, x)
             x, normed = next_norm.after(layer.down, layer.gated(normed), x)
@@ -119,9 +126,15 @@ class Llama:
         return normed
 
     def _projected(
-        self, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None
+        self, layer: _Layer, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv = qkv.view(qkv.shape[0], -1, self._head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            for part, norm in (
+                (qkv[:, : self._heads], layer.q_norm),
+                (qkv[:, self._heads : self._heads + self._key_heads], layer.k_norm),
+            ):
+                part.copy_(norm.of_heads(part))
         turned = turn(qkv[:, : self._heads + self._key_heads])  # qkv itself, on CUDA
         q, k = turned[:, : self._heads], turned[:, self._heads :]
         if scale is not None:
@@ -140,7 +153,7 @@ class _Reader:
         self._attention_bias = bool(config.get("attention_bias"))
         self._mlp_bias = bool(config.get("mlp_bias"))
 
-    def layer(self, at: str, heads: int, key_heads: int, head_dim: int) -> _Layer:
+    def layer(self, at: str, heads: int, key_heads: int, head_dim: int, head_norms: bool) -> _Layer:
         queries, keys = heads * head_dim, key_heads * head_dim
         attention, mlp = f"{at}.self_attn", f"{at}.mlp"
         # Each product is read and laid out before the next is read: one is held twice, not all.
@@ -152,6 +165,8 @@ class _Reader:
                     for x, n in zip("qkv", (queries, keys, keys), strict=True)
                 ]
             ),
+            q_norm=self._head_norm(f"{attention}.q_norm", head_dim) if head_norms else None,
+            k_norm=self._head_norm(f"{attention}.k_norm", head_dim) if head_norms else None,
             attended=dense(
                 *self._affine(f"{attention}.o_proj", self._width, queries, self._attention_bias),
                 self._placement,
@@ -183,6 +198,11 @@ class _Reader:
             self._placement,
             eps=self._eps,
             before_product=before_product,
+        )
+
+    def _head_norm(self, name: str, head_dim: int) -> RmsNorm:
+        return RmsNorm.read(
+            self._tensors, name, head_dim, self._placement, eps=self._eps, before_product=False
         )
 
     def _affine(self, name: str, outputs: int, inputs: int, bias: bool) -> Affine:
