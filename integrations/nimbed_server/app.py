@@ -18,7 +18,7 @@ import orjson
 from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
-from nimbed_server.logging import LOG
+from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.routes import about, embeddings, transformers
 from nimbed_server.settings import Settings
@@ -73,8 +73,6 @@ class App:
                 await self._serve(request)
             finally:
                 self._under_way -= 1
-                if request.connection is not None:
-                    request.connection.request_finished()
         elif scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
 
@@ -90,9 +88,10 @@ class App:
         begin = time.perf_counter()
         endpoint = ""
         try:
+            request.check_head()
             endpoint, prefix = _split(request.path)
             route = self._route(request, endpoint)  # before a name is looked up for strangers
-            model = self._model_in(prefix) if prefix else None
+            model = self._model_in(prefix, request, route) if prefix else None
             await route(self.state, request, model)
         except ClientDisconnected:
             self.state.metrics.failed("disconnected")
@@ -112,12 +111,7 @@ class App:
         if self.state.auth.needed and route not in _OPEN:
             self.state.auth.check(request.header(b"authorization"))
         if route is None:
-            raise HttpError(
-                404,
-                f"there is no {request.path[:200]!r}; embeddings are made by POST "
-                f"/v1/embeddings, /openapi.json lists the rest",
-                code="unknown_path",
-            )
+            raise _unknown(request)
         if request.method != verb and not (verb == "GET" and request.method == "HEAD"):
             allow = "GET, HEAD" if verb == "GET" else verb
             raise HttpError(
@@ -127,10 +121,14 @@ class App:
             )
         return route
 
-    def _model_in(self, prefix: str) -> ServedModel | None:
+    def _model_in(self, prefix: str, request: Request, route: Route) -> ServedModel | None:
         """Return what the part of a path before its route names, if it names anything."""
         name = f"{prefix.removesuffix('/v1')}/".removeprefix("/t2v/").strip("/")
-        return self.state.models.find(name) if name else None
+        if not name:
+            return None
+        if self.state.auth.needed and route in _OPEN and self.state.models.get(name) is None:
+            raise _unknown(request)  # without the names that :meth:`ServedModels.find` lists
+        return self.state.models.find(name)
 
     async def _respond_error(self, request: Request, error: HttpError, endpoint: str) -> None:
         self.state.metrics.failed(error.type)
@@ -159,8 +157,8 @@ class App:
             "client": request.client,
             "id": request.request_id,
         }
-        # Escaped: a path may hold line breaks, which would forge lines of the log.
-        path = request.path[:200].encode("unicode_escape").decode()
+        # Escaped: a line break in a path would forge a line of the log, and a blank a fact.
+        path = printable(request.path).replace(" ", "%20")
         LOG.log(level, "%s %s", request.method, path, extra={"facts": facts})
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
@@ -214,6 +212,15 @@ def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = No
         ConfigurationError: If names or aliases contradict each other.
     """
     return App(State(embedders, settings or Settings()))
+
+
+def _unknown(request: Request) -> HttpError:
+    return HttpError(
+        404,
+        f"there is no {request.path[:200]!r}; embeddings are made by POST /v1/embeddings, "
+        f"/openapi.json lists the rest",
+        code="unknown_path",
+    )
 
 
 def _split(path: str) -> tuple[str, str]:

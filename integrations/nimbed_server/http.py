@@ -36,6 +36,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 CONNECTION = "nimbed.connection"
 
 _JSON = b"application/json"
+_CLOSE = ((b"connection", b"close"),)
+# Digits of a Content-Length: 2**63 has 19, and int() raises where there are more than 4300.
+_MAX_DIGITS = 19
 # A random prefix for the process and a counter: a UUID for each request takes as long as parsing
 # its body.
 _PROCESS = uuid.uuid4().hex[:16]
@@ -57,20 +60,10 @@ class Connection(Protocol):
     """What a request tells the connection that carries it.
 
     Attributes:
-        receiving_body: Whether the bytes that arrive belong to the body of the request.
         joins_writes: Whether the next piece that is written waits for the one behind it.
     """
 
-    receiving_body: bool
     joins_writes: bool
-
-    def request_started(self, *, has_body: bool) -> None:
-        """Take note that the head of a request is complete."""
-        ...
-
-    def request_finished(self) -> None:
-        """Take note that the request has been answered, or given up."""
-        ...
 
 
 class Request:
@@ -98,6 +91,7 @@ class Request:
         path: str = scope["path"]
         self.path = re.sub("/{2,}", "/", path) if "//" in path else path
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._stopping = stopping
@@ -116,8 +110,27 @@ class Request:
         self._extra: list[tuple[bytes, bytes]] = []
         state: dict[str, Any] | None = scope.get("state")
         self.connection: Connection | None = state.get(CONNECTION) if state else None
-        if self.connection is not None:
-            self.connection.request_started(has_body=self._body_unread)
+
+    def check_head(self) -> None:
+        """Refuse a head that two readers would understand differently.
+
+        Raises:
+            HttpError: 400 without exactly one Host, which HTTP/1.1 wants, or with a length that is
+                no number of a sane size; the connection ends with it.
+        """
+        hosts = int(b"host" in self._headers)
+        if len(self._headers) < len(self._scope["headers"]):
+            hosts = sum(name == b"host" for name, _ in self._scope["headers"])
+        if hosts != 1 and (hosts or self._scope.get("http_version") == "1.1"):
+            raise HttpError(400, f"a request has one Host header; got {hosts}", headers=_CLOSE)
+        length = self._headers.get(b"content-length", b"0")
+        if len(length) > _MAX_DIGITS or not length.isdigit():
+            raise HttpError(
+                400,
+                f"Content-Length must be a number of at most {_MAX_DIGITS} digits; got "
+                f"{len(length)} characters",
+                headers=_CLOSE,
+            )
 
     def header(self, name: bytes) -> bytes | None:
         """Return a request header by its lower-case name; of several the last."""
@@ -140,8 +153,7 @@ class Request:
                 if it does not arrive in time; 415 if it is compressed.
             ClientDisconnected: If the client goes before it is complete.
         """
-        length = self._headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > limit:
+        if int(self._headers.get(b"content-length", b"0")) > limit:
             raise _too_large(limit)
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if encoding != b"identity":
@@ -161,13 +173,11 @@ class Request:
             raise HttpError(
                 408,
                 "the body did not come in time; send it faster, or in several requests",
-                headers=((b"connection", b"close"),),
+                headers=_CLOSE,
             ) from None
         finally:
             timeout.stop(self)
         self._reading = self._body_unread = False
-        if self.connection is not None:
-            self.connection.receiving_body = False
         if len(body) > limit:
             raise _too_large(limit)
         return body
@@ -281,5 +291,5 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(
         413,
         f"the body is larger than {limit} bytes; send fewer inputs a request",
-        headers=((b"connection", b"close"),),
+        headers=_CLOSE,
     )

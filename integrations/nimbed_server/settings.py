@@ -150,7 +150,8 @@ class Settings:
         "NIM_REQUEST_TIMEOUT_S",
     )
     body_timeout_s: float = _setting(
-        60.0, "Seconds that a request's head, and then its body, may take to arrive; 408."
+        60.0,
+        "Seconds that a request's head, then its body, may take to come, and its answer to be read.",
     )
     keep_alive_s: int = _setting(
         120, "Seconds that an idle connection stays open; Weaviate keeps its own for 90."
