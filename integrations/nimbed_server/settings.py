@@ -151,7 +151,7 @@ class Settings:
     )
     body_timeout_s: float = _setting(
         60.0,
-        "Seconds that a request's head, then its body, may take to come, and its answer to be read.",
+        "Seconds that a request's head, its body, and the reading of its answer may take; 408.",
     )
     keep_alive_s: int = _setting(
         120, "Seconds that an idle connection stays open; Weaviate keeps its own for 90."

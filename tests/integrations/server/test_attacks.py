@@ -13,6 +13,8 @@ import tracemalloc
 
 import pytest
 
+import nimbed
+
 from .conftest import MODEL
 from .raw import Wire, chunked, post
 
@@ -258,6 +260,27 @@ def test_a_client_that_reads_slowly_is_served(serve):
         wire.send(post(body))
         time.sleep(1)
         assert number_of_vectors(wire.answer()) == 2048
+
+
+# One enormous text
+
+
+def test_a_text_of_60_megabytes_is_refused_or_cut_before_it_is_tokenized(serve):
+    server = serve({MODEL: nimbed.load(device="cpu")})
+    text = "word " * 12_000_000
+    for truncate in ("END", "START", "NONE"):
+        begin = time.monotonic()
+        with never_blocked(server, 2.0):
+            answer = server.embed(input=["a", text], truncate=truncate)
+        assert time.monotonic() - begin < 10
+        if truncate == "NONE":
+            assert answer.status_code == 400
+            assert answer.json()["code"] == "context_length_exceeded"
+            assert "(input[1])" in answer.json()["message"]
+        else:
+            assert answer.headers["x-nimbed-truncated"] == "1"
+            cut = server.embed(input=["a", "word " * 500], truncate=truncate)
+            assert answer.json()["data"] == cut.json()["data"]
 
 
 # What is said of a request
