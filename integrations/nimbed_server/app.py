@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import orjson
 
 from nimbed.embedder import Embedder
-from nimbed.errors import NimbedError
+from nimbed.errors import NimbedError, TooLongError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
@@ -33,6 +33,8 @@ Route = Callable[[State, Request, ServedModel | None], Awaitable[None]]
 _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/embeddings": ("POST", embeddings.embeddings),
     "/v1/models": ("GET", about.models),
+    "/v1/models/{id}": ("GET", about.model),
+    "/health": ("GET", about.ready),
     "/v1/health/live": ("GET", about.live),
     "/v1/health/ready": ("GET", about.ready),
     "/v1/metrics": ("GET", about.metrics),
@@ -86,7 +88,7 @@ class App:
 
     async def _serve(self, request: Request) -> None:
         begin = time.perf_counter()
-        endpoint = ""
+        endpoint = reason = ""
         try:
             request.check_head()
             endpoint, prefix = _split(request.path)
@@ -97,19 +99,24 @@ class App:
             self.state.metrics.failed("disconnected")
             return
         except (HttpError, NimbedError) as error:
+            # An error of the engine, or of a server behind this one, may quote a text.
+            reason = type(error).__name__
+            if isinstance(error, (HttpError, TooLongError)):
+                reason = http_error(error).reason
             await self._respond_error(request, http_error(error), endpoint)
         except Exception as error:
             LOG.exception("a request failed", extra={"facts": {"id": request.request_id}})
             await self._respond_error(request, http_error(error), endpoint)
         seconds = time.perf_counter() - begin
         self.state.metrics.answered(endpoint or "unknown", request.status, seconds)
-        self._log(request, seconds)
+        self._log(request, seconds, reason)
 
     def _route(self, request: Request, endpoint: str) -> Route:
         """Return the route of a request that may come in."""
         verb, route = _ROUTES.get(endpoint, ("", None))
         if self.state.auth.needed and route not in _OPEN:
-            self.state.auth.check(request.header(b"authorization"))
+            bare = request.header(b"api-key") or request.header(b"x-api-key")
+            self.state.auth.check(request.header(b"authorization"), bare)
         if route is None:
             raise _unknown(request)
         if request.method != verb and not (verb == "GET" and request.method == "HEAD"):
@@ -144,7 +151,7 @@ class App:
             )
         await request.respond(error.status, body, headers=error.all_headers())
 
-    def _log(self, request: Request, seconds: float) -> None:
+    def _log(self, request: Request, seconds: float, reason: str) -> None:
         status = request.status
         level = (
             logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
@@ -157,6 +164,8 @@ class App:
             "client": request.client,
             "id": request.request_id,
         }
+        if reason:
+            facts["reason"] = printable(reason)
         # Escaped: a line break in a path would forge a line of the log, and a blank a fact.
         path = printable(request.path).replace(" ", "%20")
         LOG.log(level, "%s %s", request.method, path, extra={"facts": facts})
@@ -220,6 +229,7 @@ def _unknown(request: Request) -> HttpError:
         f"there is no {request.path[:200]!r}; embeddings are made by POST /v1/embeddings, "
         f"/openapi.json lists the rest",
         code="unknown_path",
+        reason="there is no such path",
     )
 
 
@@ -231,4 +241,5 @@ def _split(path: str) -> tuple[str, str]:
     for endpoint in _ENDPOINTS:
         if path.endswith(endpoint):
             return endpoint, path.removesuffix(endpoint)
-    return "", ""
+    name = path.removeprefix("/v1/models/")
+    return ("/v1/models/{id}", name) if name != path else ("", "")
