@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Mapping
 import orjson
 
 from nimbed.embedder import Embedder
-from nimbed.errors import NimbedError
+from nimbed.errors import NimbedError, TooLongError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
-from nimbed_server.logging import LOG
+from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.routes import about, embeddings, transformers
 from nimbed_server.settings import Settings
@@ -33,6 +33,8 @@ Route = Callable[[State, Request, ServedModel | None], Awaitable[None]]
 _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/embeddings": ("POST", embeddings.embeddings),
     "/v1/models": ("GET", about.models),
+    "/v1/models/{id}": ("GET", about.model),
+    "/health": ("GET", about.ready),
     "/v1/health/live": ("GET", about.live),
     "/v1/health/ready": ("GET", about.ready),
     "/v1/metrics": ("GET", about.metrics),
@@ -73,8 +75,6 @@ class App:
                 await self._serve(request)
             finally:
                 self._under_way -= 1
-                if request.connection is not None:
-                    request.connection.request_finished()
         elif scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
 
@@ -88,36 +88,37 @@ class App:
 
     async def _serve(self, request: Request) -> None:
         begin = time.perf_counter()
-        endpoint = ""
+        endpoint = reason = ""
         try:
+            request.check_head()
             endpoint, prefix = _split(request.path)
             route = self._route(request, endpoint)  # before a name is looked up for strangers
-            model = self._model_in(prefix) if prefix else None
+            model = self._model_in(prefix, request, route) if prefix else None
             await route(self.state, request, model)
         except ClientDisconnected:
             self.state.metrics.failed("disconnected")
             return
         except (HttpError, NimbedError) as error:
+            # An error of the engine, or of a server behind this one, may quote a text.
+            reason = type(error).__name__
+            if isinstance(error, (HttpError, TooLongError)):
+                reason = http_error(error).reason
             await self._respond_error(request, http_error(error), endpoint)
         except Exception as error:
             LOG.exception("a request failed", extra={"facts": {"id": request.request_id}})
             await self._respond_error(request, http_error(error), endpoint)
         seconds = time.perf_counter() - begin
         self.state.metrics.answered(endpoint or "unknown", request.status, seconds)
-        self._log(request, seconds)
+        self._log(request, seconds, reason)
 
     def _route(self, request: Request, endpoint: str) -> Route:
         """Return the route of a request that may come in."""
         verb, route = _ROUTES.get(endpoint, ("", None))
         if self.state.auth.needed and route not in _OPEN:
-            self.state.auth.check(request.header(b"authorization"))
+            bare = request.header(b"api-key") or request.header(b"x-api-key")
+            self.state.auth.check(request.header(b"authorization"), bare)
         if route is None:
-            raise HttpError(
-                404,
-                f"there is no {request.path[:200]!r}; embeddings are made by POST "
-                f"/v1/embeddings, /openapi.json lists the rest",
-                code="unknown_path",
-            )
+            raise _unknown(request)
         if request.method != verb and not (verb == "GET" and request.method == "HEAD"):
             allow = "GET, HEAD" if verb == "GET" else verb
             raise HttpError(
@@ -127,10 +128,14 @@ class App:
             )
         return route
 
-    def _model_in(self, prefix: str) -> ServedModel | None:
+    def _model_in(self, prefix: str, request: Request, route: Route) -> ServedModel | None:
         """Return what the part of a path before its route names, if it names anything."""
         name = f"{prefix.removesuffix('/v1')}/".removeprefix("/t2v/").strip("/")
-        return self.state.models.find(name) if name else None
+        if not name:
+            return None
+        if self.state.auth.needed and route in _OPEN and self.state.models.get(name) is None:
+            raise _unknown(request)  # without the names that :meth:`ServedModels.find` lists
+        return self.state.models.find(name)
 
     async def _respond_error(self, request: Request, error: HttpError, endpoint: str) -> None:
         self.state.metrics.failed(error.type)
@@ -146,7 +151,7 @@ class App:
             )
         await request.respond(error.status, body, headers=error.all_headers())
 
-    def _log(self, request: Request, seconds: float) -> None:
+    def _log(self, request: Request, seconds: float, reason: str) -> None:
         status = request.status
         level = (
             logging.WARNING if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG
@@ -159,8 +164,10 @@ class App:
             "client": request.client,
             "id": request.request_id,
         }
-        # Escaped: a path may hold line breaks, which would forge lines of the log.
-        path = request.path[:200].encode("unicode_escape").decode()
+        if reason:
+            facts["reason"] = printable(reason)
+        # Escaped: a line break in a path would forge a line of the log, and a blank a fact.
+        path = printable(request.path).replace(" ", "%20")
         LOG.log(level, "%s %s", request.method, path, extra={"facts": facts})
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
@@ -216,6 +223,16 @@ def create_app(embedders: Mapping[str, Embedder], settings: Settings | None = No
     return App(State(embedders, settings or Settings()))
 
 
+def _unknown(request: Request) -> HttpError:
+    return HttpError(
+        404,
+        f"there is no {request.path[:200]!r}; embeddings are made by POST /v1/embeddings, "
+        f"/openapi.json lists the rest",
+        code="unknown_path",
+        reason="there is no such path",
+    )
+
+
 def _split(path: str) -> tuple[str, str]:
     """Return the endpoint of a path, empty if there is none, and what stands before it."""
     path = path.rstrip("/")
@@ -224,4 +241,5 @@ def _split(path: str) -> tuple[str, str]:
     for endpoint in _ENDPOINTS:
         if path.endswith(endpoint):
             return endpoint, path.removesuffix(endpoint)
-    return "", ""
+    name = path.removeprefix("/v1/models/")
+    return ("/v1/models/{id}", name) if name != path else ("", "")

@@ -43,12 +43,18 @@ class Authenticator:
     def __repr__(self) -> str:
         return f"Authenticator({len(self._digests)} keys)"
 
-    def check(self, authorization: bytes | None) -> None:
-        """Admit a request by its ``Authorization`` header.
+    def check(self, authorization: bytes | None, bare: bytes | None = None) -> None:
+        """Admit a request by its ``Authorization`` header, or by a header that is the key alone.
+
+        Args:
+            authorization: ``Bearer`` and the key.
+            bare: What ``api-key`` holds, as Azure's clients send it, or ``x-api-key``.
 
         Raises:
             HttpError: 401 without a right key, 429 beyond its rate.
         """
+        if authorization is None and bare is not None:
+            authorization = b"Bearer " + bare
         self._count(self._recognise(authorization) if self._digests else b"")
 
     def _recognise(self, authorization: bytes | None) -> bytes:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import re
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 CONNECTION = "nimbed.connection"
 
 _JSON = b"application/json"
+_CLOSE = ((b"connection", b"close"),)
+# Digits of a Content-Length: 2**63 has 19, and int() raises where there are more than 4300.
+_MAX_DIGITS = 19
 # A random prefix for the process and a counter: a UUID for each request takes as long as parsing
 # its body.
 _PROCESS = uuid.uuid4().hex[:16]
@@ -45,6 +49,8 @@ _NUMBERS = itertools.count()
 _LINGER = 5.0
 # Bytes of a body below which it goes out with its head: to copy it takes less than a second write.
 _JOINED = 64 * 1024
+# Bytes that are decompressed before anybody else has a turn.
+_PIECE = 256 * 1024
 # A client's request id that is safe in a header and in a log.
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
@@ -57,20 +63,10 @@ class Connection(Protocol):
     """What a request tells the connection that carries it.
 
     Attributes:
-        receiving_body: Whether the bytes that arrive belong to the body of the request.
         joins_writes: Whether the next piece that is written waits for the one behind it.
     """
 
-    receiving_body: bool
     joins_writes: bool
-
-    def request_started(self, *, has_body: bool) -> None:
-        """Take note that the head of a request is complete."""
-        ...
-
-    def request_finished(self) -> None:
-        """Take note that the request has been answered, or given up."""
-        ...
 
 
 class Request:
@@ -98,6 +94,7 @@ class Request:
         path: str = scope["path"]
         self.path = re.sub("/{2,}", "/", path) if "//" in path else path
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._stopping = stopping
@@ -116,8 +113,27 @@ class Request:
         self._extra: list[tuple[bytes, bytes]] = []
         state: dict[str, Any] | None = scope.get("state")
         self.connection: Connection | None = state.get(CONNECTION) if state else None
-        if self.connection is not None:
-            self.connection.request_started(has_body=self._body_unread)
+
+    def check_head(self) -> None:
+        """Refuse a head that two readers would understand differently.
+
+        Raises:
+            HttpError: 400 without exactly one Host, which HTTP/1.1 wants, or with a length that is
+                no number of a sane size; the connection ends with it.
+        """
+        hosts = int(b"host" in self._headers)
+        if len(self._headers) < len(self._scope["headers"]):
+            hosts = sum(name == b"host" for name, _ in self._scope["headers"])
+        if hosts != 1 and (hosts or self._scope.get("http_version") == "1.1"):
+            raise HttpError(400, f"a request has one Host header; got {hosts}", headers=_CLOSE)
+        length = self._headers.get(b"content-length", b"0")
+        if len(length) > _MAX_DIGITS or not length.isdigit():
+            raise HttpError(
+                400,
+                f"Content-Length must be a number of at most {_MAX_DIGITS} digits; got "
+                f"{len(length)} characters",
+                headers=_CLOSE,
+            )
 
     def header(self, name: bytes) -> bytes | None:
         """Return a request header by its lower-case name; of several the last."""
@@ -136,16 +152,16 @@ class Request:
             room: Bytes of all bodies that may be in memory at once.
 
         Raises:
-            HttpError: 413 if it is too large, before it is read where its length is declared; 408
-                if it does not arrive in time; 415 if it is compressed.
+            HttpError: 413 if it is too large, before it is read where its length is declared, or
+                decompressed where it is compressed; 408 if it does not arrive in time; 415 if it
+                is compressed by anything but gzip, 400 if it is not gzip then.
             ClientDisconnected: If the client goes before it is complete.
         """
-        length = self._headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > limit:
+        if int(self._headers.get(b"content-length", b"0")) > limit:
             raise _too_large(limit)
         encoding = self._headers.get(b"content-encoding", b"identity").lower()
-        if encoding != b"identity":
-            raise HttpError(415, "a compressed body is not read; send it as it is")
+        if encoding not in (b"identity", b"gzip"):
+            raise HttpError(415, "a body that is not compressed, or by gzip, is read; no other")
         self._task, self._reading = asyncio.current_task(), True
         timeout.start(self)
         try:
@@ -161,16 +177,14 @@ class Request:
             raise HttpError(
                 408,
                 "the body did not come in time; send it faster, or in several requests",
-                headers=((b"connection", b"close"),),
+                headers=_CLOSE,
             ) from None
         finally:
             timeout.stop(self)
         self._reading = self._body_unread = False
-        if self.connection is not None:
-            self.connection.receiving_body = False
         if len(body) > limit:
             raise _too_large(limit)
-        return body
+        return await _decompressed(body, limit, room) if encoding == b"gzip" else body
 
     def watch(self, unwatched: TimeLimit) -> None:
         """Cancel this task if the client goes, once the work has lasted for some time.
@@ -277,9 +291,34 @@ def _chunk(message: MutableMapping[str, Any]) -> bytes:
     return body
 
 
+async def _decompressed(body: bytes, limit: int, room: CapacityLimit) -> bytes:
+    """Return what gzip made a body of, a piece at a time: 64 kB may become 64 MB."""
+    inflater, pieces, total, read = zlib.decompressobj(wbits=31), [], 0, 0
+    try:
+        for start in range(0, len(body), _PIECE):
+            part, piece = body[start : start + _PIECE], b"more"
+            while (part or piece) and not inflater.eof:
+                piece = inflater.decompress(part, _PIECE)
+                part = inflater.unconsumed_tail
+                if total + len(piece) > limit:
+                    raise _too_large(limit)
+                room.acquire(len(piece))
+                total += len(piece)
+                pieces.append(piece)
+                await asyncio.sleep(0)  # others' turn
+            read = start + _PIECE
+    except zlib.error:
+        raise HttpError(400, "the body is said to be gzip and is not") from None
+    finally:
+        room.release(total)
+    if not inflater.eof or inflater.unused_data or read < len(body):
+        raise HttpError(400, "the body is not one whole gzip member")
+    return b"".join(pieces)
+
+
 def _too_large(limit: int) -> HttpError:
     return HttpError(
         413,
         f"the body is larger than {limit} bytes; send fewer inputs a request",
-        headers=((b"connection", b"close"),),
+        headers=_CLOSE,
     )

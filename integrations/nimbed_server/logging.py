@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -10,11 +12,19 @@ from typing import Literal
 
 import orjson
 
-__all__ = ["LOG", "LogFormat", "set_up"]
+__all__ = ["LOG", "LogFormat", "printable", "set_up"]
 
 LogFormat = Literal["pretty", "json"]
 
 LOG = logging.getLogger("nimbed.server")
+
+# A fact that needs no quotes: without a blank, so that it cannot be read as two.
+_PLAIN = re.compile(r"[!#-<>-~]+\Z")
+
+
+def printable(text: str, *, most: int = 200) -> str:
+    """Return the beginning of a stranger's text, everything escaped that is not printable ASCII."""
+    return text[:most].encode("unicode_escape").decode()
 
 
 class _Json(logging.Formatter):
@@ -40,9 +50,14 @@ class _Pretty(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, and the frames of a traceback below it."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        facts = "".join(f" {k}={v}" for k, v in getattr(record, "facts", {}).items())
+        facts = "".join(f" {k}={_fact(v)}" for k, v in getattr(record, "facts", {}).items())
         line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{facts}"
         return f"{line}\n{_frames(record)}" if record.exc_info else line
+
+
+def _fact(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.match(text) else json.dumps(text)
 
 
 def _frames(record: logging.LogRecord) -> str:

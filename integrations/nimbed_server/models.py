@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from nimbed import cards
@@ -145,13 +146,20 @@ class ServedModels:
     Args:
         backends: Model names and their backends; the first is what a client takes by default.
         aliases: Names with options fixed.
+        sources: What each model was loaded from, which an alias may name instead: a folder.
 
     Raises:
         ConfigurationError: If two names are the same, or an alias names a model that is not served
             or fixes what its model does not have.
     """
 
-    def __init__(self, backends: Mapping[str, Backend], aliases: Sequence[Alias] = ()) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        aliases: Sequence[Alias] = (),
+        *,
+        sources: Sequence[str] = (),
+    ) -> None:
         if not backends:
             raise ConfigurationError("a server needs at least one model")
         if len({name.lower() for name in backends}) < len(backends):
@@ -171,8 +179,12 @@ class ServedModels:
             for other in (card.id, *card.aliases):
                 self._by_name.setdefault(other.lower(), self._served[name])
         self._by_name |= {name.lower(): model for name, model in self._served.items()}
+        by_source = {
+            Path(source).absolute(): self._served[name]
+            for source, name in zip(sources, backends, strict=False)
+        }
         for alias in aliases:
-            self._add(alias)
+            self._add(alias, by_source)
         # Only now, so that no alias stands for another.
         self._by_name |= {name.lower(): model for name, model in self._served.items()}
 
@@ -213,10 +225,11 @@ class ServedModels:
             )
         return model
 
-    def _add(self, alias: Alias) -> None:
+    def _add(self, alias: Alias, by_source: Mapping[Path, ServedModel]) -> None:
         if alias.name.lower() in map(str.lower, self._served):
             raise ConfigurationError(f"the name {alias.name!r} is given twice")
         base = self._by_name.get(alias.model.lower())
+        base = base or by_source.get(Path(alias.model).absolute())
         if base is None:
             raise ConfigurationError(
                 f"alias {alias.name!r} stands for {alias.model!r}, which is not served; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ class Settings:
         "NIM_REQUEST_TIMEOUT_S",
     )
     body_timeout_s: float = _setting(
-        60.0, "Seconds that a request's head, and then its body, may take to arrive; 408."
+        60.0,
+        "Seconds that a request's head, its body, and the reading of its answer may take; 408.",
     )
     keep_alive_s: int = _setting(
         120, "Seconds that an idle connection stays open; Weaviate keeps its own for 90."
@@ -221,6 +223,9 @@ class Settings:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+_VARIABLES = {name: f"NIMBED_{name.upper()}" for name in _FIELDS}
+# What Kubernetes sets in every pod beside a service that is called nimbed.
+_KUBERNETES = re.compile(r"NIMBED_(SERVICE_(HOST|PORT)|PORT_\d+_TCP)")
 _POSITIVE = (
     "requests_per_minute",
     "max_queue",
@@ -289,8 +294,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in table.items():
         if name not in _FIELDS:
-            close = difflib.get_close_matches(name, _FIELDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_FIELDS)}"
+            hint = _hint(name, {each: each for each in _FIELDS})
             raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
         found[name] = _read(name, value, f"{path}: {name}")
     return found
@@ -298,6 +302,15 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    for ours in filter(environment.get, environment):
+        typed = ours.removeprefix("NIMBED_").lower()
+        if (
+            ours.startswith("NIMBED_")
+            and typed not in _FIELDS
+            and typed != "api_key"  # of the client; doctor and load read it
+            and not _KUBERNETES.match(ours)
+        ):
+            raise ConfigurationError(f"{ours} is not a setting; {_hint(typed, _VARIABLES)}")
     for bound in ("NIM_BIND_ADDR", "NIM_SERVER_BIND_ADDR"):
         if value := environment.get(bound):
             host, _, port = value.rpartition(":")
@@ -307,9 +320,15 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         for variable in (*reversed(field.metadata["nim"]), f"NIMBED_{name.upper()}"):
             value = environment.get(variable)
             if value:
-                ours = variable.startswith("NIMBED_")
-                found[name] = _read(name, value if ours else _from_nim(name, value), variable)
+                if not variable.startswith("NIMBED_"):
+                    value = _from_nim(name, value)
+                found[name] = _read(name, value, variable)
     return found
+
+
+def _hint(name: str, known: Mapping[str, str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {known[close[0]]}?" if close else f"there are {', '.join(known.values())}"
 
 
 def _from_nim(name: str, value: str) -> str:

@@ -58,7 +58,7 @@ class State:
                 max_wait=settings.max_wait_ms / 1000,
             )
             self._watch(name, backends[name])
-        self.models = ServedModels(backends, settings.aliases)
+        self.models = ServedModels(backends, settings.aliases, sources=settings.models)
         self.reader = RequestReader(self.models, settings)
         self.auth = Authenticator(
             settings.api_keys, requests_per_minute=settings.requests_per_minute

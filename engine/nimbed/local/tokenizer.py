@@ -21,12 +21,21 @@ from nimbed.errors import (
 )
 from nimbed.spec import Truncate
 
-__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "ids_of", "tokenized"]
+__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "bounded", "ids_of", "tokenized"]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
 # cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05. Nor
 # does ``encode`` let go of the interpreter's lock, whose way back cost twice the tokens.
 _FEW = 4096
+
+# Characters of a text for each token that a model reads; what a text has beyond is not tokenized.
+# A string of 60 MB, of which 256 tokens were then kept, took 117 s and 15 GB. English has 4
+# characters a token, deeply indented code 20.
+_CHARACTERS_PER_TOKEN = 64
+# As many are tokenized at least: to some tokenizers a page of blanks is one token.
+_LEAST_CHARACTERS = 64 * 1024
+# Characters tokenized at once: a token that is about to be cut off takes 300 bytes.
+_AT_ONCE = 2**20
 
 # Texts tokenized at a time: enough to sort by length, which attention on a CPU likes.
 _WINDOW = 8192
@@ -74,6 +83,20 @@ def ids_of(row: Row) -> list[int]:
     return row.ids if isinstance(row, tokenizers.Encoding) else row
 
 
+def bounded(text: str, *, max_tokens: int, truncate: Truncate) -> str:
+    """Return what is tokenized of a text: all of it, unless it is longer than any that would fit.
+
+    Args:
+        text: The text.
+        max_tokens: Tokens that the model reads.
+        truncate: ``START`` keeps the end, everything else the beginning.
+    """
+    most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * max_tokens)
+    if len(text) <= most:
+        return text
+    return text[-most:] if truncate == "START" else text[:most]
+
+
 class TextTokenizer:
     """Tokenizes prompted texts.
 
@@ -96,15 +119,17 @@ class TextTokenizer:
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            # Files in the wild have both baked in, at a length that is not the model's.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            mask = self._tokenizer.encode("a").special_tokens_mask
+        except BaseException as error:  # the library raises bare Exception, and Rust's panics
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
-        # Files in the wild have both baked in, at a length that is not the model's.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._max_tokens = max_tokens
         self._suffix = suffix
         self._skip_prompt, self._skip_head = skip_prompt, skip_head
-        mask = self._tokenizer.encode("a").special_tokens_mask
         content = [place for place, special in enumerate(mask) if not special]
         if not content:
             raise CheckpointError(f"{path} gives no token for the letter 'a'")
@@ -131,10 +156,10 @@ class TextTokenizer:
             first_row: The caller's number of the first text, for messages.
 
         Raises:
-            TooLongError: If a row is too long and may not be cut.
-            InputError: If a row holds no token at all.
+            TooLongError: If a row is too long and may not be cut; of one that is too long to be
+                tokenized at all, the length is counted in characters.
+            InputError: If a row holds no token at all, or the tokenizer gives up on it.
         """
-        prompted = [f"{prompt}{text}{self._suffix}" for text in texts]
         skip = self._bare_length(prompt) if self._skip_prompt else 0
         if skip and self._skip_head:
             skip += self._head
@@ -142,8 +167,18 @@ class TextTokenizer:
             raise ConfigurationError(
                 f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
             )
-        rows = self._encoded(prompted)
-        lengths = [len(row) for row in rows]
+        read = [bounded(text, max_tokens=self._max_tokens, truncate=truncate) for text in texts]
+        huge = {row for row, text in enumerate(texts) if len(text) > len(read[row])}
+        prompted = [f"{prompt}{text}{self._suffix}" for text in read]
+        rows: list[Row] = []
+        lengths: list[int] = []
+        for few in _groups(prompted):
+            for text, row in zip(few, self._encoded(few, first_row + len(rows)), strict=True):
+                lengths.append(len(row))
+                # At once, so that the tokens of all texts never lie in memory together.
+                rows.append(
+                    row if len(row) <= self._max_tokens else self._cut(row, text, prompt, truncate)
+                )
         nothing = self._head + self._tail + self._suffix_length
         if lengths and min(lengths) <= nothing:
             empty = [first_row + row for row, length in enumerate(lengths) if length <= nothing]
@@ -152,34 +187,61 @@ class TextTokenizer:
                 f"in tokenization (control or zero-width characters only)",
                 rows=empty,
             )
-        too_long = [row for row, length in enumerate(lengths) if length > self._max_tokens]
+        too_long = [
+            row for row, length in enumerate(lengths) if length > self._max_tokens or row in huge
+        ]
         if too_long and truncate == "NONE":
+            first = too_long[0]
+            mend = "split the text, or pass truncate='END' or 'START'"
+            if first in huge:
+                mend = f"its characters were counted, which are too many to tokenize; {mend}"
             raise TooLongError(
-                length=lengths[too_long[0]],
+                length=len(texts[first]) if first in huge else lengths[first],
                 limit=self._max_tokens,
                 rows=[first_row + row for row in too_long],
-                mend="split the text, or pass truncate='END' or 'START'",
+                mend=mend,
             )
-        for row in too_long:
-            kept = self._prompt_tokens(prompted[row], len(prompt)) if truncate == "START" else 0
-            rows[row] = self._cut(ids_of(rows[row]), kept=kept, truncate=truncate)
         # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
         skips = [min(skip, len(row) - 1) for row in rows] if skip else None
         return Tokens(rows, too_long, skips)
 
-    def _encoded(self, prompted: list[str]) -> list[Row]:
-        if sum(map(len, prompted)) <= _FEW:
-            return [self._tokenizer.encode(text) for text in prompted]
-        return list(self._tokenizer.encode_batch_fast(prompted))
+    def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
+        try:
+            if sum(map(len, prompted)) <= _FEW:
+                return [self._tokenizer.encode(text) for text in prompted]
+            return list(self._tokenizer.encode_batch_fast(prompted))
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+        failed = [first_row + row for row, text in enumerate(prompted) if not self._reads(text)]
+        raise InputError(
+            f"the model's tokenizer cannot read {name_rows(failed)}: it gave up; leave it out or "
+            f"split it",
+            rows=failed,
+        )
+
+    def _reads(self, text: str) -> bool:
+        try:
+            self._tokenizer.encode(text)
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            return False
+        return True
 
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _cut(self, ids: list[int], *, kept: int, truncate: Truncate) -> list[int]:
+    def _cut(self, row: Row, prompted: str, prompt: str, truncate: Truncate) -> list[int]:
+        """Return the ids of a row that fit; none where nothing may be cut, for it is refused."""
+        if truncate == "NONE":
+            return []
+        ids = ids_of(row)
         tail = ids[len(ids) - self._tail :]
         if truncate == "END":
             return ids[: self._max_tokens - self._tail] + tail
+        kept = self._prompt_tokens(prompted, len(prompt))
         head = ids[: min(self._head + kept, self._max_tokens - self._tail)]
         body = self._max_tokens - len(head) - self._tail
         end = len(ids) - self._tail
@@ -196,6 +258,22 @@ class TextTokenizer:
                 encoding.offsets, encoding.special_tokens_mask, strict=True
             )
         )
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code of the tokenizers library gave up; the class cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
+def _groups(texts: list[str]) -> Iterator[list[str]]:
+    """Yield the texts, some at a time, of little more than the characters tokenized at once."""
+    start = size = 0
+    for place, text in enumerate(texts):
+        if size > _AT_ONCE:
+            yield texts[start:place]
+            start, size = place, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def tokenized(

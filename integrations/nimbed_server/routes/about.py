@@ -21,6 +21,7 @@ __all__ = [
     "manifest",
     "metadata",
     "metrics",
+    "model",
     "models",
     "openapi",
     "ready",
@@ -66,17 +67,27 @@ async def well_known_ready(state: State, request: Request, in_path: ServedModel 
 
 async def models(state: State, request: Request, in_path: ServedModel | None) -> None:
     """List the served names; NVIDIA's clients take the first as their default."""
-    data = [
-        {
-            "id": model.name,
-            "object": "model",
-            "created": state.models.created,
-            "owned_by": "nvidia" if model.name.startswith("nvidia/") else "nimbed",
-            "root": model.name,
-        }
-        for model in state.models
-    ]
+    data = [_described(state, model) for model in state.models]
     await _json(request, {"object": "list", "data": data})
+
+
+async def model(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Describe one served name.
+
+    Raises:
+        HttpError: With status 404, if the path names none.
+    """
+    await _json(request, _described(state, in_path or state.models.find("")))
+
+
+def _described(state: State, model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": state.models.created,
+        "owned_by": "nvidia" if model.name.startswith("nvidia/") else "nimbed",
+        "root": model.name,
+    }
 
 
 async def metadata(state: State, request: Request, in_path: ServedModel | None) -> None:

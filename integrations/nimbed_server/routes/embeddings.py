@@ -10,7 +10,7 @@ from nimbed.inputs import Input
 from nimbed.spec import InputType
 from nimbed_server.backends import Embedded
 from nimbed_server.http import Request
-from nimbed_server.logging import LOG
+from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.state import State
 from nimbed_server.wire.inputs import read_inputs
@@ -24,6 +24,8 @@ _LARGE_BODY = 256 * 1024
 _LARGE_ANSWER = 128 * 1024
 # Clients that were told once which role their texts took; beyond it the oldest may be told again.
 _WARNED = 4096
+# Bytes of a User-Agent by which it is known: strangers may send 64 kB.
+_AGENT = 80
 
 
 async def embeddings(state: State, request: Request, in_path: ServedModel | None) -> None:
@@ -106,7 +108,7 @@ async def _inputs(
 
 def _warn_once(state: State, request: Request, role: str) -> None:
     """Log, once for each client, that its texts came without a role."""
-    agent = request.header(b"user-agent") or b""
+    agent = (request.header(b"user-agent") or b"")[:_AGENT]
     client = request.client, agent
     if client in state.warned:
         return
@@ -118,7 +120,7 @@ def _warn_once(state: State, request: Request, role: str) -> None:
         "-query or -passage behind the model's name, or give the server an alias with "
         "input_type=...",
         role.split(";")[0],
-        extra={"facts": {"client": request.client, "agent": agent.decode("latin-1")[:80]}},
+        extra={"facts": {"client": request.client, "agent": printable(agent.decode("latin-1"))}},
     )
 
 

@@ -46,6 +46,7 @@ class HttpError(Exception):
         code: A word for programs.
         retry_after: Seconds after which the same request may succeed.
         headers: More headers of the answer.
+        reason: The message as the log may hold it: without what a client sent.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class HttpError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.reason = message if reason is None else reason
         self.status = status
         self.message = message
         self.param = param

@@ -7,13 +7,15 @@ has the same form. ``null`` means absent in every field, because hosted NIM's re
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import orjson
 
-from nimbed.inputs import Modality
+from nimbed.inputs import Modality, encodable
 from nimbed.spec import EmbeddingType, InputType, Truncate
 from nimbed_server.wire.errors import HttpError
 
@@ -30,7 +32,10 @@ __all__ = [
 Check = Callable[[str, Any], Any]
 
 _MODALITIES: tuple[str, ...] = get_args(Modality)
+# Bytes of a body that is read a second time, to say what is wrong with it.
+_DIAGNOSED = 256 * 1024
 _ENCODINGS = ("float", "base64")
+_FOREIGN_ROLES = ("prompt_name", "task")
 # In the order of NIM's message.
 _TYPES = ("float", "binary", "ubinary", "int8", "uint8")
 
@@ -42,14 +47,15 @@ class Field:
     Attributes:
         name: Its key.
         check: Returns the value, or raises a HttpError.
-        schema: Its JSON schema, without what depends on the models served.
+        schema: Its JSON schema, without what depends on the models served; None keeps it out of the
+            document.
         required: Whether it must be there.
         free: Whether every request says something else in it; the others have few values.
     """
 
     name: str
     check: Check
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] | None
     required: bool = False
     free: bool = False
 
@@ -79,10 +85,52 @@ def _one_of(choices: tuple[str, ...]) -> Check:
     def check(name: str, value: Any) -> Any:
         if value not in choices:
             shown = repr(value[:100]) if isinstance(value, str) else _kind(value)
-            raise HttpError(400, f"{name} must be one of {listed}; got {shown}", param=name)
+            reason = f"{name} must be one of {listed}"
+            raise HttpError(400, f"{reason}; got {shown}", param=name, reason=reason)
         return value
 
     return check
+
+
+_ROLES: dict[str, InputType] = {
+    **dict.fromkeys(("query", "search_query", "retrieval.query", "s2p_query"), "query"),
+    **dict.fromkeys(
+        ("passage", "document", "doc", "search_document", "retrieval.passage"), "passage"
+    ),
+}
+
+
+def _foreign_role(name: str, value: Any) -> Any:
+    """Return the role that a field of another server's API means."""
+    role = _ROLES.get(value) if isinstance(value, str) else None
+    if role is None:
+        raise HttpError(
+            400,
+            f"{name} must be one of {', '.join(map(repr, _ROLES))}; send input_type='query' or "
+            f"'passage' instead",
+            param=name,
+        )
+    return role
+
+
+def _normalize(name: str, value: Any) -> Any:
+    if value is not True:
+        raise HttpError(
+            400,
+            "normalize must be true or absent: a vector has the length that its model gives it; "
+            "what can be chosen is input_type, dimensions and embedding_type",
+            param=name,
+        )
+    return value
+
+
+def _token_limit(name: str, value: Any) -> Any:
+    raise HttpError(
+        400,
+        f"{name} is not offered: the model's limit holds; send truncate='END' or 'START' to cut "
+        f"at it (and input_type for the role)",
+        param=name,
+    )
 
 
 def _embedding_type(name: str, value: Any) -> Any:
@@ -112,6 +160,13 @@ def _modality(name: str, value: Any) -> Any:
     return [_one_modality(name, each) for each in value]
 
 
+# LangChain's OpenAIEmbeddings sends the ids of OpenAI's tokenizer unless it is told not to.
+_TOKEN_IDS = (
+    ". Token ids are another tokenizer's; send the text: in LangChain "
+    "OpenAIEmbeddings(check_embedding_ctx_length=False)"
+)
+
+
 def _input(name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
@@ -120,9 +175,11 @@ def _input(name: str, value: Any) -> list[str]:
         raise HttpError(400, f"{name} must not be empty", param=name)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
+            hint = _TOKEN_IDS if isinstance(text, (int, list)) else ""
             raise HttpError(
                 400,
-                f"{name} must be a string or an array of strings; {name}[{row}] is {_kind(text)}",
+                f"{name} must be a string or an array of strings; {name}[{row}] is {_kind(text)}"
+                f"{hint}",
                 param=name,
             )
         if not text or text.isspace():
@@ -192,6 +249,17 @@ FIELDS = (
         _one_of(get_args(Truncate)),
         {"type": "string", "enum": list(get_args(Truncate)), "default": "NONE"},
     ),
+    # What other servers' clients send. To ignore one would change the vectors without a word.
+    *(
+        Field(
+            name,
+            _foreign_role,
+            None,
+        )
+        for name in _FOREIGN_ROLES
+    ),
+    Field("normalize", _normalize, None),
+    Field("truncate_prompt_tokens", _token_limit, None),
     Field(
         "user", _text, {"type": "string", "description": "Ignored, and never logged."}, free=True
     ),
@@ -234,13 +302,32 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         # Only where it went wrong: the rest of its text may quote the body.
         raise HttpError(
-            400, f"the body is not valid UTF-8 JSON (line {error.lineno} column {error.colno})"
+            400,
+            f"the body is not valid UTF-8 JSON (line {error.lineno} column {error.colno})"
+            f"{_diagnosis(body)}",
         ) from None
     if not isinstance(value, dict):
         raise HttpError(
             400, 'the body must be a JSON object such as {"model": ..., "input": [...]}'
         )
     return cast("dict[str, Any]", value)
+
+
+def _diagnosis(body: bytes) -> str:
+    """Return what is wrong with a body, where that is a trap that clients fall into."""
+    if body.startswith(codecs.BOM_UTF8):
+        return ": it begins with a byte order mark; send UTF-8 without one"
+    if len(body) > _DIAGNOSED:
+        return ""
+    try:
+        found = json.loads(body.decode("utf-8", "surrogateescape"))
+        texts = found["input"] if isinstance(found["input"], list) else [found["input"]]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    rows = [row for row, text in enumerate(texts) if isinstance(text, str) and not encodable(text)]
+    if not rows:
+        return ""
+    return f": input[{rows[0]}] holds half a character (a lone surrogate, or bytes not of UTF-8)"
 
 
 def read_request(
@@ -272,7 +359,17 @@ def read_request(
                 f"{len(texts)} inputs",
                 param="modality",
             )
-    found.pop("user", None)
+    for name in _FOREIGN_ROLES:
+        role = found.pop(name, None)
+        if role is not None and found.setdefault("input_type", role) != role:
+            raise HttpError(
+                400,
+                f"{name} asks for {role!r}, another field for {found['input_type']!r}; send "
+                f"input_type alone",
+                param=name,
+            )
+    for name in ("user", "normalize"):
+        found.pop(name, None)
     return texts, RequestFields(**found)
 
 

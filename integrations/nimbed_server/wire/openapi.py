@@ -88,7 +88,7 @@ def _paths() -> dict[str, Any]:
 
 
 def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
-    properties = {field.name: dict(field.schema) for field in FIELDS}
+    properties = {field.name: dict(field.schema) for field in FIELDS if field.schema is not None}
     text = _NOT_BLANK
     properties["model"]["enum"] = [model.name for model in models]
     properties["input"]["anyOf"] = [
@@ -105,9 +105,14 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
     ]
     sizes = {size for backend in models.backends.values() for size in backend.card.sizes}
     properties["dimensions"]["enum"] = sorted(sizes)
-    for field in FIELDS:
-        if not field.required:
-            properties[field.name] = _or_null(properties[field.name])
+    # One served model need not be named.
+    required = [
+        field.name
+        for field in FIELDS
+        if field.required and (field.name != "model" or len(models.backends) > 1)
+    ]
+    for name in properties.keys() - set(required):
+        properties[name] = _or_null(properties[name])
     config = {
         "task_type": _or_null({"type": "string", "enum": ["", "query", "passage"]}),
         # Weaviate's zero stands for no size, as null does.
@@ -119,7 +124,7 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
     return {
         "EmbeddingsRequest": {
             "type": "object",
-            "required": [field.name for field in FIELDS if field.required],
+            "required": required,
             "properties": properties,
         },
         "Embeddings": _object(

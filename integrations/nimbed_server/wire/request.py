@@ -228,8 +228,10 @@ class RequestReader:
         parsed = self._known.get(key) if key is not None else None
         if parsed is not None:
             return read_texts(body, max_items=most), parsed
-        texts, fields = read_request(body, max_items=most)
-        parsed = ParsedRequest(fields, self._models.find(fields.model or ""), self._settings)
+        only = self._models.default if len(self._models.backends) == 1 else None
+        texts, fields = read_request(body, max_items=most, model_in_path=only is not None)
+        model = only if only and fields.model is None else self._models.find(fields.model or "")
+        parsed = ParsedRequest(fields, model, self._settings)
         if key is not None:
             if len(self._known) >= _MOST:
                 self._known.clear()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import tokenizers
 
-from nimbed.errors import CheckpointError, InputError
+from nimbed.errors import CheckpointError, InputError, TooLongError
 from nimbed.local.hub import locate
 from nimbed.local.tokenizer import TextTokenizer
 
@@ -91,3 +92,78 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
         TextTokenizer(broken, max_tokens=8)
     with pytest.raises(CheckpointError, match="no room"):
         TextTokenizer(PATH, max_tokens=2)
+
+
+# What is too long to be tokenized
+
+
+def words_of(characters):
+    return ("word and street " * (characters // 16 + 1))[:characters].strip()
+
+
+@pytest.mark.parametrize("truncate", ["END", "START"])
+def test_a_text_of_60_megabytes_costs_what_its_first_or_last_part_does(raw, truncate):
+    ours = TextTokenizer(PATH, max_tokens=256)
+    text = f"first {words_of(60_000_000)} last"
+    begin = time.monotonic()
+    found = ours.encode(["short", text], prompt="query: ", truncate=truncate)
+    assert time.monotonic() - begin < 3
+    part = text[:40_000] if truncate == "END" else text[-40_000:]
+    assert found.truncated == [1]
+    assert found.ids == ours.encode(["short", part], prompt="query: ", truncate=truncate).ids
+
+
+def test_a_text_of_60_megabytes_that_may_not_be_cut_is_refused_untokenized():
+    ours = TextTokenizer(PATH, max_tokens=256)
+    text, begin = words_of(60_000_000), time.monotonic()
+    with pytest.raises(TooLongError, match=r"characters were counted.* to tokenize") as refused:
+        ours.encode(["a", text, "b " * 300], prompt="", truncate="NONE", first_row=10)
+    assert time.monotonic() - begin < 3
+    assert refused.value.rows == (11, 12)
+    assert (refused.value.length, refused.value.limit) == (len(text), 256)
+
+
+@pytest.mark.parametrize("truncate", ["END", "START"])
+def test_just_below_the_bound_every_character_counts(raw, truncate):
+    text = f"first{' ' * (64 * 1024 - 9)}last"
+    found = TextTokenizer(PATH, max_tokens=8).encode([text], prompt="", truncate=truncate)
+    assert found.ids == [raw.encode("first last").ids]
+    assert found.truncated == []
+    beyond = TextTokenizer(PATH, max_tokens=8).encode(
+        [f"{text} zzzz"], prompt="", truncate=truncate
+    )
+    assert beyond.truncated == [0]
+    assert beyond.ids == [raw.encode("first last" if truncate == "END" else "last zzzz").ids]
+
+
+def test_many_long_texts_are_cut_one_by_one_as_they_would_be_alone():
+    ours = TextTokenizer(PATH, max_tokens=16)
+    texts = [f"{n} {words_of(50_000 + n)} {n}" for n in range(60)]
+    for truncate in ("END", "START"):
+        together = ours.encode(texts, prompt="query: ", truncate=truncate)
+        alone = [ours.encode([text], prompt="query: ", truncate=truncate).ids[0] for text in texts]
+        assert together.ids == alone
+        assert together.truncated == list(range(60))
+
+
+def test_a_tokenizer_that_gives_up_names_the_row(tmp_path):
+    breakable = tokenizers.Tokenizer.from_file(str(PATH))
+    breakable.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(r"(?:a|aa|aaa)+$"), "isolated"
+    )
+    breakable.save(str(tmp_path / "tokenizer.json"))
+    ours = TextTokenizer(tmp_path / "tokenizer.json", max_tokens=256)
+    for filler in ("x", "x" * 5000):  # one by one, and many at once
+        texts = ["fine", f"{'a' * 60}b", filler]
+        with pytest.raises(InputError, match="cannot read row 101") as refused:
+            ours.encode(texts, prompt="", truncate="END", first_row=100)
+        assert refused.value.rows == (101,)
+        assert len(ours.encode(["fine"], prompt="", truncate="NONE").ids[0]) > 2
+
+
+def test_a_tokenizer_that_gives_up_at_once_is_a_damaged_file(tmp_path):
+    damaged = json.loads(PATH.read_text())
+    damaged["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA/w=="}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(damaged))
+    with pytest.raises(CheckpointError, match="is not a tokenizer"):
+        TextTokenizer(tmp_path / "tokenizer.json", max_tokens=8)

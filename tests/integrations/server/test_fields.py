@@ -11,6 +11,10 @@ from nimbed import FakeEmbedder
 
 from .conftest import MODEL, PICTURES
 
+REMEDY = (
+    ". Token ids are another tokenizer's; send the text: in LangChain "
+    "OpenAIEmbeddings(check_embedding_ctx_length=False)"
+)
 ROWS = [
     ({"input": []}, "input must not be empty"),
     ({"input": [" \n"]}, "input[0] must not be blank or empty"),
@@ -18,8 +22,18 @@ ROWS = [
     ({"input": ""}, "input[0] must not be blank or empty"),
     ({"input": None}, "input is required"),
     ({"input": 3}, "input must be a string or an array of strings"),
-    ({"input": [1, 2]}, "input must be a string or an array of strings; input[0] is an integer"),
-    ({"input": [["a"]]}, "input must be a string or an array of strings; input[0] is an array"),
+    (
+        {"input": [1, 2]},
+        f"input must be a string or an array of strings; input[0] is an integer{REMEDY}",
+    ),
+    (
+        {"input": [["a"]]},
+        f"input must be a string or an array of strings; input[0] is an array{REMEDY}",
+    ),
+    (
+        {"input": ["a", {}]},
+        "input must be a string or an array of strings; input[1] is an object",
+    ),
     ({"model": None}, "model is required"),
     ({"model": 7}, "model must be a string; got an integer"),
     ({"modality": "bogus"}, "modality must be one of 'text', 'image', 'text_image'; got 'bogus'"),

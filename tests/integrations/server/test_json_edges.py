@@ -137,7 +137,7 @@ def test_the_content_type_is_not_asked_for(plain, kind):
     assert send(plain, GOOD, **{"content-type": kind}).status_code == 200
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity"])
+@pytest.mark.parametrize("encoding", ["deflate", "br", "zstd", "gzip, identity", "gzip, gzip"])
 def test_a_compressed_body_is_415(plain, encoding):
     assert "compressed" in refused(send(plain, GOOD, **{"content-encoding": encoding}), 415)
     assert send(plain, GOOD, **{"content-encoding": "Identity"}).status_code == 200

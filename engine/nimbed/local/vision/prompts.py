@@ -19,7 +19,7 @@ from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.pipeline import read_json
-from nimbed.local.tokenizer import TextTokenizer, Tokens
+from nimbed.local.tokenizer import TextTokenizer, Tokens, bounded
 from nimbed.local.vision.reader import ImageRow
 from nimbed.local.vision.settings import VisionSettings
 from nimbed.spec import Truncate
@@ -131,13 +131,16 @@ class VisionTokenizer:
         self, head: list[int], body: str, most: int, truncate: Truncate, row: int
     ) -> tuple[list[int], bool]:
         """Join head and body, the body read literally and cut to fit."""
-        ids, tail = self._literal.ids(body), self._literal.tail
+        read = bounded(body, max_tokens=most, truncate=truncate)
+        ids, tail = self._literal.ids(read), self._literal.tail
         if self._settings.context_id in ids:
             raise InputError(
                 f"row {row} holds {_CONTEXT}, which this model's tokenizer cannot read as text",
                 rows=[row],
             )
         room, length = most - len(head) - len(tail), len(head) + len(ids) + len(tail)
+        if len(read) < len(body):
+            length = len(body)  # in characters; it is too long to be tokenized
         if length <= most:
             return [*head, *ids, *tail], False
         if truncate == "NONE" or room < 1:
