@@ -19,6 +19,11 @@ A message says what was asked, what is possible and how to mend it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nimbed.batch import EmbeddingBatch
 
 __all__ = [
     "BackendError",
@@ -103,6 +108,19 @@ class DeadlineError(BackendError, TimeoutError):
     """The time that the caller gave ran out before the work began."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class PartialResult:
+    """What a call had finished when it failed, so that it need not be paid for again.
+
+    Attributes:
+        rows: The caller's row numbers of the finished inputs, ascending.
+        batch: Their vectors, in that order: ``batch.vectors[i]`` belongs to ``rows[i]``.
+    """
+
+    rows: tuple[int, ...]
+    batch: EmbeddingBatch
+
+
 class RemoteError(BackendError):
     """A remote endpoint answered with an error, or with something that is not an answer.
 
@@ -113,6 +131,15 @@ class RemoteError(BackendError):
         retry_after: Seconds the server asked to wait, if it did.
         retryable: Whether the same call may succeed later.
         rows: The caller's row numbers that the failure concerns.
+        partial: What the call had finished before, or None if nothing. Keep it, and embed the
+            other rows later::
+
+                try:
+                    batch = embedder.embed(texts, input_type="passage")
+                except RemoteError as error:
+                    if error.partial is not None:
+                        store(error.partial.rows, error.partial.batch.vectors)
+                    raise
     """
 
     def __init__(
@@ -133,6 +160,7 @@ class RemoteError(BackendError):
         self.retry_after = retry_after
         self.retryable = retryable
         self.rows = tuple(rows)
+        self.partial: PartialResult | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every attribute when the error crosses a process border."""

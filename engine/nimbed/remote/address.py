@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +139,10 @@ class Secret:
     def reveal(self) -> str:
         """Return the key itself."""
         return self._value
+
+    def digest(self) -> str:
+        """Return what tells this key from others without showing it."""
+        return hashlib.sha256(self._value.encode("ascii")).hexdigest()
 
     def scrub(self, text: str) -> str:
         """Return the text with the key blotted out, for words that a server sent."""

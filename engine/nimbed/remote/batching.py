@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch, Report
+from nimbed.errors import PartialResult, RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
 from nimbed.quantize import quantize, slice_normalize
@@ -63,7 +64,8 @@ async def embed_inputs(
 
     Raises:
         ConfigurationError: If the model has no such vectors, or its role cannot reach it.
-        RemoteError: If the server failed, or refused an input.
+        RemoteError: If the server failed, or refused an input; its ``partial`` holds what was
+            finished before.
     """
     traffic = Traffic()
     await client.identify(traffic)
@@ -87,7 +89,11 @@ async def embed_inputs(
     if card is not None:
         result.fix_width(card.dimensions)
     call = _Call(client, items, rows, options, result, traffic, skip=skip, finished=finished)
-    await call.run()
+    try:
+        await call.run()
+    except RemoteError as error:
+        error.partial = result.finished(options.input_type, traffic)
+        raise
     return result.batch(options.input_type, traffic)
 
 
@@ -356,6 +362,7 @@ class _Result:
         self._longest = longest
         self._vectors: NDArray[Any] = np.empty((0, 0), np.float32)
         self._counts = np.zeros(rows, np.int32)
+        self._finished = np.zeros(rows, np.bool_)
         self._tokens: int | None = 0
         self._cut: set[int] = set()
         self._skipped: set[int] = set()
@@ -375,12 +382,28 @@ class _Result:
         if batch.rows[-1] - batch.rows[0] == len(batch) - 1:  # ascending, so without a gap
             rows = slice(batch.rows[0], batch.rows[-1] + 1)
         self._vectors[rows] = _stored(answer.vectors, spec)
+        self._finished[rows] = True
         self._counts[rows] = self._count(batch, answer.tokens)
         self.placed += len(batch)
 
     def skip(self, rows: Iterable[int]) -> None:
         """Leave rows without a vector: zeros stand there."""
         self._skipped.update(rows)
+
+    def finished(self, input_type: InputType, traffic: Traffic) -> PartialResult | None:
+        """Return the rows that have vectors, or None if there are none."""
+        rows = np.flatnonzero(self._finished)
+        if not len(rows):
+            return None
+        whole = self.batch(input_type, traffic)
+        batch = replace(
+            whole,
+            vectors=whole.vectors[rows],
+            token_counts=whole.token_counts[rows],
+            truncated=tuple(np.flatnonzero(np.isin(rows, whole.truncated)).tolist()),
+            report=replace(whole.report, skipped=()) if whole.report else None,
+        )
+        return PartialResult(tuple(rows.tolist()), batch)
 
     def batch(self, input_type: InputType, traffic: Traffic) -> EmbeddingBatch:
         """Return everything that was collected, once the width is known."""

@@ -26,7 +26,7 @@ from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
 from nimbed.remote.dialects import Dialect, by_host
 from nimbed.remote.discovery import ask_dialect, ask_model, find_card
 from nimbed.remote.http import Http, Reply, Traffic
-from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator
+from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
 from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
@@ -36,6 +36,7 @@ __all__ = ["Client"]
 _LOG = logging.getLogger("nimbed.remote")
 _FIRST_IN_FLIGHT = 8
 _LESSONS = 8
+_WORTH_TELLING = 3.0  # seconds; who waits longer is told why
 _SAME_BITS = 0.97  # of two half-precision runs of one text; a wrong bit order agrees on 0.5
 _NOTHING_KNOWN = Capabilities()
 
@@ -75,7 +76,8 @@ class Client:
         #: Dimensions of an unknown model's full vector, once one has come.
         self.width: int | None = None
         self.tokens = TokenEstimator()
-        self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency)
+        rate = shared_rate(address.api, key.digest() if key else "")
+        self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency, rate=rate)
         self.http = Http(address, key=key, timeout=timeout)
         self._api, self._url = address.api, address.embeddings
         self._keyless = key is None
@@ -87,6 +89,7 @@ class Client:
         self._answered = False
         self._trying_base64 = False
         self._warned = False
+        self._told_until = 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -167,7 +170,8 @@ class Client:
                 return outcome
             traffic.retries += 1
             spent += pause
-            await asyncio.sleep(pause)
+            if not outcome.limited:  # else all requests wait for their turn together
+                await asyncio.sleep(pause)
 
     async def packs_bits(self, options: EmbedOptions, text: str, traffic: Traffic) -> bool:
         """Whether the server packs bits, and as nimbed does: most significant bit first, x > 0.
@@ -245,7 +249,7 @@ class Client:
         self, template: RequestTemplate, texts: Sequence[str], traffic: Traffic
     ) -> tuple[Answer | Failure, float]:
         """Return what came of one try, and the seconds that it took."""
-        clock = asyncio.get_running_loop().time
+        clock, rate = asyncio.get_running_loop().time, self.limiter.rate
         body = template.body(texts)
         epoch = await self.limiter.acquire()
         began = clock()
@@ -258,14 +262,44 @@ class Client:
                 outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
             else:
                 outcome = self._failure(reply)
+            now = clock()
+            if isinstance(reply, Reply):
+                hold = rate.observe(reply.headers, now, most=self._retry.max_retry_after)
+                self._tell(hold, "the server says that nothing is left of its limit")
             if isinstance(outcome, Answer):
-                self.limiter.grow(clock() - began)
+                rate.accepted(began, now)
+                self.limiter.grow(now - began)
+            elif outcome.limited:
+                told = outcome.retry_after
+                if told is not None and told > self._retry.max_retry_after:
+                    told = None
+                if told:  # everybody was told the same moment: a little spread keeps them apart
+                    told *= 1 + 0.05 * self._jitter.random()
+                wait = rate.refused(
+                    began,
+                    now,
+                    told=told,
+                    shortest=self._retry.shortest,
+                    longest=self._retry.longest,
+                )
+                self._tell(wait, outcome.message)
+                self.limiter.shed(epoch)
+                outcome = replace(outcome, hold=wait)
             elif outcome.overload:
                 hold = outcome.retry_after or 0.0
                 self.limiter.shed(epoch, hold=hold if hold <= self._retry.max_retry_after else 0.0)
         finally:
+            rate.ended(began)
             self.limiter.release()
         return outcome, clock() - began
+
+    def _tell(self, wait: float, why: str) -> None:
+        """Say that the requests to this server wait, and why, once for each wait."""
+        until = asyncio.get_running_loop().time() + wait
+        if wait < _WORTH_TELLING or until < self._told_until + 1.0:
+            return
+        self._told_until = until
+        _LOG.warning("%s: waiting %.0f s before the next request (%s)", self._api, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""
@@ -358,9 +392,15 @@ class Client:
         CAPABILITIES[self._api, self.model or ""] = capabilities
 
     def _pause(self, failure: Failure, tried: int, elapsed: float) -> float | None:
-        pause = self._retry.pause(failure, tried=tried, elapsed=elapsed, jitter=self._jitter)
+        now = asyncio.get_running_loop().time()
+        if failure.limited:  # however many requests share the wait, it is one
+            elapsed = max(elapsed, self.limiter.rate.blocked(now))
+        pause = self._retry.pause(
+            failure, tried=tried, elapsed=elapsed, jitter=self._jitter, proven=self._answered
+        )
         if pause is not None:
             _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
+            self._tell(0.0 if failure.limited else pause, failure.message)
         return pause
 
     def _identified(self) -> tuple[Dialect, str]:

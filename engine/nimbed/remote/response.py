@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.remote.retry import Failure, requested_wait
+from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
     "Answer",
@@ -224,7 +224,7 @@ def read_failure(
         body: Its body: JSON of half a dozen shapes, HTML, or nothing.
         scrub: Blots secrets out, should the server echo them.
     """
-    message, code, param = _words(body)
+    message, code, param, facts = _words(body)
     named = _NAMED.search(message)
     failure = Failure(
         kind="status",
@@ -235,7 +235,7 @@ def read_failure(
         request_id=headers.get("x-request-id")
         or headers.get("nvcf-reqid")
         or headers.get("request-id"),
-        retry_after=requested_wait(headers),
+        retry_after=_wait(status, headers, message, facts),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
         positions=(int(named[1]),) if named else (),
     ).scrubbed(scrub)
@@ -243,13 +243,31 @@ def read_failure(
     return replace(failure, message=failure.message[:_LONGEST])
 
 
-def _words(body: bytes) -> tuple[str, str | None, str | None]:
-    """Return message, code and field name from a body of any shape."""
+def _wait(
+    status: int, headers: Mapping[str, str], message: str, facts: Mapping[str, Any]
+) -> float | None:
+    """Return the seconds to wait that a server names in its headers, its words or a field."""
+    wait = requested_wait(headers)
+    if wait is not None or status not in (429, 503, 529):
+        return wait
+    for name in ("retry_after", "retryAfter", "retry_after_seconds"):
+        value = facts.get(name)
+        if isinstance(value, (int, float)) and 0 < value < 1e6:
+            return float(value)
+    return wait_in_words(message)
+
+
+def _words(body: bytes) -> tuple[str, str | None, str | None, Mapping[str, Any]]:
+    """Return message, code, field name and all facts from a body of any shape."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         text = _TAG.sub(" ", body[:_READ].decode("utf-8", "replace"))
-        return " ".join(text.split()), None, None
+        return " ".join(text.split()), None, None, {}
+    return _words_of(content)
+
+
+def _words_of(content: Any) -> tuple[str, str | None, str | None, Mapping[str, Any]]:
     outer = content if isinstance(content, dict) else {"message": content}
     inner = outer.get("error")
     facts: dict[str, Any] = {**outer, **inner} if isinstance(inner, dict) else outer
@@ -263,7 +281,7 @@ def _words(body: bytes) -> tuple[str, str | None, str | None]:
     )
     code = next((str(facts[name]) for name in ("code", "type") if facts.get(name)), None)
     param = facts.get("param")
-    return message, code, param if isinstance(param, str) else None
+    return message, code, param if isinstance(param, str) else None, facts
 
 
 def _flat(value: Any) -> str:
