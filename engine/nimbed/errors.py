@@ -19,11 +19,10 @@ A message says what was asked, what is possible and how to mend it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nimbed.batch import EmbeddingBatch
+    from nimbed.batch import PartialResult
 
 __all__ = [
     "BackendError",
@@ -108,19 +107,6 @@ class DeadlineError(BackendError, TimeoutError):
     """The time that the caller gave ran out before the work began."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PartialResult:
-    """What a call had finished when it failed, so that it need not be paid for again.
-
-    Attributes:
-        rows: The caller's row numbers of the finished inputs, ascending.
-        batch: Their vectors, in that order: ``batch.vectors[i]`` belongs to ``rows[i]``.
-    """
-
-    rows: tuple[int, ...]
-    batch: EmbeddingBatch
-
-
 class RemoteError(BackendError):
     """A remote endpoint answered with an error, or with something that is not an answer.
 
@@ -131,8 +117,9 @@ class RemoteError(BackendError):
         retry_after: Seconds the server asked to wait, if it did.
         retryable: Whether the same call may succeed later.
         rows: The caller's row numbers that the failure concerns.
-        partial: What the call had finished before, or None if nothing. Keep it, and embed the
-            other rows later::
+        partial: What the call had finished before, or None if nothing: ``partial.rows`` are the
+            caller's row numbers, ascending, and ``partial.batch`` their vectors in that order.
+            Keep it, and embed the other rows later::
 
                 try:
                     batch = embedder.embed(texts, input_type="passage")

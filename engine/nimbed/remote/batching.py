@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch, Report
-from nimbed.errors import PartialResult, RemoteError
+from nimbed.batch import EmbeddingBatch, PartialResult, Report
+from nimbed.errors import RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
 from nimbed.quantize import quantize, slice_normalize
