@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,200}")
 _REDIRECTS, _REDIRECTIONS = 3, (301, 302, 303, 307, 308)
 _POLL_FIRST, _POLL_LONGEST = 0.02, 1.0
 _CONNECT, _IDLE = 10.0, 30.0  # seconds
+# What OpenSSL says of a port that answers in plain text; the words differ by its version.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 _MOST_HEADERS = 100 * 1024  # bytes
 # 2,048 vectors of 8,192 numbers as text; without an end, a broken server fills the memory.
 _MOST_BYTES = 1 << 28
@@ -240,6 +242,12 @@ class Http:
             kind: Literal["network", "refused"] = "refused" if error.final else "network"
             raise _HttpError(f"{proxy} {error}", kind) from None
         except (OSError, UnicodeError) as error:  # the last: a label too long
+            if any(word in str(error) for word in _NOT_TLS):
+                raise _HttpError(
+                    f"no TLS at this port{place} ({error}); if the server has none, write http:// "
+                    f"in base_url",
+                    "refused",
+                ) from None
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise _HttpError(f"cannot connect{place} ({error})") from None
             raise _HttpError(
@@ -426,6 +434,9 @@ class _Connection(asyncio.Protocol):
                 elif not isinstance(event, h11.InformationalResponse):
                     return None  # needs more
         except h11.RemoteProtocolError as error:
+            if data[:2] == b"\x15\x03":
+                message = "the server speaks TLS at this port; write https:// in base_url"
+                return self._fail(_HttpError(message, "refused"))
             self._fail(_HttpError(f"an answer that is not HTTP ({error})"))
 
     def _answer(self) -> None:

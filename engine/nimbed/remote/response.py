@@ -38,11 +38,42 @@ _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 
 class MalformedAnswer(ValueError):
-    """An answer without usable vectors; ``.positions`` are the inputs concerned, if not all."""
+    """An answer without usable vectors.
 
-    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+    Attributes:
+        positions: The inputs concerned, if not all.
+        lasting: Whether the next answer will most likely be the same.
+        status: The HTTP status that the answer should have had, if it names one.
+        code: The server's error code or type.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        positions: Sequence[int] = (),
+        *,
+        lasting: bool = False,
+        status: int | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.positions = tuple(positions)
+        self.lasting = lasting
+        self.status = status
+        self.code = code
+
+    def failure(self, request_id: str | None, scrub: Callable[[str], str]) -> Failure:
+        """Return what became of the request."""
+        made = Failure(
+            kind="status" if self.status else "malformed",
+            message=str(self),
+            status=self.status,
+            code=self.code,
+            request_id=request_id,
+            positions=self.positions,
+            lasting=self.lasting,
+        ).scrubbed(scrub)
+        return replace(made, message=made.message[:_LONGEST])
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -82,12 +113,17 @@ def decode(
     try:
         answer = from_json(body)
     except (ValueError, RecursionError) as error:
+        if body.lstrip()[:1] == b"<":
+            words = _words(body)[0][:200]
+            raise MalformedAnswer(
+                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
+            ) from None
         raise MalformedAnswer(
             f"an answer of {len(body)} bytes that is not JSON ({error})"
         ) from None
     items = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise MalformedAnswer("an answer without a list of data")
+        raise _disguised(answer)
     ordered = _in_order(items, count)
     as_text = isinstance(ordered[0], str)
     vectors: NDArray[Any]
@@ -105,6 +141,17 @@ def decode(
         model=model if isinstance(model, str) else None,
         base64=as_text and not packed,
     )
+
+
+def _disguised(answer: Any) -> MalformedAnswer:
+    """Return the error that an answer without vectors is: gateways send errors with status 200."""
+    if isinstance(answer, dict) and "data" not in answer:
+        message, code, _, facts = _words_of(answer)
+        if message:
+            number = facts.get("code") or facts.get("status")
+            known = isinstance(number, int) and 400 <= number < 600
+            return MalformedAnswer(message, status=number if known else None, code=code)
+    return MalformedAnswer("an answer without a list of data")
 
 
 def _in_order(items: list[Any], count: int) -> list[Any]:
@@ -187,11 +234,15 @@ def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:
 def _check_width(width: int, widths: Collection[int], position: int) -> None:
     if width < 1 or (widths and width not in widths):
         promised = " or ".join(map(str, sorted(widths))) or "at least 1"
-        raise MalformedAnswer(f"vectors of width {width} where {promised} was promised", [position])
+        raise MalformedAnswer(
+            f"vectors of width {width} where {promised} was promised", [position], lasting=True
+        )
 
 
 def _two_widths(width: int, first: int, position: int) -> MalformedAnswer:
-    return MalformedAnswer(f"vectors of width {first} and {width} in one answer", [position])
+    return MalformedAnswer(
+        f"vectors of width {first} and {width} in one answer", [position], lasting=True
+    )
 
 
 def _finite(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -238,6 +289,8 @@ def read_failure(
         retry_after=_wait(status, headers, message, facts),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
         positions=(int(named[1]),) if named else (),
+        # A gateway's page (502 to 504) goes when its server comes; any other will stay.
+        lasting=status == 500 and body.lstrip()[:1] == b"<",
     ).scrubbed(scrub)
     # Cut only now: of a secret at the border, half would be left.
     return replace(failure, message=failure.message[:_LONGEST])

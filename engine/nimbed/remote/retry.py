@@ -102,7 +102,8 @@ class Failure:
         if self.status in (401, 403):
             return True
         said = f"{self.code or ''} {self.message}"
-        return self.status not in (None, 429) and bool(_KEY.search(said[:1000]))
+        from_server = self.kind in ("status", "malformed") and self.status != 429
+        return from_server and bool(_KEY.search(said[:1000]))
 
     @property
     def overload(self) -> bool:
