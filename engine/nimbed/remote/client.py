@@ -19,7 +19,7 @@ import numpy as np
 
 from nimbed import cards
 from nimbed.cards import Modality, ModelCard
-from nimbed.errors import RemoteError
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, Secret
 from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
@@ -36,6 +36,7 @@ __all__ = ["Client"]
 _LOG = logging.getLogger("nimbed.remote")
 _FIRST_IN_FLIGHT = 8
 _LESSONS = 8
+_PROBE_SECONDS = 3.0
 _WORTH_TELLING = 3.0  # seconds; who waits longer is told why
 _SAME_BITS = 0.97  # of two half-precision runs of one text; a wrong bit order agrees on 0.5
 _NOTHING_KNOWN = Capabilities()
@@ -90,6 +91,9 @@ class Client:
         self._trying_base64 = False
         self._warned = False
         self._told_until = 0.0
+        self._unreachable = False
+        self._unsure = False
+        self._asked = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -110,15 +114,21 @@ class Client:
     async def identify(self, traffic: Traffic) -> None:
         """Find out what was not told: the model that is served, and the dialect."""
 
-        async def get(url: str) -> bytes | None:
+        async def need(url: str) -> bytes | None:
             return await self._get(url, traffic)
+
+        async def probe(url: str) -> bytes | None:
+            return await self._probe(url, traffic)
 
         async with self._identifying:
             if self.model is None:
-                self.model = await ask_model(self.address, get)
+                self.model = await ask_model(self.address, need)
                 self.card = find_card(self.model)
-            if self.dialect is None:
-                self.dialect = await ask_dialect(self.address, get, model=self.model)
+            # A dialect that was guessed while the server did not answer is asked for again, twice.
+            if self.dialect is None or (self._unsure and self._asked < 3):
+                self._asked += 1
+                self._unreachable = self._unsure = False
+                self.dialect = await ask_dialect(self.address, probe, model=self.model)
             self.http.polls = self.dialect.polls
 
     async def send(
@@ -138,7 +148,8 @@ class Client:
             modality: What the inputs are, for a model that sees: all of them, or each.
 
         Raises:
-            ConfigurationError: If the role cannot reach an asymmetric model.
+            ConfigurationError: If the role cannot reach an asymmetric model, or the server refuses
+                a field whose work nimbed cannot do itself.
         """
         tried = lessons = 0
         spent = 0.0
@@ -160,6 +171,7 @@ class Client:
                 continue
             lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
             if lesson is not None:
+                self._refuse_lesson(lesson, known, outcome, options, texts)
                 lessons += 1
                 guess = lesson
                 continue
@@ -172,6 +184,34 @@ class Client:
             spent += pause
             if not outcome.limited:  # else all requests wait for their turn together
                 await asyncio.sleep(pause)
+
+    def _refuse_lesson(
+        self,
+        lesson: Capabilities,
+        known: Capabilities,
+        failure: Failure,
+        options: EmbedOptions,
+        texts: Sequence[str],
+    ) -> None:
+        """Raise if a field would be left out whose work nimbed cannot do itself.
+
+        Raises:
+            ConfigurationError: With the server's words.
+        """
+        new = lesson.refused - known.refused
+        # A server may echo a text that holds the word.
+        if "dimensions" in new and self.card is None and not _hold("dimensions", texts):
+            raise ConfigurationError(
+                f"{self.http.server} refuses dimensions={options.dimensions} of {self.model!r} "
+                f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
+                f"sizes hold it: then nimbed shortens the vectors itself"
+            )
+        if lesson.role != known.role and known.role is not None and not _hold("input_type", texts):
+            raise ConfigurationError(
+                f"{self.http.server} asks for input_type and refuses it, or drops it on the way "
+                f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
+                f"model's name"
+            )
 
     async def packs_bits(self, options: EmbedOptions, text: str, traffic: Traffic) -> bool:
         """Whether the server packs bits, and as nimbed does: most significant bit first, x > 0.
@@ -224,10 +264,10 @@ class Client:
         return error_of(failure, server=self.http.server, rows=rows, keyless=self._keyless)
 
     async def _get(self, url: str, traffic: Traffic) -> bytes | None:
-        """Return a page of the server, or None if it has no such page.
+        """Return a page that is needed, or None if the server has no such page.
 
         Raises:
-            RemoteError: If the server cannot be reached.
+            RemoteError: If the server cannot be reached, or refuses the key.
         """
         clock = asyncio.get_running_loop().time
         began, tried = clock(), 0
@@ -238,12 +278,31 @@ class Client:
             failure = self._failure(reply)
             tried += 1
             pause = self._pause(failure, tried, clock() - began)
-            if pause is None and failure.status is not None:
+            if pause is None and failure.status is not None and not failure.about_key:
                 return None
             if pause is None:
                 raise self.error(failure, ())
             traffic.retries += 1
             await asyncio.sleep(pause)
+
+    async def _probe(self, url: str, traffic: Traffic) -> bytes | None:
+        """Return a page that would be good to have, or None: one short try.
+
+        A server that could not be reached is not asked for another page.
+        """
+        if self._unreachable:
+            return None
+        reply: Reply | Failure
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                reply = await self.http.request("GET", url, traffic=traffic)
+        except TimeoutError:
+            reply = Failure(kind="timeout", message="no answer")
+        if isinstance(reply, Reply) and reply.ok:
+            return reply.body
+        self._unreachable = isinstance(reply, Failure)
+        self._unsure = self._unsure or self._failure(reply).transient
+        return None
 
     async def _send_once(
         self, template: RequestTemplate, texts: Sequence[str], traffic: Traffic
@@ -314,13 +373,7 @@ class Client:
         try:
             answer = decode(reply.body, count=count, widths=widths, packed=packed)
         except MalformedAnswer as error:
-            failure = Failure(
-                kind="malformed",
-                message=str(error),
-                request_id=request_id,
-                positions=error.positions,
-            )
-            return failure.scrubbed(self.http.scrub)
+            return error.failure(request_id, self.http.scrub)
         other = self._other_model(answer)
         if other is None:
             return answer
@@ -407,3 +460,7 @@ class Client:
         if self.dialect is None or self.model is None:
             raise RuntimeError("identify() comes before the first request")
         return self.dialect, self.model
+
+
+def _hold(word: str, texts: Sequence[str]) -> bool:
+    return any(word in text for text in texts)
