@@ -82,7 +82,7 @@ async def embed_inputs(
         len(items),
         spec_of=spec_of,
         estimator=client.tokens,
-        longest=card.max_tokens if card and options.truncate != "NONE" else None,
+        longest=_longest(client, options),
     )
     if len(rows) < len(items):
         result.skip(set(range(len(items))).difference(rows))
@@ -95,6 +95,14 @@ async def embed_inputs(
         error.partial = result.finished(options.input_type, traffic)
         raise
     return result.batch(options.input_type, traffic)
+
+
+def _longest(client: Client, options: EmbedOptions) -> int | None:
+    """Return the tokens at which texts may be cut, if that is known."""
+    cuts_at = client.dialect.cuts_at if client.dialect else None
+    if options.truncate == "NONE" or client.card is None:
+        return cuts_at
+    return min(client.card.max_tokens, cuts_at or client.card.max_tokens)
 
 
 class _Call:
@@ -127,6 +135,9 @@ class _Call:
         self._sees = card is not None and "image" in card.modalities
         self._packs = card is not None and options.embedding_type in ("binary", "ubinary")
         full = card is not None and options.dimensions == card.dimensions
+        # Where nothing may be cut, a server that cuts in silence must be found out.
+        dialect = client.dialect
+        self._cuts_at = dialect.cuts_at if dialect and options.truncate == "NONE" else None
         self._options = EmbedOptions(
             input_type=options.input_type,
             truncate=options.truncate,
@@ -180,6 +191,15 @@ class _Call:
             modality = modality_of_request([self._items[row] for row in batch.rows])
         outcome = await client.send(batch.texts, options, self._traffic, modality=modality)
         if isinstance(outcome, Answer):
+            if self._cuts_at is not None:
+                cut = self._result.reaching(batch, outcome, self._cuts_at)
+                if cut and len(batch) > 1:  # alone its count is exact
+                    refusals = []
+                    for part in batch.split(cut[0]):
+                        refusals += await self._embed(part, divided=True)
+                    return refusals
+                if cut:
+                    return [(batch.rows[0], _cut_in_silence(self._cuts_at))]
             self._result.place(batch, outcome)
             self._finished(len(batch))
             return []
@@ -215,6 +235,15 @@ class _Call:
             if not self._result.placed and len(refusals) >= enough:
                 break
         return refusals
+
+
+def _cut_in_silence(limit: int) -> Failure:
+    return Failure(
+        kind="refused",
+        message=f"the text has at least {limit} tokens, at which this server cuts every text "
+        f"(auto_truncate); pass truncate='END' if that is meant, or split the text",
+        positions=(0,),
+    )
 
 
 def _shortened(batch: TextBatch, failure: Failure, truncate: Truncate) -> TextBatch | None:
@@ -385,6 +414,16 @@ class _Result:
         self._finished[rows] = True
         self._counts[rows] = self._count(batch, answer.tokens)
         self.placed += len(batch)
+
+    def reaching(self, batch: TextBatch, answer: Answer, limit: int) -> list[int]:
+        """Return the positions of texts that may have been cut at a limit of tokens."""
+        if answer.tokens is None or answer.tokens < limit:
+            return []
+        if len(batch) == 1:
+            return [0]
+        estimates = [self._estimator.estimate(size) for size in batch.sizes]
+        counts = apportion(answer.tokens, estimates, most=limit)
+        return np.flatnonzero(counts > 0.75 * limit).tolist()
 
     def skip(self, rows: Iterable[int]) -> None:
         """Leave rows without a vector: zeros stand there."""

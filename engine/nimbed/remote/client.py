@@ -21,14 +21,14 @@ from nimbed import cards
 from nimbed.cards import Modality, ModelCard
 from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
-from nimbed.remote.address import Address, Secret
+from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
-from nimbed.remote.dialects import Dialect, by_host
-from nimbed.remote.discovery import ask_dialect, ask_model, find_card
+from nimbed.remote.dialects import DIALECTS, Dialect, by_host
+from nimbed.remote.discovery import ask_dialect, ask_model, ask_tei, find_card
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure
+from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure, refuse_zeros
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 
 __all__ = ["Client"]
@@ -48,6 +48,7 @@ class Client:
     Args:
         address: Where the server is.
         key: Its key, or None.
+        headers: What a gateway wants besides.
         model: Its name for the model; None for the only one it serves.
         card: Facts about the model, if it is known.
         dialect: What it speaks; None tells it from the address or asks the server.
@@ -62,6 +63,7 @@ class Client:
         address: Address,
         *,
         key: Secret | None,
+        headers: ExtraHeaders | None = None,
         model: str | None,
         card: ModelCard | None,
         dialect: Dialect | None,
@@ -77,9 +79,10 @@ class Client:
         #: Dimensions of an unknown model's full vector, once one has come.
         self.width: int | None = None
         self.tokens = TokenEstimator()
-        rate = shared_rate(address.api, key.digest() if key else "")
+        who = "".join(secret.digest() for secret in (key, headers) if secret is not None)
+        rate = shared_rate(address.api, who)
         self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency, rate=rate)
-        self.http = Http(address, key=key, timeout=timeout)
+        self.http = Http(address, key=key, headers=headers, timeout=timeout)
         self._api, self._url = address.api, address.embeddings
         self._keyless = key is None
         self._batch_size = batch_size
@@ -129,6 +132,9 @@ class Client:
                 self._asked += 1
                 self._unreachable = self._unsure = False
                 self.dialect = await ask_dialect(self.address, probe, model=self.model)
+            elif self.dialect is DIALECTS["tei"] and not self._asked:
+                self._asked = 1
+                self.dialect = await ask_tei(self.address, probe)
             self.http.polls = self.dialect.polls
 
     async def send(
@@ -372,6 +378,7 @@ class Client:
         request_id = reply.headers.get("x-request-id")
         try:
             answer = decode(reply.body, count=count, widths=widths, packed=packed)
+            refuse_zeros(answer.vectors)
         except MalformedAnswer as error:
             return error.failure(request_id, self.http.scrub)
         other = self._other_model(answer)

@@ -35,6 +35,7 @@ class Dialect:
         images: Whether an image may be sent in place of a text.
         truncation: The fields that ask for each kind of truncation; a kind that is missing is
             done here.
+        cuts_at: Tokens at which the server cuts every text without a word, if it does.
         polls: Whether the server may answer 202 and be polled.
         max_items: Texts a request.
         max_tokens: Tokens a request.
@@ -49,6 +50,7 @@ class Dialect:
     modality: bool = False
     images: bool = False
     truncation: Mapping[Truncate, Fields] = field(default_factory=lambda: MappingProxyType({}))
+    cuts_at: int | None = None
     polls: bool = False
     max_items: int = 64
     max_tokens: int = 100_000

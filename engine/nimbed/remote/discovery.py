@@ -16,7 +16,7 @@ from nimbed.errors import ConfigurationError
 from nimbed.remote.address import Address
 from nimbed.remote.dialects import DIALECTS, Dialect
 
-__all__ = ["ask_dialect", "ask_model", "find_card", "unknown_card"]
+__all__ = ["ask_dialect", "ask_model", "ask_tei", "find_card", "unknown_card"]
 
 #: GETs a URL and returns its body, or None where there is no such page.
 Get = Callable[[str], Awaitable[bytes | None]]
@@ -43,10 +43,22 @@ async def ask_dialect(address: Address, get: Get, *, model: str | None) -> Diale
     if _object(await get(f"{address.api}/health/ready")).get("object") == "health.response":
         return DIALECTS["nim"]
     info = _object(await get(address.beside("/info")))
-    if "max_client_batch_size" in info:
-        tei, most = DIALECTS["tei"], info["max_client_batch_size"]
-        return replace(tei, max_items=most) if type(most) is int and most > 0 else tei
-    return DIALECTS["openai"]
+    return _tei(info) if "max_client_batch_size" in info else DIALECTS["openai"]
+
+
+async def ask_tei(address: Address, get: Get) -> Dialect:
+    """Return the dialect of a TEI with the limits that its own page names."""
+    return _tei(_object(await get(address.beside("/info"))))
+
+
+def _tei(info: dict[str, Any]) -> Dialect:
+    tei = DIALECTS["tei"]
+    most, longest = info.get("max_client_batch_size"), info.get("max_input_length")
+    if type(most) is int and most > 0:
+        tei = replace(tei, max_items=most)
+    if info.get("auto_truncate") is True and type(longest) is int and longest > 0:
+        tei = replace(tei, cuts_at=longest)
+    return tei
 
 
 async def ask_model(address: Address, get: Get) -> str:

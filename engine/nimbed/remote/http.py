@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import h11
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.address import Address, Secret, origin_of
+from nimbed.remote.address import Address, ExtraHeaders, Secret, origin_of
 from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through, race_delay
 from nimbed.remote.retry import Failure
 from nimbed.version import __version__
@@ -120,6 +120,7 @@ class Http:
     Args:
         address: Where the server is.
         key: Its key, sent to that origin alone.
+        headers: What a gateway wants besides; they go where the key goes.
         timeout: Seconds that one request may take, answer and polling included.
         polls: Whether 202 means that the answer must be fetched.
 
@@ -128,10 +129,20 @@ class Http:
     """
 
     def __init__(
-        self, address: Address, *, key: Secret | None, timeout: float, polls: bool = False
+        self,
+        address: Address,
+        *,
+        key: Secret | None,
+        headers: ExtraHeaders | None = None,
+        timeout: float,
+        polls: bool = False,
     ) -> None:
         self._address = address
         self._key = key
+        self._extra = headers
+        more = headers.reveal() if headers is not None else []
+        names = {name for name, _ in more}
+        self._own_headers = [pair for pair in _HEADERS if pair[0].lower() not in names] + more
         self._trusted = address.trusted_origins
         self._timeout = timeout
         self.polls = polls
@@ -168,6 +179,8 @@ class Http:
         """Return the text with the key and the passwords of proxies blotted out."""
         if self._key is not None:
             text = self._key.scrub(text)
+        if self._extra is not None:
+            text = self._extra.scrub(text)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -196,10 +209,11 @@ class Http:
 
     async def _send(self, method: str, url: str, body: bytes | None, traffic: Traffic) -> Reply:
         target = _target(url)
-        headers = [(b"Host", target.authority), *_HEADERS]
+        trusted = target.origin in self._trusted
+        headers = [(b"Host", target.authority), *(self._own_headers if trusted else _HEADERS)]
         if body is not None:
             headers.append((b"content-type", b"application/json"))
-        if self._key is not None and target.origin in self._trusted:
+        if self._key is not None and trusted:
             headers.append((b"authorization", b"Bearer " + self._key.reveal().encode("ascii")))
         if body is not None:
             headers.append((b"Content-Length", b"%d" % len(body)))

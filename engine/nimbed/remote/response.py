@@ -28,6 +28,7 @@ __all__ = [
     "from_base64",
     "from_json",
     "read_failure",
+    "refuse_zeros",
 ]
 
 _LONGEST = 500  # characters of a server's message
@@ -154,13 +155,29 @@ def _disguised(answer: Any) -> MalformedAnswer:
     return MalformedAnswer("an answer without a list of data")
 
 
+def refuse_zeros(vectors: NDArray[Any]) -> None:
+    """Refuse vectors of zeros alone: no model gives them, and no database can compare them.
+
+    Raises:
+        MalformedAnswer: If there are any.
+    """
+    if vectors.dtype == np.float32 and not vectors[:, 0].all():  # 2 us where there are none
+        zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+        if zero:
+            raise MalformedAnswer("a vector of zeros alone", zero, lasting=True)
+
+
 def _in_order(items: list[Any], count: int) -> list[Any]:
-    """Return the embeddings by index, which must be exactly 0 to count - 1."""
+    """Return the embeddings by index, which must be exactly 0 to count - 1.
+
+    Where no item has an index, they are in the order of the inputs.
+    """
     if len(items) != count:
         raise MalformedAnswer(f"{len(items)} vectors for {count} inputs")
     ordered: list[Any] = [None] * count
-    for item in items:
-        index = item.get("index") if isinstance(item, dict) else None
+    bare = not any(isinstance(item, dict) and "index" in item for item in items)
+    for place, item in enumerate(items):
+        index = item.get("index", place if bare else None) if isinstance(item, dict) else None
         if type(index) is not int or not 0 <= index < count:
             raise MalformedAnswer(f"a vector with index {index!r} for {count} inputs")
         if ordered[index] is not None:

@@ -126,6 +126,8 @@ class Failure:
     @property
     def about_input(self) -> bool:
         """Whether the inputs may be to blame, so that a part of them may still pass."""
+        if self.kind == "refused":  # by us, and an input is to blame where one is named
+            return bool(self.positions)
         if self.kind != "status" or self.about_key:
             return False
         # A 5xx marked as final is how a server reports an input that exhausts its memory.
