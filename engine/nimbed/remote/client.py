@@ -7,6 +7,7 @@ capabilities.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import random
@@ -24,12 +25,20 @@ from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
 from nimbed.remote.dialects import DIALECTS, Dialect, by_host
-from nimbed.remote.discovery import ask_dialect, ask_model, ask_tei, find_card
+from nimbed.remote.discovery import (
+    ask_dialect,
+    ask_model,
+    ask_tei,
+    find_card,
+    find_space,
+    list_models,
+)
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
 from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure, refuse_zeros
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
+from nimbed.spec import VectorSpec
 
 __all__ = ["Client"]
 
@@ -264,6 +273,20 @@ class Client:
         if isinstance(outcome, Failure):
             raise error_of(outcome, server="the server", rows=(), keyless=self._keyless)
         return outcome
+
+    async def list_models(self) -> list[str]:
+        """Return the names of the models that the server lists.
+
+        Raises:
+            RemoteError: If it cannot be reached, or refuses the key.
+        """
+        return await list_models(self.address, functools.partial(self._get, traffic=Traffic()))
+
+    async def find_space(self) -> VectorSpec | None:
+        """Return the contract that a server of nimbed's own states for the model, or None."""
+        await self.identify(Traffic())
+        probe = functools.partial(self._probe, traffic=Traffic())
+        return await find_space(self.address, probe, model=self.model or "")
 
     def error(self, failure: Failure, rows: Sequence[int]) -> RemoteError:
         """Return the error to raise for a failure that concerns some of the caller's rows."""

@@ -15,8 +15,17 @@ from nimbed.cards import ModelCard
 from nimbed.errors import ConfigurationError
 from nimbed.remote.address import Address
 from nimbed.remote.dialects import DIALECTS, Dialect
+from nimbed.spec import VectorSpec
 
-__all__ = ["ask_dialect", "ask_model", "ask_tei", "find_card", "unknown_card"]
+__all__ = [
+    "ask_dialect",
+    "ask_model",
+    "ask_tei",
+    "find_card",
+    "find_space",
+    "list_models",
+    "unknown_card",
+]
 
 #: GETs a URL and returns its body, or None where there is no such page.
 Get = Callable[[str], Awaitable[bytes | None]]
@@ -67,18 +76,32 @@ async def ask_model(address: Address, get: Get) -> str:
     Raises:
         ConfigurationError: If it serves several, or does not say.
     """
-    models = [
-        str(entry["id"])
-        for entry in _models(await get(f"{address.api}/models"))
-        # An entry with another root is an adapter of that model.
-        if entry.get("id") and entry.get("root") in (None, entry["id"])
-    ]
+    models = await list_models(address, get)
     if len(models) != 1:
         some = ", ".join(map(repr, models[:5])) or "none"
         raise ConfigurationError(
             f"{address.api} lists {len(models)} models ({some}); name the one to use"
         )
     return models[0]
+
+
+async def list_models(address: Address, get: Get) -> list[str]:
+    """Return the names of the models that a server lists, without adapters of theirs."""
+    return [
+        str(entry["id"])
+        for entry in _models(await get(f"{address.api}/models"))
+        # An entry with another root is an adapter of that model.
+        if entry.get("id") and entry.get("root") in (None, entry["id"])
+    ]
+
+
+async def find_space(address: Address, get: Get, *, model: str) -> VectorSpec | None:
+    """Return the contract that a server of nimbed's own states for a name it serves, or None."""
+    spaces = _object(await get(f"{address.api}/metadata")).get("spaces")
+    try:
+        return VectorSpec.from_dict(spaces[model]) if isinstance(spaces, dict) else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _models(body: bytes | None) -> list[dict[str, Any]]:

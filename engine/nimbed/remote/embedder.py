@@ -223,6 +223,18 @@ class RemoteEmbedder(Managed):
         session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
         return client.model or "", client.dialect.name if client.dialect else ""
 
+    def list_models(self) -> list[str]:
+        """Return the names of the models that the server lists.
+
+        Raises:
+            RemoteError: If it cannot be reached, or refuses the key.
+        """
+        return self._session().run(lambda client, _: client.list_models(), lambda _: None)
+
+    def find_space(self) -> VectorSpec | None:
+        """Return the contract that a server of nimbed's own states for the model, or None."""
+        return self._session().run(lambda client, _: client.find_space(), lambda _: None)
+
     def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
         """Send texts once with exactly these request fields, to see what the server makes of them.
 
