@@ -11,7 +11,15 @@ from urllib.parse import urlsplit
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["NVCF_HOST", "Address", "ExtraHeaders", "Secret", "find_key", "origin_of"]
+__all__ = [
+    "NVCF_HOST",
+    "Address",
+    "ExtraHeaders",
+    "Secret",
+    "find_key",
+    "origin_of",
+    "refuse_redirect",
+]
 
 #: Where NVIDIA's own gateway is polled for the answer of a request it has only accepted.
 NVCF_HOST = "api.nvcf.nvidia.com"
@@ -140,6 +148,24 @@ def origin_of(url: str) -> str:
     default = {"http": 80, "https": 443}.get(scheme)
     port = "" if parts.port in (None, default) else f":{parts.port}"
     return f"{scheme}://{host}{port}"
+
+
+def refuse_redirect(status: int, method: str, url: str, target: str) -> str:
+    """Return why a redirect is not followed, or nothing if it is."""
+    try:
+        place = origin_of(target)
+    except ValueError:
+        place = "an invalid address"
+    why = ""
+    if method == "POST" and status not in (307, 308):
+        why = "which would turn the request into a GET"
+    elif url.startswith("https:") and not target.startswith("https:"):
+        why = "which is not encrypted"
+    elif not place.startswith(("http://", "https://")):
+        why = "which is no web address"
+    if not why:
+        return ""
+    return f"a redirect ({status}) to {place}, {why}; set base_url to the server's own address"
 
 
 class Secret:

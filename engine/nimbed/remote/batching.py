@@ -24,13 +24,13 @@ from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
-from nimbed.remote.rate_limit import RequestLimits, TokenEstimator
+from nimbed.remote.rate_limit import RequestLimits, TokenEstimator, apportion
 from nimbed.remote.request import RenderedInputs, modality_of_request
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import Failure
 from nimbed.spec import InputType, Truncate, VectorSpec
 
-__all__ = ["RequestPlanner", "TextBatch", "apportion", "embed_inputs", "size_of"]
+__all__ = ["RequestPlanner", "TextBatch", "embed_inputs", "size_of"]
 
 _LARGE = 50_000  # bytes
 # A check of the server's bit order costs two requests: too much for a query.
@@ -488,34 +488,3 @@ def _stored(vectors: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
         bits = vectors[:, : spec.width]
         return bits if spec.embedding_type == "ubinary" else (bits ^ 0x80).view(np.int8)
     return quantize(slice_normalize(vectors, spec.dimensions), spec)
-
-
-def apportion(
-    total: int, weights: Sequence[float], *, most: int | None = None
-) -> NDArray[np.int32]:
-    """Split a request's token count over its texts: whole numbers that sum to it.
-
-    A server counts tokens per request. One text gets the exact number; several share it by
-    estimate, none more than the model reads.
-
-    Args:
-        total: Tokens of the request.
-        weights: Estimated tokens of each text, positive.
-        most: Longest input of the model, if known.
-
-    Returns:
-        Array of shape (n,).
-    """
-    cap = np.inf if most is None else float(most)
-    shares = np.minimum(np.asarray(weights, np.float64), cap)
-    for _ in range(4):  # what one text cannot have, the others get
-        free = shares < cap
-        spare = total - shares[~free].sum()
-        if not free.any() or spare <= 0:
-            break
-        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
-    shares *= total / shares.sum()
-    counts = np.floor(shares).astype(np.int32)
-    left = total - int(counts.sum())
-    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
-    return counts

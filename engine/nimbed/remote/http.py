@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import h11
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.address import Address, ExtraHeaders, Secret, origin_of
+from nimbed.remote.address import Address, ExtraHeaders, Secret, origin_of, refuse_redirect
 from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through, race_delay
 from nimbed.remote.retry import Failure
 from nimbed.version import __version__
@@ -202,9 +202,9 @@ class Http:
             if reply.status not in _REDIRECTIONS or "location" not in reply.headers:
                 return reply
             url, before = urljoin(url, reply.headers["location"]), url
-            refused = _refuse_redirect(reply.status, method, before, url)
+            refused = refuse_redirect(reply.status, method, before, url)
             if refused:
-                return refused
+                return Failure(kind="refused", message=refused, status=reply.status)
         return Failure(kind="refused", message="the server redirects in circles")
 
     async def _send(self, method: str, url: str, body: bytes | None, traffic: Traffic) -> Reply:
@@ -297,25 +297,6 @@ class Http:
         if proxy is not None:
             self._secrets.update(proxy.secrets)
         return proxy
-
-
-def _refuse_redirect(status: int, method: str, url: str, target: str) -> Failure | None:
-    """Return why a redirect is not followed, if it is not."""
-    try:
-        place = origin_of(target)
-    except ValueError:
-        place = "an invalid address"
-    why = ""
-    if method == "POST" and status not in (307, 308):
-        why = "which would turn the request into a GET"
-    elif url.startswith("https:") and not target.startswith("https:"):
-        why = "which is not encrypted"
-    elif not place.startswith(("http://", "https://")):
-        why = "which is no web address"
-    if not why:
-        return None
-    message = f"a redirect ({status}) to {place}, {why}; set base_url to the server's own address"
-    return Failure(kind="refused", message=message, status=status)
 
 
 async def _open(

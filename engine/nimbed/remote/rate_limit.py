@@ -9,10 +9,21 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["RATES", "Limiter", "RequestLimits", "RequestRate", "TokenEstimator", "shared_rate"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "RATES",
+    "Limiter",
+    "RequestLimits",
+    "RequestRate",
+    "TokenEstimator",
+    "apportion",
+    "shared_rate",
+]
 
 _AGEING = 1.02
 _QUEUED = 3.0
@@ -296,3 +307,34 @@ class TokenEstimator:
     def estimate(self, size: int) -> float:
         """Return the tokens of ``size`` bytes."""
         return size * self.per_byte + 2  # special tokens
+
+
+def apportion(
+    total: int, weights: Sequence[float], *, most: int | None = None
+) -> NDArray[np.int32]:
+    """Split a request's token count over its texts: whole numbers that sum to it.
+
+    A server counts tokens per request. One text gets the exact number; several share it by
+    estimate, none more than the model reads.
+
+    Args:
+        total: Tokens of the request.
+        weights: Estimated tokens of each text, positive.
+        most: Longest input of the model, if known.
+
+    Returns:
+        Array of shape (n,).
+    """
+    cap = np.inf if most is None else float(most)
+    shares = np.minimum(np.asarray(weights, np.float64), cap)
+    for _ in range(4):  # what one text cannot have, the others get
+        free = shares < cap
+        spare = total - shares[~free].sum()
+        if not free.any() or spare <= 0:
+            break
+        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
+    shares *= total / shares.sum()
+    counts = np.floor(shares).astype(np.int32)
+    left = total - int(counts.sum())
+    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
+    return counts
