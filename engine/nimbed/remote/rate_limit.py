@@ -30,6 +30,7 @@ _QUEUED = 3.0
 # The smallest limit in wide use: 40 requests a minute, of NVIDIA's hosted API. Past it one request
 # goes ahead alone, once: of the 32 in flight without it, all would be refused together.
 _CUSTOMARY = 40
+_LONGEST_CHECK = 15.0  # seconds; a request that hangs must not keep the others back
 _MINUTE = 60.0  # the period over which nearly every provider counts
 _POLL = 0.02  # seconds between looks at whether the request that went ahead is back
 _PARTS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|[dhms])")
@@ -58,6 +59,7 @@ class RequestRate:
         self._held_until = 0.0
         self._next = 0.0
         self._interval = 0.0
+        self._checked_from = math.inf
         self._under_way = 0
         self._ahead: float | None = None  # when the one that goes ahead started
         self._unchecked = _CUSTOMARY if checks else -1  # requests until one goes ahead
@@ -77,6 +79,10 @@ class RequestRate:
             if now < ready:
                 return ready - now
             check = self._unchecked == 0
+            if check:
+                self._checked_from = min(self._checked_from, now)
+                if now - self._checked_from > _LONGEST_CHECK:
+                    self._unchecked, check = -1, False
             if check or self._blocked_since is not None:
                 # To be sure of the number, what is under way must have arrived.
                 if self._ahead is not None or (check and self._under_way):
