@@ -145,6 +145,8 @@ class Client:
                 self._asked = 1
                 self.dialect = await ask_tei(self.address, probe)
             self.http.polls = self.dialect.polls
+            if self.dialect.a_minute is not None:
+                self.limiter.rate.expect(self.dialect.a_minute)
 
     async def send(
         self,

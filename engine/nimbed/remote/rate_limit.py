@@ -27,9 +27,6 @@ __all__ = [
 
 _AGEING = 1.02
 _QUEUED = 3.0
-# The smallest limit in wide use: 40 requests a minute, of NVIDIA's hosted API. Past it one request
-# goes ahead alone, once: of the 32 in flight without it, all would be refused together.
-_CUSTOMARY = 40
 _LONGEST_CHECK = 15.0  # seconds; a request that hangs must not keep the others back
 _MINUTE = 60.0  # the period over which nearly every provider counts
 _POLL = 0.02  # seconds between looks at whether the request that went ahead is back
@@ -49,12 +46,9 @@ class RequestRate:
 
     One object serves every thread and event loop of the process. Times are of the event loops'
     clock, ``time.monotonic``.
-
-    Args:
-        checks: Whether one request goes ahead where many servers set their limit.
     """
 
-    def __init__(self, *, checks: bool = False) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held_until = 0.0
         self._next = 0.0
@@ -62,7 +56,7 @@ class RequestRate:
         self._checked_from = math.inf
         self._under_way = 0
         self._ahead: float | None = None  # when the one that goes ahead started
-        self._unchecked = _CUSTOMARY if checks else -1  # requests until one goes ahead
+        self._unchecked: int | None = None  # requests until one goes ahead; -1: it has
         self._blocked_since: float | None = None
         self._refusals = 0
         self._recent: deque[float] = deque(maxlen=4096)  # when what was accepted began
@@ -71,6 +65,16 @@ class RequestRate:
     def interval(self) -> float:
         """Seconds from one start to the next; 0 while no limit is known."""
         return self._interval
+
+    def expect(self, requests: int) -> None:
+        """Take note of the limit a minute that servers of this kind are known to have.
+
+        Where it may be reached, one request goes ahead alone, once: of the 32 in flight without
+        that, all would be refused together. A server that allows more loses two round trips.
+        """
+        with self._lock:
+            if self._unchecked is None:
+                self._unchecked = requests
 
     def delay(self, now: float) -> float:
         """Return the seconds until it is worth asking again; 0 means that a request has started."""
@@ -88,7 +92,7 @@ class RequestRate:
                 if self._ahead is not None or (check and self._under_way):
                     return _POLL
                 self._ahead = now
-            elif self._unchecked > 0:
+            elif self._unchecked is not None and self._unchecked > 0:
                 self._unchecked -= 1
             self._under_way += 1
             self._next = now + self._interval
@@ -188,7 +192,7 @@ if hasattr(os, "register_at_fork"):  # nothing of the parent's is under way in a
 
 def shared_rate(server: str, key: str) -> RequestRate:
     """Return the rate that all requests with one key to one server share."""
-    return RATES.setdefault((server, key), RequestRate(checks=True))
+    return RATES.setdefault((server, key), RequestRate())
 
 
 def _duration(text: str) -> float | None:

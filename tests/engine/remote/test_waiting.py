@@ -18,7 +18,7 @@ from .players import DIMENSIONS, nim
 
 SCALE = 40.0
 TEXTS = [f"text number {row}" for row in range(5000)]
-NIM = nim()
+NIM = nim(hosted=True)
 
 
 class Selector(selectors.DefaultSelector):
@@ -109,7 +109,7 @@ REFUSALS = {
 @pytest.mark.parametrize("window", [Sliding, Fixed])
 def test_a_limit_by_the_minute_costs_few_requests(serve, connect, caplog, window):
     double = serve(limited(window(), REFUSALS["silent"]))
-    embedder = connect(double, batch_size=50, retry=RetryPolicy())
+    embedder = connect(double, dialect="nim-hosted", retry=RetryPolicy())
     with caplog.at_level(logging.WARNING, "nimbed.remote"):
         batch = embedder.embed(TEXTS, input_type="passage")
     needed = 100
@@ -142,7 +142,7 @@ def test_a_limit_that_answers_announce_costs_no_request(serve, connect):
 
 def test_two_embedders_share_what_is_known_of_a_server(serve, connect):
     double = serve(limited(Sliding(), REFUSALS["words"]))
-    first, second = (connect(double, batch_size=50, retry=RetryPolicy()) for _ in range(2))
+    first, second = (connect(double, dialect="nim-hosted", retry=RetryPolicy()) for _ in range(2))
     first.embed(TEXTS[:2500], input_type="passage")
     second.embed(TEXTS[:1000], input_type="passage")
     assert len(double.posts) <= 77
