@@ -17,7 +17,7 @@ from nimbed.errors import BackendError, ConfigurationError, InputError, name_row
 from nimbed.quantize import dequantize_int8, quantize, signs_from_bits, slice_normalize
 from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_same_space
 
-__all__ = ["EmbeddingBatch", "Report", "concatenate"]
+__all__ = ["EmbeddingBatch", "PartialResult", "Report", "concatenate"]
 
 _INPUT_TYPES = get_args(InputType)
 _SIGNS = np.array([-1.0, 1.0], dtype=object)
@@ -250,6 +250,19 @@ def _filled(rows: NDArray[Any], objects: NDArray[Any] | None = None) -> list[lis
 def _dequantized(codes: NDArray[Any], spec: VectorSpec) -> NDArray[np.float32]:
     signed = codes if spec.embedding_type == "int8" else (codes ^ np.uint8(0x80)).view(np.int8)
     return dequantize_int8(signed, step=spec.int8_step or 0.0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PartialResult:
+    """What a call had finished when it failed, so that it need not be paid for again.
+
+    Attributes:
+        rows: The caller's row numbers of the finished inputs, ascending.
+        batch: Their vectors, in that order: ``batch.vectors[i]`` belongs to ``rows[i]``.
+    """
+
+    rows: tuple[int, ...]
+    batch: EmbeddingBatch
 
 
 def concatenate(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:

@@ -19,6 +19,10 @@ A message says what was asked, what is possible and how to mend it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nimbed.batch import PartialResult
 
 __all__ = [
     "BackendError",
@@ -113,6 +117,16 @@ class RemoteError(BackendError):
         retry_after: Seconds the server asked to wait, if it did.
         retryable: Whether the same call may succeed later.
         rows: The caller's row numbers that the failure concerns.
+        partial: What the call had finished before, or None if nothing: ``partial.rows`` are the
+            caller's row numbers, ascending, and ``partial.batch`` their vectors in that order.
+            Keep it, and embed the other rows later::
+
+                try:
+                    batch = embedder.embed(texts, input_type="passage")
+                except RemoteError as error:
+                    if error.partial is not None:
+                        store(error.partial.rows, error.partial.batch.vectors)
+                    raise
     """
 
     def __init__(
@@ -133,6 +147,7 @@ class RemoteError(BackendError):
         self.retry_after = retry_after
         self.retryable = retryable
         self.rows = tuple(rows)
+        self.partial: PartialResult | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every attribute when the error crosses a process border."""

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, UnknownModelError
+
+if TYPE_CHECKING:
+    from nimbed.remote.address import ExtraHeaders
 
 __all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
 _LOCAL = ("card", "device", "devices", "dtype", "revision", "cache_dir")
-_REMOTE = ("api_key", "dialect", "concurrency", "batch_size", "timeout")
+_REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class LoadOptions:
     card: str | ModelCard | None = None
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] | ExtraHeaders | None = field(default=None, repr=False)
     device: str = "auto"
     devices: tuple[str, ...] | None = None
     dtype: Dtype = "auto"
@@ -55,7 +59,12 @@ class LoadOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what this kind of model would ignore."""
+        """Refuse what this kind of model would ignore, and hide the values of headers."""
+        if self.headers is not None:
+            from nimbed.remote.address import ExtraHeaders
+
+            if not isinstance(self.headers, ExtraHeaders):
+                object.__setattr__(self, "headers", ExtraHeaders(self.headers))
         defaults = {each.name: each.default for each in fields(self)}
         inapplicable = _REMOTE if self.base_url is None else _LOCAL
         given = [name for name in inapplicable if getattr(self, name) != defaults[name]]
@@ -78,6 +87,7 @@ class LoadOptions:
                 self.model,
                 base_url=self.base_url,
                 api_key=self.api_key,
+                headers=self.headers,
                 dialect=self.dialect,
                 concurrency=32 if self.concurrency is None else self.concurrency,
                 batch_size=self.batch_size,
@@ -104,6 +114,7 @@ def load(
     card: str | ModelCard | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     device: str = "auto",
     devices: Sequence[str] | None = None,
     dtype: Dtype = "auto",
@@ -124,6 +135,7 @@ def load(
             against it, and then has its prompts, sizes and fingerprint.
         base_url: Address of a server that runs the model.
         api_key: The server's key; None takes it from the environment.
+        headers: Headers that a gateway before the server wants, such as ``{"x-tenant": "a"}``.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         devices: Several devices, one replica each; instead of ``device``.
         dtype: Arithmetic of a local model; ``auto`` is bfloat16 where the device is fast at it.
@@ -142,6 +154,7 @@ def load(
         card=card,
         base_url=base_url,
         api_key=api_key,
+        headers=headers,
         device=device,
         devices=None if devices is None else tuple(devices),
         dtype=dtype,

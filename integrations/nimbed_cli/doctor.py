@@ -27,7 +27,7 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The server's name for the model. Default: its only one."
+            metavar="NAME", help="The server's name for the model. Default: all that it lists."
         ),
     ] = None,
     dialect: Annotated[
@@ -67,14 +67,15 @@ def doctor(
     if base_url is None and weaviate is None:
         raise ConfigurationError("say what to examine: --base-url URL or --weaviate URL")
     if base_url is not None:
-        found[""] = _server(base_url, model, dialect, against, timeout)
+        found |= _server(base_url, model, dialect, against, timeout)
     if weaviate is not None:
         checked = _collections(weaviate, collection, grpc_port)
         if not checked:
             typer.echo("this Weaviate has no collections yet", err=True)
         found |= checked
     if as_json:
-        typer.echo(json.dumps(_facts(found), indent=2))
+        what = "model" if weaviate is None else "collection"
+        typer.echo(json.dumps(_facts(found, what), indent=2))
     else:
         for name, findings in found.items():
             _show(name, findings)
@@ -84,13 +85,16 @@ def doctor(
 
 def _server(
     base_url: str, model: str | None, dialect: str, against: str | None, timeout: float
-) -> list[Finding]:
+) -> dict[str, list[Finding]]:
     import nimbed
-    from nimbed_cli.server_check import examine
+    from nimbed_cli.server_check import examine, examine_all
 
     local = nimbed.load(against) if against is not None else None
     try:
-        return examine(base_url, model, dialect=dialect, against=local, timeout=timeout)
+        if model is None:
+            return examine_all(base_url, dialect=dialect, against=local, timeout=timeout)
+        found = examine(base_url, model, dialect=dialect, against=local, timeout=timeout)
+        return {"": found}
     finally:
         if local is not None:
             local.close()
@@ -103,10 +107,10 @@ def _collections(url: str, names: list[str] | None, grpc_port: int) -> dict[str,
         return {name: check(client, name) for name in names} if names else check_all(client)
 
 
-def _facts(found: dict[str, list[Finding]]) -> list[dict[str, str]]:
-    """Return the findings as JSON types; those of a Weaviate say which collection they concern."""
+def _facts(found: dict[str, list[Finding]], what: str) -> list[dict[str, str]]:
+    """Return the findings as JSON types, each with the model or collection that it concerns."""
     return [
-        ({"collection": name} if name else {}) | dataclasses.asdict(each)
+        ({what: name} if name else {}) | dataclasses.asdict(each)
         for name, findings in found.items()
         for each in findings
     ]

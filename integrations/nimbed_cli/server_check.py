@@ -20,7 +20,7 @@ from nimbed.findings import Finding, Verdict
 from nimbed.remote.embedder import RemoteEmbedder
 from nimbed.spec import InputType
 
-__all__ = ["examine"]
+__all__ = ["examine", "examine_all"]
 
 _TEXTS = (
     "The heart pumps blood through the lungs and back before it reaches the body.",
@@ -74,13 +74,35 @@ def examine(
         return findings
 
 
+def examine_all(
+    base_url: str, *, dialect: str = "auto", against: Embedder | None = None, timeout: float = 60.0
+) -> dict[str, list[Finding]]:
+    """Examine every model that a server lists; see :func:`examine`.
+
+    Returns:
+        The findings of each model by its name, or by an empty one where the server lists no more
+        than one.
+    """
+    with RemoteEmbedder(base_url=base_url, dialect=dialect, timeout=timeout) as embedder:
+        try:
+            names = embedder.list_models()
+        except NimbedError as error:
+            return {"": [Finding("reach", "fail", str(error))]}
+    if len(names) < 2:
+        return {"": examine(base_url, dialect=dialect, against=against, timeout=timeout)}
+    return {
+        name: examine(base_url, name, dialect=dialect, against=against, timeout=timeout)
+        for name in names
+    }
+
+
 def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
     began = time.perf_counter()
     first = embedder.embed(_TEXTS[:1], input_type="passage")
     took = time.perf_counter() - began
     card = embedder.card
     model, dialect = embedder.identify()
-    known = "" if card.architecture != "unknown" else ", of which nimbed has no card"
+    known = "" if card.architecture != "unknown" else _unknown(embedder)
     yield Finding(
         "reach",
         "ok",
@@ -88,6 +110,7 @@ def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[F
         f"the first vector came after {took * 1000:.0f} ms",
     )
     floats = np.array([first.vectors[0]])
+    yield _vectors(embedder)
     yield _roles(embedder, card)
     yield _dimensions(embedder, card, floats)
     yield _base64(embedder, floats)
@@ -95,6 +118,29 @@ def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[F
     yield from _latency(embedder)
     if against is not None:
         yield _parity(embedder, against)
+
+
+def _unknown(embedder: RemoteEmbedder) -> str:
+    """Return what to say of a model without a card: an alias of nimbed's own server has a spec."""
+    spec = embedder.find_space()
+    if spec is None:
+        return ", of which nimbed has no card: pass --model with a name that 'nimbed models' lists"
+    return f", which is {spec.model} ({spec.embedding_type}, {spec.dimensions} dimensions)"
+
+
+def _vectors(embedder: RemoteEmbedder) -> Finding:
+    """Different texts must get different vectors."""
+    rows = embedder.embed(_TEXTS, input_type="passage").floats().astype(np.float64)
+    alike = rows @ rows.T
+    most = float(alike[np.triu_indices(len(rows), 1)].max())
+    if most > _SAME:
+        return Finding(
+            "vectors",
+            "fail",
+            f"different texts get the same vector (cosine {most:.4f}): the server does not run "
+            f"the model; look at its log, and load the model again",
+        )
+    return Finding("vectors", "ok", f"different texts differ: cosine {most:.4f} at most")
 
 
 def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:

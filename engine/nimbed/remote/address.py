@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,38 @@ from urllib.parse import urlsplit
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["NVCF_HOST", "Address", "Secret", "find_key", "origin_of"]
+__all__ = [
+    "NVCF_HOST",
+    "Address",
+    "ExtraHeaders",
+    "Secret",
+    "find_key",
+    "origin_of",
+    "refuse_redirect",
+]
 
 #: Where NVIDIA's own gateway is polled for the answer of a request it has only accepted.
 NVCF_HOST = "api.nvcf.nvidia.com"
 
 _VERSION = re.compile(r"v\d+\w*")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+# They belong to the connection, or to the variable that names a proxy.
+_NOT_YOURS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 _HOST = re.compile(r"[\w.:%~-]+")
 
 
@@ -33,7 +60,9 @@ class Address:
 
     @classmethod
     def parse(cls, base_url: str) -> Address:
-        """Read a base URL, with or without ``/v1``, a trailing slash or ``/embeddings``.
+        """Read a base URL, with or without ``/v1`` or a trailing slash.
+
+        One that ends with ``/embeddings`` is where requests go, whatever stands before that.
 
         Raises:
             ConfigurationError: If it is not a plain http or https address.
@@ -58,11 +87,11 @@ class Address:
             )
         segments = [segment for segment in parts.path.split("/") if segment]
         if segments and segments[-1] == "embeddings":
-            segments.pop()
+            segments.pop()  # the whole address was written out: nothing is added
         # ai.api.nvidia.com/v1/retrieval/nvidia has its version in the middle: nothing to add.
-        if not any(_VERSION.fullmatch(segment) for segment in segments):
+        elif not any(_VERSION.fullmatch(segment) for segment in segments):
             segments.append("v1")
-        return cls(origin=origin, path="/" + "/".join(segments))
+        return cls(origin=origin, path="".join(f"/{segment}" for segment in segments))
 
     @property
     def api(self) -> str:
@@ -121,6 +150,24 @@ def origin_of(url: str) -> str:
     return f"{scheme}://{host}{port}"
 
 
+def refuse_redirect(status: int, method: str, url: str, target: str) -> str:
+    """Return why a redirect is not followed, or nothing if it is."""
+    try:
+        place = origin_of(target)
+    except ValueError:
+        place = "an invalid address"
+    why = ""
+    if method == "POST" and status not in (307, 308):
+        why = "which would turn the request into a GET"
+    elif url.startswith("https:") and not target.startswith("https:"):
+        why = "which is not encrypted"
+    elif not place.startswith(("http://", "https://")):
+        why = "which is no web address"
+    if not why:
+        return ""
+    return f"a redirect ({status}) to {place}, {why}; set base_url to the server's own address"
+
+
 class Secret:
     """A key that only :meth:`reveal` gives, never ``repr``, ``str``, a pickle or a copy."""
 
@@ -139,6 +186,10 @@ class Secret:
         """Return the key itself."""
         return self._value
 
+    def digest(self) -> str:
+        """Return what tells this key from others without showing it."""
+        return hashlib.sha256(self._value.encode("ascii")).hexdigest()
+
     def scrub(self, text: str) -> str:
         """Return the text with the key blotted out, for words that a server sent."""
         return text.replace(self._value, "***")
@@ -148,6 +199,64 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret cannot be pickled or copied; read it from the environment there")
+
+
+class ExtraHeaders:
+    """Headers for a gateway, whose values only :meth:`reveal` gives.
+
+    Args:
+        headers: Their names and values.
+
+    Raises:
+        ConfigurationError: If one cannot be sent, or belongs to the connection.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        pairs: list[tuple[str, str]] = []
+        for name, value in headers.items():
+            key, text = name.strip().lower(), value.strip()
+            if not _HEADER.fullmatch(key) or key in _NOT_YOURS:
+                raise ConfigurationError(f"the header {name!r} cannot be set; leave it out")
+            if not text.isascii() or not text.isprintable():
+                raise ConfigurationError(
+                    f"the value of the header {name!r} must be printable ASCII"
+                )
+            pairs.append((key, text))
+        self._pairs = tuple(sorted(pairs))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in lower case."""
+        return tuple(name for name, _ in self._pairs)
+
+    def reveal(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers themselves."""
+        return [(name.encode("ascii"), value.encode("ascii")) for name, value in self._pairs]
+
+    def digest(self) -> str:
+        """Return what tells these headers from others without showing them."""
+        return hashlib.sha256(repr(self._pairs).encode("ascii")).hexdigest()
+
+    def scrub(self, text: str) -> str:
+        """Return the text with the values blotted out; short ones may be any word."""
+        for _, value in self._pairs:
+            if len(value) >= 6:
+                text = text.replace(value, "***")
+        return text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExtraHeaders) and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def __repr__(self) -> str:
+        return f"ExtraHeaders({', '.join(self.names)})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("headers cannot be pickled: they may hold secrets; pass them again there")
 
 
 def find_key(

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch, Report
+from nimbed.batch import EmbeddingBatch, PartialResult, Report
+from nimbed.errors import RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
 from nimbed.quantize import quantize, slice_normalize
@@ -23,13 +24,13 @@ from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
-from nimbed.remote.rate_limit import RequestLimits, TokenEstimator
+from nimbed.remote.rate_limit import RequestLimits, TokenEstimator, apportion
 from nimbed.remote.request import RenderedInputs, modality_of_request
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import Failure
 from nimbed.spec import InputType, Truncate, VectorSpec
 
-__all__ = ["RequestPlanner", "TextBatch", "apportion", "embed_inputs", "size_of"]
+__all__ = ["RequestPlanner", "TextBatch", "embed_inputs", "size_of"]
 
 _LARGE = 50_000  # bytes
 # A check of the server's bit order costs two requests: too much for a query.
@@ -63,7 +64,8 @@ async def embed_inputs(
 
     Raises:
         ConfigurationError: If the model has no such vectors, or its role cannot reach it.
-        RemoteError: If the server failed, or refused an input.
+        RemoteError: If the server failed, or refused an input; its ``partial`` holds what was
+            finished before.
     """
     traffic = Traffic()
     await client.identify(traffic)
@@ -80,15 +82,27 @@ async def embed_inputs(
         len(items),
         spec_of=spec_of,
         estimator=client.tokens,
-        longest=card.max_tokens if card and options.truncate != "NONE" else None,
+        longest=_longest(client, options),
     )
     if len(rows) < len(items):
         result.skip(set(range(len(items))).difference(rows))
     if card is not None:
         result.fix_width(card.dimensions)
     call = _Call(client, items, rows, options, result, traffic, skip=skip, finished=finished)
-    await call.run()
+    try:
+        await call.run()
+    except RemoteError as error:
+        error.partial = result.finished(options.input_type, traffic)
+        raise
     return result.batch(options.input_type, traffic)
+
+
+def _longest(client: Client, options: EmbedOptions) -> int | None:
+    """Return the tokens at which texts may be cut, if that is known."""
+    cuts_at = client.dialect.cuts_at if client.dialect else None
+    if options.truncate == "NONE" or client.card is None:
+        return cuts_at
+    return min(client.card.max_tokens, cuts_at or client.card.max_tokens)
 
 
 class _Call:
@@ -121,6 +135,9 @@ class _Call:
         self._sees = card is not None and "image" in card.modalities
         self._packs = card is not None and options.embedding_type in ("binary", "ubinary")
         full = card is not None and options.dimensions == card.dimensions
+        # Where nothing may be cut, a server that cuts in silence must be found out.
+        dialect = client.dialect
+        self._cuts_at = dialect.cuts_at if dialect and options.truncate == "NONE" else None
         self._options = EmbedOptions(
             input_type=options.input_type,
             truncate=options.truncate,
@@ -174,6 +191,15 @@ class _Call:
             modality = modality_of_request([self._items[row] for row in batch.rows])
         outcome = await client.send(batch.texts, options, self._traffic, modality=modality)
         if isinstance(outcome, Answer):
+            if self._cuts_at is not None:
+                cut = self._result.reaching(batch, outcome, self._cuts_at)
+                if cut and len(batch) > 1:  # alone its count is exact
+                    refusals = []
+                    for part in batch.split(cut[0]):
+                        refusals += await self._embed(part, divided=True)
+                    return refusals
+                if cut:
+                    return [(batch.rows[0], _cut_in_silence(self._cuts_at))]
             self._result.place(batch, outcome)
             self._finished(len(batch))
             return []
@@ -209,6 +235,15 @@ class _Call:
             if not self._result.placed and len(refusals) >= enough:
                 break
         return refusals
+
+
+def _cut_in_silence(limit: int) -> Failure:
+    return Failure(
+        kind="refused",
+        message=f"the text has at least {limit} tokens, at which this server cuts every text "
+        f"(auto_truncate); pass truncate='END' if that is meant, or split the text",
+        positions=(0,),
+    )
 
 
 def _shortened(batch: TextBatch, failure: Failure, truncate: Truncate) -> TextBatch | None:
@@ -356,6 +391,7 @@ class _Result:
         self._longest = longest
         self._vectors: NDArray[Any] = np.empty((0, 0), np.float32)
         self._counts = np.zeros(rows, np.int32)
+        self._finished = np.zeros(rows, np.bool_)
         self._tokens: int | None = 0
         self._cut: set[int] = set()
         self._skipped: set[int] = set()
@@ -375,12 +411,38 @@ class _Result:
         if batch.rows[-1] - batch.rows[0] == len(batch) - 1:  # ascending, so without a gap
             rows = slice(batch.rows[0], batch.rows[-1] + 1)
         self._vectors[rows] = _stored(answer.vectors, spec)
+        self._finished[rows] = True
         self._counts[rows] = self._count(batch, answer.tokens)
         self.placed += len(batch)
+
+    def reaching(self, batch: TextBatch, answer: Answer, limit: int) -> list[int]:
+        """Return the positions of texts that may have been cut at a limit of tokens."""
+        if answer.tokens is None or answer.tokens < limit:
+            return []
+        if len(batch) == 1:
+            return [0]
+        estimates = [self._estimator.estimate(size) for size in batch.sizes]
+        counts = apportion(answer.tokens, estimates, most=limit)
+        return np.flatnonzero(counts > 0.75 * limit).tolist()
 
     def skip(self, rows: Iterable[int]) -> None:
         """Leave rows without a vector: zeros stand there."""
         self._skipped.update(rows)
+
+    def finished(self, input_type: InputType, traffic: Traffic) -> PartialResult | None:
+        """Return the rows that have vectors, or None if there are none."""
+        rows = np.flatnonzero(self._finished)
+        if not len(rows):
+            return None
+        whole = self.batch(input_type, traffic)
+        batch = replace(
+            whole,
+            vectors=whole.vectors[rows],
+            token_counts=whole.token_counts[rows],
+            truncated=tuple(np.flatnonzero(np.isin(rows, whole.truncated)).tolist()),
+            report=replace(whole.report, skipped=()) if whole.report else None,
+        )
+        return PartialResult(tuple(rows.tolist()), batch)
 
     def batch(self, input_type: InputType, traffic: Traffic) -> EmbeddingBatch:
         """Return everything that was collected, once the width is known."""
@@ -426,34 +488,3 @@ def _stored(vectors: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
         bits = vectors[:, : spec.width]
         return bits if spec.embedding_type == "ubinary" else (bits ^ 0x80).view(np.int8)
     return quantize(slice_normalize(vectors, spec.dimensions), spec)
-
-
-def apportion(
-    total: int, weights: Sequence[float], *, most: int | None = None
-) -> NDArray[np.int32]:
-    """Split a request's token count over its texts: whole numbers that sum to it.
-
-    A server counts tokens per request. One text gets the exact number; several share it by
-    estimate, none more than the model reads.
-
-    Args:
-        total: Tokens of the request.
-        weights: Estimated tokens of each text, positive.
-        most: Longest input of the model, if known.
-
-    Returns:
-        Array of shape (n,).
-    """
-    cap = np.inf if most is None else float(most)
-    shares = np.minimum(np.asarray(weights, np.float64), cap)
-    for _ in range(4):  # what one text cannot have, the others get
-        free = shares < cap
-        spare = total - shares[~free].sum()
-        if not free.any() or spare <= 0:
-            break
-        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
-    shares *= total / shares.sum()
-    counts = np.floor(shares).astype(np.int32)
-    left = total - int(counts.sum())
-    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
-    return counts

@@ -7,6 +7,7 @@ capabilities.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import random
@@ -19,23 +20,33 @@ import numpy as np
 
 from nimbed import cards
 from nimbed.cards import Modality, ModelCard
-from nimbed.errors import RemoteError
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
-from nimbed.remote.address import Address, Secret
+from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
-from nimbed.remote.dialects import Dialect, by_host
-from nimbed.remote.discovery import ask_dialect, ask_model, find_card
+from nimbed.remote.dialects import DIALECTS, Dialect, by_host
+from nimbed.remote.discovery import (
+    ask_dialect,
+    ask_model,
+    ask_tei,
+    find_card,
+    find_space,
+    list_models,
+)
 from nimbed.remote.http import Http, Reply, Traffic
-from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator
+from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure
+from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure, refuse_zeros
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
+from nimbed.spec import VectorSpec
 
 __all__ = ["Client"]
 
 _LOG = logging.getLogger("nimbed.remote")
 _FIRST_IN_FLIGHT = 8
 _LESSONS = 8
+_PROBE_SECONDS = 3.0
+_WORTH_TELLING = 3.0  # seconds; who waits longer is told why
 _SAME_BITS = 0.97  # of two half-precision runs of one text; a wrong bit order agrees on 0.5
 _NOTHING_KNOWN = Capabilities()
 
@@ -46,6 +57,7 @@ class Client:
     Args:
         address: Where the server is.
         key: Its key, or None.
+        headers: What a gateway wants besides.
         model: Its name for the model; None for the only one it serves.
         card: Facts about the model, if it is known.
         dialect: What it speaks; None tells it from the address or asks the server.
@@ -60,6 +72,7 @@ class Client:
         address: Address,
         *,
         key: Secret | None,
+        headers: ExtraHeaders | None = None,
         model: str | None,
         card: ModelCard | None,
         dialect: Dialect | None,
@@ -75,8 +88,10 @@ class Client:
         #: Dimensions of an unknown model's full vector, once one has come.
         self.width: int | None = None
         self.tokens = TokenEstimator()
-        self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency)
-        self.http = Http(address, key=key, timeout=timeout)
+        who = "".join(secret.digest() for secret in (key, headers) if secret is not None)
+        rate = shared_rate(address.api, who)
+        self.limiter = Limiter(first=_FIRST_IN_FLIGHT, most=concurrency, rate=rate)
+        self.http = Http(address, key=key, headers=headers, timeout=timeout)
         self._api, self._url = address.api, address.embeddings
         self._keyless = key is None
         self._batch_size = batch_size
@@ -87,6 +102,10 @@ class Client:
         self._answered = False
         self._trying_base64 = False
         self._warned = False
+        self._told_until = 0.0
+        self._unreachable = False
+        self._unsure = False
+        self._asked = 0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -107,16 +126,27 @@ class Client:
     async def identify(self, traffic: Traffic) -> None:
         """Find out what was not told: the model that is served, and the dialect."""
 
-        async def get(url: str) -> bytes | None:
+        async def need(url: str) -> bytes | None:
             return await self._get(url, traffic)
+
+        async def probe(url: str) -> bytes | None:
+            return await self._probe(url, traffic)
 
         async with self._identifying:
             if self.model is None:
-                self.model = await ask_model(self.address, get)
+                self.model = await ask_model(self.address, need)
                 self.card = find_card(self.model)
-            if self.dialect is None:
-                self.dialect = await ask_dialect(self.address, get, model=self.model)
+            # A dialect that was guessed while the server did not answer is asked for again, twice.
+            if self.dialect is None or (self._unsure and self._asked < 3):
+                self._asked += 1
+                self._unreachable = self._unsure = False
+                self.dialect = await ask_dialect(self.address, probe, model=self.model)
+            elif self.dialect is DIALECTS["tei"] and not self._asked:
+                self._asked = 1
+                self.dialect = await ask_tei(self.address, probe)
             self.http.polls = self.dialect.polls
+            if self.dialect.a_minute is not None:
+                self.limiter.rate.expect(self.dialect.a_minute)
 
     async def send(
         self,
@@ -135,7 +165,8 @@ class Client:
             modality: What the inputs are, for a model that sees: all of them, or each.
 
         Raises:
-            ConfigurationError: If the role cannot reach an asymmetric model.
+            ConfigurationError: If the role cannot reach an asymmetric model, or the server refuses
+                a field whose work nimbed cannot do itself.
         """
         tried = lessons = 0
         spent = 0.0
@@ -157,6 +188,7 @@ class Client:
                 continue
             lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
             if lesson is not None:
+                self._refuse_lesson(lesson, known, outcome, options, texts)
                 lessons += 1
                 guess = lesson
                 continue
@@ -167,7 +199,36 @@ class Client:
                 return outcome
             traffic.retries += 1
             spent += pause
-            await asyncio.sleep(pause)
+            if not outcome.limited:  # else all requests wait for their turn together
+                await asyncio.sleep(pause)
+
+    def _refuse_lesson(
+        self,
+        lesson: Capabilities,
+        known: Capabilities,
+        failure: Failure,
+        options: EmbedOptions,
+        texts: Sequence[str],
+    ) -> None:
+        """Raise if a field would be left out whose work nimbed cannot do itself.
+
+        Raises:
+            ConfigurationError: With the server's words.
+        """
+        new = lesson.refused - known.refused
+        # A server may echo a text that holds the word.
+        if "dimensions" in new and self.card is None and not _hold("dimensions", texts):
+            raise ConfigurationError(
+                f"{self.http.server} refuses dimensions={options.dimensions} of {self.model!r} "
+                f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
+                f"sizes hold it: then nimbed shortens the vectors itself"
+            )
+        if lesson.role != known.role and known.role is not None and not _hold("input_type", texts):
+            raise ConfigurationError(
+                f"{self.http.server} asks for input_type and refuses it, or drops it on the way "
+                f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
+                f"model's name"
+            )
 
     async def packs_bits(self, options: EmbedOptions, text: str, traffic: Traffic) -> bool:
         """Whether the server packs bits, and as nimbed does: most significant bit first, x > 0.
@@ -215,15 +276,29 @@ class Client:
             raise error_of(outcome, server="the server", rows=(), keyless=self._keyless)
         return outcome
 
+    async def list_models(self) -> list[str]:
+        """Return the names of the models that the server lists.
+
+        Raises:
+            RemoteError: If it cannot be reached, or refuses the key.
+        """
+        return await list_models(self.address, functools.partial(self._get, traffic=Traffic()))
+
+    async def find_space(self) -> VectorSpec | None:
+        """Return the contract that a server of nimbed's own states for the model, or None."""
+        await self.identify(Traffic())
+        probe = functools.partial(self._probe, traffic=Traffic())
+        return await find_space(self.address, probe, model=self.model or "")
+
     def error(self, failure: Failure, rows: Sequence[int]) -> RemoteError:
         """Return the error to raise for a failure that concerns some of the caller's rows."""
         return error_of(failure, server=self.http.server, rows=rows, keyless=self._keyless)
 
     async def _get(self, url: str, traffic: Traffic) -> bytes | None:
-        """Return a page of the server, or None if it has no such page.
+        """Return a page that is needed, or None if the server has no such page.
 
         Raises:
-            RemoteError: If the server cannot be reached.
+            RemoteError: If the server cannot be reached, or refuses the key.
         """
         clock = asyncio.get_running_loop().time
         began, tried = clock(), 0
@@ -234,18 +309,37 @@ class Client:
             failure = self._failure(reply)
             tried += 1
             pause = self._pause(failure, tried, clock() - began)
-            if pause is None and failure.status is not None:
+            if pause is None and failure.status is not None and not failure.about_key:
                 return None
             if pause is None:
                 raise self.error(failure, ())
             traffic.retries += 1
             await asyncio.sleep(pause)
 
+    async def _probe(self, url: str, traffic: Traffic) -> bytes | None:
+        """Return a page that would be good to have, or None: one short try.
+
+        A server that could not be reached is not asked for another page.
+        """
+        if self._unreachable:
+            return None
+        reply: Reply | Failure
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                reply = await self.http.request("GET", url, traffic=traffic)
+        except TimeoutError:
+            reply = Failure(kind="timeout", message="no answer")
+        if isinstance(reply, Reply) and reply.ok:
+            return reply.body
+        self._unreachable = isinstance(reply, Failure)
+        self._unsure = self._unsure or self._failure(reply).transient
+        return None
+
     async def _send_once(
         self, template: RequestTemplate, texts: Sequence[str], traffic: Traffic
     ) -> tuple[Answer | Failure, float]:
         """Return what came of one try, and the seconds that it took."""
-        clock = asyncio.get_running_loop().time
+        clock, rate = asyncio.get_running_loop().time, self.limiter.rate
         body = template.body(texts)
         epoch = await self.limiter.acquire()
         began = clock()
@@ -258,14 +352,44 @@ class Client:
                 outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
             else:
                 outcome = self._failure(reply)
+            now = clock()
+            if isinstance(reply, Reply):
+                hold = rate.observe(reply.headers, now, most=self._retry.max_retry_after)
+                self._tell(hold, "the server says that nothing is left of its limit")
             if isinstance(outcome, Answer):
-                self.limiter.grow(clock() - began)
+                rate.accepted(began, now)
+                self.limiter.grow(now - began)
+            elif outcome.limited:
+                told = outcome.retry_after
+                if told is not None and told > self._retry.max_retry_after:
+                    told = None
+                if told:  # everybody was told the same moment: a little spread keeps them apart
+                    told *= 1 + 0.05 * self._jitter.random()
+                wait = rate.refused(
+                    began,
+                    now,
+                    told=told,
+                    shortest=self._retry.shortest,
+                    longest=self._retry.longest,
+                )
+                self._tell(wait, outcome.message)
+                self.limiter.shed(epoch)
+                outcome = replace(outcome, hold=wait)
             elif outcome.overload:
                 hold = outcome.retry_after or 0.0
                 self.limiter.shed(epoch, hold=hold if hold <= self._retry.max_retry_after else 0.0)
         finally:
+            rate.ended(began)
             self.limiter.release()
         return outcome, clock() - began
+
+    def _tell(self, wait: float, why: str) -> None:
+        """Say that the requests to this server wait, and why, once for each wait."""
+        until = asyncio.get_running_loop().time() + wait
+        if wait < _WORTH_TELLING or until < self._told_until + 1.0:
+            return
+        self._told_until = until
+        _LOG.warning("%s: waiting %.0f s before the next request (%s)", self._api, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""
@@ -279,14 +403,9 @@ class Client:
         request_id = reply.headers.get("x-request-id")
         try:
             answer = decode(reply.body, count=count, widths=widths, packed=packed)
+            refuse_zeros(answer.vectors)
         except MalformedAnswer as error:
-            failure = Failure(
-                kind="malformed",
-                message=str(error),
-                request_id=request_id,
-                positions=error.positions,
-            )
-            return failure.scrubbed(self.http.scrub)
+            return error.failure(request_id, self.http.scrub)
         other = self._other_model(answer)
         if other is None:
             return answer
@@ -358,12 +477,22 @@ class Client:
         CAPABILITIES[self._api, self.model or ""] = capabilities
 
     def _pause(self, failure: Failure, tried: int, elapsed: float) -> float | None:
-        pause = self._retry.pause(failure, tried=tried, elapsed=elapsed, jitter=self._jitter)
+        now = asyncio.get_running_loop().time()
+        if failure.limited:  # however many requests share the wait, it is one
+            elapsed = max(elapsed, self.limiter.rate.blocked(now))
+        pause = self._retry.pause(
+            failure, tried=tried, elapsed=elapsed, jitter=self._jitter, proven=self._answered
+        )
         if pause is not None:
             _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
+            self._tell(0.0 if failure.limited else pause, failure.message)
         return pause
 
     def _identified(self) -> tuple[Dialect, str]:
         if self.dialect is None or self.model is None:
             raise RuntimeError("identify() comes before the first request")
         return self.dialect, self.model
+
+
+def _hold(word: str, texts: Sequence[str]) -> bool:
+    return any(word in text for text in texts)

@@ -35,6 +35,8 @@ class Dialect:
         images: Whether an image may be sent in place of a text.
         truncation: The fields that ask for each kind of truncation; a kind that is missing is
             done here.
+        a_minute: Requests a minute that such servers are known to allow at least.
+        cuts_at: Tokens at which the server cuts every text without a word, if it does.
         polls: Whether the server may answer 202 and be polled.
         max_items: Texts a request.
         max_tokens: Tokens a request.
@@ -49,6 +51,8 @@ class Dialect:
     modality: bool = False
     images: bool = False
     truncation: Mapping[Truncate, Fields] = field(default_factory=lambda: MappingProxyType({}))
+    a_minute: int | None = None
+    cuts_at: int | None = None
     polls: bool = False
     max_items: int = 64
     max_tokens: int = 100_000
@@ -83,6 +87,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 truncation=_NIM_TRUNCATE,
                 polls=True,
                 max_items=50,
+                a_minute=40,  # of a free account; others have more
             ),
             # A NIM behind a gateway that strips the fields OpenAI does not have.
             Dialect(name="nim-suffix", role="suffix"),

@@ -15,8 +15,17 @@ from nimbed.cards import ModelCard
 from nimbed.errors import ConfigurationError
 from nimbed.remote.address import Address
 from nimbed.remote.dialects import DIALECTS, Dialect
+from nimbed.spec import VectorSpec
 
-__all__ = ["ask_dialect", "ask_model", "find_card", "unknown_card"]
+__all__ = [
+    "ask_dialect",
+    "ask_model",
+    "ask_tei",
+    "find_card",
+    "find_space",
+    "list_models",
+    "unknown_card",
+]
 
 #: GETs a URL and returns its body, or None where there is no such page.
 Get = Callable[[str], Awaitable[bytes | None]]
@@ -43,10 +52,22 @@ async def ask_dialect(address: Address, get: Get, *, model: str | None) -> Diale
     if _object(await get(f"{address.api}/health/ready")).get("object") == "health.response":
         return DIALECTS["nim"]
     info = _object(await get(address.beside("/info")))
-    if "max_client_batch_size" in info:
-        tei, most = DIALECTS["tei"], info["max_client_batch_size"]
-        return replace(tei, max_items=most) if type(most) is int and most > 0 else tei
-    return DIALECTS["openai"]
+    return _tei(info) if "max_client_batch_size" in info else DIALECTS["openai"]
+
+
+async def ask_tei(address: Address, get: Get) -> Dialect:
+    """Return the dialect of a TEI with the limits that its own page names."""
+    return _tei(_object(await get(address.beside("/info"))))
+
+
+def _tei(info: dict[str, Any]) -> Dialect:
+    tei = DIALECTS["tei"]
+    most, longest = info.get("max_client_batch_size"), info.get("max_input_length")
+    if type(most) is int and most > 0:
+        tei = replace(tei, max_items=most)
+    if info.get("auto_truncate") is True and type(longest) is int and longest > 0:
+        tei = replace(tei, cuts_at=longest)
+    return tei
 
 
 async def ask_model(address: Address, get: Get) -> str:
@@ -55,18 +76,32 @@ async def ask_model(address: Address, get: Get) -> str:
     Raises:
         ConfigurationError: If it serves several, or does not say.
     """
-    models = [
-        str(entry["id"])
-        for entry in _models(await get(f"{address.api}/models"))
-        # An entry with another root is an adapter of that model.
-        if entry.get("id") and entry.get("root") in (None, entry["id"])
-    ]
+    models = await list_models(address, get)
     if len(models) != 1:
         some = ", ".join(map(repr, models[:5])) or "none"
         raise ConfigurationError(
             f"{address.api} lists {len(models)} models ({some}); name the one to use"
         )
     return models[0]
+
+
+async def list_models(address: Address, get: Get) -> list[str]:
+    """Return the names of the models that a server lists, without adapters of theirs."""
+    return [
+        str(entry["id"])
+        for entry in _models(await get(f"{address.api}/models"))
+        # An entry with another root is an adapter of that model.
+        if entry.get("id") and entry.get("root") in (None, entry["id"])
+    ]
+
+
+async def find_space(address: Address, get: Get, *, model: str) -> VectorSpec | None:
+    """Return the contract that a server of nimbed's own states for a name it serves, or None."""
+    spaces = _object(await get(f"{address.api}/metadata")).get("spaces")
+    try:
+        return VectorSpec.from_dict(spaces[model]) if isinstance(spaces, dict) else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _models(body: bytes | None) -> list[dict[str, Any]]:

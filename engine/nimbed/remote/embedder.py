@@ -20,7 +20,7 @@ from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.remote.address import Address, find_key
+from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
 from nimbed.remote.dialects import Dialect, named
@@ -70,6 +70,8 @@ class RemoteEmbedder(Managed):
         base_url: Address of the server, with or without ``/v1``.
         api_key: Its key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
+        headers: What a gateway wants besides, such as ``{"x-tenant": "a"}``; sent where the key
+            is sent. Like a key they do not travel in a pickle.
         dialect: ``nim``, ``nim-hosted``, ``nim-suffix``, ``openai``, ``vllm`` or ``tei``;
             ``auto`` tells it from the address or asks the server.
         served_name: The server's name for the model, where the card's id is not that.
@@ -89,6 +91,7 @@ class RemoteEmbedder(Managed):
         *,
         base_url: str,
         api_key: str | None = None,
+        headers: Mapping[str, str] | ExtraHeaders | None = None,
         dialect: str = "auto",
         served_name: str | None = None,
         on_bad_input: OnBadInput = "raise",
@@ -112,7 +115,14 @@ class RemoteEmbedder(Managed):
         self._retry = retry or RetryPolicy()
         self._concurrency = concurrency
         self._batch_size = batch_size
-        self._key = find_key(self._address, api_key, os.environ)
+        if headers is not None and not isinstance(headers, ExtraHeaders):
+            headers = ExtraHeaders(headers)
+        self._headers = headers
+        self._lost: tuple[str, ...] = ()
+        logs_in = headers is not None and "authorization" in headers.names
+        if logs_in and api_key is not None:
+            raise ConfigurationError("pass either api_key or an authorization header, not both")
+        self._key = None if logs_in else find_key(self._address, api_key, os.environ)
         self._sessions: dict[int, _Session] = {}
 
     @property
@@ -213,6 +223,18 @@ class RemoteEmbedder(Managed):
         session.run(lambda client, _: client.identify(Traffic()), lambda _: None)
         return client.model or "", client.dialect.name if client.dialect else ""
 
+    def list_models(self) -> list[str]:
+        """Return the names of the models that the server lists.
+
+        Raises:
+            RemoteError: If it cannot be reached, or refuses the key.
+        """
+        return self._session().run(lambda client, _: client.list_models(), lambda _: None)
+
+    def find_space(self) -> VectorSpec | None:
+        """Return the contract that a server of nimbed's own states for the model, or None."""
+        return self._session().run(lambda client, _: client.find_space(), lambda _: None)
+
     def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
         """Send texts once with exactly these request fields, to see what the server makes of them.
 
@@ -234,8 +256,9 @@ class RemoteEmbedder(Managed):
         return f"RemoteEmbedder({name!r}, base_url={self.base_url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the key and the connections."""
-        return {**self.__dict__, "_key": None, "_sessions": {}}
+        """Return everything but the key, the headers and the connections."""
+        lost = self._headers.names if self._headers is not None else self._lost
+        return {**self.__dict__, "_key": None, "_headers": None, "_lost": lost, "_sessions": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read the key from the environment of the process that loads the pickle."""
@@ -272,10 +295,16 @@ class RemoteEmbedder(Managed):
         process = os.getpid()
         session = self._sessions.get(process)
         if session is None:
+            if self._lost:
+                raise ConfigurationError(
+                    f"headers ({', '.join(self._lost)}) do not travel in a pickle; make the "
+                    f"embedder in the process that uses it, with headers=..."
+                )
             given = self._given.id if isinstance(self._given, ModelCard) else self._given
             client = Client(
                 self._address,
                 key=self._key,
+                headers=self._headers,
                 model=self._served_name or given,
                 card=self._known_card,
                 dialect=self._named_dialect(),

@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import h11
 
 from nimbed.errors import ConfigurationError
-from nimbed.remote.address import Address, Secret, origin_of
+from nimbed.remote.address import Address, ExtraHeaders, Secret, origin_of, refuse_redirect
 from nimbed.remote.proxies import Proxies, Proxy, ProxyError, connect_through, race_delay
 from nimbed.remote.retry import Failure
 from nimbed.version import __version__
@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,200}")
 _REDIRECTS, _REDIRECTIONS = 3, (301, 302, 303, 307, 308)
 _POLL_FIRST, _POLL_LONGEST = 0.02, 1.0
 _CONNECT, _IDLE = 10.0, 30.0  # seconds
+# What OpenSSL says of a port that answers in plain text; the words differ by its version.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 _MOST_HEADERS = 100 * 1024  # bytes
 # 2,048 vectors of 8,192 numbers as text; without an end, a broken server fills the memory.
 _MOST_BYTES = 1 << 28
@@ -118,6 +120,7 @@ class Http:
     Args:
         address: Where the server is.
         key: Its key, sent to that origin alone.
+        headers: What a gateway wants besides; they go where the key goes.
         timeout: Seconds that one request may take, answer and polling included.
         polls: Whether 202 means that the answer must be fetched.
 
@@ -126,10 +129,20 @@ class Http:
     """
 
     def __init__(
-        self, address: Address, *, key: Secret | None, timeout: float, polls: bool = False
+        self,
+        address: Address,
+        *,
+        key: Secret | None,
+        headers: ExtraHeaders | None = None,
+        timeout: float,
+        polls: bool = False,
     ) -> None:
         self._address = address
         self._key = key
+        self._extra = headers
+        more = headers.reveal() if headers is not None else []
+        names = {name for name, _ in more}
+        self._own_headers = [pair for pair in _HEADERS if pair[0].lower() not in names] + more
         self._trusted = address.trusted_origins
         self._timeout = timeout
         self.polls = polls
@@ -166,6 +179,8 @@ class Http:
         """Return the text with the key and the passwords of proxies blotted out."""
         if self._key is not None:
             text = self._key.scrub(text)
+        if self._extra is not None:
+            text = self._extra.scrub(text)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -187,17 +202,18 @@ class Http:
             if reply.status not in _REDIRECTIONS or "location" not in reply.headers:
                 return reply
             url, before = urljoin(url, reply.headers["location"]), url
-            refused = _refuse_redirect(reply.status, method, before, url)
+            refused = refuse_redirect(reply.status, method, before, url)
             if refused:
-                return refused
+                return Failure(kind="refused", message=refused, status=reply.status)
         return Failure(kind="refused", message="the server redirects in circles")
 
     async def _send(self, method: str, url: str, body: bytes | None, traffic: Traffic) -> Reply:
         target = _target(url)
-        headers = [(b"Host", target.authority), *_HEADERS]
+        trusted = target.origin in self._trusted
+        headers = [(b"Host", target.authority), *(self._own_headers if trusted else _HEADERS)]
         if body is not None:
             headers.append((b"content-type", b"application/json"))
-        if self._key is not None and target.origin in self._trusted:
+        if self._key is not None and trusted:
             headers.append((b"authorization", b"Bearer " + self._key.reveal().encode("ascii")))
         if body is not None:
             headers.append((b"Content-Length", b"%d" % len(body)))
@@ -240,6 +256,12 @@ class Http:
             kind: Literal["network", "refused"] = "refused" if error.final else "network"
             raise _HttpError(f"{proxy} {error}", kind) from None
         except (OSError, UnicodeError) as error:  # the last: a label too long
+            if any(word in str(error) for word in _NOT_TLS):
+                raise _HttpError(
+                    f"no TLS at this port{place} ({error}); if the server has none, write http:// "
+                    f"in base_url",
+                    "refused",
+                ) from None
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise _HttpError(f"cannot connect{place} ({error})") from None
             raise _HttpError(
@@ -275,25 +297,6 @@ class Http:
         if proxy is not None:
             self._secrets.update(proxy.secrets)
         return proxy
-
-
-def _refuse_redirect(status: int, method: str, url: str, target: str) -> Failure | None:
-    """Return why a redirect is not followed, if it is not."""
-    try:
-        place = origin_of(target)
-    except ValueError:
-        place = "an invalid address"
-    why = ""
-    if method == "POST" and status not in (307, 308):
-        why = "which would turn the request into a GET"
-    elif url.startswith("https:") and not target.startswith("https:"):
-        why = "which is not encrypted"
-    elif not place.startswith(("http://", "https://")):
-        why = "which is no web address"
-    if not why:
-        return None
-    message = f"a redirect ({status}) to {place}, {why}; set base_url to the server's own address"
-    return Failure(kind="refused", message=message, status=status)
 
 
 async def _open(
@@ -426,6 +429,9 @@ class _Connection(asyncio.Protocol):
                 elif not isinstance(event, h11.InformationalResponse):
                     return None  # needs more
         except h11.RemoteProtocolError as error:
+            if data[:2] == b"\x15\x03":
+                message = "the server speaks TLS at this port; write https:// in base_url"
+                return self._fail(_HttpError(message, "refused"))
             self._fail(_HttpError(f"an answer that is not HTTP ({error})"))
 
     def _answer(self) -> None:

@@ -1,16 +1,215 @@
-"""Limits that a server sets: requests in flight, and what one request may hold."""
+"""Limits that a server sets: the rate of requests, their number in flight, and their size."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
+import re
+import threading
+import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Limiter", "RequestLimits", "TokenEstimator"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "RATES",
+    "Limiter",
+    "RequestLimits",
+    "RequestRate",
+    "TokenEstimator",
+    "apportion",
+    "shared_rate",
+]
 
 _AGEING = 1.02
 _QUEUED = 3.0
+_LONGEST_CHECK = 15.0  # seconds; a request that hangs must not keep the others back
+_MINUTE = 60.0  # the period over which nearly every provider counts
+_POLL = 0.02  # seconds between looks at whether the request that went ahead is back
+_PARTS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|[dhms])")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class RequestRate:
+    """When the next request to one server may start, learnt from what the server says.
+
+    After a refusal (429) nothing starts until the wait that the server asked for is over, or else
+    for a time that doubles; then one request goes ahead, and the others follow when it has been
+    answered. If that took a second or more, the limit is one on requests in a time, which is
+    then known: those that were accepted, by the time from their first to the end of the wait.
+    From then on requests are spaced by it. Twenty without a refusal raise it by 5 %: a limit
+    that is exceeded costs three requests.
+
+    One object serves every thread and event loop of the process. Times are of the event loops'
+    clock, ``time.monotonic``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held_until = 0.0
+        self._next = 0.0
+        self._interval = 0.0
+        self._checked_from = math.inf
+        self._under_way = 0
+        self._ahead: float | None = None  # when the one that goes ahead started
+        self._unchecked: int | None = None  # requests until one goes ahead; -1: it has
+        self._blocked_since: float | None = None
+        self._refusals = 0
+        self._recent: deque[float] = deque(maxlen=4096)  # when what was accepted began
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one start to the next; 0 while no limit is known."""
+        return self._interval
+
+    def expect(self, requests: int) -> None:
+        """Take note of the limit a minute that servers of this kind are known to have.
+
+        Where it may be reached, one request goes ahead alone, once: of the 32 in flight without
+        that, all would be refused together. A server that allows more loses two round trips.
+        """
+        with self._lock:
+            if self._unchecked is None:
+                self._unchecked = requests
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until it is worth asking again; 0 means that a request has started."""
+        with self._lock:
+            ready = max(self._held_until, self._next)
+            if now < ready:
+                return ready - now
+            check = self._unchecked == 0
+            if check:
+                self._checked_from = min(self._checked_from, now)
+                if now - self._checked_from > _LONGEST_CHECK:
+                    self._unchecked, check = -1, False
+            if check or self._blocked_since is not None:
+                # To be sure of the number, what is under way must have arrived.
+                if self._ahead is not None or (check and self._under_way):
+                    return _POLL
+                self._ahead = now
+            elif self._unchecked is not None and self._unchecked > 0:
+                self._unchecked -= 1
+            self._under_way += 1
+            self._next = now + self._interval
+            return 0.0
+
+    def blocked(self, now: float) -> float:
+        """Return the seconds since the server began to refuse everything; 0 while it does not."""
+        since = self._blocked_since
+        return 0.0 if since is None else max(0.0, now - since)
+
+    def accepted(self, began: float, now: float) -> None:
+        """Take note that a request which began at a time was answered with vectors."""
+        with self._lock:
+            recent = self._recent
+            if self._ahead is not None and began >= self._ahead:
+                self._unchecked, self._ahead = -1, None
+            since = self._blocked_since
+            if since is not None and began >= since:
+                if now - since >= 1.0 and recent:
+                    self._interval = (began - recent[0]) / len(recent)
+                    self._next = max(self._next, began + self._interval)
+                self._blocked_since, self._refusals = None, 0
+                recent.clear()
+            elif since is None and self._interval and len(recent) % 20 == 19:
+                self._interval /= 1.05
+            recent.append(began)
+            while recent[0] < began - _MINUTE:
+                recent.popleft()
+
+    def refused(
+        self, began: float, now: float, *, told: float | None, shortest: float, longest: float
+    ) -> float:
+        """Take note that a request was refused for the rate, and return the seconds to wait.
+
+        Args:
+            began: When the request began.
+            now: When it was refused.
+            told: Seconds that the server asked to wait, if it did.
+            shortest: Seconds to wait after the first refusal where it did not.
+            longest: A quarter of the seconds that doubling may lead to. After the third refusal
+                the end of the minute is waited for, which is over when most limits are.
+        """
+        with self._lock:
+            self._unchecked = -1
+            if self._ahead is not None and began >= self._ahead:
+                self._ahead = None
+            late = self._blocked_since is not None and began < self._blocked_since
+            if self._blocked_since is None:
+                self._blocked_since, self._refusals = now, 0
+            if told is not None and told > 0:
+                self._held_until = max(self._held_until, now + told)
+            elif not late:
+                wait = shortest * 2.0**self._refusals
+                minute = self._recent[0] + 1.01 * _MINUTE - now if self._recent else 0.0
+                wait = minute if 2.0 <= wait < minute else min(wait, 4 * longest)
+                self._held_until = max(self._held_until, now + wait)
+            self._refusals += 0 if late else 1
+            return max(0.0, self._held_until - now)
+
+    def ended(self, began: float) -> None:
+        """Take note that a request is over, however it ended: another may go ahead now."""
+        with self._lock:
+            self._under_way -= 1
+            if self._ahead is not None and began >= self._ahead:
+                self._ahead = None
+
+    def hold(self, until: float) -> None:
+        """Let nothing start before a time."""
+        with self._lock:
+            self._held_until = max(self._held_until, until)
+
+    def observe(self, headers: Mapping[str, str], now: float, *, most: float) -> float:
+        """Read what an answer says is left, and return the seconds to wait if nothing is.
+
+        OpenAI's ``x-ratelimit-remaining-requests`` and ``x-ratelimit-reset-requests``, those for
+        tokens, ``x-ratelimit-remaining`` and ``x-ratelimit-reset``, and IETF's ``ratelimit-*``.
+        A wait of more than ``most`` seconds is not believed.
+        """
+        longest = 0.0
+        for what in ("-requests", "-tokens", ""):
+            for family in ("x-ratelimit", "ratelimit"):
+                left = headers.get(f"{family}-remaining{what}")
+                if left is not None and left.strip() in ("0", "0.0"):
+                    wait = _duration(headers.get(f"{family}-reset{what}", ""))
+                    if wait is not None and wait <= most:
+                        longest = max(longest, wait)
+        if longest:
+            self.hold(now + longest)
+        return longest
+
+
+#: What is known of the rates of servers, by address and key: all embedders of the process share it.
+RATES: dict[tuple[str, str], RequestRate] = {}
+if hasattr(os, "register_at_fork"):  # nothing of the parent's is under way in a child
+    os.register_at_fork(after_in_child=RATES.clear)
+
+
+def shared_rate(server: str, key: str) -> RequestRate:
+    """Return the rate that all requests with one key to one server share."""
+    return RATES.setdefault((server, key), RequestRate())
+
+
+def _duration(text: str) -> float | None:
+    """Return the seconds of ``12``, ``1.5s``, ``350ms``, ``1m30s`` or a time of the epoch."""
+    text = text.strip().lower()
+    parts = _PARTS.findall(text[:40])
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    if seconds > 1e11:  # milliseconds of the epoch
+        seconds /= 1000
+    if seconds > 1e9:
+        seconds -= time.time()
+    return seconds if math.isfinite(seconds) and 0 <= seconds < 86_400 else None
 
 
 class Limiter:
@@ -24,16 +223,18 @@ class Limiter:
     Args:
         first: Requests in flight at the start.
         most: Requests in flight at most.
+        rate: When the next may start; None for a rate of its own.
     """
 
-    def __init__(self, *, first: int, most: int) -> None:
+    def __init__(self, *, first: int, most: int, rate: RequestRate | None = None) -> None:
         self._limit = float(min(first, most))
         self.most = most
         self._in_flight = 0
         self._epoch = 0
         self._fastest = math.inf
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._held_until = 0.0
+        self._waiting: asyncio.Future[None] | None = None
+        self._turn = asyncio.Lock()
+        self.rate = rate or RequestRate()
 
     @property
     def limit(self) -> int:
@@ -43,22 +244,16 @@ class Limiter:
     async def acquire(self) -> int:
         """Wait for a place; return the epoch in which it was taken, for :meth:`shed`."""
         loop = asyncio.get_running_loop()
-        while True:
-            held = self._held_until - loop.time()
-            if held > 0:
-                await asyncio.sleep(held)
-            elif self._in_flight < self.limit:
-                self._in_flight += 1
-                return self._epoch
-            else:
-                place = loop.create_future()
-                self._waiting.append(place)
-                try:
-                    await place
-                except asyncio.CancelledError:
-                    if not place.cancelled():  # woken and cancelled at once: wake the next
-                        self._wake()
-                    raise
+        async with self._turn:
+            while True:
+                if self._in_flight >= self.limit:
+                    self._waiting = loop.create_future()
+                    await self._waiting
+                elif (wait := self.rate.delay(loop.time())) > 0:
+                    await asyncio.sleep(wait)
+                else:
+                    self._in_flight += 1
+                    return self._epoch
 
     def release(self) -> None:
         """Give the place back."""
@@ -84,18 +279,15 @@ class Limiter:
             hold: Seconds in which nothing more shall start.
         """
         if hold > 0:
-            self._held_until = max(self._held_until, asyncio.get_running_loop().time() + hold)
+            self.rate.hold(asyncio.get_running_loop().time() + hold)
         if epoch == self._epoch:
             self._epoch += 1
             self._limit = max(1.0, self._limit / 2)
 
     def _wake(self) -> None:
-        room = self.limit - self._in_flight
-        while self._waiting and room > 0:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                room -= 1
+        waiting = self._waiting
+        if waiting is not None and not waiting.done() and self._in_flight < self.limit:
+            waiting.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +317,34 @@ class TokenEstimator:
     def estimate(self, size: int) -> float:
         """Return the tokens of ``size`` bytes."""
         return size * self.per_byte + 2  # special tokens
+
+
+def apportion(
+    total: int, weights: Sequence[float], *, most: int | None = None
+) -> NDArray[np.int32]:
+    """Split a request's token count over its texts: whole numbers that sum to it.
+
+    A server counts tokens per request. One text gets the exact number; several share it by
+    estimate, none more than the model reads.
+
+    Args:
+        total: Tokens of the request.
+        weights: Estimated tokens of each text, positive.
+        most: Longest input of the model, if known.
+
+    Returns:
+        Array of shape (n,).
+    """
+    cap = np.inf if most is None else float(most)
+    shares = np.minimum(np.asarray(weights, np.float64), cap)
+    for _ in range(4):  # what one text cannot have, the others get
+        free = shares < cap
+        spare = total - shares[~free].sum()
+        if not free.any() or spare <= 0:
+            break
+        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
+    shares *= total / shares.sum()
+    counts = np.floor(shares).astype(np.int32)
+    left = total - int(counts.sum())
+    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
+    return counts

@@ -90,7 +90,8 @@ def compose(
         modality: What the inputs are, for a model that sees: all of them, or each.
 
     Raises:
-        ConfigurationError: If the role cannot reach an asymmetric model, or an image the server.
+        ConfigurationError: If the role cannot reach an asymmetric model, an image the server, or
+            the dimensions a model without a card.
     """
     mode = known.role or dialect.role
     if modality not in (None, "text") and not (dialect.images and mode == "field"):
@@ -120,6 +121,12 @@ def compose(
         fields["modality"] = modality if isinstance(modality, str) else list(modality)
     fields.update(dialect.truncation.get(options.truncate, {}))
     fields = {name: value for name, value in fields.items() if name not in known.refused}
+    if options.dimensions is not None and card is None and "dimensions" not in fields:
+        raise ConfigurationError(
+            f"this server has no field for dimensions={options.dimensions}, and of {model!r} no "
+            f"card is known; leave dimensions out, or pass a ModelCard whose matryoshka sizes "
+            f"hold it: then nimbed shortens the vectors itself"
+        )
     return RequestTemplate(
         prefix=prefix,
         fields=fields,

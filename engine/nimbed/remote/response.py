@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.remote.retry import Failure, requested_wait
+from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
     "Answer",
@@ -28,6 +28,7 @@ __all__ = [
     "from_base64",
     "from_json",
     "read_failure",
+    "refuse_zeros",
 ]
 
 _LONGEST = 500  # characters of a server's message
@@ -38,11 +39,42 @@ _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 
 class MalformedAnswer(ValueError):
-    """An answer without usable vectors; ``.positions`` are the inputs concerned, if not all."""
+    """An answer without usable vectors.
 
-    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+    Attributes:
+        positions: The inputs concerned, if not all.
+        lasting: Whether the next answer will most likely be the same.
+        status: The HTTP status that the answer should have had, if it names one.
+        code: The server's error code or type.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        positions: Sequence[int] = (),
+        *,
+        lasting: bool = False,
+        status: int | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.positions = tuple(positions)
+        self.lasting = lasting
+        self.status = status
+        self.code = code
+
+    def failure(self, request_id: str | None, scrub: Callable[[str], str]) -> Failure:
+        """Return what became of the request."""
+        made = Failure(
+            kind="status" if self.status else "malformed",
+            message=str(self),
+            status=self.status,
+            code=self.code,
+            request_id=request_id,
+            positions=self.positions,
+            lasting=self.lasting,
+        ).scrubbed(scrub)
+        return replace(made, message=made.message[:_LONGEST])
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -82,12 +114,17 @@ def decode(
     try:
         answer = from_json(body)
     except (ValueError, RecursionError) as error:
+        if body.lstrip()[:1] == b"<":
+            words = _words(body)[0][:200]
+            raise MalformedAnswer(
+                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
+            ) from None
         raise MalformedAnswer(
             f"an answer of {len(body)} bytes that is not JSON ({error})"
         ) from None
     items = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise MalformedAnswer("an answer without a list of data")
+        raise _disguised(answer)
     ordered = _in_order(items, count)
     as_text = isinstance(ordered[0], str)
     vectors: NDArray[Any]
@@ -107,13 +144,40 @@ def decode(
     )
 
 
+def _disguised(answer: Any) -> MalformedAnswer:
+    """Return the error that an answer without vectors is: gateways send errors with status 200."""
+    if isinstance(answer, dict) and "data" not in answer:
+        message, code, _, facts = _words_of(answer)
+        if message:
+            number = facts.get("code") or facts.get("status")
+            known = isinstance(number, int) and 400 <= number < 600
+            return MalformedAnswer(message, status=number if known else None, code=code)
+    return MalformedAnswer("an answer without a list of data")
+
+
+def refuse_zeros(vectors: NDArray[Any]) -> None:
+    """Refuse vectors of zeros alone: no model gives them, and no database can compare them.
+
+    Raises:
+        MalformedAnswer: If there are any.
+    """
+    if vectors.dtype == np.float32 and not vectors[:, 0].all():  # 2 us where there are none
+        zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+        if zero:
+            raise MalformedAnswer("a vector of zeros alone", zero, lasting=True)
+
+
 def _in_order(items: list[Any], count: int) -> list[Any]:
-    """Return the embeddings by index, which must be exactly 0 to count - 1."""
+    """Return the embeddings by index, which must be exactly 0 to count - 1.
+
+    Where no item has an index, they are in the order of the inputs.
+    """
     if len(items) != count:
         raise MalformedAnswer(f"{len(items)} vectors for {count} inputs")
     ordered: list[Any] = [None] * count
-    for item in items:
-        index = item.get("index") if isinstance(item, dict) else None
+    bare = not any(isinstance(item, dict) and "index" in item for item in items)
+    for place, item in enumerate(items):
+        index = item.get("index", place if bare else None) if isinstance(item, dict) else None
         if type(index) is not int or not 0 <= index < count:
             raise MalformedAnswer(f"a vector with index {index!r} for {count} inputs")
         if ordered[index] is not None:
@@ -187,11 +251,15 @@ def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:
 def _check_width(width: int, widths: Collection[int], position: int) -> None:
     if width < 1 or (widths and width not in widths):
         promised = " or ".join(map(str, sorted(widths))) or "at least 1"
-        raise MalformedAnswer(f"vectors of width {width} where {promised} was promised", [position])
+        raise MalformedAnswer(
+            f"vectors of width {width} where {promised} was promised", [position], lasting=True
+        )
 
 
 def _two_widths(width: int, first: int, position: int) -> MalformedAnswer:
-    return MalformedAnswer(f"vectors of width {first} and {width} in one answer", [position])
+    return MalformedAnswer(
+        f"vectors of width {first} and {width} in one answer", [position], lasting=True
+    )
 
 
 def _finite(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -224,7 +292,7 @@ def read_failure(
         body: Its body: JSON of half a dozen shapes, HTML, or nothing.
         scrub: Blots secrets out, should the server echo them.
     """
-    message, code, param = _words(body)
+    message, code, param, facts = _words(body)
     named = _NAMED.search(message)
     failure = Failure(
         kind="status",
@@ -235,21 +303,41 @@ def read_failure(
         request_id=headers.get("x-request-id")
         or headers.get("nvcf-reqid")
         or headers.get("request-id"),
-        retry_after=requested_wait(headers),
+        retry_after=_wait(status, headers, message, facts),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "")),
         positions=(int(named[1]),) if named else (),
+        # A gateway's page (502 to 504) goes when its server comes; any other will stay.
+        lasting=status == 500 and body.lstrip()[:1] == b"<",
     ).scrubbed(scrub)
     # Cut only now: of a secret at the border, half would be left.
     return replace(failure, message=failure.message[:_LONGEST])
 
 
-def _words(body: bytes) -> tuple[str, str | None, str | None]:
-    """Return message, code and field name from a body of any shape."""
+def _wait(
+    status: int, headers: Mapping[str, str], message: str, facts: Mapping[str, Any]
+) -> float | None:
+    """Return the seconds to wait that a server names in its headers, its words or a field."""
+    wait = requested_wait(headers)
+    if wait is not None or status not in (429, 503, 529):
+        return wait
+    for name in ("retry_after", "retryAfter", "retry_after_seconds"):
+        value = facts.get(name)
+        if isinstance(value, (int, float)) and 0 < value < 1e6:
+            return float(value)
+    return wait_in_words(message)
+
+
+def _words(body: bytes) -> tuple[str, str | None, str | None, Mapping[str, Any]]:
+    """Return message, code, field name and all facts from a body of any shape."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         text = _TAG.sub(" ", body[:_READ].decode("utf-8", "replace"))
-        return " ".join(text.split()), None, None
+        return " ".join(text.split()), None, None, {}
+    return _words_of(content)
+
+
+def _words_of(content: Any) -> tuple[str, str | None, str | None, Mapping[str, Any]]:
     outer = content if isinstance(content, dict) else {"message": content}
     inner = outer.get("error")
     facts: dict[str, Any] = {**outer, **inner} if isinstance(inner, dict) else outer
@@ -263,7 +351,7 @@ def _words(body: bytes) -> tuple[str, str | None, str | None]:
     )
     code = next((str(facts[name]) for name in ("code", "type") if facts.get(name)), None)
     param = facts.get("param")
-    return message, code, param if isinstance(param, str) else None
+    return message, code, param if isinstance(param, str) else None, facts
 
 
 def _flat(value: Any) -> str:

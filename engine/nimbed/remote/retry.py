@@ -1,12 +1,14 @@
 """Failed requests: whether and when to try again, and the error that the caller gets at the end.
 
-The rules are those of openai-python 3.52, with a deadline.
+The rules began as those of openai-python 3.52. What passes by waiting is waited for until a
+deadline; what does not pass by waiting ends after one or two tries.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +17,33 @@ from typing import Literal
 
 from nimbed.errors import ConfigurationError, InputError, OverloadedError, RemoteError, name_rows
 
-__all__ = ["Failure", "RejectedInputError", "RetryPolicy", "error_of", "requested_wait"]
+__all__ = [
+    "Failure",
+    "RejectedInputError",
+    "RetryPolicy",
+    "error_of",
+    "requested_wait",
+    "wait_in_words",
+]
 
 # A spent quota does not come back by waiting, whatever its status says.
+_OUR_RETRIES = 8
+_KEY = re.compile(
+    r"(invalid|incorrect|wrong|missing|expired|revoked|unknown|bad|no) "
+    r"(api[ _-]?key|access[ _-]?token|auth\w* token|bearer|credentials?|subscription key)"
+    r"|(api[ _-]?key|credentials?|access token)( \S+)? (is|was|not|are) ?"
+    r"(not )?(invalid|incorrect|valid|missing|expired|found|provided|required|recognized)"
+    r"|invalid[_-]api[_-]key|api[_-]key[_-]invalid|invalid[_-]authentication"
+    r"|\bunauthori[sz]ed\b|\bunauthenticated\b|authentication (failed|error|required)",
+    re.IGNORECASE,
+)
+# "Please try again in 6m0s", "retry in 41 s", "wait 3 minutes", "retry after 20 seconds"
+_WAIT = re.compile(
+    r"\b(?:retry|again|wait|available|resets?)\b[^.\d]{0,30}?"
+    r"(?=\d)(?:(?P<m>\d{1,4})\s?m(?:in(?:ute)?s?)?(?![a-z])[\s,]?(?:and )?)?"
+    r"(?:(?P<n>\d{1,6}(?:\.\d{1,9})?)\s?(?P<unit>ms|milliseconds?|s|secs?|seconds?)(?![a-z\d]))?",
+    re.IGNORECASE,
+)
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "credits")
 _HINTS: Mapping[int, str] = {
     401: "check the api key",
@@ -48,6 +74,9 @@ class Failure:
         retry_after: Seconds the server asks to wait.
         should_retry: What ``x-should-retry`` says, if it is there.
         positions: Which inputs of the request are concerned, where that is known.
+        lasting: Whether it will most likely be the same at the next try: the wrong place, or a
+            server that answers something else.
+        hold: Seconds for which all requests to the server now wait, after a refusal for the rate.
     """
 
     kind: Literal["status", "timeout", "network", "malformed", "refused"]
@@ -59,6 +88,22 @@ class Failure:
     retry_after: float | None = None
     should_retry: bool | None = None
     positions: tuple[int, ...] = ()
+    lasting: bool = False
+    hold: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether requests came faster than the server allows."""
+        return self.status == 429
+
+    @property
+    def about_key(self) -> bool:
+        """Whether the key is refused, whatever the status: gateways answer 400 and 500 too."""
+        if self.status in (401, 403):
+            return True
+        said = f"{self.code or ''} {self.message}"
+        from_server = self.kind in ("status", "malformed") and self.status != 429
+        return from_server and bool(_KEY.search(said[:1000]))
 
     @property
     def overload(self) -> bool:
@@ -72,6 +117,8 @@ class Failure:
             return False
         if self.should_retry is not None:
             return self.should_retry
+        if self.status in (501, 505) or self.about_key:
+            return False
         if self.kind != "status":
             return self.kind != "refused"
         return self.status in (408, 409, 429) or (self.status or 0) >= 500
@@ -79,7 +126,9 @@ class Failure:
     @property
     def about_input(self) -> bool:
         """Whether the inputs may be to blame, so that a part of them may still pass."""
-        if self.kind != "status":
+        if self.kind == "refused":  # by us, and an input is to blame where one is named
+            return bool(self.positions)
+        if self.kind != "status" or self.about_key:
             return False
         # A 5xx marked as final is how a server reports an input that exhausts its memory.
         final = self.should_retry is False and (self.status or 0) >= 500
@@ -101,16 +150,19 @@ class RetryPolicy:
     """When to try again, and how often.
 
     Attributes:
-        retries: Tries after the first.
+        retries: Tries after the first, whatever the fault. If None, waiting is a matter of time: an
+            overload, a rate limit, a gateway without its server or a late answer is waited for
+            until the deadline; a fault that waiting will not mend, or of a server that has never
+            answered, is tried once more; any other eight times.
         deadline: Seconds that one request may take, with all its retries; the wait for its turn
-            does not count.
+            counts while the server refuses everything.
         shortest: Seconds before the first retry; doubled for each further one.
         longest: Longest pause that doubling leads to, in seconds.
         max_retry_after: Longest pause that a server may ask for, in seconds; a longer one is an
             error.
     """
 
-    retries: int = 8
+    retries: int | None = None
     deadline: float = 300.0
     shortest: float = 0.5
     longest: float = 8.0
@@ -119,11 +171,17 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         """Refuse a policy that could not be followed."""
         times = (self.deadline, self.shortest, self.longest, self.max_retry_after)
-        if self.retries < 0 or not all(math.isfinite(t) and t >= 0 for t in times):
+        if (self.retries or 0) < 0 or not all(math.isfinite(t) and t >= 0 for t in times):
             raise ConfigurationError("a retry policy needs finite times and counts of at least 0")
 
     def pause(
-        self, failure: Failure, *, tried: int, elapsed: float, jitter: random.Random
+        self,
+        failure: Failure,
+        *,
+        tried: int,
+        elapsed: float,
+        jitter: random.Random,
+        proven: bool = True,
     ) -> float | None:
         """Return how many seconds to wait before trying again, or None to give up.
 
@@ -132,19 +190,31 @@ class RetryPolicy:
             tried: Tries that failed so far, this one included.
             elapsed: Seconds since the first of them began.
             jitter: Where chance comes from.
+            proven: Whether the server has answered before.
         """
-        if tried > self.retries or not failure.transient:
+        if tried > self._retries(failure, proven=proven) or not failure.transient:
             return None
         requested = failure.retry_after
         if requested is not None and requested > self.max_retry_after:
             return None
-        if requested is not None and requested > 0:
+        if failure.hold is not None:
+            pause = failure.hold
+        elif requested is not None and requested > 0:
             # Everybody was told the same moment: a little spread keeps the herd apart.
             pause = requested * (1 + 0.05 * jitter.random())
         else:
-            pause = min(self.shortest * 2.0 ** (tried - 1), self.longest)
+            pause = min(self.shortest * 2.0 ** min(tried - 1, 60), self.longest)
             pause *= 1 - 0.25 * jitter.random()
         return pause if elapsed + pause < self.deadline else None
+
+    def _retries(self, failure: Failure, *, proven: bool) -> float:
+        if self.retries is not None:
+            return self.retries
+        if failure.lasting or (not proven and failure.kind in ("network", "malformed")):
+            return 1
+        if failure.overload or failure.status in (408, 502, 504):
+            return math.inf
+        return _OUR_RETRIES
 
 
 def requested_wait(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
@@ -168,6 +238,16 @@ def requested_wait(headers: Mapping[str, str], *, now: float | None = None) -> f
     return max(0.0, date - (time.time() if now is None else now))
 
 
+def wait_in_words(message: str) -> float | None:
+    """Return the seconds that a server's words ask to wait, as in "retry in 41 s"."""
+    for found in _WAIT.finditer(message[:1000]):
+        if not (found["m"] or found["n"]):
+            continue
+        scale = 0.001 if (found["unit"] or "").lower().startswith("m") else 1.0
+        return 60.0 * int(found["m"] or 0) + scale * float(found["n"] or 0)
+    return None
+
+
 def _number(text: str | None) -> float | None:
     try:
         number = float(text) if text is not None else None
@@ -188,7 +268,9 @@ def error_of(failure: Failure, *, server: str, rows: Sequence[int], keyless: boo
     status = f"[{failure.status}] " if failure.status else ""
     where = f" ({name_rows(rows)})" if rows else ""
     hint = _HINTS.get(failure.status or 0, "")
-    if keyless and failure.status in (401, 403):
+    if failure.about_key and failure.status != 403:
+        hint = _HINTS[401]
+    if keyless and failure.about_key:
         hint = (
             "no api key was sent: pass api_key, or set NIMBED_API_KEY (NVIDIA_API_KEY for "
             "NVIDIA's own hosts); a key given as an argument does not travel in a pickle"

@@ -10,6 +10,7 @@ import pytest
 from nimbed.cards import ModelCard
 from nimbed.remote.capabilities import CAPABILITIES
 from nimbed.remote.embedder import RemoteEmbedder
+from nimbed.remote.rate_limit import RATES
 from nimbed.remote.retry import RetryPolicy
 
 from .double import Double, Handler
@@ -37,6 +38,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     yield
     CAPABILITIES.clear()
+    RATES.clear()
 
 
 @pytest.fixture

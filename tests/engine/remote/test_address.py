@@ -38,6 +38,20 @@ def test_a_path_is_kept_and_a_version_added_only_where_there_is_none(base_url, e
 
 
 @pytest.mark.parametrize(
+    ("base_url", "info"),
+    [
+        ("https://gateway.example/openai/embeddings", "https://gateway.example/info"),
+        ("http://localhost:9000/embeddings/", "http://localhost:9000/info"),
+        ("http://localhost/api/v3/embeddings", "http://localhost/api/info"),
+    ],
+)
+def test_an_address_that_was_written_out_is_final(base_url, info):
+    address = Address.parse(base_url)
+    assert address.embeddings == base_url.rstrip("/")
+    assert address.beside("/info") == info
+
+
+@pytest.mark.parametrize(
     "base_url",
     [
         "localhost:8000",

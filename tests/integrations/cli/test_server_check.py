@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from tests.engine.remote.conftest import no_keys, serve
-from tests.engine.remote.double import answer, error, vector, vectors
-from tests.engine.remote.players import DIMENSIONS, E5, nim, openai, plain, tei, vllm
+from tests.engine.remote.double import answer, as_json, error, vector, vectors
+from tests.engine.remote.players import DIMENSIONS, E5, listing, nim, openai, plain, tei, vllm
 
 from nimbed import cards
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FakeEmbedder
-from nimbed_cli.server_check import examine
+from nimbed_cli.server_check import examine, examine_all
 
 __all__ = ["no_keys", "serve"]  # fixtures
 
@@ -126,3 +126,50 @@ def test_a_server_that_cannot_embed_is_one_failed_finding(serve):
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(ConfigurationError):
         examine("localhost:8000", E5)
+
+
+def test_a_refused_key_is_called_one_where_the_model_is_asked_for(serve):
+    double = serve(lambda request: error("no such key", 401))
+    (finding,) = examine(double.url)
+    assert "[401] no such key" in finding.detail
+    assert "no api key was sent" in finding.detail
+    assert examine_all(double.url)[""][0].detail == finding.detail
+
+
+def test_every_model_of_a_server_is_examined(serve):
+    inner = plain(24)
+
+    def handle(request):
+        return listing("house/a", "house/b") if request.path == "/v1/models" else inner(request)
+
+    found = examine_all(serve(handle).url, dialect="nim")
+    assert list(found) == ["house/a", "house/b"]
+    for findings in found.values():
+        assert by_name(findings)["reach"].verdict == "ok"
+
+
+def test_different_texts_with_one_vector_are_found_out(serve):
+    double = serve(lambda request: answer(vectors(["same"] * len(request.texts), DIMENSIONS)))
+    finding = by_name(examine(double.url, E5, dialect="nim"))["vectors"]
+    assert finding.verdict == "fail"
+    assert "different texts get the same vector" in finding.detail
+
+
+def test_zeros_are_found_out(serve):
+    double = serve(lambda request: answer(0 * vectors(request.texts, DIMENSIONS)))
+    (finding,) = examine(double.url, E5, dialect="nim")
+    assert finding.verdict == "fail"
+    assert "zeros" in finding.detail
+
+
+def test_an_alias_of_nimbeds_own_server_is_known_by_its_spec(serve):
+    inner = plain(DIMENSIONS)
+    spec = cards.find(E5).spec()
+
+    def handle(request):
+        if request.path == "/v1/metadata":
+            return as_json({"version": "1", "spaces": {"bits": spec.to_dict()}})
+        return inner(request)
+
+    finding = by_name(examine(serve(handle).url, "bits", dialect="nim"))["reach"]
+    assert f"serves bits, which is {E5} (float, 1024 dimensions)" in finding.detail
