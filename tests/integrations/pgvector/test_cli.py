@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import nimbed
 from nimbed import FakeEmbedder
-from nimbed.errors import NimbedError
+from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.fake import FAKE_CARD
 from nimbed_cli.load import load
 from nimbed_cli.search import search
@@ -165,3 +165,10 @@ def test_the_embedded_database_needs_no_dsn(server_dsn: str, open_folder: Path) 
     found = typed("search", "--embedded", data, "--table", "t", "what?", "-k", "2", "--json")
     assert len(found.output.splitlines()) == 2
     assert not (open_folder / "data" / "postmaster.pid").exists()  # stopped with its last user
+
+
+def test_a_search_makes_no_database(server_dsn: str, open_folder: Path) -> None:
+    done = typed("search", "--embedded", str(open_folder / "typo"), "--table", "t", "what?")
+    assert isinstance(done.exception, ConfigurationError)
+    assert "there is no database in" in str(done.exception)
+    assert not list(open_folder.iterdir())
