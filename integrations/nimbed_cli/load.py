@@ -72,12 +72,13 @@ def load(
     """
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
+    from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
     *dsn, source = arguments
     listed = rejects or Path(f"{table}.rejects.jsonl")
-    if listed.resolve() == Path(source).resolve():
+    if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )

@@ -6,7 +6,7 @@ import gzip
 import os
 import sys
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast, get_args
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "check_exists",
     "is_rereadable",
+    "is_source",
     "kind_of",
     "lines",
     "name_of",
@@ -84,6 +85,31 @@ def check_exists(source: Source) -> None:
             raise InputError(f"{str(path)!r} is a folder, expected a file")
         if not path.exists():
             raise InputError(f"there is no file {str(path)!r}")
+
+
+def is_source(target: Path, sources: Iterable[Source | None]) -> bool:
+    """Return whether a path is one of the files that are read.
+
+    It may have another name there, or be redirected to standard input.
+    """
+    sources = list(sources)
+    named = [Path(each) for each in sources if isinstance(each, (str, os.PathLike))]
+    if target.resolve() in (path.resolve() for path in named):
+        return True
+    read = filter(None, map(_facts, sources))
+    return target.exists() and any(os.path.samestat(target.stat(), facts) for facts in read)
+
+
+def _facts(source: Source | None) -> os.stat_result | None:
+    """Return what tells a source's file from others, or None if it has none."""
+    try:
+        if source is None:
+            return None
+        if isinstance(source, (str, os.PathLike)):
+            return os.fstat(sys.stdin.fileno()) if source == _STDIN else os.stat(source)
+        return os.fstat(source.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @contextmanager
