@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,7 +142,7 @@ def _load_vectors(
             return None
     with open_embedded(source) as file:
         return target.load_embedded(
-            file.parts(),
+            ((list(_with_nulls(rows)), vectors) for rows, vectors in file.parts()),
             file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
@@ -159,15 +160,28 @@ def _load_texts(
     common: dict[str, Any],
 ) -> JobReport:
     from nimbed.files import read_rows
+    from nimbed.files.sources import kind_of
 
     total = _row_count(source, kind)
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
-        rows,
+        _with_nulls(rows) if kind_of(source, kind) == "parquet" else rows,
         truncate=truncate,  # a word of the engine's, which checks it
         on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
+
+
+def _with_nulls(rows: Iterable[Any]) -> Iterator[Any]:
+    """Yield the rows of a typed file with null where a field is NaN, which JSON has not."""
+    from nimbed.rows import Row, without_nan
+
+    for row in rows:
+        if isinstance(row, Row) and any(
+            isinstance(value, (float, list, dict)) for value in row.columns.values()
+        ):
+            row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
+        yield row
 
 
 def _row_count(source: str, kind: str | None) -> int:

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from datetime import time as dt_time
+from decimal import Decimal
 from itertools import chain, repeat
 from typing import Any
 
+import numpy as np
 from psycopg import errors, sql
 from xxhash import xxh3_128_digest
 
@@ -70,20 +76,38 @@ _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
 _JSONB_VERSION = b"\x01"
 _length = struct.Struct(">i").pack
-# Dates and decimals of typed files become text; NaN would be refused by jsonb. Making an encoder
-# takes as long as encoding a row with it.
+
+
+def _plain(value: object) -> object:
+    """Return what JSON says of a value of a typed file or of a script.
+
+    Raises:
+        TypeError: If nothing that could be searched for, such as bytes or a set.
+    """
+    if isinstance(value, (date, dt_time, timedelta, np.datetime64, np.timedelta64)):
+        return str(value)
+    if isinstance(value, (Decimal, uuid.UUID, os.PathLike)):
+        return str(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+# NaN would be refused by jsonb. Making an encoder takes as long as encoding a row with it.
 _encode_json = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, sort_keys=True, default=str
+    ensure_ascii=False, allow_nan=False, sort_keys=True, default=_plain
 ).encode
 # Stands between the rows that are encoded together; random, so no row can hold it.
 _MARK = uuid.uuid4().hex
 # The next batch goes in while the disk writes this one. A crash of the server may take back the
 # last moments' batches, whole; a rerun brings them back, and _make_durable waits for all of them.
-# The encoding is that of our bytes, whatever PGCLIENTENCODING says.
+# The encoding is that of our bytes, whatever PGCLIENTENCODING says. A limit for a web page's
+# statements would stop a batch, each time anew.
 _SETTINGS = Query(
     sql.SQL(
         "SELECT set_config('synchronous_commit', 'off', true),"
-        " set_config('client_encoding', 'UTF8', true)"
+        " set_config('client_encoding', 'UTF8', true),"
+        " set_config('statement_timeout', '0', true)"
     )
 )
 
@@ -101,6 +125,7 @@ class TableSink:
         self.run = run
         self.table = table
         self.source = source
+        self._copies = True  # straight into the table
 
     def encode(self, batch: EmbeddingBatch) -> list[bytes]:
         """Return the fields of each row's vectors."""
@@ -129,9 +154,11 @@ class TableSink:
         self.run(_make_durable())
 
     def _stored(self, numbers: Sequence[int], rows: bytes, *, replace: bool) -> int:
-        if not replace:
+        if not replace and self._copies:
             try:
                 return self.run(_copy_new(self.table, self.source, [(numbers, rows)]))
+            except errors.FeatureNotSupported:
+                self._copies = False  # a policy for rows holds for INSERT, and forbids COPY
             except (errors.UniqueViolation, errors.DeadlockDetected):
                 pass  # another loader, or an earlier run, was faster with one of these ids
         for attempt in range(_ATTEMPTS - 1):
@@ -217,8 +244,8 @@ def fill(
         taken: list[Passages] = []
         try:
             stored = sink.run(_copy_new(sink.table, sink.source, transaction(taken)))
-        except (errors.UniqueViolation, errors.DeadlockDetected):
-            alone = False  # another loader is at work here
+        except (errors.UniqueViolation, errors.DeadlockDetected, errors.FeatureNotSupported):
+            alone = False  # another loader is at work here, or a policy for rows forbids COPY
             stored = sum(sink.storing(passages, replace=True)().stored for passages in taken)
         report.loaded += stored
         report.unchanged += sum(map(len, taken)) - stored
@@ -271,10 +298,11 @@ def _add(
     if fault:
         return Reject(row.number, None, fault)
     name = str(key)
+    kept = _kept(row.columns, fields)
     try:
-        metadata = _encode_json(_kept(row.columns, fields)).encode()
+        metadata = _encode_json(kept).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Reject(row.number, name, f"the metadata is not JSON: {error}")
+        return Reject(row.number, name, f"the metadata is not JSON: {_blame(kept, error)}")
     fault = text_fault(row.text)
     if fault:
         return Reject(row.number, name, fault)
@@ -338,6 +366,17 @@ def _kept(columns: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str,
     if fields is None:
         return columns if isinstance(columns, dict) else dict(columns)
     return {k: columns[k] for k in fields if k in columns}
+
+
+def _blame(kept: Mapping[str, Any], error: Exception) -> str:
+    """Return which field is to blame for an error, and why."""
+    for name, value in kept.items():
+        try:
+            _encode_json(value)
+        except (ValueError, TypeError, RecursionError) as fault:
+            nan = isinstance(value, float) and not math.isfinite(value)
+            return f"the field {name!r} is {value}" if nan else f"the field {name!r}: {fault}"
+    return str(error)
 
 
 def _storage_fault(key: bytes, text: bytes, metadata: bytes) -> str | None:
@@ -418,13 +457,14 @@ def _merge(table: Table, source: str, numbers: Sequence[int], rows: bytes) -> Pr
     """Store passages, replacing those with the same id and other content; return how many."""
     staging = sql.Identifier("nimbed_staging")
     yield _SETTINGS
+    names = _column_names(table)
     yield Query(
-        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(
-            staging, table.identifier
-        )
+        # Our own columns: what else the table has is filled by its defaults.
+        sql.SQL(
+            "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+        ).format(staging, sql.SQL(", ").join(map(sql.Identifier, names)), table.identifier)
     )
     yield Copy(_copy_statement(staging, table), (_COPY_HEADER, rows, _COPY_END))
-    names = _column_names(table)
     merged = yield Query(
         # Locks are taken in the order of ids, so two loaders cannot wait for each other.
         sql.SQL(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import os
 import re
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -25,7 +24,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.files.arrow import VECTOR_FIELD, FileContract, arrow
 from nimbed.files.parquet import Carried, ParquetWriter
-from nimbed.rows import Row
+from nimbed.rows import Row, without_nan
 
 if sys.platform != "win32":
     import fcntl
@@ -142,7 +141,7 @@ def _dumps(record: dict[str, Any]) -> str:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:  # NaN or infinity, which parquet has and JSON has not
-        return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(without_nan(record), ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _plain(value: object) -> object:
@@ -151,16 +150,6 @@ def _plain(value: object) -> object:
         return base64.b64encode(value).decode()
     isoformat = getattr(value, "isoformat", None)
     return str(value) if isoformat is None else isoformat()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in cast(dict[str, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in cast(list[Any], value)]
-    return value
 
 
 class NpyWriter:

@@ -172,3 +172,27 @@ def test_a_search_makes_no_database(server_dsn: str, open_folder: Path) -> None:
     assert isinstance(done.exception, ConfigurationError)
     assert "there is no database in" in str(done.exception)
     assert not list(open_folder.iterdir())
+
+
+@pytest.mark.parametrize("embedded_before", [False, True])
+def test_nan_in_a_typed_file_is_null(dsn: str, embedded_before: bool) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    from nimbed.files import embed_file
+
+    scores, many = [0.5, float("nan"), float("inf")], [[1.0], [float("nan")], None]
+    rows = pa.table({"text": ["one", "two", "three"], "score": scores, "many": many})
+    pq.write_table(rows, "x.parquet")
+    if embedded_before:
+        embed_file(FakeEmbedder(), "x.parquet", "v.parquet", input_type="passage")
+        Path("v.parquet").rename("x.parquet")
+    done = typed("load", dsn, "--table", "t", "x.parquet")
+    assert done.exit_code == 0, done.output
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute("SELECT metadata FROM t ORDER BY id").fetchall()
+    assert [facts for (facts,) in found] == [
+        {"score": 0.5, "many": [1.0]},
+        {"score": None, "many": [None]},
+        {"score": None, "many": None},
+    ]
