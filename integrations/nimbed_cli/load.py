@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +100,8 @@ def load(
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            report = _load_vectors(target, source, input_format, move, common)
+            found = _Found()
+            report = _load_vectors(target, source, input_format, move, common, found)
             if report is None:
                 embedder = options.load_embedder(
                     model,
@@ -109,15 +112,16 @@ def load(
                 )
                 target = VectorTable(connection, table, embedder, **stored_as)
                 report = _load_texts(
-                    target, source, move, text_field, id_field, input_format, truncate, common
-                )
+                    target, source, move, text_field, id_field, input_format, truncate, common,
+                    found,
+                )  # fmt: skip
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo(_summary(report, table, listed), err=True)
+        typer.echo("\n".join(_summary(report, table, listed, found)), err=True)
         if index:
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(on_progress=move)
@@ -130,6 +134,7 @@ def _load_vectors(
     kind: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
+    found: _Found,
 ) -> JobReport | None:
     """Load a file of vectors; None if the file has only texts."""
     if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
@@ -142,7 +147,7 @@ def _load_vectors(
             return None
     with open_embedded(source) as file:
         return target.load_embedded(
-            ((list(_with_nulls(rows)), vectors) for rows, vectors in file.parts()),
+            ((list(_observed(rows, found, typed=True)), vectors) for rows, vectors in file.parts()),
             file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
@@ -158,6 +163,7 @@ def _load_texts(
     kind: str | None,
     truncate: Any,
     common: dict[str, Any],
+    found: _Found,
 ) -> JobReport:
     from nimbed.files import read_rows
     from nimbed.files.sources import kind_of
@@ -165,18 +171,42 @@ def _load_texts(
     total = _row_count(source, kind)
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
-        _with_nulls(rows) if kind_of(source, kind) == "parquet" else rows,
+        _observed(rows, found, typed=kind_of(source, kind) == "parquet"),
         truncate=truncate,  # a word of the engine's, which checks it
         on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
 
 
-def _with_nulls(rows: Iterable[Any]) -> Iterator[Any]:
-    """Yield the rows of a typed file with null where a field is NaN, which JSON has not."""
+@dataclass(slots=True)
+class _Found:
+    """What was seen of the rows.
+
+    Attributes:
+        named: Whether they have ids of their own.
+        unused: Whether they have a field named id that was not taken for one.
+    """
+
+    named: bool = False
+    unused: bool = False
+
+
+def _observed(rows: Iterable[Any], found: _Found, *, typed: bool) -> Iterator[Any]:
+    """Yield rows, those of a typed file with null where a field is NaN, which JSON has not."""
     from nimbed.rows import Row, without_nan
 
-    for row in rows:
+    left = iter(rows)
+    for row in left:
+        if isinstance(row, Row):
+            found.named = row.id is not None
+            found.unused = not found.named and "id" in row.columns
+            left = itertools.chain([row], left)
+            break
+        yield row
+    if not typed:
+        yield from left
+        return
+    for row in left:
         if isinstance(row, Row) and any(
             isinstance(value, (float, list, dict)) for value in row.columns.values()
         ):
@@ -198,12 +228,21 @@ def _row_count(source: str, kind: str | None) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
-def _summary(report: JobReport, table: str, listed: Path) -> str:
+def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
-    lines = [
+    yield (
         f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "
         f"in {report.seconds:,.1f} s ({rate:,.0f} rows/s)"
-    ]
+    )
+    if report.replaced:
+        yield f"{report.replaced:,} of them replaced a row of the same id and other content"
+    if report.replaced and not found.named:
+        yield (
+            "the ids are made of the file's name, without its folder, and the row's number: if "
+            "another file of this name was loaded before, these rows took the place of its rows; "
+            "give --id-field, or rename one file and load both again"
+        )
+    if found.unused:
+        yield "the rows have a field id, kept as metadata; --id-field id makes it their key"
     if report.rejected:
-        lines.append(f"{report.rejected:,} rows were left out, listed with reasons in {listed}")
-    return "\n".join(lines)
+        yield f"{report.rejected:,} rows were left out, listed with reasons in {listed}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
@@ -44,14 +45,17 @@ def kind_of(source: Source, kind: str | None = None) -> Kind:
     """Return the format of a source: as told, else by suffix, else (for a stream) ``txt``.
 
     Raises:
-        ConfigurationError: If neither tells it.
+        ConfigurationError: If neither tells it, or standard input begins like JSON or parquet.
     """
     offered = get_args(Kind)
     if kind is not None:
         if kind not in offered:
             raise ConfigurationError(f"input is one of {', '.join(offered)}; got {kind!r}")
         return cast(Kind, kind)
-    if not isinstance(source, (str, os.PathLike)) or source == _STDIN:
+    if not isinstance(source, (str, os.PathLike)):
+        return "txt"
+    if source == _STDIN:
+        _check_plain_text()
         return "txt"
     path = Path(source)
     suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
@@ -63,6 +67,18 @@ def kind_of(source: Source, kind: str | None = None) -> Kind:
             f"{', '.join(offered)} it is"
         )
     return found
+
+
+def _check_plain_text() -> None:
+    """Refuse records on standard input that would be embedded as they stand, braces and all."""
+    peek = getattr(sys.stdin.buffer, "peek", None)
+    start: bytes = peek(1) if peek is not None else b""
+    like = "parquet" if start.startswith(b"PAR1") else "jsonl"
+    if like == "parquet" or re.match(rb'\s*\{\s*"', start.removeprefix(_UTF8_BOM)):
+        raise ConfigurationError(
+            f"standard input looks like {like}, but its format was not given; say which it is, "
+            f"such as --input-format {like} (kind={like!r} in Python), or txt for a text a line"
+        )
 
 
 def name_of(source: Source) -> str:

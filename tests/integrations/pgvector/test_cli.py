@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,49 @@ def test_nan_in_a_typed_file_is_null(dsn: str, embedded_before: bool) -> None:
         {"score": None, "many": [None]},
         {"score": None, "many": None},
     ]
+
+
+def test_a_second_file_of_the_same_name_is_told(dsn: str) -> None:
+    for folder in ("x1", "x2"):
+        Path(folder).mkdir()
+        Path(folder, "part.txt").write_text(f"a text of {folder}\nand another of {folder}\n")
+    first = typed("load", dsn, "--table", "t", "x1/part.txt", "--no-index")
+    assert "replaced" not in first.output
+    second = typed("load", dsn, "--table", "t", "x2/part.txt", "--no-index")
+    assert "2 of them replaced a row of the same id" in second.output
+    assert "another file of this name" in second.output
+    file = written("rows.jsonl", rows(20))
+    assert "--id-field id makes it their key" in typed("load", dsn, "--table", "u", file).output
+    named = typed("load", dsn, "--table", "v", file, "--id-field", "id")
+    assert "their key" not in named.output
+    mended = written("rows.jsonl", [line.replace("number", "no.") for line in rows(20)])
+    again = typed("load", dsn, "--table", "v", mended, "--id-field", "id")
+    assert "20 of them replaced a row" in again.output
+    assert "another file" not in again.output
+
+
+PIPED = """
+import nimbed
+from nimbed_cli.main import main
+nimbed.load = lambda *_, **__: nimbed.FakeEmbedder()
+main()
+"""
+
+
+@pytest.mark.parametrize("start", ['{"text": "one"}', '\ufeff {  "text": "one"}', "PAR1"])
+def test_records_on_standard_input_need_a_format(dsn: str, start: str) -> None:
+    def piped(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", PIPED, "load", dsn, "--table", "t", "-", *words]
+        done = subprocess.run(
+            command, input=f"{start}\n".encode(), capture_output=True, check=False
+        )
+        return done.returncode, done.stderr.decode()
+
+    kind = "parquet" if start == "PAR1" else "jsonl"
+    code, said = piped()
+    assert code == 2
+    assert f"looks like {kind}" in said
+    assert f"--input-format {kind}" in said
+    assert piped("--input-format", "txt")[0] == 0
+    if kind == "jsonl":
+        assert "1 passages loaded" in piped("--input-format", "jsonl")[1]
