@@ -122,7 +122,7 @@ def load(
                 f"{first.reason} (all are in {listed})"
             )
         typer.echo("\n".join(_summary(report, table, listed, found)), err=True)
-        if index:
+        if index and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)

@@ -43,6 +43,7 @@ from nimbed_pgvector.statements import Copy, Procedure, Query, Runner
 
 __all__ = [
     "BATCH_ROWS",
+    "Batch",
     "Batches",
     "Passages",
     "Ready",
@@ -54,8 +55,9 @@ __all__ = [
 
 #: Passages with their metadata as JSON in UTF-8, their vectors as fields of a binary COPY.
 Passages = PassageBatch[bytes, bytes]
-#: Batches of the input, each with its rows that cannot be stored.
-Batches = Iterator[tuple[Passages, list[Reject]]]
+#: A batch of the input, and its rows that cannot be stored.
+Batch = tuple[Passages, list[Reject]]
+Batches = Iterator[Batch]
 #: Rows and their vectors, as many of the one as of the other.
 Ready = tuple[Sequence[Row], EmbeddingBatch]
 

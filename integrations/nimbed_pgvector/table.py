@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,16 @@ from nimbed.errors import ConfigurationError
 from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.columns import Also, Layout
-from nimbed_pgvector.copy import BATCH_ROWS, Batches, Ready, TableSink, fill, prepare, ready_batches
+from nimbed_pgvector.copy import (
+    BATCH_ROWS,
+    Batch,
+    Batches,
+    Ready,
+    TableSink,
+    fill,
+    prepare,
+    ready_batches,
+)
 from nimbed_pgvector.errors import translate_errors
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index, watching
 from nimbed_pgvector.schema import (
@@ -137,8 +147,8 @@ class _Operations(Generic[S]):
     ) -> _Operation[JobReport]:
         """Embed and store passages; those that are there with the same content are skipped.
 
-        Each batch is one transaction. Killed at any moment and run again, nothing is lost and
-        nothing is there twice.
+        The first good row makes the table. Each batch is one transaction. Killed at any moment and
+        run again, nothing is lost and nothing is there twice.
 
         Args:
             passages: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
@@ -160,17 +170,27 @@ class _Operations(Generic[S]):
         found: Table | None = yield _Transaction(procedure=find(self._name), commits=True)
         embedder: Embedder = yield lambda: self._embedder_for(found)
         layout_of = self._options.from_embedder(embedder, name=self._name)
+        check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
+        batches = read_batches(passages, check, rows=chunk_rows)
+        report = JobReport()
+        if found is None:
+            # A wrong field or a damaged file makes no table: its first good row does.
+            first: Batch | None = yield lambda: _first_good(batches, report, on_reject)
+            if first is None:
+                return report
+            batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
-        check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
 
         def work(run: Runner, batches: Batches) -> JobReport:
             sink = TableSink(run, table, source)
-            return load_batches(batches, sink, embed, on_reject=on_reject, on_progress=on_progress)
+            return load_batches(
+                batches, sink, embed, on_reject=on_reject, on_progress=on_progress, report=report
+            )
 
-        report: JobReport = yield _Job(work, read_batches(passages, check, rows=chunk_rows))
-        return report
+        done: JobReport = yield _Job(work, batches)
+        return done
 
     def _load_embedded(
         self,
@@ -319,6 +339,17 @@ class _Operations(Generic[S]):
                 check_embedder(embedder, spec, name=self._name)
             self._fitting = embedder
         return self._fitting
+
+
+def _first_good(
+    batches: Batches, report: JobReport, on_reject: Callable[[Reject], None]
+) -> Batch | None:
+    """Return the first batch with a passage; the rejects of those before it are reported."""
+    for passages, rejects in batches:
+        if passages:
+            return passages, rejects
+        report.reject(rejects, on_reject)
+    return None
 
 
 class ConnectionSource(Protocol):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import nimbed
 from nimbed import FakeEmbedder
-from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.errors import ConfigurationError, InputError, NimbedError
 from nimbed.fake import FAKE_CARD
 from nimbed_cli.load import load
 from nimbed_cli.search import search
@@ -217,6 +217,21 @@ def test_a_second_file_of_the_same_name_is_told(dsn: str) -> None:
     again = typed("load", dsn, "--table", "v", mended, "--id-field", "id")
     assert "20 of them replaced a row" in again.output
     assert "another file" not in again.output
+
+
+def test_a_table_is_made_with_its_first_good_row(dsn: str) -> None:
+    file = written("rows.jsonl", rows(2000))
+    wrong = typed("load", dsn, "--table", "t", file, "--id-field", "key")
+    assert isinstance(wrong.exception, InputError)
+    assert "none of the 2,000 rows" in str(wrong.exception)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert connection.execute("SELECT to_regclass('t')").fetchall() == [(None,)]
+        assert typed("load", dsn, "--table", "t", written("none.txt", [])).exit_code == 0
+        late = written("late.jsonl", [*["nonsense"] * 1500, *rows(10)])
+        done = typed("load", dsn, "--table", "t", late, "--embedding-type", "ubinary")
+        assert "10 passages loaded" in done.output
+        assert "1,500 rows were left out" in done.output
+        assert len(Path("t.rejects.jsonl").read_text().splitlines()) == 1500
 
 
 PIPED = """

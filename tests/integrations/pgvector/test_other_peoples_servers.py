@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.rows import Row
 from nimbed_pgvector import VectorTable, connect
 
 pytestmark = pytest.mark.postgres
@@ -100,6 +101,9 @@ def test_a_role_under_row_level_security_loads_changes_and_searches(
             report = table.load(ITEMS[1:2000], chunk_rows=500)
             assert (report.loaded, report.unchanged) == (1995, 4)
             assert table.load(changed(ITEMS[1:20])).loaded == 19
+            ready = FakeEmbedder().embed([f"ready {n}" for n in range(9)], input_type="passage")
+            rows = [Row(n, f"ready {n}", f"p{n}") for n in range(1, 10)]
+            assert table.load_embedded([(rows, ready)], ready.spec).loaded == 9
             found = table.search("passage number 0", 1)
             assert found[0].id != "p0"
         assert connection.execute("SELECT count(*) FROM t").fetchall() == [(2000,)]
