@@ -9,20 +9,13 @@ the quicker way for ready vectors and an empty table.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
 import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, timedelta
-from datetime import time as dt_time
-from decimal import Decimal
 from itertools import chain, repeat
 from typing import Any
 
-import numpy as np
 from psycopg import errors, sql
 from xxhash import xxh3_128_digest
 
@@ -37,7 +30,7 @@ from nimbed.bulk import (
 )
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
-from nimbed_pgvector.columns import TEXT_BYTES
+from nimbed_pgvector.columns import TEXT_BYTES, encode_json, json_fault
 from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.statements import Copy, Procedure, Query, Runner
 
@@ -49,6 +42,7 @@ __all__ = [
     "Ready",
     "TableSink",
     "fill",
+    "first_good",
     "prepare",
     "ready_batches",
 ]
@@ -78,27 +72,6 @@ _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
 _JSONB_VERSION = b"\x01"
 _length = struct.Struct(">i").pack
-
-
-def _plain(value: object) -> object:
-    """Return what JSON says of a value of a typed file or of a script.
-
-    Raises:
-        TypeError: If nothing that could be searched for, such as bytes or a set.
-    """
-    if isinstance(value, (date, dt_time, timedelta, np.datetime64, np.timedelta64)):
-        return str(value)
-    if isinstance(value, (Decimal, uuid.UUID, os.PathLike)):
-        return str(value)
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-# NaN would be refused by jsonb. Making an encoder takes as long as encoding a row with it.
-_encode_json = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, sort_keys=True, default=_plain
-).encode
 # Stands between the rows that are encoded together; random, so no row can hold it.
 _MARK = uuid.uuid4().hex
 # The next batch goes in while the disk writes this one. A crash of the server may take back the
@@ -169,6 +142,17 @@ class TableSink:
             except (errors.DeadlockDetected, errors.SerializationFailure):
                 time.sleep(0.05 * 2**attempt)
         return self.run(_merge(self.table, self.source, numbers, rows))
+
+
+def first_good(
+    batches: Batches, report: JobReport, on_reject: Callable[[Reject], None]
+) -> Batch | None:
+    """Return the first batch with a passage; the rejects of those before it are reported."""
+    for passages, rejects in batches:
+        if passages:
+            return passages, rejects
+        report.reject(rejects, on_reject)
+    return None
 
 
 def ready_batches(
@@ -302,9 +286,9 @@ def _add(
     name = str(key)
     kept = _kept(row.columns, fields)
     try:
-        metadata = _encode_json(kept).encode()
+        metadata = encode_json(kept).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Reject(row.number, name, f"the metadata is not JSON: {_blame(kept, error)}")
+        return Reject(row.number, name, f"the metadata is not JSON: {json_fault(kept, error)}")
     fault = text_fault(row.text)
     if fault:
         return Reject(row.number, name, fault)
@@ -345,7 +329,7 @@ def _all_sound(
         columns = [row.columns for row in rows]
         plain = fields is None and set(map(type, columns)) == {dict}
         marked[::2] = columns if plain else [_kept(each, fields) for each in columns]
-        metadata = _encode_json(marked)[1:-1].encode().split(f', "{_MARK}", '.encode())
+        metadata = encode_json(marked)[1:-1].encode().split(f', "{_MARK}", '.encode())
         everything = b"".join((*map(str.encode, ids), *raw, *metadata))
     except (ValueError, TypeError, RecursionError):
         return None
@@ -368,17 +352,6 @@ def _kept(columns: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str,
     if fields is None:
         return columns if isinstance(columns, dict) else dict(columns)
     return {k: columns[k] for k in fields if k in columns}
-
-
-def _blame(kept: Mapping[str, Any], error: Exception) -> str:
-    """Return which field is to blame for an error, and why."""
-    for name, value in kept.items():
-        try:
-            _encode_json(value)
-        except (ValueError, TypeError, RecursionError) as fault:
-            nan = isinstance(value, float) and not math.isfinite(value)
-            return f"the field {name!r} is {value}" if nan else f"the field {name!r}: {fault}"
-    return str(error)
 
 
 def _storage_fault(key: bytes, text: bytes, metadata: bytes) -> str | None:
