@@ -54,6 +54,7 @@ class JobReport:
 
     Attributes:
         loaded: Rows stored, new or changed.
+        replaced: Those of them whose id was there with other content.
         unchanged: Rows that were there already with the same content.
         rejected: Rows that were left out.
         tokens: Tokens that the model read.
@@ -69,6 +70,7 @@ class JobReport:
     truncated: int = 0
     seconds: float = 0.0
     first_rejects: list[Reject] = field(default_factory=list[Reject])
+    replaced: int = 0
 
     @property
     def read(self) -> int:
@@ -388,8 +390,9 @@ def load_batches(
                 passages = _embedded(passages, sink, embed, report, on_reject)
             job: Callable[[], StoreResult] | None = None
             if passages:
-                replace = not known.keys().isdisjoint(passages.ids)
-                job = sink.storing(passages, replace=replace)
+                there = 0 if not known else sum(name in known for name in passages.ids)
+                report.replaced += there
+                job = sink.storing(passages, replace=there > 0)
             settle(storing)
             storing = None if job is None else store.submit(job)
         settle(storing)

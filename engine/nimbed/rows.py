@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import encodable
@@ -20,6 +21,7 @@ __all__ = [
     "id_fault",
     "row_id",
     "text_fault",
+    "without_nan",
 ]
 
 BLANK = "the text is blank"
@@ -107,6 +109,17 @@ def id_fault(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return f"the id is {_kind(value)}, expected a string or an integer"
     return None if value in _INT64 else f"the id {value} does not fit 64 bits"
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value with null for NaN and infinity, which parquet has and JSON has not."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: without_nan(inner) for name, inner in cast(dict[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(inner) for inner in cast(list[Any], value)]
+    return value
 
 
 def _kind(value: object) -> str:

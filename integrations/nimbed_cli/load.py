@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,12 +75,13 @@ def load(
     """
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
+    from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import VectorTable
 
     *dsn, source = arguments
     listed = rejects or Path(f"{table}.rejects.jsonl")
-    if listed.resolve() == Path(source).resolve():
+    if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )
@@ -96,7 +100,8 @@ def load(
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            report = _load_vectors(target, source, input_format, move, common)
+            found = _Found()
+            report = _load_vectors(target, source, input_format, move, common, found)
             if report is None:
                 embedder = options.load_embedder(
                     model,
@@ -107,16 +112,17 @@ def load(
                 )
                 target = VectorTable(connection, table, embedder, **stored_as)
                 report = _load_texts(
-                    target, source, move, text_field, id_field, input_format, truncate, common
-                )
+                    target, source, move, text_field, id_field, input_format, truncate, common,
+                    found,
+                )  # fmt: skip
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo(_summary(report, table, listed), err=True)
-        if index:
+        typer.echo("\n".join(_summary(report, table, listed, found)), err=True)
+        if index and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
@@ -128,6 +134,7 @@ def _load_vectors(
     kind: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
+    found: _Found,
 ) -> JobReport | None:
     """Load a file of vectors; None if the file has only texts."""
     if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
@@ -140,7 +147,7 @@ def _load_vectors(
             return None
     with open_embedded(source) as file:
         return target.load_embedded(
-            file.parts(),
+            ((list(_observed(rows, found, typed=True)), vectors) for rows, vectors in file.parts()),
             file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
@@ -156,17 +163,55 @@ def _load_texts(
     kind: str | None,
     truncate: Any,
     common: dict[str, Any],
+    found: _Found,
 ) -> JobReport:
     from nimbed.files import read_rows
+    from nimbed.files.sources import kind_of
 
     total = _row_count(source, kind)
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
-        rows,
+        _observed(rows, found, typed=kind_of(source, kind) == "parquet"),
         truncate=truncate,  # a word of the engine's, which checks it
         on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was seen of the rows.
+
+    Attributes:
+        named: Whether they have ids of their own.
+        unused: Whether they have a field named id that was not taken for one.
+    """
+
+    named: bool = False
+    unused: bool = False
+
+
+def _observed(rows: Iterable[Any], found: _Found, *, typed: bool) -> Iterator[Any]:
+    """Yield rows, those of a typed file with null where a field is NaN, which JSON has not."""
+    from nimbed.rows import Row, without_nan
+
+    left = iter(rows)
+    for row in left:
+        if isinstance(row, Row):
+            found.named = row.id is not None
+            found.unused = not found.named and "id" in row.columns
+            left = itertools.chain([row], left)
+            break
+        yield row
+    if not typed:
+        yield from left
+        return
+    for row in left:
+        if isinstance(row, Row) and any(
+            isinstance(value, (float, list, dict)) for value in row.columns.values()
+        ):
+            row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
+        yield row
 
 
 def _row_count(source: str, kind: str | None) -> int:
@@ -183,12 +228,21 @@ def _row_count(source: str, kind: str | None) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
-def _summary(report: JobReport, table: str, listed: Path) -> str:
+def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
-    lines = [
+    yield (
         f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "
         f"in {report.seconds:,.1f} s ({rate:,.0f} rows/s)"
-    ]
+    )
+    if report.replaced:
+        yield f"{report.replaced:,} of them replaced a row of the same id and other content"
+    if report.replaced and not found.named:
+        yield (
+            "the ids are made of the file's name, without its folder, and the row's number: if "
+            "another file of this name was loaded before, these rows took the place of its rows; "
+            "give --id-field, or rename one file and load both again"
+        )
+    if found.unused:
+        yield "the rows have a field id, kept as metadata; --id-field id makes it their key"
     if report.rejected:
-        lines.append(f"{report.rejected:,} rows were left out, listed with reasons in {listed}")
-    return "\n".join(lines)
+        yield f"{report.rejected:,} rows were left out, listed with reasons in {listed}"

@@ -142,5 +142,5 @@ def connect_database(
         else:
             from nimbed_pgvector.embedded_server import embedded_server
 
-            address = stack.enter_context(embedded_server(embedded))
+            address = stack.enter_context(embedded_server(embedded, create=not read_only))
         yield stack.enter_context(connect(address, read_only=read_only))

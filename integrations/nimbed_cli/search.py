@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -71,7 +72,9 @@ def search(
                 "text": hit.text,
                 "metadata": dict(hit.metadata),
             }
-            typer.echo(json.dumps(facts, ensure_ascii=False, default=str))
+            line = json.dumps(facts, ensure_ascii=False, default=str)
+            # JSON escapes the control characters that terminals obey, except for these.
+            typer.echo(re.sub("[\x7f-\x9f]", lambda each: f"\\u{ord(each[0]):04x}", line))
         return
     columns = (Column("distance", align="right"), Column("id"), Column("text", fit="cut"))
     print_table(columns, [(f"{hit.distance:.4f}", hit.id, hit.text) for hit in hits])

@@ -16,6 +16,16 @@ import typer
 __all__ = ["Column", "print_facts", "print_table", "progress_bar"]
 
 
+#: Unicode has pictures of the old control characters; of the others the number is shown, as of
+#: those that turn the direction of what follows.
+_SHOWN = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"},
+    0x7F: "\u2421",
+    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
+    **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
@@ -66,7 +76,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
             *(
                 Text(_one_line(cell), no_wrap=True, overflow="ellipsis")
                 if column.fit == "cut"
-                else Text(cell)
+                else Text(_visible(cell))
                 for column, cell in zip(columns, row, strict=True)
             )
         )
@@ -87,7 +97,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts:
-        table.add_row(name, Text(fact))
+        table.add_row(name, Text(_visible(fact)))
     console.print(table)
 
 
@@ -98,7 +108,12 @@ def _print_lines(rows: Sequence[Sequence[str]]) -> None:
 
 def _one_line(cell: str) -> str:
     """Return a cell without the tabs and line breaks that would end it."""
-    return " ".join(cell.splitlines()).replace("\t", " ")
+    return _visible(" ".join(cell.splitlines()).replace("\t", " "))
+
+
+def _visible(text: str) -> str:
+    """Return a text whose control characters are shown, not obeyed by the terminal."""
+    return text.translate(_SHOWN)
 
 
 @contextmanager

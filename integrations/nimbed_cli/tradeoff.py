@@ -104,6 +104,7 @@ def tradeoff(
 def _writable(output: str, inputs: Iterable[str | None]) -> Path:
     """Return the path of the page, if one can be written there, before anything is embedded."""
     from nimbed.errors import ConfigurationError
+    from nimbed.files.sources import is_source
     from nimbed_tradeoff.plots import check_installed
 
     target = Path(output)
@@ -111,7 +112,7 @@ def _writable(output: str, inputs: Iterable[str | None]) -> Path:
         raise ConfigurationError(f"the page is HTML; call it .html, not {target.name!r}")
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {str(target.parent)!r} to write into")
-    if any(each is not None and target.resolve() == Path(each).resolve() for each in inputs):
+    if is_source(target, inputs):
         raise ConfigurationError(
             f"the page would replace the input {output!r}; give it another name"
         )

@@ -1,11 +1,18 @@
-"""Columns of vectors: the PostgreSQL type for each spec, and its binary form in a COPY."""
+"""Columns: the PostgreSQL type of vectors, their binary form in a COPY, and metadata as JSON."""
 
 from __future__ import annotations
 
 import functools
+import json
+import math
+import os
 import struct
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
+from datetime import time as dt_time
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +24,17 @@ from nimbed.quantize import quantize
 from nimbed.spec import check_literal, require_same_space
 from nimbed_pgvector.statements import Wire
 
-__all__ = ["EMBEDDING", "RESCORING", "TEXT_BYTES", "Also", "Column", "Layout", "float_twin"]
+__all__ = [
+    "EMBEDDING",
+    "RESCORING",
+    "TEXT_BYTES",
+    "Also",
+    "Column",
+    "Layout",
+    "encode_json",
+    "float_twin",
+    "json_fault",
+]
 
 Also = Literal["float", "halfvec"]
 
@@ -215,3 +232,35 @@ def _converted(batch: EmbeddingBatch, spec: VectorSpec) -> EmbeddingBatch:
         token_counts=batch.token_counts,
         truncated=batch.truncated,
     )
+
+
+def _plain(value: object) -> object:
+    """Return what JSON says of a value of a typed file or of a script.
+
+    Raises:
+        TypeError: If nothing that could be searched for, such as bytes or a set.
+    """
+    if isinstance(value, (date, dt_time, timedelta, np.datetime64, np.timedelta64)):
+        return str(value)
+    if isinstance(value, (Decimal, uuid.UUID, os.PathLike)):
+        return str(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+# NaN would be refused by jsonb. Making an encoder takes as long as encoding a row with it.
+encode_json = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, default=_plain
+).encode
+
+
+def json_fault(kept: Mapping[str, Any], error: Exception) -> str:
+    """Return which field is to blame for an error, and why."""
+    for name, value in kept.items():
+        try:
+            encode_json(value)
+        except (ValueError, TypeError, RecursionError) as fault:
+            nan = isinstance(value, float) and not math.isfinite(value)
+            return f"the field {name!r} is {value}" if nan else f"the field {name!r}: {fault}"
+    return str(error)

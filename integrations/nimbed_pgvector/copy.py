@@ -9,7 +9,6 @@ the quicker way for ready vectors and an empty table.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import time
 import uuid
@@ -31,25 +30,28 @@ from nimbed.bulk import (
 )
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
-from nimbed_pgvector.columns import TEXT_BYTES
+from nimbed_pgvector.columns import TEXT_BYTES, encode_json, json_fault
 from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.statements import Copy, Procedure, Query, Runner
 
 __all__ = [
     "BATCH_ROWS",
+    "Batch",
     "Batches",
     "Passages",
     "Ready",
     "TableSink",
     "fill",
+    "first_good",
     "prepare",
     "ready_batches",
 ]
 
 #: Passages with their metadata as JSON in UTF-8, their vectors as fields of a binary COPY.
 Passages = PassageBatch[bytes, bytes]
-#: Batches of the input, each with its rows that cannot be stored.
-Batches = Iterator[tuple[Passages, list[Reject]]]
+#: A batch of the input, and its rows that cannot be stored.
+Batch = tuple[Passages, list[Reject]]
+Batches = Iterator[Batch]
 #: Rows and their vectors, as many of the one as of the other.
 Ready = tuple[Sequence[Row], EmbeddingBatch]
 
@@ -70,20 +72,17 @@ _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
 _JSONB_VERSION = b"\x01"
 _length = struct.Struct(">i").pack
-# Dates and decimals of typed files become text; NaN would be refused by jsonb. Making an encoder
-# takes as long as encoding a row with it.
-_encode_json = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, sort_keys=True, default=str
-).encode
 # Stands between the rows that are encoded together; random, so no row can hold it.
 _MARK = uuid.uuid4().hex
 # The next batch goes in while the disk writes this one. A crash of the server may take back the
 # last moments' batches, whole; a rerun brings them back, and _make_durable waits for all of them.
-# The encoding is that of our bytes, whatever PGCLIENTENCODING says.
+# The encoding is that of our bytes, whatever PGCLIENTENCODING says. A limit for a web page's
+# statements would stop a batch, each time anew.
 _SETTINGS = Query(
     sql.SQL(
         "SELECT set_config('synchronous_commit', 'off', true),"
-        " set_config('client_encoding', 'UTF8', true)"
+        " set_config('client_encoding', 'UTF8', true),"
+        " set_config('statement_timeout', '0', true)"
     )
 )
 
@@ -101,6 +100,7 @@ class TableSink:
         self.run = run
         self.table = table
         self.source = source
+        self._copies = True  # straight into the table
 
     def encode(self, batch: EmbeddingBatch) -> list[bytes]:
         """Return the fields of each row's vectors."""
@@ -129,9 +129,11 @@ class TableSink:
         self.run(_make_durable())
 
     def _stored(self, numbers: Sequence[int], rows: bytes, *, replace: bool) -> int:
-        if not replace:
+        if not replace and self._copies:
             try:
                 return self.run(_copy_new(self.table, self.source, [(numbers, rows)]))
+            except errors.FeatureNotSupported:
+                self._copies = False  # a policy for rows holds for INSERT, and forbids COPY
             except (errors.UniqueViolation, errors.DeadlockDetected):
                 pass  # another loader, or an earlier run, was faster with one of these ids
         for attempt in range(_ATTEMPTS - 1):
@@ -140,6 +142,17 @@ class TableSink:
             except (errors.DeadlockDetected, errors.SerializationFailure):
                 time.sleep(0.05 * 2**attempt)
         return self.run(_merge(self.table, self.source, numbers, rows))
+
+
+def first_good(
+    batches: Batches, report: JobReport, on_reject: Callable[[Reject], None]
+) -> Batch | None:
+    """Return the first batch with a passage; the rejects of those before it are reported."""
+    for passages, rejects in batches:
+        if passages:
+            return passages, rejects
+        report.reject(rejects, on_reject)
+    return None
 
 
 def ready_batches(
@@ -217,8 +230,8 @@ def fill(
         taken: list[Passages] = []
         try:
             stored = sink.run(_copy_new(sink.table, sink.source, transaction(taken)))
-        except (errors.UniqueViolation, errors.DeadlockDetected):
-            alone = False  # another loader is at work here
+        except (errors.UniqueViolation, errors.DeadlockDetected, errors.FeatureNotSupported):
+            alone = False  # another loader is at work here, or a policy for rows forbids COPY
             stored = sum(sink.storing(passages, replace=True)().stored for passages in taken)
         report.loaded += stored
         report.unchanged += sum(map(len, taken)) - stored
@@ -271,10 +284,11 @@ def _add(
     if fault:
         return Reject(row.number, None, fault)
     name = str(key)
+    kept = _kept(row.columns, fields)
     try:
-        metadata = _encode_json(_kept(row.columns, fields)).encode()
+        metadata = encode_json(kept).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        return Reject(row.number, name, f"the metadata is not JSON: {error}")
+        return Reject(row.number, name, f"the metadata is not JSON: {json_fault(kept, error)}")
     fault = text_fault(row.text)
     if fault:
         return Reject(row.number, name, fault)
@@ -315,7 +329,7 @@ def _all_sound(
         columns = [row.columns for row in rows]
         plain = fields is None and set(map(type, columns)) == {dict}
         marked[::2] = columns if plain else [_kept(each, fields) for each in columns]
-        metadata = _encode_json(marked)[1:-1].encode().split(f', "{_MARK}", '.encode())
+        metadata = encode_json(marked)[1:-1].encode().split(f', "{_MARK}", '.encode())
         everything = b"".join((*map(str.encode, ids), *raw, *metadata))
     except (ValueError, TypeError, RecursionError):
         return None
@@ -418,13 +432,14 @@ def _merge(table: Table, source: str, numbers: Sequence[int], rows: bytes) -> Pr
     """Store passages, replacing those with the same id and other content; return how many."""
     staging = sql.Identifier("nimbed_staging")
     yield _SETTINGS
+    names = _column_names(table)
     yield Query(
-        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(
-            staging, table.identifier
-        )
+        # Our own columns: what else the table has is filled by its defaults.
+        sql.SQL(
+            "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+        ).format(staging, sql.SQL(", ").join(map(sql.Identifier, names)), table.identifier)
     )
     yield Copy(_copy_statement(staging, table), (_COPY_HEADER, rows, _COPY_END))
-    names = _column_names(table)
     merged = yield Query(
         # Locks are taken in the order of ids, so two loaders cannot wait for each other.
         sql.SQL(

@@ -22,6 +22,10 @@ _SAFE = "the rows committed so far are safe, and a rerun does only the rest"
 def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
     """Connect with autocommit, and say clearly why if that fails.
 
+    Through PgBouncer, statements are not prepared: in its transaction mode the next one may reach
+    another server. It refuses startup options, too; a read-only connection then has no autocommit,
+    since each transaction says that it is one.
+
     Args:
         dsn: A libpq connection string or URL.
         read_only: Let the server refuse every change.
@@ -31,6 +35,7 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         BackendError: If the server cannot be reached or refuses.
     """
     options = "-c default_transaction_read_only=on" if read_only else None
+    _check_url(dsn)
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
@@ -41,13 +46,55 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         ) from None
     if options and given.get("options"):
         options = f"{given['options']} {options}"
-    extra = {"options": options} if options else {}
-    extra |= {} if "connect_timeout" in given else {"connect_timeout": "10"}
+    extra = {} if "connect_timeout" in given else {"connect_timeout": "10"}
     extra |= {} if "application_name" in given else {"application_name": "nimbed"}
+    started = extra | ({"options": options} if options else {})
     try:
-        return psycopg.connect(make_conninfo(dsn, **extra), autocommit=True)
+        try:
+            connection = psycopg.connect(make_conninfo(dsn, **started), autocommit=True)
+        except psycopg.OperationalError as error:
+            if "unsupported startup parameter" not in str(error) or not options:
+                raise
+            connection = psycopg.connect(make_conninfo(dsn, **extra))
+            connection.read_only = True
+        if not _keeps_its_server(connection):
+            connection.prepare_threshold = None
+        return connection
     except psycopg.Error as error:
-        raise BackendError(f"cannot connect to PostgreSQL: {_first_line(error)}") from None
+        said, password = _first_line(error), str(given.get("password") or "")
+        hidden = said.replace(password, "***") if password else said
+        raise BackendError(f"cannot connect to PostgreSQL: {hidden}") from None
+
+
+def _check_url(dsn: str) -> None:
+    """Refuse a URL whose password libpq would take for a host's name, and print.
+
+    Raises:
+        ConfigurationError: If there is an @ too many.
+    """
+    scheme, found, rest = dsn.partition("://")
+    if not found or scheme not in ("postgresql", "postgres"):
+        return
+    before, _, query = rest.partition("?")
+    authority, _, database = before.partition("/")
+    # A host and a database have no @; one that follows "/", or "?" right away, ends a password.
+    broken = "@" in database or ("@" in query and before == authority and "@" not in authority)
+    if authority.count("@") > 1 or broken:
+        raise ConfigurationError(
+            "this URL has an @, / or ? in its user or password; percent-encode them: @ as %40, "
+            "/ as %2F, ? as %3F, # as %23; or keep the password in PGPASSWORD or ~/.pgpass"
+        )
+
+
+def _keeps_its_server(connection: psycopg.Connection) -> bool:
+    """Return whether the process that answers is the one that the connection began with.
+
+    PgBouncer tells its clients a number of its own.
+    """
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    if not connection.autocommit:
+        connection.rollback()
+    return row is not None and row[0] == connection.info.backend_pid
 
 
 @contextmanager
@@ -68,6 +115,11 @@ def _translated(error: psycopg.Error, doing: str) -> NimbedError:
         return ConfigurationError(f"the database role may not do this while {doing}: {said}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ConfigurationError(f"this connection is read-only, which forbids {doing}: {said}")
+    if isinstance(error, errors.QueryCanceled) and "statement timeout" in said:
+        return BackendError(
+            f"the server's statement_timeout is too short for {doing} ({said}); raise it for this "
+            f"role, as in ALTER ROLE name SET statement_timeout = '1min'"
+        )
     if isinstance(error, errors.QueryCanceled):
         return BackendError(f"the server cancelled {doing}: {said}; {_SAFE}")
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):

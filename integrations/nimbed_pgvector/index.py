@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.schema import Table
+from nimbed_pgvector.schema import Table, see_extension
 from nimbed_pgvector.statements import Procedure, Query, run, trusted
 
 __all__ = ["IndexPlan", "IndexProgress", "analyze", "build", "plan_index", "watching"]
@@ -73,6 +73,7 @@ def plan_index(
             f"ef_construction must lie between 2 m = {2 * m} and 1000; got {ef_construction}"
         )
     exists = yield from _exists(table)
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     counted = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
     server = yield Query(
         sql.SQL(
@@ -108,9 +109,11 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     )
     if (yield from _exists(table)):
         return False
+    yield from see_extension(table.extension)
     yield Query(
         sql.SQL(
             "SELECT set_config('maintenance_work_mem', %s, true),"
+            " set_config('statement_timeout', '0', true),"
             " set_config('max_parallel_maintenance_workers', %s, true)"
         ),
         (f"{plan.memory // 1024}kB", str(plan.workers)),
@@ -146,6 +149,7 @@ def _exists(table: Table) -> Procedure[bool]:
 
 def analyze(table: Table) -> Procedure[None]:
     """Refresh the planner's statistics, without which it may scan the whole table."""
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     yield Query(sql.SQL("ANALYZE {}").format(table.identifier))
 
 

@@ -6,6 +6,7 @@ comment, which survives a dump, a restore and a rename.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "identifier",
     "prepare_table",
     "same_table",
+    "see_extension",
 ]
 
 _PREFIX = "nimbed "
@@ -45,6 +47,7 @@ class Table:
         oid: The server's number of it, by which a replaced table is noticed.
         layout: Its vector columns.
         pgvector: Version of the extension.
+        extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
     """
 
@@ -52,6 +55,7 @@ class Table:
     oid: int
     layout: Layout
     pgvector: tuple[int, ...]
+    extension: str = ""
     empty: bool
 
     @property
@@ -104,8 +108,9 @@ def find(name: str) -> Procedure[Table | None]:
     )
     if not rows:
         return None
-    version = yield from _extension()
-    found = {column: (kind, comment) for column, kind, comment, _ in rows}
+    version, extension = yield from _extension()
+    within = extension and f"{extension}."
+    found = {column: (kind.removeprefix(within), comment) for column, kind, comment, _ in rows}
     needed = ("id", "text", "metadata", "content_hash", EMBEDDING)
     missing = [column for column in needed if column not in found]
     contract = found.get(EMBEDDING, ("", None))[1] or ""
@@ -118,7 +123,14 @@ def find(name: str) -> Procedure[Table | None]:
     layout = _layout(found)
     yield from _check_copies(name, quoted, layout)
     some = yield Query(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(table))
-    return Table(name=name, oid=rows[0][3], layout=layout, pgvector=version, empty=not some[0][0])
+    return Table(
+        name=name,
+        oid=rows[0][3],
+        layout=layout,
+        pgvector=version,
+        extension=extension,
+        empty=not some[0][0],
+    )
 
 
 def existing(table: Table | None, name: str) -> Table:
@@ -164,13 +176,16 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
     # the extension, nimbed_spec and nimbed_ledger; and one would fail.
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
     yield from _require_utf8()
-    yield from _extension()
+    _, extension = yield from _extension()
     table = yield from find(name)
     layout = layout_of(table)
     if table is None:
+        yield from see_extension(extension)
         for statement in create_statements(name, layout):
             yield Query(statement)
-        return existing((yield from find(name)), name)
+        made = existing((yield from find(name)), name)
+        # Once the transaction is over, the search path is the caller's again.
+        return dataclasses.replace(made, extension=extension)
     if table.layout.spec.fingerprint != layout.spec.fingerprint:
         try:
             require_same_space(table.layout.spec, layout.spec, doing=f"mix in the table {name}")
@@ -281,13 +296,34 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
             ) from None
 
 
-def _extension() -> Procedure[tuple[int, ...]]:
-    """Return the version of pgvector, installed into the database if need be.
+def see_extension(extension: str) -> Procedure[None]:
+    """Let a transaction name the extension's types, whose schema is not on the search path.
+
+    Args:
+        extension: The quoted schema, or nothing.
+    """
+    if extension:
+        yield Query(
+            sql.SQL(
+                "SELECT set_config('search_path', concat_ws(', ',"
+                " nullif(current_setting('search_path'), ''), %s::text), true)"
+            ),
+            (extension,),
+        )
+
+
+def _extension() -> Procedure[tuple[tuple[int, ...], str]]:
+    """Return pgvector's version, and its schema as :class:`Table` has it; installed if need be.
 
     Raises:
         ConfigurationError: If the server has none, or one older than 0.7.
     """
-    found = sql.SQL("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+    found = sql.SQL(
+        "SELECT extversion, CASE WHEN n.nspname ="
+        " ANY (current_schemas(true)) THEN '' ELSE extnamespace::regnamespace::text END"
+        " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        " WHERE extname = 'vector'"
+    )
     rows = yield Query(found)
     if not rows:
         offered = yield Query(
@@ -306,7 +342,7 @@ def _extension() -> Procedure[tuple[int, ...]]:
             f"pgvector {rows[0][0]} has neither halfvec nor an index on bit; nimbed needs 0.7 or "
             f"newer: upgrade it, then run ALTER EXTENSION vector UPDATE"
         )
-    return version
+    return version, rows[0][1]
 
 
 def _require_utf8() -> Procedure[None]:

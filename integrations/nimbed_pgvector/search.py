@@ -4,6 +4,9 @@ The index reads its settings while it is scanned. They are set by the expression
 question's vector, so one statement, and one trip to the server, does both in this order. Packed
 columns are searched in two stages: candidates by Hamming distance through the index, then
 their order by the stored floats, or by the float query's dot product with the stored signs.
+
+An index stops looking after ``hnsw.max_scan_tuples`` rows, whatever a condition has left of them.
+Where that gave fewer than k hits, all rows that fulfil the condition are ranked instead.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from psycopg import sql
@@ -104,31 +107,32 @@ def search(
     reach = k if not rescored else _OVERSAMPLE * k if candidates is None else candidates
     if reach < k:
         raise ConfigurationError(f"candidates must be at least k = {k}; got {candidates}")
-    asked = _nearest(table, where, bound=bool(parameters), k=k, reach=reach)
-    costs = _scan_cost(layout) if where is None else None
-    if layout.spec.packed and layout.rescoring is None:
-        return (yield from _by_signs(table, query, asked, parameters, k))
+    by_signs = layout.spec.packed and layout.rescoring is None
     *indexed, ranking = (
         column.parameter(vector)
         for column, vector in zip(layout.columns, layout.batches(query), strict=True)
     )
-    rows = yield Query(asked, (ranking, *parameters, *indexed), costs)
+    given = (*parameters, ranking) if by_signs else (ranking, *parameters, *indexed)
+    costs = None if where is not None or by_signs else _scan_cost(layout)
+    bound = bool(parameters)
+    asked = _nearest(table, where, bound=bound, k=k, reach=reach, exact=False)
+    rows = yield Query(asked, given, costs)
+    if where is not None and len(rows) < k:
+        asked = _nearest(table, where, bound=bound, k=k, reach=reach, exact=True)
+        rows = yield Query(asked, given)
     yield from _of_that_table(table, rows)
+    if by_signs:
+        return _by_signs(query, rows, k)
     # The column holds the levels of uint8; their distances become distances of values.
     levels = layout.rescoring is None and layout.spec.metric == "euclidean"
     step = (layout.spec.int8_step if levels else None) or 1.0
     return [_hit(row[1:4], row[4] * step) for row in rows]
 
 
-def _by_signs(
-    table: Table, query: EmbeddingBatch, asked: Statement, parameters: Sequence[Any], k: int
-) -> Procedure[list[Hit]]:
+def _by_signs(query: EmbeddingBatch, rows: Rows, k: int) -> list[Hit]:
     """Rank candidates by the float query against their signs: finer than bit against bit."""
-    (bits,) = table.layout.batches(query)
-    rows = yield Query(asked, (*parameters, table.layout.embedding.parameter(bits)))
     if not rows:
         return []
-    yield from _of_that_table(table, rows)
     # bit_send gives int32 bits, then the packed bytes.
     sent = np.frombuffer(b"".join([row[4] for row in rows]), np.uint8).reshape(len(rows), -1)
     ones = np.unpackbits(sent[:, 4:], axis=1).astype(np.float32)
@@ -150,7 +154,9 @@ def _hit(row: Sequence[Any], distance: float) -> Hit:
     return Hit(name, text, json.loads(metadata), distance)
 
 
-def _nearest(table: Table, where: Filter | None, *, bound: bool, k: int, reach: int) -> Statement:
+def _nearest(
+    table: Table, where: Filter | None, *, bound: bool, k: int, reach: int, exact: bool
+) -> Statement:
     """Return the statement whose rows are (tableoid, id, text, metadata as text, rank).
 
     The rank is the distance, nearest first, for the k nearest; of a packed column alone it is the
@@ -164,14 +170,33 @@ def _nearest(table: Table, where: Filter | None, *, bound: bool, k: int, reach: 
         bound: Whether the condition has parameters.
         k: How many to return.
         reach: How many the index gives.
+        exact: Whether every passage is compared that fulfils the condition, without the index.
 
     Raises:
         ConfigurationError: If the table's name is none.
     """
-    iterates = table.pgvector >= _ITERATES
+    way = _Way(table.name, table.layout, table.extension, table.pgvector >= _ITERATES, exact)
     if where is None or isinstance(where, str):
-        return _cached_statement(table.name, table.layout, iterates, where, bound, k, reach)
-    return _statement(table.name, table.layout, iterates, _condition(where, bound), k, reach)
+        return _cached_statement(way, where, bound, k, reach)
+    return _statement(way, _condition(where, bound), k, reach)
+
+
+class _Way(NamedTuple):
+    """How a table is searched.
+
+    Attributes:
+        name: The table's.
+        layout: Its columns.
+        extension: As :class:`nimbed_pgvector.schema.Table` has it.
+        iterates: Whether the index can go on where it came short.
+        exact: Whether it is left out.
+    """
+
+    name: str
+    layout: Layout
+    extension: str
+    iterates: bool
+    exact: bool
 
 
 @functools.lru_cache(maxsize=64)
@@ -190,30 +215,23 @@ def _scan_cost(layout: Layout) -> Statement | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_statement(
-    name: str,
-    layout: Layout,
-    iterates: bool,
-    where: str | None,
-    bound: bool,
-    k: int,
-    reach: int,
-) -> sql.SQL:
+def _cached_statement(way: _Way, where: str | None, bound: bool, k: int, reach: int) -> sql.SQL:
     # Composing it takes as long as sending it and reading the answer.
-    statement = _statement(name, layout, iterates, _condition(where, bound), k, reach)
-    return trusted(statement.as_string(None))
+    return trusted(_statement(way, _condition(where, bound), k, reach).as_string(None))
 
 
-def _statement(
-    name: str, layout: Layout, iterates: bool, where: sql.Composable, k: int, reach: int
-) -> sql.Composed:
+def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Composed:
     # Limits are written out: with a limit that it does not know, the server plans anew each time.
+    layout = way.layout
     ordered = layout.rescoring is None and not layout.spec.packed
+    passages = sql.SQL("{} {}").format(identifier(way.name), where)
+    if way.exact:
+        # No index orders what comes out of a subquery with an offset.
+        passages = sql.SQL("(SELECT tableoid, * FROM {} OFFSET 0) AS matching").format(passages)
     places: dict[str, sql.Composable] = {
-        "table": identifier(name),
-        "where": where,
+        "passages": passages,
         "distance": _distance(
-            layout.embedding, _setting(layout.embedding, reach, iterates, ordered)
+            way, layout.embedding, _setting(way, layout.embedding, reach, ordered)
         ),
         "column": sql.Identifier(layout.embedding.name),
         "reach": sql.Literal(reach),
@@ -221,44 +239,47 @@ def _statement(
     }
     if ordered:
         return sql.SQL(
-            "SELECT tableoid, id, text, metadata::text, {distance} AS distance FROM {table} {where}"
+            "SELECT tableoid, id, text, metadata::text, {distance} AS distance FROM {passages}"
             " ORDER BY distance LIMIT {k}"
         ).format(**places)
     if layout.rescoring is None:
         # bit_send, since a client may have registered a loader of its own for the type bit.
         return sql.SQL(
-            "SELECT tableoid, id, text, metadata::text, bit_send({column}) FROM {table} {where}"
+            "SELECT tableoid, id, text, metadata::text, bit_send({column}) FROM {passages}"
             " ORDER BY {distance} LIMIT {reach}"
         ).format(**places)
     places["column"] = sql.Identifier(layout.rescoring.name)
-    places["rank"] = _distance(layout.rescoring, _vector(layout.rescoring))
+    places["rank"] = _distance(way, layout.rescoring, _vector(way, layout.rescoring))
     return sql.SQL(
         "SELECT tableoid, id, text, metadata::text, {rank} AS distance FROM"
-        " (SELECT tableoid, id, text, metadata, {column} FROM {table} {where}"
+        " (SELECT tableoid, id, text, metadata, {column} FROM {passages}"
         " ORDER BY {distance} LIMIT {reach}) AS candidates"
         " ORDER BY distance, id LIMIT {k}"
     ).format(**places)
 
 
-def _setting(column: Column, reach: int, iterates: bool, ordered: bool) -> sql.Composed:
+def _setting(way: _Way, column: Column, reach: int, ordered: bool) -> sql.Composed:
     """Return the vector, once the settings are made; they end with the transaction."""
     settings = {"hnsw.ef_search": str(min(max(reach, _LEAST_EF), _MOST_EF))}
-    if iterates:
+    if way.iterates:
         # Otherwise a filter, dead rows or a reach beyond ef_search leave fewer than k hits.
         settings["hnsw.iterative_scan"] = "strict_order" if ordered else "relaxed_order"
     made = sql.SQL(" AND ").join(
         sql.SQL("set_config({}, {}, true) IS NOT NULL").format(name, value)
         for name, value in settings.items()
     )
-    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, _vector(column))
+    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, _vector(way, column))
 
 
-def _vector(column: Column) -> sql.Composed:
-    return sql.SQL("%b::{}").format(trusted(column.type))
+def _vector(way: _Way, column: Column) -> sql.Composed:
+    within = way.extension if column.kind != "bit" else ""  # PostgreSQL's own type
+    return sql.SQL("%b::{}{}").format(trusted(within and f"{within}."), trusted(column.type))
 
 
-def _distance(column: Column, vector: sql.Composable) -> sql.Composed:
-    return sql.SQL("{} {} {}").format(sql.Identifier(column.name), trusted(column.operator), vector)
+def _distance(way: _Way, column: Column, vector: sql.Composable) -> sql.Composed:
+    within = way.extension
+    operator = f"OPERATOR({within}.{column.operator})" if within else column.operator
+    return sql.SQL("{} {} {}").format(sql.Identifier(column.name), trusted(operator), vector)
 
 
 def _condition(where: Filter | None, bound: bool) -> sql.Composable:

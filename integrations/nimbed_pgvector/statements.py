@@ -7,7 +7,7 @@ A procedure is a generator that yields statements and gets their rows back; :fun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -21,12 +21,15 @@ from psycopg.rows import tuple_row
 from nimbed.errors import ConfigurationError
 
 __all__ = [
+    "AsyncConnectionSource",
+    "ConnectionSource",
     "Copy",
     "Procedure",
     "Query",
     "Rows",
     "Runner",
     "Statement",
+    "Transaction",
     "Wire",
     "arun",
     "require_idle",
@@ -70,6 +73,23 @@ class Copy:
 Procedure = Generator[Query | Copy, Rows, T]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """A procedure to run in one transaction.
+
+    Attributes:
+        procedure: What to run.
+        commits: Refuse a connection inside a transaction, since nothing would be committed.
+        each_alone: As for :func:`run`.
+        on_progress: Told how far the index is that the procedure builds.
+    """
+
+    procedure: Procedure[Any]
+    commits: bool = False
+    each_alone: bool = False
+    on_progress: Callable[[int, int], None] | None = None
+
+
 def trusted(text: str) -> sql.SQL:
     """Return text as SQL: types and operators of our own tables, or the caller's own condition.
 
@@ -83,6 +103,22 @@ class Runner(Protocol):
 
     def __call__(self, procedure: Procedure[T], /) -> T:
         """Return what the procedure returns."""
+        ...
+
+
+class ConnectionSource(Protocol):
+    """A pool of connections, such as ``psycopg_pool.ConnectionPool``."""
+
+    def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """Lend a connection."""
+        ...
+
+
+class AsyncConnectionSource(Protocol):
+    """A pool of connections, such as ``psycopg_pool.AsyncConnectionPool``."""
+
+    def connection(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        """Lend a connection."""
         ...
 
 

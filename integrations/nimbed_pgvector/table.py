@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -26,7 +27,17 @@ from nimbed.errors import ConfigurationError
 from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.columns import Also, Layout
-from nimbed_pgvector.copy import BATCH_ROWS, Batches, Ready, TableSink, fill, prepare, ready_batches
+from nimbed_pgvector.copy import (
+    BATCH_ROWS,
+    Batch,
+    Batches,
+    Ready,
+    TableSink,
+    fill,
+    first_good,
+    prepare,
+    ready_batches,
+)
 from nimbed_pgvector.errors import translate_errors
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index, watching
 from nimbed_pgvector.schema import (
@@ -39,30 +50,22 @@ from nimbed_pgvector.schema import (
     prepare_table,
 )
 from nimbed_pgvector.search import Filter, Hit, embed_question, search
-from nimbed_pgvector.statements import Procedure, Runner, arun, require_idle, run
+from nimbed_pgvector.statements import (
+    AsyncConnectionSource,
+    ConnectionSource,
+    Procedure,
+    Runner,
+    Transaction,
+    arun,
+    require_idle,
+    run,
+)
 
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Transaction:
-    """A step: run a procedure in one transaction.
-
-    Attributes:
-        procedure: What to run.
-        commits: Refuse a connection inside a transaction, since nothing would be committed.
-        each_alone: As for :func:`nimbed_pgvector.statements.run`.
-        on_progress: Told how far the index is that the procedure builds.
-    """
-
-    procedure: Procedure[Any]
-    commits: bool = False
-    each_alone: bool = False
-    on_progress: IndexProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class _Job:
 
 
 # A function is called: it may take long, such as one that loads a model.
-_Step = _Transaction | _Job | Callable[[], Any]
+_Step = Transaction | _Job | Callable[[], Any]
 _Operation = Generator[_Step, Any, T]
 
 
@@ -107,7 +110,7 @@ class _Operations(Generic[S]):
 
     def _existing(self) -> _Operation[Table]:
         if self._table is None:
-            found = yield _Transaction(procedure=find(self._name))
+            found = yield Transaction(procedure=find(self._name))
             self._table = existing(found, self._name)
         return self._table
 
@@ -121,7 +124,7 @@ class _Operations(Generic[S]):
 
     def _find_spec(self) -> _Operation[VectorSpec | None]:
         """Return the contract of the table's vectors, or None if there is no table yet."""
-        found: Table | None = yield _Transaction(procedure=find(self._name))
+        found: Table | None = yield Transaction(procedure=find(self._name))
         return None if found is None else found.layout.spec
 
     def _load(
@@ -137,8 +140,8 @@ class _Operations(Generic[S]):
     ) -> _Operation[JobReport]:
         """Embed and store passages; those that are there with the same content are skipped.
 
-        Each batch is one transaction. Killed at any moment and run again, nothing is lost and
-        nothing is there twice.
+        The first good row makes the table. Each batch is one transaction. Killed at any moment and
+        run again, nothing is lost and nothing is there twice.
 
         Args:
             passages: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
@@ -157,20 +160,30 @@ class _Operations(Generic[S]):
         check_literal("truncate", truncate, Truncate)
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
-        found: Table | None = yield _Transaction(procedure=find(self._name), commits=True)
+        found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
         embedder: Embedder = yield lambda: self._embedder_for(found)
         layout_of = self._options.from_embedder(embedder, name=self._name)
+        check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
+        batches = read_batches(passages, check, rows=chunk_rows)
+        report = JobReport()
+        if found is None:
+            # A wrong field or a damaged file makes no table: its first good row does.
+            first: Batch | None = yield lambda: first_good(batches, report, on_reject)
+            if first is None:
+                return report
+            batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
-        check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
 
         def work(run: Runner, batches: Batches) -> JobReport:
             sink = TableSink(run, table, source)
-            return load_batches(batches, sink, embed, on_reject=on_reject, on_progress=on_progress)
+            return load_batches(
+                batches, sink, embed, on_reject=on_reject, on_progress=on_progress, report=report
+            )
 
-        report: JobReport = yield _Job(work, read_batches(passages, check, rows=chunk_rows))
-        return report
+        done: JobReport = yield _Job(work, batches)
+        return done
 
     def _load_embedded(
         self,
@@ -209,7 +222,7 @@ class _Operations(Generic[S]):
 
     def _prepared(self, layout_of: Callable[[Table | None], Layout]) -> _Operation[Table]:
         procedure = prepare_table(self._name, layout_of)
-        table: Table = yield _Transaction(procedure=procedure, commits=True)
+        table: Table = yield Transaction(procedure=procedure, commits=True)
         self._table = table
         return table
 
@@ -238,16 +251,16 @@ class _Operations(Generic[S]):
         planning = plan_index(
             table, m=m, ef_construction=ef_construction, memory=memory, workers=workers
         )
-        plan = yield _Transaction(procedure=planning, commits=True)
+        plan = yield Transaction(procedure=planning, commits=True)
         built = False
         if not plan.exists:
             try:
-                built = yield _Transaction(procedure=build(table, plan), on_progress=on_progress)
+                built = yield Transaction(procedure=build(table, plan), on_progress=on_progress)
             except errors.DiskFull:
                 # A container's small /dev/shm cannot hold what parallel workers share.
                 building = build(table, dataclasses.replace(plan, workers=0))
-                built = yield _Transaction(procedure=building, on_progress=on_progress)
-        yield _Transaction(procedure=analyze(table))
+                built = yield Transaction(procedure=building, on_progress=on_progress)
+        yield Transaction(procedure=analyze(table))
         return built
 
     def _search(
@@ -297,7 +310,7 @@ class _Operations(Generic[S]):
         found = search(
             table, query, k=k, where=filter, parameters=parameters, candidates=candidates
         )
-        hits: list[Hit] = yield _Transaction(procedure=found, each_alone=True)
+        hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
         return hits
 
     def _embedder_for(self, table: Table | None) -> Embedder:
@@ -310,23 +323,12 @@ class _Operations(Generic[S]):
             spec = None if table is None else table.layout.spec
             embedder = self._given
             if embedder is None:
-                embedder = (
-                    nimbed.load()
-                    if spec is None
-                    else nimbed.load(spec.model, revision=spec.revision)
-                )
+                named = (None, None) if spec is None else (spec.model, spec.revision)
+                embedder = nimbed.load(named[0], revision=named[1])
             if spec is not None:
                 check_embedder(embedder, spec, name=self._name)
             self._fitting = embedder
         return self._fitting
-
-
-class ConnectionSource(Protocol):
-    """A pool of connections, such as ``psycopg_pool.ConnectionPool``."""
-
-    def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
-        """Lend a connection."""
-        ...
 
 
 def _sync(
@@ -403,14 +405,6 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
                 return run(connection, step.procedure, each_alone=step.each_alone)
             with watching(connection, step.on_progress):
                 return run(connection, step.procedure)
-
-
-class AsyncConnectionSource(Protocol):
-    """A pool of connections, such as ``psycopg_pool.AsyncConnectionPool``."""
-
-    def connection(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
-        """Lend a connection."""
-        ...
 
 
 def _async(

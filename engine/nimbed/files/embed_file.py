@@ -18,8 +18,8 @@ from nimbed.files.arrow import RESERVED, FileContract
 from nimbed.files.column_types import InferredColumns
 from nimbed.files.parquet import ArrowTable, Carried, open_parquet
 from nimbed.files.readers import RowReader
-from nimbed.files.sources import Source, check_exists, is_rereadable, kind_of
-from nimbed.files.writers import Staging, check_output, open_writer
+from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of
+from nimbed.files.writers import Staging, check_output, open_writer, spec_beside
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
 from nimbed.rows import BadRow, Reject, Row
@@ -182,10 +182,18 @@ def _run(
     return report
 
 
+def _skipped_list(target: Path) -> Path:
+    """Return the path of the list of rows that an output leaves out."""
+    return target.with_name(f"{target.name}.skipped.jsonl")
+
+
 def _check_names(source: Source, target: Path, text_field: str, id_field: str | None) -> None:
     check_exists(source)
-    if is_rereadable(source) and target.exists() and os.path.samefile(str(source), target):
-        raise ConfigurationError(f"{str(target)!r} is the input; write to another name")
+    for written in (target, _skipped_list(target), spec_beside(target)):
+        if is_source(written, [source]):
+            raise ConfigurationError(
+                f"{str(written)!r} is the input, and would be replaced; write to another name"
+            )
     for name in (text_field, id_field):
         if name in RESERVED:
             raise ConfigurationError(f"the output needs the name {name!r} for itself; rename it")
@@ -224,7 +232,7 @@ class _Rejects:
         self._reader = reader
         self._on_error = on_error
         self._report = report
-        self._target = report.output.with_name(f"{report.output.name}.skipped.jsonl")
+        self._target = _skipped_list(report.output)
         self._staging = staging
         self._file: IO[str] | None = None
         # A list from an earlier run would be taken for this one's.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import sys
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast, get_args
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "check_exists",
     "is_rereadable",
+    "is_source",
     "kind_of",
     "lines",
     "name_of",
@@ -43,14 +45,17 @@ def kind_of(source: Source, kind: str | None = None) -> Kind:
     """Return the format of a source: as told, else by suffix, else (for a stream) ``txt``.
 
     Raises:
-        ConfigurationError: If neither tells it.
+        ConfigurationError: If neither tells it, or standard input begins like JSON or parquet.
     """
     offered = get_args(Kind)
     if kind is not None:
         if kind not in offered:
             raise ConfigurationError(f"input is one of {', '.join(offered)}; got {kind!r}")
         return cast(Kind, kind)
-    if not isinstance(source, (str, os.PathLike)) or source == _STDIN:
+    if not isinstance(source, (str, os.PathLike)):
+        return "txt"
+    if source == _STDIN:
+        _check_plain_text()
         return "txt"
     path = Path(source)
     suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
@@ -62,6 +67,18 @@ def kind_of(source: Source, kind: str | None = None) -> Kind:
             f"{', '.join(offered)} it is"
         )
     return found
+
+
+def _check_plain_text() -> None:
+    """Refuse records on standard input that would be embedded as they stand, braces and all."""
+    peek = getattr(sys.stdin.buffer, "peek", None)
+    start: bytes = peek(1) if peek is not None else b""
+    like = "parquet" if start.startswith(b"PAR1") else "jsonl"
+    if like == "parquet" or re.match(rb'\s*\{\s*"', start.removeprefix(_UTF8_BOM)):
+        raise ConfigurationError(
+            f"standard input looks like {like}, but its format was not given; say which it is, "
+            f"such as --input-format {like} (kind={like!r} in Python), or txt for a text a line"
+        )
 
 
 def name_of(source: Source) -> str:
@@ -84,6 +101,31 @@ def check_exists(source: Source) -> None:
             raise InputError(f"{str(path)!r} is a folder, expected a file")
         if not path.exists():
             raise InputError(f"there is no file {str(path)!r}")
+
+
+def is_source(target: Path, sources: Iterable[Source | None]) -> bool:
+    """Return whether a path is one of the files that are read.
+
+    It may have another name there, or be redirected to standard input.
+    """
+    sources = list(sources)
+    named = [Path(each) for each in sources if isinstance(each, (str, os.PathLike))]
+    if target.resolve() in (path.resolve() for path in named):
+        return True
+    read = filter(None, map(_facts, sources))
+    return target.exists() and any(os.path.samestat(target.stat(), facts) for facts in read)
+
+
+def _facts(source: Source | None) -> os.stat_result | None:
+    """Return what tells a source's file from others, or None if it has none."""
+    try:
+        if source is None:
+            return None
+        if isinstance(source, (str, os.PathLike)):
+            return os.fstat(sys.stdin.fileno()) if source == _STDIN else os.stat(source)
+        return os.fstat(source.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @contextmanager

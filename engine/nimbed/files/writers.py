@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import os
+import re
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -23,9 +24,20 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.files.arrow import VECTOR_FIELD, FileContract, arrow
 from nimbed.files.parquet import Carried, ParquetWriter
-from nimbed.rows import Row
+from nimbed.rows import Row, without_nan
 
-__all__ = ["JsonlWriter", "NpyWriter", "Staging", "VectorWriter", "check_output", "open_writer"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = [
+    "JsonlWriter",
+    "NpyWriter",
+    "Staging",
+    "VectorWriter",
+    "check_output",
+    "open_writer",
+    "spec_beside",
+]
 
 _SUFFIXES = (".parquet", ".jsonl", ".npy")
 
@@ -82,10 +94,14 @@ def open_writer(
     place = staging.place(target)
     if suffix == ".parquet":
         return ParquetWriter(place, contract, carried)
-    beside = target.with_name(f"{target.name}.spec.json")
     facts = json.dumps(contract.spec.to_dict(), ensure_ascii=False, indent=2)
-    staging.place(beside).write_text(facts + "\n", encoding="utf-8")
+    staging.place(spec_beside(target)).write_text(facts + "\n", encoding="utf-8")
     return JsonlWriter(place, contract) if suffix == ".jsonl" else NpyWriter(place, contract)
+
+
+def spec_beside(target: Path) -> Path:
+    """Return the path of the spec of a file whose format has no place for it."""
+    return target.with_name(f"{target.name}.spec.json")
 
 
 class JsonlWriter:
@@ -125,7 +141,7 @@ def _dumps(record: dict[str, Any]) -> str:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:  # NaN or infinity, which parquet has and JSON has not
-        return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(without_nan(record), ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _plain(value: object) -> object:
@@ -134,16 +150,6 @@ def _plain(value: object) -> object:
         return base64.b64encode(value).decode()
     isoformat = getattr(value, "isoformat", None)
     return str(value) if isoformat is None else isoformat()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in cast(dict[str, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in cast(list[Any], value)]
-    return value
 
 
 class NpyWriter:
@@ -193,7 +199,8 @@ class Staging:
     """Temporary names beside their targets, which take the targets' places at the end.
 
     A context manager: leaving it by an error, Ctrl-C included, removes every temporary file and
-    leaves the targets as they were.
+    leaves the targets as they were. What a killed process has left, the next one for the same
+    target removes: a temporary file is locked as long as it is written.
 
     Args:
         main: The target that appears last, when everything that describes it is there.
@@ -202,6 +209,7 @@ class Staging:
     def __init__(self, main: Path) -> None:
         self._main = main
         self._places: dict[Path, Path] = {}
+        self._locks: list[int] = []
         self._obsolete: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -219,14 +227,43 @@ class Staging:
             for place in self._places.values():
                 with contextlib.suppress(OSError):
                     place.unlink(missing_ok=True)
+            for lock in self._locks:
+                os.close(lock)
 
     def place(self, target: Path) -> Path:
         """Return the path to write instead of ``target``."""
+        _remove_abandoned(target)
         # In the same folder, since a rename across file systems is a copy.
         place = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         self._places[target] = place
+        if sys.platform != "win32":  # where a file that is open cannot be removed anyway
+            self._locks.append(os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         return place
 
     def drop(self, target: Path) -> None:
         """Remove an earlier run's file at the end, unless this run writes one."""
+        _remove_abandoned(target)
         self._obsolete.append(target)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files of a target that no process writes any more."""
+    left = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.partial")
+    with contextlib.suppress(OSError):
+        for name in filter(left.fullmatch, os.listdir(target.parent)):
+            with contextlib.suppress(OSError):
+                _remove_unlocked(target.with_name(name))
+
+
+def _remove_unlocked(path: Path) -> None:
+    if sys.platform == "win32":
+        path.unlink()
+        return
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(file)

@@ -193,3 +193,23 @@ def test_a_file_may_hold_such_rows_anywhere(counting_embedder, write_jsonl, tmp_
     embed_file(counting_embedder, source, tmp_path / "out.parquet", input_type="passage")
     stored = pq.read_table(tmp_path / "out.parquet")["n"].to_pylist()
     assert stored[4499:4502] == ["4499", "many", "4501"]
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("v.jsonl.skipped.jsonl", "v.jsonl"), ("v.npy.spec.json", "v.npy"), ("v.jsonl", "v.jsonl")],
+)
+@pytest.mark.parametrize("how", ["path", "link", "stream"])
+def test_a_by_product_never_replaces_the_input(embedder, tmp_path, name, output, how):
+    source = tmp_path / name
+    source.write_text('{"text": "one"}\n')
+    given = source
+    if how == "link":
+        given = tmp_path / "other.jsonl"
+        given.hardlink_to(source)
+    with source.open("rb") as stream, pytest.raises(ConfigurationError, match="is the input"):
+        embed_file(
+            embedder, stream if how == "stream" else given, tmp_path / output,
+            input_type="passage", kind="jsonl", on_error="skip",
+        )  # fmt: skip
+    assert source.read_text() == '{"text": "one"}\n'

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from nimbed.files.writers import Staging
@@ -49,3 +52,33 @@ def test_finished_files_have_the_permissions_of_any_new_file(tmp_path):
     with Staging(tmp_path / "main") as staging:
         staging.place(tmp_path / "main").touch()
     assert (tmp_path / "main").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nimbed.files.writers import Staging
+target = Path(sys.argv[1])
+with Staging(target) as staging:
+    staging.place(target).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    main = tmp_path / "main"
+    subprocess.run([sys.executable, "-c", KILLED, str(main)], check=False)
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / ".main.notes.partial"
+    other.write_text("of somebody else")
+    with Staging(main) as first:
+        place = first.place(main)
+        assert not left.exists()
+        place.write_text("first")
+        with Staging(main) as second:
+            second.place(main).write_text("second")
+            assert place.exists()
+        assert main.read_text() == "second"
+    assert main.read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == [other, main]

@@ -98,3 +98,22 @@ def test_the_model_is_the_tables_unless_another_is_named(nimbed_command, table_o
         ("some/model", {"revision": "abc", **anywhere}),
         ("other", {**anywhere, "device": "cpu"}),
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_control_characters_are_shown_and_not_obeyed(
+    nimbed_command, narrow_terminal, monkeypatch, terminal
+):
+    if not terminal:
+        monkeypatch.delenv("FORCE_COLOR")
+    odd = "red \x1b[31m bell \a up \x9b1A del \x7f turned \u202e"
+    monkeypatch.setattr(
+        "tests.integrations.cli.test_search.HITS",
+        [Hit(id="i\x1b]0;t\a", distance=0.5, text=odd, metadata={"m": "\x9b"})],
+    )
+    out = nimbed_command(*SEARCH).out
+    assert not set("\x1b\a\x9b\x7f\u202e") & set(out)
+    assert "red \u241b[31m bell \u2407 up \\x9b1A" in out
+    line = nimbed_command(*SEARCH, "--json").out
+    assert not set("\x1b\a\x9b\x7f") & set(line)
+    assert json.loads(line)["text"] == odd

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import nimbed
 from nimbed import FakeEmbedder
-from nimbed.errors import NimbedError
+from nimbed.errors import ConfigurationError, InputError, NimbedError
 from nimbed.fake import FAKE_CARD
 from nimbed_cli.load import load
 from nimbed_cli.search import search
@@ -165,3 +167,95 @@ def test_the_embedded_database_needs_no_dsn(server_dsn: str, open_folder: Path) 
     found = typed("search", "--embedded", data, "--table", "t", "what?", "-k", "2", "--json")
     assert len(found.output.splitlines()) == 2
     assert not (open_folder / "data" / "postmaster.pid").exists()  # stopped with its last user
+
+
+def test_a_search_makes_no_database(server_dsn: str, open_folder: Path) -> None:
+    done = typed("search", "--embedded", str(open_folder / "typo"), "--table", "t", "what?")
+    assert isinstance(done.exception, ConfigurationError)
+    assert "there is no database in" in str(done.exception)
+    assert not list(open_folder.iterdir())
+
+
+@pytest.mark.parametrize("embedded_before", [False, True])
+def test_nan_in_a_typed_file_is_null(dsn: str, embedded_before: bool) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    from nimbed.files import embed_file
+
+    scores, many = [0.5, float("nan"), float("inf")], [[1.0], [float("nan")], None]
+    rows = pa.table({"text": ["one", "two", "three"], "score": scores, "many": many})
+    pq.write_table(rows, "x.parquet")
+    if embedded_before:
+        embed_file(FakeEmbedder(), "x.parquet", "v.parquet", input_type="passage")
+        Path("v.parquet").rename("x.parquet")
+    done = typed("load", dsn, "--table", "t", "x.parquet")
+    assert done.exit_code == 0, done.output
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute("SELECT metadata FROM t ORDER BY id").fetchall()
+    assert [facts for (facts,) in found] == [
+        {"score": 0.5, "many": [1.0]},
+        {"score": None, "many": [None]},
+        {"score": None, "many": None},
+    ]
+
+
+def test_a_second_file_of_the_same_name_is_told(dsn: str) -> None:
+    for folder in ("x1", "x2"):
+        Path(folder).mkdir()
+        Path(folder, "part.txt").write_text(f"a text of {folder}\nand another of {folder}\n")
+    first = typed("load", dsn, "--table", "t", "x1/part.txt", "--no-index")
+    assert "replaced" not in first.output
+    second = typed("load", dsn, "--table", "t", "x2/part.txt", "--no-index")
+    assert "2 of them replaced a row of the same id" in second.output
+    assert "another file of this name" in second.output
+    file = written("rows.jsonl", rows(20))
+    assert "--id-field id makes it their key" in typed("load", dsn, "--table", "u", file).output
+    named = typed("load", dsn, "--table", "v", file, "--id-field", "id")
+    assert "their key" not in named.output
+    mended = written("rows.jsonl", [line.replace("number", "no.") for line in rows(20)])
+    again = typed("load", dsn, "--table", "v", mended, "--id-field", "id")
+    assert "20 of them replaced a row" in again.output
+    assert "another file" not in again.output
+
+
+def test_a_table_is_made_with_its_first_good_row(dsn: str) -> None:
+    file = written("rows.jsonl", rows(2000))
+    wrong = typed("load", dsn, "--table", "t", file, "--id-field", "key")
+    assert isinstance(wrong.exception, InputError)
+    assert "none of the 2,000 rows" in str(wrong.exception)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert connection.execute("SELECT to_regclass('t')").fetchall() == [(None,)]
+        assert typed("load", dsn, "--table", "t", written("none.txt", [])).exit_code == 0
+        late = written("late.jsonl", [*["nonsense"] * 1500, *rows(10)])
+        done = typed("load", dsn, "--table", "t", late, "--embedding-type", "ubinary")
+        assert "10 passages loaded" in done.output
+        assert "1,500 rows were left out" in done.output
+        assert len(Path("t.rejects.jsonl").read_text().splitlines()) == 1500
+
+
+PIPED = """
+import nimbed
+from nimbed_cli.main import main
+nimbed.load = lambda *_, **__: nimbed.FakeEmbedder()
+main()
+"""
+
+
+@pytest.mark.parametrize("start", ['{"text": "one"}', '\ufeff {  "text": "one"}', "PAR1"])
+def test_records_on_standard_input_need_a_format(dsn: str, start: str) -> None:
+    def piped(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", PIPED, "load", dsn, "--table", "t", "-", *words]
+        done = subprocess.run(
+            command, input=f"{start}\n".encode(), capture_output=True, check=False
+        )
+        return done.returncode, done.stderr.decode()
+
+    kind = "parquet" if start == "PAR1" else "jsonl"
+    code, said = piped()
+    assert code == 2
+    assert f"looks like {kind}" in said
+    assert f"--input-format {kind}" in said
+    assert piped("--input-format", "txt")[0] == 0
+    if kind == "jsonl":
+        assert "1 passages loaded" in piped("--input-format", "jsonl")[1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
+import uuid
 from typing import Any
 
 import numpy as np
@@ -132,3 +135,36 @@ def test_a_content_digest_keeps_text_and_metadata_apart() -> None:
     assert len(digests) == 3
     vectors = {digest(rows[0], raw) for raw in (b"1", b"2")}
     assert len(vectors | digests) == 5
+
+
+def test_numbers_stay_numbers_and_what_is_no_json_is_named() -> None:
+    facts = {
+        "count": np.int64(5),
+        "share": np.float32(0.5),
+        "good": np.bool_(True),
+        "numbers": np.arange(3),
+        "key": uuid.UUID(int=7),
+        "day": datetime.date(2026, 1, 2),
+        "moment": np.datetime64("2026-01-02"),
+        "price": decimal.Decimal("1.10"),
+    }
+    made, rejects = prepare([Row(1, "a", "x", facts)], source="s")
+    assert not rejects
+    assert json.loads(made.metadata[0]) == {
+        "count": 5,
+        "share": 0.5,
+        "good": True,
+        "numbers": [0, 1, 2],
+        "key": "00000000-0000-0000-0000-000000000007",
+        "day": "2026-01-02",
+        "moment": "2026-01-02",
+        "price": "1.10",
+    }
+    for value, reason in (
+        (b"x", "'odd': bytes is no JSON"),
+        ({1, 2}, "'odd': set is no JSON"),
+        (object(), "'odd': object is no JSON"),
+        (float("nan"), "'odd' is nan"),
+    ):
+        made, (reject,) = prepare([Row(1, "a", "x", {"fine": 1, "odd": value})], source="s")
+        assert reject.reason == f"the metadata is not JSON: the field {reason}"
