@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,25 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_within_reach() -> Iterator[None]:
+    """Let the embedded database's user pass the folders above this environment, where we are root.
+
+    PostgreSQL does not run as root, nimbed opens no folder of others for it, and a CI machine may
+    have cloned the repository into a closed one. They may be passed, not read, until the end.
+    """
+    closed: list[tuple[Path, int]] = []
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        for folder in Path(sys.prefix).parents:
+            mode = folder.stat().st_mode
+            if not mode & 0o001:
+                folder.chmod(mode | 0o001)
+                closed.append((folder, mode))
+    yield
+    for folder, mode in closed:
+        folder.chmod(mode)
 
 
 @pytest.fixture(scope="session")
