@@ -131,7 +131,7 @@ def test_a_limit_that_answers_announce_costs_no_request(serve, connect):
     window = Fixed()
     headers = {
         "x-ratelimit-remaining-requests": lambda window: str(window.left),
-        "x-ratelimit-reset-requests": lambda window: f"{window.begun + 60 - now():.0f}s",
+        "x-ratelimit-reset-requests": lambda window: f"{window.begun + 60.5 - now():.2f}s",
     }
     double = serve(limited(window, REFUSALS["silent"], **headers))
     # One at a time: how many are under way when the last is granted is chance.
