@@ -84,6 +84,7 @@ def embed(
         "int8_scale": int8_scale,
         "on_error": on_error,
     }
+    found: tuple[Any, list[str]] | None = None
     if ray:
         if input_format not in (None, "parquet"):
             raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
@@ -100,7 +101,7 @@ def embed(
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
     with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
-        if ray:
+        if found is not None:
             address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None
             said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
