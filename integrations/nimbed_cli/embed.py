@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,6 +160,7 @@ def _embed_on_ray(
     system, files = found
     started = time.perf_counter()
     with (
+        contextlib.redirect_stdout(sys.stderr),  # Ray prints its warnings, and somebody may pipe
         connected(address),
         progress_bar("embedding", before="starting", show=progress) as move,
     ):
