@@ -48,11 +48,6 @@ class Float8Rows(NamedTuple):
         values = (exact / scales).clamp_(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
         return cls(values, scales)
 
-    @property
-    def shape(self) -> torch.Size:
-        """Rows and width."""
-        return self.values.shape
-
 
 class Float8Weight(NamedTuple):
     """A weight of shape (outputs, inputs), a row an output.

@@ -131,7 +131,7 @@ def attend(
 def tiles(size: int) -> tuple[int, int, int, int]:
     """Return queries and keys a step, warps and stages for a head size.
 
-    The best of 36 measured on an H100 for short, mixed and long texts together. They do not depend
+    The best of 25 measured on an H100 for short, mixed and long texts together. They do not depend
     on the batch, and so neither does the order of additions.
     """
     return {32: (64, 32, 4, 3), 64: (64, 64, 4, 3)}.get(size, (64, 64, 4, 2))
