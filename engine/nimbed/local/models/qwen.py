@@ -1,0 +1,60 @@
+"""Qwen2 (gte-Qwen2) and Qwen3 (Qwen3-Embedding): decoders, causal unless they say otherwise.
+
+Qwen2 is Llama with biases for queries, keys and values; Qwen3 normalises queries and keys head by
+head instead. The state dicts are those of ``transformers.Qwen2Model`` and ``Qwen3Model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nimbed.errors import CheckpointError
+from nimbed.local.device import Placement
+from nimbed.local.models.fields import only, understood, whole
+from nimbed.local.models.llama import DECODER_KEYS, Llama, is_causal
+from nimbed.local.weights import Tensors
+
+__all__ = ["qwen2", "qwen3"]
+
+_WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+
+
+def qwen2(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Qwen2; see :class:`nimbed.local.models.llama.Llama`."""
+    understood(config, *DECODER_KEYS, *_WINDOW_KEYS)
+    only(config, attention_bias=False)
+    causal = is_causal(config)
+    windows = _windows(config, causal)
+    return Llama(config, tensors, placement, causal=causal, windows=windows, qkv_bias=True)
+
+
+def qwen3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Qwen3; see :class:`nimbed.local.models.llama.Llama`."""
+    understood(config, *DECODER_KEYS, *_WINDOW_KEYS)
+    causal = is_causal(config)
+    windows = _windows(config, causal)
+    return Llama(config, tensors, placement, causal=causal, windows=windows, head_norms=True)
+
+
+def _windows(config: Mapping[str, Any], causal: bool) -> list[int | None]:
+    """Return how far each layer's tokens see.
+
+    The rule is that of transformers' configurations: layers from ``max_window_layers`` on have the
+    window, unless ``layer_types`` says which do, and none has it without ``use_sliding_window``.
+    """
+    layers = whole(config, "num_hidden_layers")
+    slides = config.get("use_sliding_window") is True and config.get("sliding_window") is not None
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = whole(config, "max_window_layers") if slides else layers
+        kinds = ["full_attention"] * min(first, layers)
+        kinds += ["sliding_attention"] * (layers - len(kinds))
+    known = {"full_attention", "sliding_attention"} if slides else {"full_attention"}
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
+        raise CheckpointError(
+            f"config.json gives layer_types {kinds!r}; expected one of {', '.join(sorted(known))} "
+            f"for each of {layers} layers"
+        )
+    window = whole(config, "sliding_window") - causal if slides else None
+    return [window if kind == "sliding_attention" else None for kind in kinds]
