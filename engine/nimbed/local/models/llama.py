@@ -85,6 +85,7 @@ class Llama:
         )
         self._query_scale = query_scale
         self._attention = attention_for(placement, causal=bool(causal))
+        self.attentions = (self._attention,)
         self.vocabulary = whole(config, "vocab_size")
         self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
         read = _Reader(config, tensors, placement)
