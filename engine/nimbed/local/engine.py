@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
-from nimbed.local.attention import follows_rows
+from nimbed.local.attention import Attention, follow_rows
 from nimbed.local.batching import Layout, micro_batches, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
@@ -49,6 +49,11 @@ class Model(Protocol):
     @property
     def vocabulary(self) -> int:
         """How many token ids it knows."""
+        ...
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """What its layers attend with."""
         ...
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -170,7 +175,8 @@ class Engine:
         )
         self._forward = _forward(model, self._pool)
         self._graphs: Graphs | None = None
-        if self._stream is not None and follows_rows(placement):
+        by_rows = follow_rows(model.attentions)
+        if self._stream is not None and by_rows:
             self._graphs = Graphs(
                 self._forward,
                 device,
@@ -181,7 +187,7 @@ class Engine:
             )
         # Where attention goes length by length, a batch of few lengths is 5 to 15 % faster; more
         # than four budgets to choose from win nothing (measured).
-        self.look_ahead = 1 if follows_rows(placement) else 4
+        self.look_ahead = 1 if by_rows else 4
         self._lock = threading.Lock()
         self._lost = False
         _engines.add(self)

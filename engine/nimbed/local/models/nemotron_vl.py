@@ -49,6 +49,7 @@ class NemotronVL:
         self._tower = Siglip(vision, tensors, placement)
         self._settings, self._placement = VisionSettings.read(config), placement
         self.vocabulary = self._language.vocabulary
+        self.attentions = self._language.attentions
         self.patches_a_tile = self._tower.patches_a_side**2
         joined = self._tower.width * self._settings.shrink**2
         width = whole(language, "hidden_size")
