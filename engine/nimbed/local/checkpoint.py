@@ -14,8 +14,10 @@ from typing import Any
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
+from nimbed.local.models.causality import is_causal, mistral3_language, refuse_causal
 from nimbed.local.models.fields import first_position, whole
 from nimbed.local.pipeline import Pipeline, read_json, read_pipeline, role_prompts
+from nimbed.local.vision.pixtral_settings import templated_prompt
 from nimbed.local.vision.settings import vision_facts
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -28,8 +30,12 @@ _ARCHITECTURES = {
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
     "ministral3": "ministral3",
+    "ministral3_bidirec": "ministral3",
     "mistral": "mistral",
+    "mistral3": "mistral3",
+    "mistral3_bidirec": "mistral3",
     "nvembed": "nvembed",
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
     "xlm-roberta": "xlm_roberta",
 }
@@ -38,17 +44,24 @@ _ARCHITECTURES = {
 _TRAINED_PROMPTS = {
     "bidir_mistral": ("query: ", "passage: "),
     "llama_bidirec": ("query: ", "passage: "),
+    "ministral3_bidirec": ("query: ", "passage: "),
+    "mistral3_bidirec": ("query: ", "passage: "),
     "nvembed": (
         "Instruct: Given a question, retrieve passages that answer the question\nQuery: ",
         "",
     ),
 }
 
-# Architectures that also generate text, of which only the pooling shows that one embeds.
-_DECODERS = ("qwen3",)
+# Architectures that also generate text.
+_DECODERS = ("llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
-_POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "mean": "mean", "cls": "cls"}
+_POOLING_NAMES: dict[str, Pooling] = {
+    "avg": "mean",
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+}
 
 _SAMPLE = 1 << 16
 
@@ -119,7 +132,10 @@ def read_checkpoint(
         card = dataclasses.replace(override, architecture=architecture)
     else:
         card = located.card or _card_from_files(located, config, architecture, pipeline)
-        card = dataclasses.replace(card, architecture=architecture, **_own_prompts(located.folder))
+        own = _own_prompts(located.folder, architecture)
+        card = dataclasses.replace(card, architecture=architecture, **own)
+    if architecture in _DECODERS:
+        _refuse_generators(config, architecture, card, pipeline)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
     return Checkpoint(folder, config, card, revision, pipeline)
@@ -138,11 +154,8 @@ def _card_from_files(
     query, passage = pipeline.query_prompt, pipeline.passage_prompt
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
-    if architecture in _DECODERS and pipeline.pooling is None:
-        raise CheckpointError(
-            f"{folder} says nowhere how its states are pooled; a {architecture} without a "
-            f"modules.json is a text generator"
-        )
+    if architecture == "mistral3":
+        query, passage = (templated_prompt(folder, prompt) for prompt in (query, passage))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
     note = "read from the checkpoint's own files"
@@ -160,9 +173,26 @@ def _card_from_files(
         matryoshka=_matryoshka(folder, config, min(width, pipeline.dimensions or width)),
         note=note,
     )
+    if architecture == "mistral3":
+        return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_own_prompts(located.folder)})
+    own = _own_prompts(located.folder, architecture)
+    return dataclasses.replace(card, **{**vision_facts(config), **own})
+
+
+def _refuse_generators(
+    config: dict[str, Any], architecture: str, card: ModelCard, pipeline: Pipeline
+) -> None:
+    """Refuse a causal network of which nothing shows that it embeds.
+
+    A Llama's or Qwen's files are those of a text generator; a pooling beside them, or the last
+    token on a card, shows that it was trained for vectors.
+    """
+    language = mistral3_language(config) if architecture == "mistral3" else config
+    if pipeline.pooling is None and card.pooling != "lasttoken":
+        refuse_causal(language)
+    is_causal(language)
 
 
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
@@ -199,11 +229,13 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
     return tuple(sorted({size for size in given if size < width}))
 
 
-def _own_prompts(folder: Path) -> dict[str, Any]:
+def _own_prompts(folder: Path, architecture: str) -> dict[str, Any]:
     """Let a catalogued model's own files have the last word about its prompts."""
     query, passage = role_prompts(folder)
     if not query and not passage:
         return {}
+    if architecture == "mistral3":
+        query, passage = (templated_prompt(folder, prompt) for prompt in (query, passage))
     return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}
 
 

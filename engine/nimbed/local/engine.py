@@ -27,11 +27,12 @@ from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
-from nimbed.local.models.llama import Llama
-from nimbed.local.models.ministral3 import ministral3
+from nimbed.local.models.llama import llama
+from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen3 import qwen3
+from nimbed.local.models.qwen import qwen2, qwen3
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tokenizer import InputTokenizer, Row, TextTokenizer, Tokens, ids_of
@@ -63,11 +64,13 @@ class Model(Protocol):
 
 _MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "bert": Bert,
-    "llama": Llama,
+    "llama": llama,
     "ministral3": ministral3,
-    "mistral": Llama,
+    "mistral": mistral,
+    "mistral3": Mistral3,
     "nemotron_vl": NemotronVL,
     "nvembed": NvEmbed,
+    "qwen2": qwen2,
     "qwen3": qwen3,
     "xlm_roberta": xlm_roberta,
 }
@@ -159,7 +162,7 @@ class Engine:
         cost: TokenCost,
     ) -> None:
         self._model = model
-        self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
+        self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
         self._dimensions = dimensions
@@ -417,7 +420,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
         CheckpointError: If tokenizer.json is damaged or does not suit the model.
     """
     path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
+    if card.architecture in ("mistral3", "nemotron_vl"):
         return vision_tokenizer(checkpoint)
     if card.architecture != "nvembed":
         texts = TextTokenizer(

@@ -25,6 +25,7 @@ CLASSES = {
     "mistral": ("MistralConfig", "MistralModel"),
     "bidir_mistral": ("MistralConfig", "MistralModel"),
     "ministral3": ("Ministral3Config", "Ministral3Model"),
+    "qwen2": ("Qwen2Config", "Qwen2Model"),
     "qwen3": ("Qwen3Config", "Qwen3Model"),
 }
 
@@ -46,7 +47,7 @@ def network(
     """Return transformers' model with these weights, all of them and no others."""
     config_class, model_class = (getattr(transformers, n) for n in CLASSES[config["model_type"]])
     facts = {n: v for n, v in config.items() if n not in ("model_type", "auto_map", "is_causal")}
-    if "sliding_window" in facts:
+    if config["model_type"] == "bidir_mistral":
         facts["sliding_window"] = None  # NVIDIA's bidirectional models ignore it
     settings = config_class(**facts, attn_implementation="eager")
     decoder = config["model_type"] not in ("bert", "xlm-roberta")

@@ -1,4 +1,4 @@
-"""Tiny random Llama, Mistral, Ministral and NV-Embed checkpoints, laid out as the real ones are."""
+"""Tiny random decoders, laid out on disk as the real ones are."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, processors
 __all__ = [
     "decoder_config",
     "decoder_shapes",
+    "tiny_causal",
     "tiny_llama",
     "tiny_ministral",
     "tiny_mistral",
@@ -96,26 +97,52 @@ def tiny_mistral(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
 def tiny_qwen3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a ``qwen3`` checkpoint that sentence-transformers can load too (Qwen3-Embedding)."""
-    tokenizer = llama3_tokenizer()
+    return tiny_causal(folder, "qwen3", seed=seed, **{"rope_theta": 1000000.0, **changes})
+
+
+def tiny_causal(
+    folder: Path, kind: str, *, pooling: str = "lasttoken", seed: int = 0, **changes: Any
+) -> Path:
+    """Write a stock decoder that embeds by its last token, the end of the text.
+
+    Args:
+        folder: Made if it does not exist.
+        kind: ``llama``, ``mistral``, ``qwen2`` or ``qwen3``: its model_type.
+        pooling: In 1_Pooling/config.json.
+        seed: Of the weights.
+        **changes: To config.json.
+    """
+    tokenizer = llama3_tokenizer(merged=kind == "qwen2")
     end = tokenizer.token_to_id("<|end_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|end_of_text|>", special_tokens=[("<|end_of_text|>", end)]
     )
+    named = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     config = {
-        "model_type": "qwen3",
-        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": kind,
+        "architectures": [f"{named}ForCausalLM"],
         **decoder_config(tokenizer),
-        "rope_theta": 1000000.0,
+        "rope_theta": 10000.0,
         "max_position_embeddings": 256,
-        "use_sliding_window": False,
-        "attention_bias": False,
         "tie_word_embeddings": True,
         **changes,
     }
+    if kind == "mistral":
+        config = {"sliding_window": 5, **config}  # texts are longer
+    if kind == "qwen2":
+        config = {
+            "use_sliding_window": False,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            **config,
+        }
     shapes = decoder_shapes(config)
     for number in range(config["num_hidden_layers"]):
-        for name in ("q_norm", "k_norm"):
-            shapes[f"layers.{number}.self_attn.{name}.weight"] = (config["head_dim"],)
+        own = f"layers.{number}.self_attn"
+        if kind == "qwen3":
+            shapes |= {f"{own}.{x}_norm.weight": (config["head_dim"],) for x in "qk"}
+        if kind == "qwen2":
+            shapes |= {f"{own}.{x}_proj.bias": shapes[f"{own}.{x}_proj.weight"][:1] for x in "qkv"}
     write(folder, config, random_weights(shapes, seed=seed), tokenizer)
     special = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
     write_json(
@@ -123,7 +150,7 @@ def tiny_qwen3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special},
     )
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
-    sentence_transformers_files(folder, pooling="lasttoken", prompts=prompts, longest=200)
+    sentence_transformers_files(folder, pooling=pooling, prompts=prompts, longest=200)
     return folder
 
 

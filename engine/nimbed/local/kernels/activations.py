@@ -63,7 +63,9 @@ def gated_activation(both: torch.Tensor, *, activation: str) -> torch.Tensor:
     return out
 
 
-def gated_activation_float8(both: torch.Tensor, *, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+def gated_activation_float8(
+    both: torch.Tensor, *, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return act(gate) · up as float8 rows and the scale of each; see :mod:`nimbed.local.float8`.
 
     Args:

@@ -28,7 +28,7 @@ _IRRELEVANT = frozenset(
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings
     tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
     unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

@@ -18,17 +18,15 @@ from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activation, Affine, Dense, Gated, gated, read_affine, read_dense
+from nimbed.local.models.causality import is_causal, refuse_causal
 from nimbed.local.models.fields import heads_fit, only, real, understood, whole
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
 
-__all__ = ["DECODER_KEYS", "GatedLayers", "LayerShape", "Llama", "QueryScale", "is_causal", "llama", "refuse_causal"]
+__all__ = ["DECODER_KEYS", "GatedLayers", "LayerShape", "Llama", "QueryScale", "llama"]
 
 QueryScale = Callable[[Layout], torch.Tensor | None]
-
-# Types whose very name says that their attention looks both ways.
-_BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral", "ministral3_bidirec")
 
 # Keys of a decoder's config.json that its network follows.
 DECODER_KEYS = (
@@ -88,7 +86,9 @@ class Llama:
             inner=whole(config, "intermediate_size"),
             heads=heads,
             key_heads=whole(config, "num_key_value_heads", default=heads),
-            head_dim=whole(config, "head_dim") if config.get("head_dim") else heads_fit(width, heads),
+            head_dim=whole(config, "head_dim")
+            if config.get("head_dim")
+            else heads_fit(width, heads),
             eps=real(config, "rms_norm_eps"),
             qkv_bias=bias or qkv_bias,
             attended_bias=bias,
@@ -111,9 +111,10 @@ class Llama:
         self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
         self._layers = GatedLayers(
             shape,
-            tensors.stripped("layers."),
+            tensors,
             placement,
             [kinds[window] for window in windows],
+            at="layers",
             last=RmsNorm.read(
                 tensors, "norm", width, placement, eps=shape.eps, before_product=False
             ),
@@ -214,9 +215,10 @@ class GatedLayers:
 
     Args:
         shape: Their sizes and names.
-        tensors: Their weights, by the layers' numbers.
+        tensors: Their weights.
         placement: Device and dtype.
         attentions: What each layer attends with; as many as there are layers.
+        at: What stands before the layers' numbers in the weights' names.
         last: A norm behind the last layer, if there is one.
 
     Raises:
@@ -230,10 +232,11 @@ class GatedLayers:
         placement: Placement,
         attentions: Sequence[Attention],
         *,
+        at: str,
         last: RmsNorm | None,
     ) -> None:
         self._shape, self._tensors, self._placement = shape, tensors, placement
-        self._layers = [self._read(str(n), attend) for n, attend in enumerate(attentions)]
+        self._layers = [self._read(f"{at}.{n}", attend) for n, attend in enumerate(attentions)]
         del self._tensors
         # A layer ends with the sum that the next one's first norm takes.
         self._next_norms = [*(layer.norm for layer in self._layers[1:]), last]
@@ -315,51 +318,3 @@ class GatedLayers:
             eps=self._shape.eps,
             before_product=not of_heads,
         )
-
-
-def is_causal(config: dict[str, Any]) -> bool:
-    """Whether a decoder's tokens see their past alone, as its configuration says.
-
-    Raises:
-        CheckpointError: If code beside the weights, which nimbed does not run, may say otherwise:
-            gte-Qwen2's makes the attention of a stock Qwen2 look both ways.
-    """
-    causal = config.get("is_causal")
-    if causal is None and _names_both_directions(config):
-        return False
-    remote = config.get("auto_map")
-    if causal is None and isinstance(remote, dict) and "AutoModel" in remote:
-        raise CheckpointError(
-            f"config.json leaves to code of its own ({remote['AutoModel']!r}), which nimbed does "
-            f"not run, whether a token sees what stands behind it; put \"is_causal\": true or "
-            f"false into it, as the model's card says (false for gte-Qwen2)"
-        )
-    if causal not in (None, True, False):
-        raise CheckpointError(f"config.json gives is_causal {causal!r}, expected true or false")
-    return causal is not False
-
-
-def refuse_causal(config: dict[str, Any]) -> None:
-    """Refuse a network whose tokens see only their past, or that may be one.
-
-    A decoder's weights run through bidirectional attention without a fault and give vectors that
-    mean nothing, so something in the configuration has to say that it was trained both ways.
-
-    Raises:
-        CheckpointError: If nothing says so.
-    """
-    causal = config.get("is_causal")
-    if causal is False or (causal is None and _names_both_directions(config)):
-        return
-    raise CheckpointError(
-        f"config.json describes a causal {config.get('model_type')}, a text generator, and no file "
-        f"says how its states are pooled. If its attention looks both ways, put "
-        f'"is_causal": false into its config.json; if it embeds by its last token, say so in '
-        f"modules.json and 1_Pooling/config.json, as sentence-transformers writes them"
-    )
-
-
-def _names_both_directions(config: dict[str, Any]) -> bool:
-    return config.get("model_type") in _BIDIRECTIONAL or any(
-        "bidirec" in str(name).lower() for name in config.get("architectures") or ()
-    )

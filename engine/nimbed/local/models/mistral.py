@@ -13,8 +13,9 @@ import torch
 
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
+from nimbed.local.models.causality import is_causal
 from nimbed.local.models.fields import only, real, understood, whole
-from nimbed.local.models.llama import DECODER_KEYS, Llama, QueryScale, is_causal
+from nimbed.local.models.llama import DECODER_KEYS, Llama, QueryScale
 from nimbed.local.rope import rope_parameters
 from nimbed.local.weights import Tensors
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from nimbed.errors import CheckpointError
 from nimbed.local.device import Placement
+from nimbed.local.models.causality import is_causal
 from nimbed.local.models.fields import only, understood, whole
-from nimbed.local.models.llama import DECODER_KEYS, Llama, is_causal
+from nimbed.local.models.llama import DECODER_KEYS, Llama
 from nimbed.local.weights import Tensors
 
 __all__ = ["qwen2", "qwen3"]
+
+# transformers' own, for a configuration that leaves it out.
+_USUAL_FIRST = 28
 
 _WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
@@ -47,9 +51,10 @@ def _windows(config: Mapping[str, Any], causal: bool) -> list[int | None]:
     slides = config.get("use_sliding_window") is True and config.get("sliding_window") is not None
     kinds = config.get("layer_types")
     if kinds is None:
-        first = whole(config, "max_window_layers") if slides else layers
-        kinds = ["full_attention"] * min(first, layers)
-        kinds += ["sliding_attention"] * (layers - len(kinds))
+        first = config.get("max_window_layers", _USUAL_FIRST) if slides else layers
+        kinds = [
+            "full_attention" if number < first else "sliding_attention" for number in range(layers)
+        ]
     known = {"full_attention", "sliding_attention"} if slides else {"full_attention"}
     if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
         raise CheckpointError(
