@@ -14,10 +14,13 @@ from typing import Any
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
+from nimbed.local.json_files import ARCHITECTURES, check_keys, read_any_json, read_json
 from nimbed.local.models.causality import is_causal, mistral3_language, refuse_causal
 from nimbed.local.models.fields import first_position, whole
-from nimbed.local.pipeline import Pipeline, read_json, read_pipeline, role_prompts
-from nimbed.local.vision.pixtral_settings import templated_prompt
+from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
+from nimbed.local.sentence_config import Prompts, read_prompts
+from nimbed.local.tokenizer_config import read_tokenizer_changes
+from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -91,6 +94,7 @@ def read_checkpoint(
     revision: str | None,
     override: object = None,
     told: ModelCard | None = None,
+    prompt_name: str | None = None,
 ) -> Checkpoint:
     """Read the JSON files of a model folder.
 
@@ -99,6 +103,7 @@ def read_checkpoint(
         revision: What the caller pinned.
         override: A ModelCard whose facts outrank the files' and the catalogue's.
         told: The card of the model that a folder holds, as the caller says.
+        prompt_name: Which of the model's prompts goes before every text, instead of its role's.
 
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
@@ -108,10 +113,7 @@ def read_checkpoint(
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told
         located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
-    # A catalogued model's card says all this, and its publisher's files change.
-    pipeline = Pipeline(folder=located.folder, weights=located.folder)
-    if located.card is None:
-        pipeline = read_pipeline(located.folder)
+    pipeline = _pipeline_of(located, told=told is not None)
     folder = pipeline.weights
     config = read_json(folder / "config.json", required=True)
     model_type = config.get("model_type")
@@ -128,21 +130,74 @@ def read_checkpoint(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
+    prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if architecture == "mistral3":
+        prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
-        card = dataclasses.replace(override, architecture=architecture)
+        card = override
+    elif located.card is not None:
+        card = dataclasses.replace(located.card, **_of_roles(prompts))
     else:
-        card = located.card or _card_from_files(located, config, architecture, pipeline)
-        own = _own_prompts(located.folder, architecture)
-        card = dataclasses.replace(card, architecture=architecture, **own)
+        check_keys(config, folder / "config.json", ARCHITECTURES[architecture])
+        changes = read_tokenizer_changes(
+            folder, model_type=str(model_type), do_lower_case=pipeline.do_lower_case
+        )
+        pipeline = dataclasses.replace(pipeline, tokenizer=changes)
+        card = _card_from_files(located, config, architecture, pipeline, prompts)
+    card = dataclasses.replace(card, architecture=architecture)
     if architecture in _DECODERS:
         _refuse_generators(config, architecture, card, pipeline)
+    if prompt_name is not None:
+        card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
+def _pipeline_of(located: Located, *, told: bool) -> Pipeline:
+    """Follow a folder's modules; those of a catalogued model beyond the pooling on its card.
+
+    Args:
+        located: The folder, and the catalogue's card.
+        told: Whether the card is what the caller says of the folder, and has to fit it.
+    """
+    card = located.card
+    if card is None:
+        return read_pipeline(located.folder)
+    bare = Pipeline(folder=located.folder, weights=located.folder)
+    listed = read_any_json(located.folder / "modules.json", empty=list)
+    kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]
+    if not kinds or not (told or any(kind.endswith((".Dense", ".LayerNorm")) for kind in kinds)):
+        return bare  # the card says all this, and its publisher's files change
+    followed = read_pipeline(located.folder)
+    if followed.card_pooling != card.pooling:
+        raise CheckpointError(
+            f"{located.folder} pools by {followed.card_pooling}; {card.id} pools by {card.pooling}"
+        )
+    if followed.metric != card.metric:
+        raise CheckpointError(
+            f"{located.folder} ranks by {followed.metric}; {card.id} ranks by {card.metric}"
+        )
+    last = [module.outputs for module in followed.modules if isinstance(module, DenseModule)][-1:]
+    if last and last[0] != card.dimensions:
+        raise CheckpointError(
+            f"{located.folder} gives {last[0]} dimensions; {card.id} gives {card.dimensions}"
+        )
+    return dataclasses.replace(
+        bare,
+        weights=followed.weights,
+        include_prompt=followed.include_prompt,
+        modules=followed.modules,
+        module_weights=followed.module_weights,
+    )
+
+
 def _card_from_files(
-    located: Located, config: dict[str, Any], architecture: str, pipeline: Pipeline
+    located: Located,
+    config: dict[str, Any],
+    architecture: str,
+    pipeline: Pipeline,
+    prompts: Prompts,
 ) -> ModelCard:
     folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
@@ -151,34 +206,31 @@ def _card_from_files(
     positions = whole(language, "max_position_embeddings")
     if architecture == "xlm_roberta":
         positions -= first_position(config)
-    query, passage = pipeline.query_prompt, pipeline.passage_prompt
+    query, passage = prompts.query, prompts.passage
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
-    if architecture == "mistral3":
-        query, passage = (templated_prompt(folder, prompt) for prompt in (query, passage))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    note = "read from the checkpoint's own files"
-    if pipeline.other_prompts:
-        note += f"; its prompts for {', '.join(pipeline.other_prompts)} belong to neither role"
+    size = min(width, pipeline.dimensions or width)
     card = ModelCard(
         id=located.name,
         architecture=architecture,
-        dimensions=min(width, pipeline.dimensions or width),
+        dimensions=size,
         max_tokens=min(pipeline.max_tokens or positions, positions),
         pooling="latent" if architecture == "nvembed" else pooling,
         asymmetric=query != passage,
         query_prompt=query,
         passage_prompt=passage,
-        matryoshka=_matryoshka(folder, config, min(width, pipeline.dimensions or width)),
-        note=note,
+        task_prompts=prompts.tasks,
+        matryoshka=_matryoshka(folder, config, size),
+        metric=pipeline.metric,
+        note="read from the checkpoint's own files",
     )
     if architecture == "mistral3":
         return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    own = _own_prompts(located.folder, architecture)
-    return dataclasses.replace(card, **{**vision_facts(config), **own})
+    return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
 
 
 def _refuse_generators(
@@ -229,13 +281,11 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
     return tuple(sorted({size for size in given if size < width}))
 
 
-def _own_prompts(folder: Path, architecture: str) -> dict[str, Any]:
-    """Let a catalogued model's own files have the last word about its prompts."""
-    query, passage = role_prompts(folder)
+def _of_roles(prompts: Prompts) -> dict[str, Any]:
+    """Let a model's own files have the last word about the prompts of its roles."""
+    query, passage = prompts.query, prompts.passage
     if not query and not passage:
         return {}
-    if architecture == "mistral3":
-        query, passage = (templated_prompt(folder, prompt) for prompt in (query, passage))
     return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}
 
 

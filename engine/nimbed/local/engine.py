@@ -428,6 +428,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
             max_tokens=card.max_tokens,
             skip_prompt=not checkpoint.pipeline.include_prompt,
             skip_head=True,
+            changes=checkpoint.pipeline.tokenizer,
         )
         if card.pooling == "cls" and not texts.opens:
             raise CheckpointError(

@@ -14,19 +14,9 @@ import torch
 
 from nimbed.errors import CheckpointError
 from nimbed.local import kernels
-from nimbed.local.models.fields import real, understood, whole
+from nimbed.local.models.fields import real, whole
 
 __all__ = ["Rope", "Turn", "rope_for"]
-
-
-# What the rotations here, or the queries' growth in Ministral 3, follow; the last two only repeat
-# what stands elsewhere.
-_KEYS = (
-    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor"),
-    *("high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
-    *("attention_factor", "mscale", "mscale_all_dim", "llama_4_scaling_beta"),
-    *("max_position_embeddings", "finetuned"),
-)
 
 
 class Turn(NamedTuple):
@@ -143,7 +133,6 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         "partial_rotary_factor": config.get("partial_rotary_factor"),
         **{name: value for name, value in given.items() if value is not None},
     }
-    understood(asked, *_KEYS, where="config.json's rotary parameters")
     asked["rope_type"] = given.get("rope_type") or given.get("type") or "default"
     if asked["partial_rotary_factor"] not in (None, 1):
         raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")

@@ -19,28 +19,18 @@ from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activation, Affine, Dense, Gated, gated, read_affine, read_dense
 from nimbed.local.models.causality import is_causal, refuse_causal
-from nimbed.local.models.fields import heads_fit, only, real, understood, whole
+from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
 
-__all__ = ["DECODER_KEYS", "GatedLayers", "LayerShape", "Llama", "QueryScale", "llama"]
+__all__ = ["GatedLayers", "LayerShape", "Llama", "QueryScale", "llama"]
 
 QueryScale = Callable[[Layout], torch.Tensor | None]
-
-# Keys of a decoder's config.json that its network follows.
-DECODER_KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "is_causal"),
-    *("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
-    *("partial_rotary_factor", "attention_bias"),
-)
 
 
 def llama(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
     """Read a Llama, which looks both ways if its configuration says so."""
-    if config.get("model_type") == "llama":
-        understood(config, *DECODER_KEYS, "mlp_bias")
     return Llama(config, tensors, placement, causal=is_causal(config))
 
 

@@ -14,8 +14,8 @@ import torch
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.causality import is_causal
-from nimbed.local.models.fields import only, real, understood, whole
-from nimbed.local.models.llama import DECODER_KEYS, Llama, QueryScale
+from nimbed.local.models.fields import only, real, whole
+from nimbed.local.models.llama import Llama, QueryScale
 from nimbed.local.rope import rope_parameters
 from nimbed.local.weights import Tensors
 
@@ -33,7 +33,6 @@ def mistral(config: dict[str, Any], tensors: Tensors, placement: Placement) -> L
     causal = is_causal(config)
     if config.get("model_type") == "bidir_mistral":
         return Llama(config, tensors, placement, causal=causal)
-    understood(config, *DECODER_KEYS, "sliding_window")
     only(config, attention_bias=False)
     windows = _windows({"sliding_window": _USUAL_WINDOW, **config}, causal)
     return Llama(config, tensors, placement, causal=causal, windows=windows)
@@ -41,7 +40,6 @@ def mistral(config: dict[str, Any], tensors: Tensors, placement: Placement) -> L
 
 def ministral3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
     """Read a Ministral 3; see :class:`nimbed.local.models.llama.Llama`."""
-    understood(config, *DECODER_KEYS, "sliding_window")
     only(config, attention_bias=False)
     asked = rope_parameters(config)
     scale = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.causality import mistral3_language
-from nimbed.local.models.fields import only, understood
+from nimbed.local.models.fields import only
 from nimbed.local.models.mistral import ministral3, mistral
 from nimbed.local.vision.pixtral import Pixtral, Projector
 from nimbed.local.vision.pixtral_settings import PixtralSettings
@@ -41,12 +41,6 @@ class Mistral3:
     """
 
     def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
-        understood(
-            config,
-            *("text_config", "vision_config", "image_token_index", "image_token_id", "is_causal"),
-            *("projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias"),
-            "spatial_merge_size",
-        )
         only(config, vision_feature_layer=-1)
         language = mistral3_language(config)
         # Saved from a class with or without a language model's head, old or new.

@@ -12,8 +12,8 @@ from typing import Any
 from nimbed.errors import CheckpointError
 from nimbed.local.device import Placement
 from nimbed.local.models.causality import is_causal
-from nimbed.local.models.fields import only, understood, whole
-from nimbed.local.models.llama import DECODER_KEYS, Llama
+from nimbed.local.models.fields import only, whole
+from nimbed.local.models.llama import Llama
 from nimbed.local.weights import Tensors
 
 __all__ = ["qwen2", "qwen3"]
@@ -21,12 +21,9 @@ __all__ = ["qwen2", "qwen3"]
 # transformers' own, for a configuration that leaves it out.
 _USUAL_FIRST = 28
 
-_WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-
 
 def qwen2(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
     """Read a Qwen2; see :class:`nimbed.local.models.llama.Llama`."""
-    understood(config, *DECODER_KEYS, *_WINDOW_KEYS)
     only(config, attention_bias=False)
     causal = is_causal(config)
     windows = _windows(config, causal)
@@ -35,7 +32,6 @@ def qwen2(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Lla
 
 def qwen3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
     """Read a Qwen3; see :class:`nimbed.local.models.llama.Llama`."""
-    understood(config, *DECODER_KEYS, *_WINDOW_KEYS)
     causal = is_causal(config)
     windows = _windows(config, causal)
     return Llama(config, tensors, placement, causal=causal, windows=windows, head_norms=True)

@@ -21,7 +21,7 @@ from nimbed.local.attention import attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activation, dense, read_affine, read_dense
-from nimbed.local.models.fields import heads_fit, only, real, understood, whole
+from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.models.llama import GatedLayers, LayerShape
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn
@@ -52,13 +52,6 @@ class Pixtral:
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Tensors, placement: Placement) -> None:
-        understood(
-            config,
-            *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-            *("head_dim", "num_channels", "image_size", "patch_size", "hidden_act"),
-            *("rope_parameters", "rope_theta"),
-            where="config.json's vision_config",
-        )
         only(config, num_channels=3)
         named = config.get("hidden_act", "gelu")
         if named not in _ACTIVATIONS:
@@ -191,7 +184,6 @@ def _frequencies(config: Mapping[str, Any], head_dim: int, device: torch.device)
         raise CheckpointError(
             f"config.json gives rope_parameters {asked!r} in vision_config; Pixtral's are axial"
         )
-    understood(asked, "rope_theta", "rope_type", where="config.json's vision_config")
     if head_dim % 4:
         raise CheckpointError(
             f"config.json gives the vision tower heads of {head_dim} dimensions, which two axes "

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError, InputError
 from nimbed.images import Image
-from nimbed.local.models.fields import only, understood, whole
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import PIXTRAL_FILES, check_keys, read_json
+from nimbed.local.models.fields import only, whole
+from nimbed.local.sentence_config import Prompts
 
-__all__ = ["PixtralSettings", "Resized", "templated_prompt"]
+__all__ = ["PixtralSettings", "Resized", "templated"]
 
 # CLIP's, which transformers' own processor has, too.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -59,7 +60,8 @@ class Resized(NamedTuple):
         resized = picture.resize((self.width, self.height), Resampling.BICUBIC)
         pixels = np.asarray(resized, np.float32) / 255
         mean, spread = (np.asarray(values, np.float32) for values in (self.mean, self.spread))
-        return (pixels - mean) / spread
+        normalised: NDArray[np.float32] = (pixels - mean) / spread
+        return normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,8 @@ class PixtralSettings:
         return [*(row * rows)[:-1], self.ends], resized
 
 
-def templated_prompt(folder: Path, prompt: str) -> str:
-    """Return a role's prompt as the checkpoint's chat template joins it to an input.
+def templated(folder: Path, prompts: Prompts) -> Prompts:
+    """Return prompts as the checkpoint's chat template joins them to an input.
 
     sentence-transformers gives every input of a checkpoint that has a template to it, and NVIDIA's
     puts a space between the prompt and the input.
@@ -167,14 +169,22 @@ def templated_prompt(folder: Path, prompt: str) -> str:
         CheckpointError: If the template is another one.
     """
     template = _template(folder)
-    if not template or not prompt:
-        return prompt
+    if not template:
+        return prompts
     if _TEMPLATE not in template:
         raise CheckpointError(
-            f"{folder} has a chat template that nimbed does not know; it may put other tokens "
-            f"around a text. If its prompts stand right before a text, take the template out"
+            f"{folder} has a chat template that nimbed does not know, which may put other tokens "
+            f"around a text; if its prompts stand right before a text, take the template out"
         )
-    return f"{prompt} "
+    return Prompts(
+        query=_spaced(prompts.query),
+        passage=_spaced(prompts.passage),
+        tasks=tuple((name, _spaced(text)) for name, text in prompts.tasks),
+    )
+
+
+def _spaced(prompt: str) -> str:
+    return prompt and f"{prompt} "
 
 
 def _template(folder: Path) -> str:
@@ -194,24 +204,15 @@ def _template(folder: Path) -> str:
 
 def _processor(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a folder says of its processor, and of its image processor."""
-    processor = read_json(folder / "processor_config.json")
+    processor, image = (_read(folder, name) for name in PIXTRAL_FILES)
     nested = processor.pop("image_processor", None)
-    image = nested if isinstance(nested, dict) else read_json(folder / "preprocessor_config.json")
-    understood(
-        processor,
-        *("processor_class", "patch_size", "spatial_merge_size", "image_token"),
-        *("image_break_token", "image_end_token", "chat_template"),
-        where="processor_config.json",
-    )
-    understood(
-        image,
-        *("processor_class", "image_processor_type", "do_resize", "do_rescale", "do_normalize"),
-        *("do_center_crop", "do_convert_rgb", "do_pad", "default_to_square", "resample", "size"),
-        *("rescale_factor", "image_mean", "image_std", "patch_size", "crop_size", "data_format"),
-        *("feature_extractor_type", "input_data_format", "device", "image_seq_length"),
-        where="the image processor's configuration",
-    )
-    return processor, image
+    return processor, image if nested is None else nested
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    content = read_json(folder / name)
+    check_keys(content, folder / name, PIXTRAL_FILES[name])
+    return content
 
 
 def _channels(image: Mapping[str, Any], name: str, usual: tuple[float, ...]) -> tuple[float, ...]:

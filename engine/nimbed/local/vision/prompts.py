@@ -17,7 +17,7 @@ from nimbed.errors import CheckpointError, InputError, TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 from nimbed.local.tokenizer import TextTokenizer, Tokens, bounded
 from nimbed.local.vision.pixtral_settings import PixtralSettings
 from nimbed.local.vision.reader import ImageRow
