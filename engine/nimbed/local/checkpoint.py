@@ -15,7 +15,7 @@ from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
 from nimbed.local.json_files import ARCHITECTURES, check_keys, read_any_json, read_json
-from nimbed.local.models.causality import is_causal, mistral3_language, refuse_causal
+from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
 from nimbed.local.models.fields import first_position, whole
 from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
@@ -29,6 +29,7 @@ __all__ = ["Checkpoint", "read_checkpoint"]
 _ARCHITECTURES = {
     "bert": "bert",
     "bidir_mistral": "mistral",
+    "gemma3_text": "gemma3",
     "llama": "llama",
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
@@ -56,7 +57,7 @@ _TRAINED_PROMPTS = {
 }
 
 # Architectures that also generate text.
-_DECODERS = ("llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
+_DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {
@@ -241,7 +242,7 @@ def _refuse_generators(
     A Llama's or Qwen's files are those of a text generator; a pooling beside them, or the last
     token on a card, shows that it was trained for vectors.
     """
-    language = mistral3_language(config) if architecture == "mistral3" else config
+    language = decoder_of(config, architecture)
     if pipeline.pooling is None and card.pooling != "lasttoken":
         refuse_causal(language)
     is_causal(language)

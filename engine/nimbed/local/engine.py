@@ -27,6 +27,7 @@ from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
+from nimbed.local.models.gemma3 import Gemma3
 from nimbed.local.models.llama import llama
 from nimbed.local.models.mistral import ministral3, mistral
 from nimbed.local.models.mistral3 import Mistral3
@@ -64,6 +65,7 @@ class Model(Protocol):
 
 _MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "bert": Bert,
+    "gemma3": Gemma3,
     "llama": llama,
     "ministral3": ministral3,
     "mistral": mistral,

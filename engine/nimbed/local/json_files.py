@@ -261,6 +261,17 @@ _QWEN = _DECODER | Keys(
 #: What is known of config.json, by the file of local/models/ that runs the architecture.
 ARCHITECTURES: Mapping[str, Keys] = {
     "bert": _ENCODER,
+    "gemma3": _DECODER
+    | Keys(
+        read=_words(
+            "hidden_activation query_pre_attn_scalar sliding_window layer_types "
+            "sliding_window_pattern rope_local_base_freq use_bidirectional_attention"
+        ),
+        # transformers keeps the pattern by its second name and makes nothing of it; the others
+        # are a text generator's.
+        idle=_words("_sliding_window_pattern final_logit_softcapping cache_implementation"),
+        only={"attn_logit_softcapping": (None,)},
+    ),
     "llama": _DECODER,
     "ministral3": _MISTRAL,
     "mistral": _MISTRAL,

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 CLASSES = {
     "bert": ("BertConfig", "BertModel"),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3TextModel"),
     "llama": ("LlamaConfig", "LlamaModel"),
     "llama_bidirec": ("LlamaConfig", "LlamaModel"),
     "mistral": ("MistralConfig", "MistralModel"),
@@ -51,7 +52,7 @@ def network(
         facts["sliding_window"] = None  # NVIDIA's bidirectional models ignore it
     settings = config_class(**facts, attn_implementation="eager")
     decoder = config["model_type"] not in ("bert", "xlm-roberta")
-    if decoder:
+    if decoder and config["model_type"] != "gemma3_text":
         settings.is_causal = causal  # as an argument to from_pretrained it would be dropped
     model = model_class(settings) if decoder else model_class(settings, add_pooling_layer=False)
     model.load_state_dict(weights, strict=True)

@@ -23,6 +23,7 @@ __all__ = [
     "decoder_config",
     "decoder_shapes",
     "tiny_causal",
+    "tiny_gemma",
     "tiny_llama",
     "tiny_ministral",
     "tiny_mistral",
@@ -151,6 +152,51 @@ def tiny_causal(
     )
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
     sentence_transformers_files(folder, pooling=pooling, prompts=prompts, longest=200)
+    return folder
+
+
+def tiny_gemma(folder: Path, *, dense: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """Write a ``gemma3_text`` checkpoint as EmbeddingGemma's, its two dense modules included.
+
+    Args:
+        folder: Made if it does not exist.
+        dense: Whether the dense modules are there.
+        seed: Of the weights.
+        **changes: To config.json; None takes an entry out.
+    """
+    tokenizer = llama3_tokenizer(merged=True)
+    sizes = decoder_config(tokenizer)
+    del sizes["hidden_act"]
+    config = {
+        **{"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], **sizes},
+        **{"num_hidden_layers": 3, "hidden_activation": "gelu_pytorch_tanh"},
+        **{"query_pre_attn_scalar": 5, "use_bidirectional_attention": True},
+        # A token sees three on either side; texts are longer.
+        **{"sliding_window": 6, "sliding_window_pattern": 2, "max_position_embeddings": 256},
+        **{"rope_theta": 1000000.0, "rope_local_base_freq": 50.0},
+        **{"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        **{"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        **changes,
+    }
+    config = {n: v for n, v in config.items() if v is not None or n.endswith("softcapping")}
+    shapes = decoder_shapes(config)
+    for number in range(config["num_hidden_layers"]):
+        at = f"layers.{number}"
+        shapes |= {f"{at}.self_attn.{x}_norm.weight": (config["head_dim"],) for x in "qk"}
+        shapes |= {f"{at}.{x}_feedforward_layernorm.weight": (WIDTH,) for x in ("pre", "post")}
+    weights = random_weights(shapes, seed=seed)
+    for name, weight in weights.items():
+        if "norm" in name:
+            weight -= 1  # 1 is added
+    write(folder, config, weights, tokenizer)
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|end_of_text|>", **special},
+    )
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    extra = {"2_Dense": (WIDTH, 48), "3_Dense": (48, WIDTH)} if dense else {}
+    sentence_transformers_files(folder, pooling="mean", prompts=prompts, longest=200, dense=extra)
     return folder
 
 

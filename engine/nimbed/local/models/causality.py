@@ -7,12 +7,41 @@ from typing import Any
 
 from nimbed.errors import CheckpointError
 
-__all__ = ["is_causal", "mistral3_language", "refuse_causal"]
+__all__ = ["decoder_of", "gemma3_is_causal", "is_causal", "mistral3_language", "refuse_causal"]
 
 # Types whose very name says that their attention looks both ways.
 _BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral", "ministral3_bidirec")
 # What a Mistral 3 may have behind its tower.
 _LANGUAGES = ("ministral3", "ministral3_bidirec", "mistral")
+
+
+def decoder_of(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return the part of a config.json that describes a decoder, as the functions below read it."""
+    if architecture == "mistral3":
+        return mistral3_language(config)
+    if architecture == "gemma3":
+        return {**config, "is_causal": gemma3_is_causal(config)}
+    return config
+
+
+def gemma3_is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a Gemma 3's tokens see their past alone; its configuration has its own word for it.
+
+    Raises:
+        CheckpointError: If the word that other decoders have for it stands there, too; transformers
+            would make another window of the two.
+    """
+    if config.get("is_causal") is not None:
+        raise CheckpointError(
+            f"config.json gives is_causal {config['is_causal']!r}; a gemma3 says by "
+            f"use_bidirectional_attention alone which way it looks: take is_causal out"
+        )
+    both = config.get("use_bidirectional_attention") or False
+    if not isinstance(both, bool):
+        raise CheckpointError(
+            f"config.json gives use_bidirectional_attention {both!r}, expected true or false"
+        )
+    return not both
 
 
 def is_causal(config: dict[str, Any]) -> bool:
@@ -49,10 +78,12 @@ def refuse_causal(config: dict[str, Any]) -> None:
     causal = config.get("is_causal")
     if causal is False or (causal is None and _names_both_directions(config)):
         return
+    gemma = config.get("model_type") == "gemma3_text"
+    says = '"use_bidirectional_attention": true' if gemma else '"is_causal": false'
     raise CheckpointError(
         f"config.json describes a causal {config.get('model_type')}, a text generator, and no file "
         f"says how its states are pooled. If its attention looks both ways, put "
-        f'"is_causal": false into its config.json; if it embeds by its last token, say so in '
+        f"{says} into its config.json; if it embeds by its last token, say so in "
         f"modules.json and 1_Pooling/config.json, as sentence-transformers writes them"
     )
 

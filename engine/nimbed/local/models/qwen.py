@@ -18,8 +18,9 @@ from nimbed.local.weights import Tensors
 
 __all__ = ["qwen2", "qwen3"]
 
-# transformers' own, for a configuration that leaves it out.
-_USUAL_FIRST = 28
+# transformers' own, for a configuration that leaves them out.
+_USUAL = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def qwen2(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
@@ -43,19 +44,19 @@ def _windows(config: Mapping[str, Any], causal: bool) -> list[int | None]:
     The rule is that of transformers' configurations: layers from ``max_window_layers`` on have the
     window, unless ``layer_types`` says which do, and none has it without ``use_sliding_window``.
     """
-    layers = whole(config, "num_hidden_layers")
-    slides = config.get("use_sliding_window") is True and config.get("sliding_window") is not None
-    kinds = config.get("layer_types")
+    layers, kinds = whole(config, "num_hidden_layers"), config.get("layer_types")
+    facts = {**_USUAL, **config}
+    slides = facts["use_sliding_window"] is True and facts["sliding_window"] is not None
+    first = facts["max_window_layers"]
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        raise CheckpointError(f"config.json gives max_window_layers {first!r}, expected a number")
     if kinds is None:
-        first = config.get("max_window_layers", _USUAL_FIRST) if slides else layers
-        kinds = [
-            "full_attention" if number < first else "sliding_attention" for number in range(layers)
-        ]
-    known = {"full_attention", "sliding_attention"} if slides else {"full_attention"}
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= known:
+        kinds = [_SLIDING if slides and number >= first else _FULL for number in range(layers)]
+    known = (_FULL, _SLIDING) if slides else (_FULL,)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(k in known for k in kinds):
         raise CheckpointError(
-            f"config.json gives layer_types {kinds!r}; expected one of {', '.join(sorted(known))} "
-            f"for each of {layers} layers"
+            f"config.json gives layer_types {kinds!r}; expected one of {', '.join(known)} for each "
+            f"of {layers} layers"
         )
-    window = whole(config, "sliding_window") - causal if slides else None
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    window = whole(facts, "sliding_window") - causal if slides else None
+    return [window if kind == _SLIDING else None for kind in kinds]
