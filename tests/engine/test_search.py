@@ -120,4 +120,4 @@ def test_floats_that_keep_their_length_are_compared_by_the_models_metric(metric)
     exact = -left @ right.T
     if metric == "euclidean":
         exact = np.linalg.norm(left[:, None] - right, axis=2)
-    np.testing.assert_allclose(distances(queries, passages), exact, rtol=1e-5)
+    np.testing.assert_allclose(distances(queries, passages), exact, rtol=1e-5, atol=1e-5)
