@@ -15,10 +15,12 @@ from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.hub import Located
 from nimbed.local.json_files import ARCHITECTURES, check_keys, read_any_json, read_json
+from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
 from nimbed.local.models.fields import first_position, whole
 from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
+from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -27,12 +29,17 @@ __all__ = ["Checkpoint", "read_checkpoint"]
 _ARCHITECTURES = {
     "bert": "bert",
     "bidir_mistral": "mistral",
+    "gemma3_text": "gemma3",
     "llama": "llama",
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
     "ministral3": "ministral3",
+    "ministral3_bidirec": "ministral3",
     "mistral": "mistral",
+    "mistral3": "mistral3",
+    "mistral3_bidirec": "mistral3",
     "nvembed": "nvembed",
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
     "xlm-roberta": "xlm_roberta",
 }
@@ -41,17 +48,24 @@ _ARCHITECTURES = {
 _TRAINED_PROMPTS = {
     "bidir_mistral": ("query: ", "passage: "),
     "llama_bidirec": ("query: ", "passage: "),
+    "ministral3_bidirec": ("query: ", "passage: "),
+    "mistral3_bidirec": ("query: ", "passage: "),
     "nvembed": (
         "Instruct: Given a question, retrieve passages that answer the question\nQuery: ",
         "",
     ),
 }
 
-# Architectures that also generate text, of which only the pooling shows that one embeds.
-_DECODERS = ("qwen3",)
+# Architectures that also generate text.
+_DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
-_POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "mean": "mean", "cls": "cls"}
+_POOLING_NAMES: dict[str, Pooling] = {
+    "avg": "mean",
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+}
 
 _SAMPLE = 1 << 16
 
@@ -123,6 +137,8 @@ def read_checkpoint(
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if architecture == "mistral3":
+        prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
         card = override
     elif located.card is not None:
@@ -135,6 +151,8 @@ def read_checkpoint(
         pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _card_from_files(located, config, architecture, pipeline, prompts)
     card = dataclasses.replace(card, architecture=architecture)
+    if architecture in _DECODERS:
+        _refuse_generators(config, architecture, card, pipeline)
     if prompt_name is not None:
         card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
@@ -197,11 +215,6 @@ def _card_from_files(
     query, passage = prompts.query, prompts.passage
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
-    if architecture in _DECODERS and pipeline.pooling is None:
-        raise CheckpointError(
-            f"{folder} says nowhere how its states are pooled; a {architecture} without a "
-            f"modules.json is a text generator"
-        )
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
     size = min(width, pipeline.dimensions or width)
@@ -219,9 +232,25 @@ def _card_from_files(
         metric=pipeline.metric,
         note="read from the checkpoint's own files",
     )
+    if architecture == "mistral3":
+        return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
     return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+
+
+def _refuse_generators(
+    config: dict[str, Any], architecture: str, card: ModelCard, pipeline: Pipeline
+) -> None:
+    """Refuse a causal network of which nothing shows that it embeds.
+
+    A Llama's or Qwen's files are those of a text generator; a pooling beside them, or the last
+    token on a card, shows that it was trained for vectors.
+    """
+    language = decoder_of(config, architecture)
+    if pipeline.pooling is None and card.pooling != "lasttoken":
+        refuse_causal(language)
+    is_causal(language)
 
 
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:

@@ -20,18 +20,20 @@ from numpy.typing import NDArray
 
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
-from nimbed.local.attention import follows_rows
+from nimbed.local.attention import Attention, follow_rows
 from nimbed.local.batching import Layout, micro_batches, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
-from nimbed.local.models.llama import Llama
-from nimbed.local.models.ministral3 import ministral3
+from nimbed.local.models.gemma3 import Gemma3
+from nimbed.local.models.llama import llama
+from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen3 import qwen3
+from nimbed.local.models.qwen import qwen2, qwen3
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tokenizer import InputTokenizer, Row, TextTokenizer, Tokens, ids_of
@@ -51,6 +53,11 @@ class Model(Protocol):
         """How many token ids it knows."""
         ...
 
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """What its layers attend with."""
+        ...
+
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return states of shape (layout.rows, width) for packed ids of shape (layout.rows,)."""
         ...
@@ -58,11 +65,14 @@ class Model(Protocol):
 
 _MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "bert": Bert,
-    "llama": Llama,
+    "gemma3": Gemma3,
+    "llama": llama,
     "ministral3": ministral3,
-    "mistral": Llama,
+    "mistral": mistral,
+    "mistral3": Mistral3,
     "nemotron_vl": NemotronVL,
     "nvembed": NvEmbed,
+    "qwen2": qwen2,
     "qwen3": qwen3,
     "xlm_roberta": xlm_roberta,
 }
@@ -154,7 +164,7 @@ class Engine:
         cost: TokenCost,
     ) -> None:
         self._model = model
-        self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
+        self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
         self._dimensions = dimensions
@@ -170,7 +180,8 @@ class Engine:
         )
         self._forward = _forward(model, self._pool)
         self._graphs: Graphs | None = None
-        if self._stream is not None and follows_rows(placement):
+        by_rows = follow_rows(model.attentions)
+        if self._stream is not None and by_rows:
             self._graphs = Graphs(
                 self._forward,
                 device,
@@ -181,7 +192,7 @@ class Engine:
             )
         # Where attention goes length by length, a batch of few lengths is 5 to 15 % faster; more
         # than four budgets to choose from win nothing (measured).
-        self.look_ahead = 1 if follows_rows(placement) else 4
+        self.look_ahead = 1 if by_rows else 4
         self._lock = threading.Lock()
         self._lost = False
         _engines.add(self)
@@ -411,7 +422,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
         CheckpointError: If tokenizer.json is damaged or does not suit the model.
     """
     path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
+    if card.architecture in ("mistral3", "nemotron_vl"):
         return vision_tokenizer(checkpoint)
     if card.architecture != "nvembed":
         texts = TextTokenizer(

@@ -16,7 +16,16 @@ from typing import Any
 
 from nimbed.errors import CheckpointError
 
-__all__ = ["ARCHITECTURES", "FILES", "Keys", "check_keys", "read_any_json", "read_json", "size_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "FILES",
+    "PIXTRAL_FILES",
+    "Keys",
+    "check_keys",
+    "read_any_json",
+    "read_json",
+    "size_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,31 @@ FILES: Mapping[str, Keys] = {
     ),
 }
 
+_PIXELS = Keys(
+    read=_words(
+        "do_resize do_rescale do_normalize do_center_crop rescale_factor resample size image_mean "
+        "image_std"
+    ),
+    # Images are made RGB, and nothing is padded; patches have the processor's size.
+    idle=_words(
+        "processor_class image_processor_type feature_extractor_type do_convert_rgb do_pad "
+        "default_to_square patch_size crop_size data_format input_data_format device "
+        "image_seq_length"
+    ),
+)
+#: What is known of the files that say how Pixtral's images are made ready.
+PIXTRAL_FILES: Mapping[str, Keys] = {
+    "processor_config.json": Keys(
+        read=_words(
+            "patch_size spatial_merge_size image_token image_break_token image_end_token "
+            "chat_template"
+        ),
+        idle=_words("processor_class"),
+        nested={"image_processor": _PIXELS},
+    ),
+    "preprocessor_config.json": _PIXELS,
+}
+
 # What transformers writes into any config.json: how a model was made, trained and asked to
 # generate, which an embedding does not depend on.
 _ANY = Keys(
@@ -219,15 +253,46 @@ _DECODER = (
         )
     )
 )
-# NVIDIA trained its bidirectional Mistrals without the window that they inherited.
-_MISTRAL = _DECODER | Keys(idle=_words("sliding_window max_window_layers"))
+_MISTRAL = _DECODER | Keys(read=_words("sliding_window"), idle=_words("max_window_layers"))
+_QWEN = _DECODER | Keys(
+    read=_words("use_sliding_window sliding_window max_window_layers layer_types")
+)
 
 #: What is known of config.json, by the file of local/models/ that runs the architecture.
 ARCHITECTURES: Mapping[str, Keys] = {
     "bert": _ENCODER,
+    "gemma3": _DECODER
+    | Keys(
+        read=_words(
+            "hidden_activation query_pre_attn_scalar sliding_window layer_types "
+            "sliding_window_pattern rope_local_base_freq use_bidirectional_attention"
+        ),
+        # transformers keeps the pattern by its second name and makes nothing of it; the others
+        # are a text generator's.
+        idle=_words("_sliding_window_pattern final_logit_softcapping cache_implementation"),
+        only={"attn_logit_softcapping": (None,)},
+    ),
     "llama": _DECODER,
-    "ministral3": _DECODER | Keys(only={"sliding_window": (None,)}),
+    "ministral3": _MISTRAL,
     "mistral": _MISTRAL,
+    "mistral3": _ANY
+    | Keys(
+        read=_words(
+            "image_token_index image_token_id spatial_merge_size vision_feature_layer is_causal "
+            "projector_hidden_act multimodal_projector_bias"
+        ),
+        nested={
+            "text_config": _MISTRAL,
+            "vision_config": _ANY
+            | Keys(
+                read=_words(
+                    "image_size patch_size hidden_size intermediate_size num_hidden_layers "
+                    "num_attention_heads head_dim hidden_act num_channels rope_theta"
+                ),
+                nested={"rope_parameters": Keys(read=_words("rope_theta rope_type"))},
+            ),
+        },
+    ),
     "nemotron_vl": _ANY
     | Keys(
         read=_words(
@@ -263,11 +328,8 @@ ARCHITECTURES: Mapping[str, Keys] = {
             ),
         },
     ),
-    "qwen3": _DECODER
-    | Keys(
-        read=_words("use_sliding_window layer_types"),
-        idle=_words("sliding_window max_window_layers"),  # used by use_sliding_window alone
-    ),
+    "qwen2": _QWEN,
+    "qwen3": _QWEN,
     "xlm_roberta": _ENCODER | Keys(read=_words("pad_token_id")),
 }
 

@@ -48,7 +48,9 @@ def test_it_gives_what_torch_gives(dtype, width):
 
 
 def test_a_wrong_kernel_is_named(monkeypatch):
-    monkeypatch.setattr(kernels, "gated_activation", lambda both, silu: both.chunk(2, dim=-1)[0])
+    monkeypatch.setattr(
+        kernels, "gated_activation", lambda both, activation: both.chunk(2, dim=-1)[0]
+    )
     assert "the gated activation differs from torch" in kernels.disagreement(DEVICE)
 
 
@@ -70,7 +72,9 @@ def through_kernels(monkeypatch):
         monkeypatch.setattr(
             module,
             "attention_for",
-            lambda placement, causal=False: ByVarlen(varlen, causal=causal),
+            lambda placement, causal=False, window=None: ByVarlen(
+                varlen, causal=causal, window=window
+            ),
         )
 
 
@@ -119,6 +123,36 @@ def test_attention_follows_the_definition_whatever_lies_around_a_sequence(
         query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
         expected = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, enable_gqa=key_heads != 4
+        )
+        torch.testing.assert_close(
+            got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3
+        )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 20, 64, 200])
+def test_attention_through_a_window_follows_the_definition(window, causal):
+    from nimbed.local.kernels.varlen_attention import attend
+
+    lengths = [70, 3, 1, 64, 300]
+    generator = torch.Generator().manual_seed(window)
+    q, k, v = (
+        torch.randn(sum(lengths), 3, 2, 32, generator=generator)
+        .to(DEVICE, torch.float16)
+        .unbind(dim=1)
+    )
+    ends = np.cumsum(lengths)
+    spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+    got = attend(q, k, v, spans, 300, causal=causal, window=window)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
+        place = torch.arange(end - start, device=DEVICE)
+        ahead = place[None] - place[:, None]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=(ahead >= -window) & (ahead <= (0 if causal else window)),
         )
         torch.testing.assert_close(
             got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3

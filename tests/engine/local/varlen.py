@@ -9,7 +9,16 @@ import torch.nn.functional as F
 
 
 def varlen(
-    q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, enable_gqa=False, is_causal=False
+    q,
+    k,
+    v,
+    offsets_q,
+    offsets_k,
+    longest_q,
+    longest_k,
+    *,
+    enable_gqa=False,
+    window_size=(-1, -1),
 ):
     """Attend within the sequences that the offsets cut, and look at nothing else."""
     assert offsets_q.dtype == torch.int32
@@ -20,8 +29,15 @@ def varlen(
         rows = slice(start, stop)
         query, key, value = (x[rows].transpose(0, 1) for x in (q, k, v))
         if stop > start:
+            place = torch.arange(stop - start, device=q.device)
+            ahead = place[None] - place[:, None]
+            before, behind = (stop if side < 0 else side for side in window_size)
             attended = F.scaled_dot_product_attention(
-                query, key, value, is_causal=is_causal, enable_gqa=enable_gqa
+                query,
+                key,
+                value,
+                attn_mask=(ahead >= -before) & (ahead <= behind),
+                enable_gqa=enable_gqa,
             )
             out[rows] = attended.transpose(0, 1)
     return out

@@ -68,6 +68,7 @@ class Bert:
         tensors = tensors.stripped("bert.")
         self._placement = placement
         self._attention = attention_for(placement)
+        self.attentions = (self._attention,)
         self._heads = whole(config, "num_attention_heads")
         width, eps = whole(config, "hidden_size"), real(config, "layer_norm_eps", default=1e-12)
         heads_fit(width, self._heads)
