@@ -53,6 +53,8 @@ class ModelCard:
         parameters: Millions of parameters, without embeddings and in all; None where unknown.
         int8_k: Standard deviations that the ``even`` int8 scale covers.
         licence: Licence of the weights, as far as public sources say.
+        successor: Id of the model that its publisher's hosted service offers since it retired this
+            one; empty if it did not, as far as is known.
         note: What is uncertain about this card.
     """
 
@@ -74,6 +76,7 @@ class ModelCard:
     parameters: tuple[int, int] | None = None
     int8_k: float = 4.0
     licence: str = "unknown"
+    successor: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nimbed.cards import ModelCard, Pooling, known
-from nimbed.errors import CheckpointError
+from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.hub import Located
 from nimbed.local.json_files import ARCHITECTURES, check_keys, read_any_json, read_json
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
@@ -109,7 +109,12 @@ def read_checkpoint(
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
             the configuration is not that of the model that the caller says it is.
+        ConfigurationError: If the caller says so of what is no folder.
     """
+    if told is not None and located.card is not None:
+        raise ConfigurationError(
+            f"card= says what a folder holds; {located.name} is no folder but has a card"
+        )
     if told is not None:
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told

@@ -99,10 +99,6 @@ class LocalEmbedder(Managed):
             cache_dir=cache_dir,
         )
         told = find(card) if isinstance(card, str) else card
-        if told is not None and located.card is not None:
-            raise ConfigurationError(
-                f"card= says what a folder holds; {located.name} is no folder but has a card"
-            )
         self._checkpoint = read_checkpoint(
             located, revision=revision, override=model, told=told, prompt_name=prompt_name
         )

@@ -58,8 +58,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_NOTHING = (None, False, "", [], {})
-_SENTENCE = (None, "sentence_embedding")
+_NOTHING: tuple[object, ...] = (None, False, "", [], {})
+_SENTENCE: tuple[object, ...] = (None, "sentence_embedding")
 
 # What a module of sentence-transformers reads and gives; nimbed's work on one vector a text.
 _MODULE = Keys(only={"module_input_name": _SENTENCE, "module_output_name": _SENTENCE})

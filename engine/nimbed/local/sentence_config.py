@@ -67,7 +67,7 @@ def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
     check_keys(facts, where, FILES[_FILE])
     cut = facts.get("truncate_dim")
     dimensions = None if cut is None else size_of(facts, where, "truncate_dim")
-    metric = facts.get("similarity_fn_name") or "cosine"
+    metric: Any = facts.get("similarity_fn_name") or "cosine"
     if metric not in ("cosine", "dot", "euclidean"):
         raise CheckpointError(
             f"{where} ranks by similarity_fn_name {metric!r}; nimbed ranks by cosine, dot and "
