@@ -14,6 +14,7 @@ from typing import Any
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError
 from nimbed.local.hub import Located
+from nimbed.local.models.config_keys import understood
 from nimbed.local.models.fields import first_position, whole
 from nimbed.local.pipeline import Pipeline, read_json, read_pipeline, role_prompts
 from nimbed.local.vision.settings import vision_facts
@@ -24,13 +25,22 @@ __all__ = ["Checkpoint", "read_checkpoint"]
 _ARCHITECTURES = {
     "bert": "bert",
     "bidir_mistral": "mistral",
+    "camembert": "xlm_roberta",
+    "distilbert": "distilbert",
+    "gte": "gte",
+    "jina_embeddings_v3": "jina_v3",
     "llama": "llama",
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
     "ministral3": "ministral3",
     "mistral": "mistral",
+    "modernbert": "modernbert",
+    "mpnet": "mpnet",
+    "new": "gte",
+    "nomic_bert": "nomic_bert",
     "nvembed": "nvembed",
     "qwen3": "qwen3",
+    "roberta": "xlm_roberta",
     "xlm-roberta": "xlm_roberta",
 }
 
@@ -43,6 +53,9 @@ _TRAINED_PROMPTS = {
         "",
     ),
 }
+
+# Architectures whose positions begin behind the padding id.
+_OFFSET = ("mpnet", "xlm_roberta")
 
 # Architectures that also generate text, of which only the pooling shows that one embeds.
 _DECODERS = ("qwen3",)
@@ -59,7 +72,7 @@ class Checkpoint:
 
     Attributes:
         folder: Where the network's files are.
-        config: config.json as it stands.
+        config: What config.json holds, under the usual names.
         card: Facts, from the catalogue and the checkpoint's own files.
         revision: What pins the weights, for the spec.
         pipeline: What happens to a text besides the network.
@@ -108,6 +121,7 @@ def read_checkpoint(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
+    config = understood(config, folder / "config.json")
     if told is not None:
         _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
@@ -133,7 +147,7 @@ def _card_from_files(
     if not isinstance(language, dict):
         raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
     positions = whole(language, "max_position_embeddings")
-    if architecture == "xlm_roberta":
+    if architecture in _OFFSET:
         positions -= first_position(config)
     query, passage = pipeline.query_prompt, pipeline.passage_prompt
     if not query and not passage:

@@ -176,6 +176,11 @@ class Affine(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def split(self, count: int) -> list[Affine]:
+        """Return the products that were stored as this one, each with as many outputs."""
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        return list(map(Affine, self.weight.chunk(count), biases))
+
 
 class Gated(Protocol):
     """A gated product."""

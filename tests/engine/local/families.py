@@ -15,6 +15,13 @@ from tests.engine.local.tiny_decoders import (
     tiny_nvembed,
     tiny_qwen3,
 )
+from tests.engine.local.tiny_encoders import (
+    tiny_distilbert,
+    tiny_gte,
+    tiny_modernbert,
+    tiny_mpnet,
+    tiny_nomic,
+)
 
 import nimbed
 from nimbed import ModelCard
@@ -37,6 +44,11 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ministral3": tiny_ministral,
     "nvembed": tiny_nvembed,
     "qwen3": tiny_qwen3,
+    "modernbert": tiny_modernbert,
+    "mpnet": tiny_mpnet,
+    "distilbert": tiny_distilbert,
+    "nomic-bert": tiny_nomic,
+    "gte": tiny_gte,
 }
 
 
