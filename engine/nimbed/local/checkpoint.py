@@ -13,8 +13,9 @@ from typing import Any
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.local.config_keys import keys_of
 from nimbed.local.hub import Located
-from nimbed.local.json_files import ARCHITECTURES, check_keys, read_any_json, read_json
+from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
 from nimbed.local.models.fields import first_position, whole
 from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
@@ -30,6 +31,10 @@ _ARCHITECTURES = {
     "bert": "bert",
     "bidir_mistral": "mistral",
     "gemma3_text": "gemma3",
+    "camembert": "xlm_roberta",
+    "distilbert": "distilbert",
+    "gte": "gte",
+    "jina_embeddings_v3": "jina_v3",
     "llama": "llama",
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
@@ -38,9 +43,14 @@ _ARCHITECTURES = {
     "mistral": "mistral",
     "mistral3": "mistral3",
     "mistral3_bidirec": "mistral3",
+    "modernbert": "modernbert",
+    "mpnet": "mpnet",
+    "new": "gte",
+    "nomic_bert": "nomic_bert",
     "nvembed": "nvembed",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "roberta": "xlm_roberta",
     "xlm-roberta": "xlm_roberta",
 }
 
@@ -59,6 +69,9 @@ _TRAINED_PROMPTS = {
 # Architectures that also generate text.
 _DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
 
+# Architectures whose positions begin behind the padding id.
+_OFFSET = ("mpnet", "xlm_roberta")
+
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {
     "avg": "mean",
@@ -76,7 +89,7 @@ class Checkpoint:
 
     Attributes:
         folder: Where the network's files are.
-        config: config.json as it stands.
+        config: What config.json holds, under the usual names.
         card: Facts, from the catalogue and the checkpoint's own files.
         revision: What pins the weights, for the spec.
         pipeline: What happens to a text besides the network.
@@ -129,6 +142,8 @@ def read_checkpoint(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
+    known_keys = keys_of(architecture, str(model_type))
+    config = usual_names(config, folder / "config.json", known_keys)
     if told is not None:
         _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
@@ -144,7 +159,7 @@ def read_checkpoint(
     elif located.card is not None:
         card = dataclasses.replace(located.card, **_of_roles(prompts))
     else:
-        check_keys(config, folder / "config.json", ARCHITECTURES[architecture])
+        check_keys(config, folder / "config.json", known_keys)
         changes = read_tokenizer_changes(
             folder, model_type=str(model_type), do_lower_case=pipeline.do_lower_case
         )
@@ -210,7 +225,7 @@ def _card_from_files(
     if not isinstance(language, dict):
         raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
     positions = whole(language, "max_position_embeddings")
-    if architecture == "xlm_roberta":
+    if architecture in _OFFSET:
         positions -= first_position(config)
     query, passage = prompts.query, prompts.passage
     if not query and not passage:

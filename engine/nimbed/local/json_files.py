@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, and every key in them that nimbed knows.
+"""The JSON files of a checkpoint, and every key in them that nimbed knows; see config_keys, too.
 
 A key is read by something in nimbed, or is known to change no vector, or must have the value that
 asks for nothing; any other is refused by name, since a setting that is left out gives other vectors
@@ -17,14 +17,16 @@ from typing import Any
 from nimbed.errors import CheckpointError
 
 __all__ = [
-    "ARCHITECTURES",
     "FILES",
+    "NOTHING",
     "PIXTRAL_FILES",
     "Keys",
     "check_keys",
     "read_any_json",
     "read_json",
     "size_of",
+    "usual_names",
+    "words",
 ]
 
 
@@ -37,12 +39,14 @@ class Keys:
         idle: Keys that change no vector.
         only: Keys whose value must be one of those given, which ask for nothing.
         nested: Keys that hold objects, by what is known of their keys.
+        aliases: Other names of keys, by which some publishers call them.
     """
 
     read: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     nested: Mapping[str, Keys] = field(default_factory=dict[str, "Keys"])
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __or__(self, other: Keys) -> Keys:
         """Return what is known of a file that has the keys of both."""
@@ -51,74 +55,75 @@ class Keys:
             idle=self.idle | other.idle,
             only={**self.only, **other.only},
             nested={**self.nested, **other.nested},
+            aliases={**self.aliases, **other.aliases},
         )
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text, which are keys."""
     return frozenset(text.split())
 
 
-_NOTHING: tuple[object, ...] = (None, False, "", [], {})
+#: Values of a key that asks for something which nimbed does not do.
+NOTHING: tuple[object, ...] = (None, False, "", [], {})
 _SENTENCE: tuple[object, ...] = (None, "sentence_embedding")
 
 # What a module of sentence-transformers reads and gives; nimbed's work on one vector a text.
 _MODULE = Keys(only={"module_input_name": _SENTENCE, "module_output_name": _SENTENCE})
 
 _ROUTER = Keys(
-    read=_words("types structure parameters"),
+    read=words("types structure parameters"),
     nested={
         "parameters": Keys(
-            idle=_words("default_route allow_empty_key"), only={"route_mappings": _NOTHING}
+            idle=words("default_route allow_empty_key"), only={"route_mappings": NOTHING}
         )
     },
 )
 
 #: What is known of the files beside config.json, by the name of the file or of the module.
 FILES: Mapping[str, Keys] = {
-    "modules.json": Keys(
-        read=_words("path type"), idle=_words("idx name"), only={"kwargs": _NOTHING}
-    ),
+    "modules.json": Keys(read=words("path type"), idle=words("idx name"), only={"kwargs": NOTHING}),
     "config_sentence_transformers.json": Keys(
-        read=_words("prompts default_prompt_name similarity_fn_name truncate_dim"),
-        idle=_words("__version__"),
+        read=words("prompts default_prompt_name similarity_fn_name truncate_dim"),
+        idle=words("__version__"),
         only={"model_type": (None, "SentenceTransformer")},
     ),
     # sentence_bert_config.json and its siblings
     "Transformer": Keys(
-        read=_words("max_seq_length do_lower_case modality_config"),
-        idle=_words("unpad_inputs"),
+        read=words("max_seq_length do_lower_case modality_config"),
+        idle=words("unpad_inputs"),
         only={
             "transformer_task": (None, "feature-extraction"),
             "module_output_name": (None, "token_embeddings"),
             **dict.fromkeys(
-                _words(
+                words(
                     "processing_kwargs query_length document_length query_expansion model_args "
                     "tokenizer_args config_args processor_args track_media_counts"
                 ),
-                _NOTHING,
+                NOTHING,
             ),
         },
     ),
     "Pooling": Keys(
-        read=_words(
+        read=words(
             "pooling_mode include_prompt pooling_mode_cls_token pooling_mode_max_tokens "
             "pooling_mode_mean_tokens pooling_mode_mean_sqrt_len_tokens "
             "pooling_mode_weightedmean_tokens pooling_mode_lasttoken"
         ),
-        idle=_words("embedding_dimension word_embedding_dimension"),
+        idle=words("embedding_dimension word_embedding_dimension"),
     ),
     "Dense": _MODULE
-    | Keys(read=_words("in_features out_features bias activation_function use_residual")),
-    "LayerNorm": Keys(read=_words("dimension")),
+    | Keys(read=words("in_features out_features bias activation_function use_residual")),
+    "LayerNorm": Keys(read=words("dimension")),
     "Normalize": _MODULE,
-    "Dropout": Keys(idle=_words("dropout")),
+    "Dropout": Keys(idle=words("dropout")),
     "WeightedLayerPooling": Keys(
-        read=_words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
+        read=words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
     ),
     "StaticEmbedding": Keys(
         # model2vec's own, and what it was distilled with.
-        read=_words("normalize hidden_dim"),
-        idle=_words(
+        read=words("normalize hidden_dim"),
+        idle=words(
             "model_type architectures tokenizer_name apply_pca apply_zipf sif_coefficient "
             "seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
@@ -126,14 +131,14 @@ FILES: Mapping[str, Keys] = {
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "tokenizer_config.json": Keys(
-        read=_words(
+        read=words(
             "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "
             "added_tokens_decoder add_prefix_space bos_token eos_token unk_token sep_token "
             "pad_token cls_token mask_token additional_special_tokens extra_special_tokens"
         ),
         # Beginning and end tokens are as tokenizer.json has them (transformers takes the two
         # switches out where that file is); nothing is padded, and the caller says which end is cut.
-        idle=_words(
+        idle=words(
             "add_bos_token add_eos_token padding padding_side pad_to_multiple_of pad_token_type_id "
             "pad_token_id truncation truncation_side truncation_strategy max_length stride max_len "
             "clean_up_tokenization_spaces spaces_between_special_tokens name_or_path auto_map "
@@ -146,9 +151,9 @@ FILES: Mapping[str, Keys] = {
             "image_token_id video_token audio_token vision_bos_token vision_eos_token"
         ),
         only={
-            "split_special_tokens": _NOTHING,
-            "never_split": _NOTHING,
-            "fix_mistral_regex": _NOTHING,
+            "split_special_tokens": NOTHING,
+            "never_split": NOTHING,
+            "fix_mistral_regex": NOTHING,
             "wordpieces_prefix": (None, "##"),
             "clean_text": (None, True),
         },
@@ -156,12 +161,12 @@ FILES: Mapping[str, Keys] = {
 }
 
 _PIXELS = Keys(
-    read=_words(
+    read=words(
         "do_resize do_rescale do_normalize do_center_crop rescale_factor resample size image_mean "
         "image_std"
     ),
     # Images are made RGB, and nothing is padded; patches have the processor's size.
-    idle=_words(
+    idle=words(
         "processor_class image_processor_type feature_extractor_type do_convert_rgb do_pad "
         "default_to_square patch_size crop_size data_format input_data_format device "
         "image_seq_length"
@@ -170,167 +175,14 @@ _PIXELS = Keys(
 #: What is known of the files that say how Pixtral's images are made ready.
 PIXTRAL_FILES: Mapping[str, Keys] = {
     "processor_config.json": Keys(
-        read=_words(
+        read=words(
             "patch_size spatial_merge_size image_token image_break_token image_end_token "
             "chat_template"
         ),
-        idle=_words("processor_class"),
+        idle=words("processor_class"),
         nested={"image_processor": _PIXELS},
     ),
     "preprocessor_config.json": _PIXELS,
-}
-
-# What transformers writes into any config.json: how a model was made, trained and asked to
-# generate, which an embedding does not depend on.
-_ANY = Keys(
-    read=_words("model_type architectures pooling matryoshka_dimensions"),
-    idle=_words(
-        """
-        _name_or_path name_or_path _commit_hash auto_map transformers_version torch_dtype dtype
-        use_cache output_hidden_states output_attentions output_scores output_past return_dict
-        return_dict_in_generate torchscript tie_word_embeddings tie_encoder_decoder use_bfloat16
-        initializer_range initializer_factor initializer_cutoff_factor gradient_checkpointing
-        finetuning_task task_specific_params problem_type id2label label2id num_labels _num_labels
-        hidden_dropout_prob attention_probs_dropout_prob hidden_dropout attention_dropout dropout
-        embedding_dropout mlp_dropout classifier_dropout classifier_pooling classifier_bias
-        classifier_activation pooler_type pooler_fc_size pooler_num_attention_heads
-        pooler_num_fc_layers pooler_size_per_head directionality chunk_size_feed_forward
-        pretraining_tp tokenizer_class processor_class model_max_length prefix bos_token_id
-        eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id
-        decoder_start_token_id max_length min_length max_new_tokens do_sample early_stopping
-        num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
-        repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-        bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
-        remove_invalid_values exponential_decay_length_penalty suppress_tokens
-        begin_suppress_tokens tf_legacy_loss attn_implementation _attn_implementation
-        _attn_implementation_autoset _attn_implementation_internal deterministic_flash_attn
-        unsloth_version unsloth_fixed sentence_transformers model_name
-        sbert_ce_default_activation_function sparse_prediction sparse_pred_ignore_index
-        """
-    ),
-    only={
-        "is_decoder": (None, False),
-        "is_encoder_decoder": (None, False),
-        "add_cross_attention": (None, False),
-        "cross_attention_hidden_size": (None,),
-        **dict.fromkeys(
-            _words("pruned_heads quantization_config compression_config adapters adapter_fusion"),
-            _NOTHING,
-        ),
-    },
-)
-
-_ENCODER = _ANY | Keys(
-    read=_words(
-        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
-        "max_position_embeddings type_vocab_size layer_norm_eps position_embedding_type"
-    )
-)
-
-_TURN = Keys(
-    read=_words(
-        "rope_type type rope_theta factor low_freq_factor high_freq_factor "
-        "original_max_position_embeddings max_position_embeddings attention_factor beta_fast "
-        "beta_slow mscale mscale_all_dim truncate llama_4_scaling_beta partial_rotary_factor"
-    )
-)
-_ROPE = Keys(
-    read=_words("rope_theta partial_rotary_factor"),
-    nested={
-        name: Keys(read=_TURN.read, nested={"full_attention": _TURN, "sliding_attention": _TURN})
-        for name in ("rope_parameters", "rope_scaling")
-    },
-)
-
-_DECODER = (
-    _ANY
-    | _ROPE
-    | Keys(
-        read=_words(
-            "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "head_dim intermediate_size hidden_act max_position_embeddings rms_norm_eps "
-            "attention_bias mlp_bias is_causal"
-        )
-    )
-)
-_MISTRAL = _DECODER | Keys(read=_words("sliding_window"), idle=_words("max_window_layers"))
-_QWEN = _DECODER | Keys(
-    read=_words("use_sliding_window sliding_window max_window_layers layer_types")
-)
-
-#: What is known of config.json, by the file of local/models/ that runs the architecture.
-ARCHITECTURES: Mapping[str, Keys] = {
-    "bert": _ENCODER,
-    "gemma3": _DECODER
-    | Keys(
-        read=_words(
-            "hidden_activation query_pre_attn_scalar sliding_window layer_types "
-            "sliding_window_pattern rope_local_base_freq use_bidirectional_attention"
-        ),
-        # transformers keeps the pattern by its second name and makes nothing of it; the others
-        # are a text generator's.
-        idle=_words("_sliding_window_pattern final_logit_softcapping cache_implementation"),
-        only={"attn_logit_softcapping": (None,)},
-    ),
-    "llama": _DECODER,
-    "ministral3": _MISTRAL,
-    "mistral": _MISTRAL,
-    "mistral3": _ANY
-    | Keys(
-        read=_words(
-            "image_token_index image_token_id spatial_merge_size vision_feature_layer is_causal "
-            "projector_hidden_act multimodal_projector_bias"
-        ),
-        nested={
-            "text_config": _MISTRAL,
-            "vision_config": _ANY
-            | Keys(
-                read=_words(
-                    "image_size patch_size hidden_size intermediate_size num_hidden_layers "
-                    "num_attention_heads head_dim hidden_act num_channels rope_theta"
-                ),
-                nested={"rope_parameters": Keys(read=_words("rope_theta rope_type"))},
-            ),
-        },
-    ),
-    "nemotron_vl": _ANY
-    | Keys(
-        read=_words(
-            "force_image_size downsample_ratio select_layer ps_version dynamic_image_size "
-            "use_thumbnail min_input_tiles max_input_tiles img_context_token_id p_max_length "
-            "query_prefix passage_prefix bidirectional_attention"
-        ),
-        idle=_words("template q_max_length hidden_size keep_aspect_ratio num_image_token"),
-        nested={
-            "llm_config": _DECODER,
-            "vision_config": _ANY
-            | Keys(
-                read=_words(
-                    "image_size patch_size hidden_size intermediate_size num_hidden_layers "
-                    "num_attention_heads hidden_act layer_norm_eps num_channels"
-                ),
-                idle=_words("projection_dim vision_use_head projector_hidden_act use_flash_attn"),
-            ),
-        },
-    ),
-    "nvembed": _ANY
-    | Keys(
-        read=_words("add_eos is_mask_instruction hidden_size"),
-        idle=_words("add_pad_token mask_type padding_side"),
-        nested={
-            "text_config": _MISTRAL,
-            "latent_attention_config": _ANY
-            | Keys(
-                read=_words(
-                    "num_latents_value num_cross_heads cross_dim_head hidden_dim latent_dim"
-                ),
-                idle=_words("output_normalize"),  # vectors have unit length in any case
-            ),
-        },
-    ),
-    "qwen2": _QWEN,
-    "qwen3": _QWEN,
-    "xlm_roberta": _ENCODER | Keys(read=_words("pad_token_id")),
 }
 
 
@@ -349,7 +201,7 @@ def check_keys(config: Mapping[str, Any], where: object, keys: Keys) -> None:
         if key in keys.read or key in keys.idle:
             continue
         if key in keys.only:
-            if value not in keys.only[key]:
+            if value is not None and value not in keys.only[key]:
                 asked = f"{where} gives {key} {str(value)[:60]!r}"
                 raise CheckpointError(f"{asked}; nimbed knows only {keys.only[key][-1]!r} there")
         elif key in keys.nested:
@@ -362,6 +214,24 @@ def check_keys(config: Mapping[str, Any], where: object, keys: Keys) -> None:
                 f"{where} has the key {key!r} ({str(value)[:60]!r}), which nimbed does not "
                 f"understand; without it the vectors might be others"
             )
+
+
+def usual_names(config: Mapping[str, Any], where: object, keys: Keys) -> dict[str, Any]:
+    """Return a configuration whose keys have their usual names.
+
+    Raises:
+        CheckpointError: If two names of one key have different values.
+    """
+    usual: dict[str, Any] = {}
+    for key, value in config.items():
+        name = keys.aliases.get(key, key)
+        before = usual.get(name)
+        if name == "max_position_embeddings" and isinstance(before, int) and value:
+            value = max(before, value)  # rotations do not end; the larger is what texts may have
+        elif before is not None and value is not None and before != value:
+            raise CheckpointError(f"{where} gives {name} {before!r} and {key} {value!r}")
+        usual[name] = before if value is None else value
+    return usual
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:

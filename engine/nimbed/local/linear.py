@@ -188,6 +188,11 @@ class Affine(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def split(self, count: int) -> list[Affine]:
+        """Return the products that were stored as this one, each with as many outputs."""
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        return list(map(Affine, self.weight.chunk(count), biases))
+
 
 def read_affine(tensors: Tensors, names: Mapping[str, int], inputs: int, *, bias: bool) -> Affine:
     """Read the products of these names, joined into one if there are several.

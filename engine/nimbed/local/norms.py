@@ -49,12 +49,20 @@ class LayerNorm:
 
     @classmethod
     def read(
-        cls, tensors: Tensors, name: str, width: int, placement: Placement, *, eps: float
+        cls,
+        tensors: Tensors,
+        name: str,
+        width: int,
+        placement: Placement,
+        *,
+        eps: float,
+        bias: bool = True,
     ) -> LayerNorm:
-        """Read weight and bias of a name."""
+        """Read weight and bias of a name; a norm without a bias has one of zeros."""
+        weight = tensors.placed(placement, f"{name}.weight", width)
         return cls(
-            tensors.placed(placement, f"{name}.weight", width),
-            tensors.placed(placement, f"{name}.bias", width),
+            weight,
+            tensors.placed(placement, f"{name}.bias", width) if bias else torch.zeros_like(weight),
             eps,
             kernels.usable(placement.device),
         )

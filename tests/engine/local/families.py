@@ -19,6 +19,13 @@ from tests.engine.local.tiny_decoders import (
     tiny_nvembed,
     tiny_qwen3,
 )
+from tests.engine.local.tiny_encoders import (
+    tiny_distilbert,
+    tiny_gte,
+    tiny_modernbert,
+    tiny_mpnet,
+    tiny_nomic,
+)
 
 import nimbed
 from nimbed import ModelCard
@@ -46,6 +53,11 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "gemma3": tiny_gemma,
     "mistral3": tiny_mistral3,
     "qwen2": functools.partial(tiny_causal, kind="qwen2"),
+    "modernbert": tiny_modernbert,
+    "mpnet": tiny_mpnet,
+    "distilbert": tiny_distilbert,
+    "nomic-bert": tiny_nomic,
+    "gte": tiny_gte,
 }
 
 

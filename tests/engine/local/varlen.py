@@ -1,11 +1,16 @@
-"""What torch's variable-length attention does on CUDA, done anywhere."""
+"""What torch's variable-length attention does on CUDA, done anywhere, and by every model."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 
+import pytest
 import torch
 import torch.nn.functional as F
+
+from nimbed.local.attention import ByVarlen, by_length
+from nimbed.local.models import bert, llama, modernbert, rotary_bert
 
 
 def varlen(
@@ -41,3 +46,15 @@ def varlen(
             )
             out[rows] = attended.transpose(0, 1)
     return out
+
+
+def attend_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every model attend by offsets; one that adds a bias attends by length there, too."""
+
+    def attend(placement, causal=False, window=None, bias=None):
+        if bias is not None:
+            return functools.partial(by_length, bias=bias)
+        return ByVarlen(varlen, causal=causal, window=window)
+
+    for module in (bert, llama, modernbert, rotary_bert):
+        monkeypatch.setattr(module, "attention_for", attend)
