@@ -35,7 +35,8 @@ from nimbed.spec import EmbeddingType, Int8Scale, VectorSpec
 
 __all__ = ["Scheduler"]
 
-# Characters that are tokenized in one turn of an event loop: some 10 ms of one core.
+# Characters that are tokenized in one turn of an event loop: 15 ms of one core. From a 32nd of it
+# on, a thousand callers of an H100 were served at one speed.
 _A_TURN = 2**17
 
 
@@ -184,7 +185,7 @@ class Scheduler:
             call = calls.popleft()
             if not call.waiter.done():
                 alike.setdefault(call.options, []).append(call)
-                size += sum(map(len, call.inputs))
+                size += sum([len(text) for text in call.inputs if isinstance(text, str)])
         if calls:
             loop.call_soon(self._enqueue_gathered, loop, calls)
         for group in alike.values():
@@ -237,6 +238,7 @@ class Scheduler:
         for request in requests:
             if not len(request.token_counts):  # no device will ever finish it
                 complete([request])
+
 
 def _is_quick(inputs: Sequence[Input]) -> bool:
     """Whether tokenizing the inputs takes less time than handing them to a thread."""
