@@ -84,7 +84,7 @@ class Padded:
         hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         hidden = hidden if self._latent is None else self._latent(hidden)
         if self._last:
-            ends = mask.sum(1) - 1
-            return F.normalize(hidden[torch.arange(len(rows), device=ends.device), ends].float(), dim=1)
+            last = torch.arange(len(rows), device=mask.device), mask.sum(1) - 1
+            return F.normalize(hidden[last].float(), dim=1)
         pooled = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return F.normalize(pooled, dim=1)
