@@ -11,14 +11,14 @@ import ctypes
 import functools
 import math
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from nimbed.errors import CheckpointError, missing_extra
 from nimbed.local.device import Placement
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 
 __all__ = ["Tensors", "give_back", "open_tensors"]
 
@@ -26,6 +26,9 @@ __all__ = ["Tensors", "give_back", "open_tensors"]
 _GIVE_BACK_EVERY = 1 << 26
 
 _READABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# BERT checkpoints converted from TensorFlow call LayerNorm's parameters so.
+_TENSORFLOW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 # A tensor inside a numbered layer takes part in every forward pass. Heads, poolers and position
 # ids lie outside; rotary frequencies inside, but older exporters wrote them needlessly.
@@ -40,6 +43,7 @@ class Tensors:
         read: Gives the tensor of a name.
         folder: For messages.
         strip: Key prefixes that some exporters add, such as ``bert.`` or ``model.``.
+        renamed: Parts of names, and what the network calls them.
         used: Names that have been read so far, to share among views of one checkpoint.
     """
 
@@ -50,34 +54,40 @@ class Tensors:
         *,
         folder: Path,
         strip: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
         used: set[str] | None = None,
     ) -> None:
         self._read = read
         self._folder = folder
         self._used: set[str] = set() if used is None else used
         self._strip = strip
+        self._renamed = {**(renamed or {}), **_TENSORFLOW}
         self._unreturned = 0
-        self._stored = {self._short(name, strip): name for name in names}
+        self._stored = {self._short(name): name for name in names}
 
-    @staticmethod
-    def _short(name: str, strip: tuple[str, ...]) -> str:
-        for prefix in strip:
+    def _short(self, name: str) -> str:
+        for prefix in self._strip:
             name = name.removeprefix(prefix)
-        # BERT checkpoints converted from TensorFlow call LayerNorm's parameters gamma and beta.
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        )
+        for part, other in self._renamed.items():
+            name = name.replace(part, other)
+        return name
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def stripped(self, *prefixes: str) -> Tensors:
-        """Return the same tensors with these prefixes taken off their names, in order."""
+    def stripped(self, *prefixes: str, renamed: Mapping[str, str] | None = None) -> Tensors:
+        """Return the same tensors with these prefixes taken off their names, in order.
+
+        Args:
+            *prefixes: What may stand before a name.
+            renamed: Parts of names to replace after that, in order.
+        """
         return Tensors(
             self._stored.values(),
             self._read,
             folder=self._folder,
             strip=(*self._strip, *prefixes),  # a part's prefixes stand behind those of the whole
+            renamed={**self._renamed, **(renamed or {})},
             used=self._used,
         )
 
