@@ -166,6 +166,8 @@ def read_checkpoint(
         pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _card_from_files(located, config, architecture, pipeline, prompts)
     card = dataclasses.replace(card, architecture=architecture)
+    if card.bidirectional is not None and config.get("is_causal") is None:
+        config = {**config, "is_causal": not card.bidirectional}
     if architecture in _DECODERS:
         _refuse_generators(config, architecture, card, pipeline)
     if prompt_name is not None:

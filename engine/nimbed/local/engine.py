@@ -26,7 +26,9 @@ from nimbed.local.batching import Layout, micro_batches, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
+from nimbed.local.json_files import read_json
 from nimbed.local.models.fields import whole
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
 from nimbed.local.pooling import Module, pool, read_modules
@@ -395,6 +397,14 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
             raise CheckpointError(
                 f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
                 f"text: the vector would be that of the first word"
+            )
+        ends = read_json(checkpoint.folder / "tokenizer_config.json").get("add_eos_token")
+        if card.pooling == "lasttoken" and ends is True and not texts.closes:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by the last token and asks for an end token "
+                f"(add_eos_token in tokenizer_config.json), which its tokenizer.json puts behind "
+                f"no text: the vector would be that of the last word. Add the token to "
+                f"tokenizer.json's post_processor"
             )
         return texts
     # NV-Embed was trained with its end token in the text, before truncation, and with the

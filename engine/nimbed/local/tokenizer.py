@@ -149,6 +149,11 @@ class TextTokenizer:
         """Whether every text begins with a special token."""
         return self._head > 0
 
+    @property
+    def closes(self) -> bool:
+        """Whether every text ends with a special token."""
+        return self._tail > 0
+
     def encode(
         self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
     ) -> Tokens:

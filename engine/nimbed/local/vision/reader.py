@@ -29,6 +29,10 @@ _REMEMBERED = 256 * 2**20
 class VisionModel(Protocol):
     """A language model with a tower before it."""
 
+    def patches(self, cutting: Any) -> int:
+        """Return how many patches the tower reads of an image that becomes pixels so."""
+        ...
+
     def read_images(self, images: Sequence[NDArray[Any]], *, budget: int) -> list[torch.Tensor]:
         """Return the states of images, of shape (tokens, width), from their pixels."""
         ...
@@ -104,7 +108,7 @@ class ImageReader:
         A batch whose images fill the tower once is over soon, so that the first does not wait for
         many to be decoded.
         """
-        patches = row.grid.tiles * self._model.patches_a_tile if isinstance(row, ImageRow) else 0
+        patches = self._model.patches(row.cutting) if isinstance(row, ImageRow) else 0
         return max(len(row), patches)
 
     def ahead(
