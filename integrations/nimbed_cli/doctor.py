@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "fail": ("✗", "red")}
-
 
 def doctor(
     base_url: Annotated[
@@ -62,6 +60,7 @@ def doctor(
     The exit code is 1 if something must be mended.
     """
     from nimbed.errors import ConfigurationError
+    from nimbed_cli.terminal import print_findings
 
     found: dict[str, list[Finding]] = {}
     if base_url is None and weaviate is None:
@@ -78,7 +77,7 @@ def doctor(
         typer.echo(json.dumps(_facts(found, what), indent=2))
     else:
         for name, findings in found.items():
-            _show(name, findings)
+            print_findings(name, findings)
     if any(each.verdict == "fail" for findings in found.values() for each in findings):
         raise typer.Exit(1)
 
@@ -114,19 +113,3 @@ def _facts(found: dict[str, list[Finding]], what: str) -> list[dict[str, str]]:
         for name, findings in found.items()
         for each in findings
     ]
-
-
-def _show(name: str, findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        mark, colour = _MARKS[finding.verdict]
-        # Text, not markup: a server's message may hold brackets.
-        table.add_row(Text(mark, style=colour), finding.name, Text(finding.detail))
-    console = Console(highlight=False)
-    if name:
-        console.print(Text(name, style="bold"))
-    console.print(table)

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nimbed_cli.audit import audit
 from nimbed_cli.doctor import doctor
 from nimbed_cli.embed import embed
 from nimbed_cli.load import load
@@ -45,6 +46,7 @@ app.command(short_help="Serve models to clients of NVIDIA's NIM and of OpenAI.",
 )
 app.command(short_help="Load a file into a table of PostgreSQL, and index it.")(load)
 app.command()(search)
+app.command(short_help="Say what the vectors of a table or a collection are.")(audit)
 app.command()(tradeoff)
 app.command()(models)
 app.command(short_help="Check what a server or a Weaviate can be trusted with.")(doctor)

@@ -22,6 +22,7 @@ from nimbed.errors import ConfigurationError
 
 __all__ = [
     "AsyncConnectionSource",
+    "Call",
     "ConnectionSource",
     "Copy",
     "Procedure",
@@ -55,11 +56,13 @@ class Query:
         parameters: Values for its places.
         planned_with: A statement that makes settings for the planner, to the end of the
             transaction; left out inside a transaction of the caller, who would keep them.
+        silent: Whether it gives no rows although it is a transaction of its own.
     """
 
     statement: Statement
     parameters: Sequence[Any] = ()
     planned_with: Statement | None = None
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,14 @@ class Copy:
     blocks: Iterable[bytes]
 
 
-Procedure = Generator[Query | Copy, Rows, T]
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function to be called between statements, while their locks are held; it gives rows."""
+
+    function: Callable[[], Rows]
+
+
+Procedure = Generator[Query | Copy | Call, Rows, T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +167,9 @@ def run(
                 result: T = end.value
                 return result
             rows = []
+            if isinstance(asked, Call):
+                rows = asked.function()
+                continue
             if isinstance(asked, Copy):
                 with cursor.copy(asked.statement) as copy:
                     for block in asked.blocks:
@@ -167,7 +180,8 @@ def run(
                 if prelude is not None:
                     cursor.execute(prelude)
                 cursor.execute(asked.statement, asked.parameters or None, binary=True)
-            if each_alone or cursor.description:  # a pipeline of the caller's gives none yet
+            # A pipeline of the caller's gives no description yet.
+            if (each_alone and not asked.silent) or cursor.description:
                 rows = cursor.fetchall()
 
 
@@ -190,6 +204,9 @@ async def arun(
                 result: T = end.value
                 return result
             rows = []
+            if isinstance(asked, Call):
+                rows = await asyncio.to_thread(asked.function)
+                continue
             if isinstance(asked, Copy):
                 async with cursor.copy(asked.statement) as copy:
                     blocks = iter(asked.blocks)  # they may be made as they are asked for
@@ -201,7 +218,7 @@ async def arun(
                 if prelude is not None:
                     await cursor.execute(prelude)
                 await cursor.execute(asked.statement, asked.parameters or None, binary=True)
-            if each_alone or cursor.description:
+            if (each_alone and not asked.silent) or cursor.description:
                 rows = await cursor.fetchall()
 
 

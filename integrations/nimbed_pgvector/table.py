@@ -20,6 +20,7 @@ from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, rea
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
+from nimbed_pgvector.audit import AuditOperations
 from nimbed_pgvector.columns import Layout
 from nimbed_pgvector.copy import (
     BATCH_ROWS,
@@ -37,7 +38,6 @@ from nimbed_pgvector.operations import (
     Job,
     Operation,
     SyncRunner,
-    TableOperations,
     async_method,
     sync_method,
 )
@@ -55,7 +55,7 @@ __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "Vec
 S = TypeVar("S")
 
 
-class _Operations(TableOperations[S]):
+class _Operations(AuditOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
     def _spec(self) -> Operation[VectorSpec]:
@@ -278,6 +278,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     index = sync_method("indexing", _Operations._index)
     search = sync_method("searching", _Operations._search)
     nearest = sync_method("searching", _Operations._nearest)
+    audit = sync_method("auditing", _Operations._audit)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
 
@@ -305,5 +306,6 @@ class AsyncVectorTable(
     index = async_method("indexing", _Operations._index)
     search = async_method("searching", _Operations._search)
     nearest = async_method("searching", _Operations._nearest)
+    audit = async_method("auditing", _Operations._audit)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
     spec = async_method("reading the contract of", _Operations._spec)
