@@ -404,9 +404,9 @@ class _Examination:
             low, high = norms_of[off].min(), norms_of[off].max()
             what = f"not normalised: of length {low:.3g} to {high:.3g}, the contract says 1"
             self._report(self.rows[explained][off], "norm", what)
-        # Some vectors of a model hold nearly as many different numbers as numbers.
-        levels = len(np.unique(stored))
-        if stored.size >= 1024 and 2 < levels <= 256:
+        # Vectors of a model hold nearly as many different numbers as numbers, unless texts repeat.
+        levels, usual = len(np.unique(stored)), len(np.unique(expected[explained]))
+        if 2 < levels <= min(256, usual // 4):
             what = f"quantised to {levels} levels before they were stored as floats, as int8 is"
             self._report(self.rows[explained], "quantisation", what)
 

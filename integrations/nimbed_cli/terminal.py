@@ -108,17 +108,24 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def print_findings(name: str, findings: Sequence[Finding]) -> None:
-    """Print what a check found under the name of what was checked, a line each."""
+    """Print what a check found, a line each, under the name of what was checked.
+
+    In a pipe a line holds the name, verdict, subject and detail, separated by tabs.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        lead = [name] if name else []
+        _print_lines([[*lead, each.verdict, each.name, each.detail] for each in findings])
+        return
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark, colour = _MARKS[finding.verdict]
         # Text, not markup: a server's message may hold brackets.
-        table.add_row(Text(mark, style=colour), finding.name, Text(finding.detail))
-    console = Console(highlight=False)
+        table.add_row(Text(mark, style=colour), finding.name, Text(_visible(finding.detail)))
     if name:
         console.print(Text(name, style="bold"))
     console.print(table)

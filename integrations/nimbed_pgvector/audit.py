@@ -45,6 +45,7 @@ class AuditOperations(TableOperations[S]):
             SpaceMismatchError: If the embedder cannot make the vectors that the table promises.
             ConfigurationError: If there is no such table, or ``rows`` is less than 1.
         """
+        self._forget()  # a migration may have exchanged the columns
         table = yield from self._existing()
         sample: list[StoredSample] = yield Transaction(
             procedure=sample_rows(table, table.layout.columns, rows)
@@ -78,9 +79,15 @@ def audit_columns(
 
 
 def sample_rows(
-    table: Table, columns: tuple[Column, ...], rows: int
+    table: Table, columns: tuple[Column, ...], rows: int, *, filled: bool = False
 ) -> Procedure[list[StoredSample]]:
     """Return a sample of the rows for each of some columns.
+
+    Args:
+        table: The table.
+        columns: Columns of it.
+        rows: How many rows.
+        filled: Whether to leave out rows that wait for their vectors.
 
     Raises:
         ConfigurationError: If fewer than one row is asked for.
@@ -91,8 +98,12 @@ def sample_rows(
     found = yield Query(
         sql.SQL(
             "SELECT id, text, metadata::text, {vectors} FROM {table}"
-            " WHERE id IN (SELECT id FROM {table} ORDER BY random() LIMIT {rows}) ORDER BY id"
+            " WHERE id IN (SELECT id FROM {table} {among} ORDER BY random() LIMIT {rows})"
+            " ORDER BY id"
         ).format(
+            among=sql.SQL("WHERE {} IS NOT NULL").format(sql.Identifier(columns[0].name))
+            if filled
+            else sql.SQL(""),
             vectors=sql.SQL(", ").join(sent(table, column) for column in columns),
             table=table.identifier,
             rows=sql.Literal(rows),
@@ -128,9 +139,10 @@ def decode(column: Column, data: bytes | None) -> NDArray[np.float32] | None:
     if data is None:
         return None
     if column.kind == "bit":
-        return signs_from_bits(np.frombuffer(data, np.uint8)[None, 4:])[0]
-    numbers: NDArray[np.float32] = np.frombuffer(data, _FORMS[column.kind], offset=4).astype("<f4")
-    return numbers
+        signs: NDArray[np.float32] = signs_from_bits(np.frombuffer(data, np.uint8)[None, 4:])[0]
+        return signs
+    numbers: NDArray[Any] = np.frombuffer(data, _FORMS[column.kind], offset=4)
+    return numbers.astype(np.float32)
 
 
 def _fields(metadata: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A procedure is a generator that yields statements and gets their rows back; :fun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "Transaction",
     "Wire",
     "arun",
+    "binary_copy",
     "require_idle",
     "run",
     "trusted",
@@ -98,6 +99,13 @@ class Transaction:
     commits: bool = False
     each_alone: bool = False
     on_progress: Callable[[int, int], None] | None = None
+
+
+def binary_copy(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what a binary COPY is sent: rows, each as bytes of its fields, between their frame."""
+    yield b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    yield from rows
+    yield b"\xff\xff"
 
 
 def trusted(text: str) -> sql.SQL:

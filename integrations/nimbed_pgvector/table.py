@@ -20,7 +20,6 @@ from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, rea
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
-from nimbed_pgvector.audit import AuditOperations
 from nimbed_pgvector.columns import Layout
 from nimbed_pgvector.copy import (
     BATCH_ROWS,
@@ -33,6 +32,7 @@ from nimbed_pgvector.copy import (
     ready_batches,
 )
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
+from nimbed_pgvector.migrate import MigrationOperations
 from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
@@ -55,7 +55,7 @@ __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "Vec
 S = TypeVar("S")
 
 
-class _Operations(AuditOperations[S]):
+class _Operations(MigrationOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
     def _spec(self) -> Operation[VectorSpec]:
@@ -229,16 +229,18 @@ class _Operations(AuditOperations[S]):
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
             ConfigurationError: If there is no such table, or the filter is no SQL.
         """
+        asked = functools.partial(
+            self._asked, k=k, where=filter, parameters=parameters, candidates=candidates
+        )
         table = yield from self._existing()
         # A pool's connection is not held while a model is loaded or runs.
-        query: EmbeddingBatch = yield lambda: embed_question(
-            self._embedder_for(table), table.layout, question
-        )
-        return (
-            yield from self._nearest(
-                query, k, filter=filter, parameters=parameters, candidates=candidates
-            )
-        )
+        query: EmbeddingBatch = yield lambda: self._question(table, question)
+        try:
+            return (yield from asked(table, query))
+        except errors.UndefinedColumn as error:
+            now = yield from self._changed(table, error)
+        query = yield lambda: self._question(now, question)
+        return (yield from asked(now, query))
 
     def _nearest(
         self,
@@ -250,12 +252,31 @@ class _Operations(AuditOperations[S]):
         candidates: int | None = None,
     ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
-        table = yield from self._existing()
-        found = search(
-            table, query, k=k, where=filter, parameters=parameters, candidates=candidates
+        asked = functools.partial(
+            self._asked, k=k, where=filter, parameters=parameters, candidates=candidates
         )
+        table = yield from self._existing()
+        try:
+            return (yield from asked(table, query))
+        except errors.UndefinedColumn as error:
+            now = yield from self._changed(table, error)
+        return (yield from asked(now, query))
+
+    def _asked(self, table: Table, query: EmbeddingBatch, **options: Any) -> Operation[list[Hit]]:
+        found = search(table, query, **options)
         hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
         return hits
+
+    def _changed(self, before: Table, error: errors.UndefinedColumn) -> Operation[Table]:
+        """Return the table as a migration left it; raise the error if there was none."""
+        self._forget()
+        table = yield from self._existing()
+        if table.layout == before.layout:
+            raise error
+        return table
+
+    def _question(self, table: Table, question: str) -> EmbeddingBatch:
+        return embed_question(self._embedder_for(table), table.layout, question)
 
 
 class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
@@ -279,6 +300,10 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     search = sync_method("searching", _Operations._search)
     nearest = sync_method("searching", _Operations._nearest)
     audit = sync_method("auditing", _Operations._audit)
+    migrate = sync_method("migrating", _Operations._migrate)
+    rollback = sync_method("rolling back", _Operations._rollback)
+    finish = sync_method("finishing the migration of", _Operations._finish)
+    relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
 
@@ -307,5 +332,9 @@ class AsyncVectorTable(
     search = async_method("searching", _Operations._search)
     nearest = async_method("searching", _Operations._nearest)
     audit = async_method("auditing", _Operations._audit)
+    migrate = async_method("migrating", _Operations._migrate)
+    rollback = async_method("rolling back", _Operations._rollback)
+    finish = async_method("finishing the migration of", _Operations._finish)
+    relabel = async_method("changing the contract of", _Operations._relabel)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
     spec = async_method("reading the contract of", _Operations._spec)
