@@ -427,7 +427,7 @@ class _Examination:
         if count < examined:
             named = ", ".join(str(self.sample.ids[row]) for row in rows[:_SHOWN])
             said += f"; such as {named}"
-            if self.sample.times:
+            if len(set(self.sample.times)) > 1:
                 times = sorted(self.sample.times[row] for row in rows)
                 since = [row for row, at in enumerate(self.sample.times) if at >= times[0]]
                 until = "and every row since" if len(since) == count else f"until {times[-1]}"

@@ -21,13 +21,24 @@ def audit(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[DSN]",
-            help="A database, as for `nimbed load`; --embedded DIR stands for one.",
+            metavar="[DSN|URL]",
+            help="A database, as for `nimbed load`; or a Weaviate, such as http://localhost:8080.",
         ),
     ] = None,
     table: Annotated[
         str | None, typer.Option(metavar="NAME", help="The table of PostgreSQL.")
     ] = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The collection of a Weaviate.")
+    ] = None,
+    vector: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of a collection's several vectors.")
+    ] = None,
+    text_property: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The property that was embedded. Default: text."),
+    ] = None,
+    grpc_port: options.GrpcPort = 50051,
     embedded: options.Embedded = None,
     sample: Annotated[
         int, typer.Option(metavar="N", help="Rows to look at, chosen by chance.")
@@ -49,27 +60,42 @@ def audit(
 
     This model's passages, its queries, without its prompt, with another field in front, cut, of
     another row, of another model, not normalised, quantised; and how many of them. The exit code is
-    1 if they are not what the table's contract says.
+    1 if they are not what the contract, or the module, says.
     """
     import nimbed
     from nimbed.errors import ConfigurationError
-    from nimbed_pgvector import VectorTable
 
-    if table is None:
-        raise ConfigurationError("say which table: --table NAME")
-    with options.connect_database(arguments or [], embedded, read_only=True) as connection:
-        embedder = options.load_embedder(
-            model,
-            base_url=base_url,
-            device=device,
-            dtype=dtype,
-            table_spec=VectorTable(connection, table).spec,
-        )
-        # The engine checks the words.
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
-        others = {name: functools.partial(nimbed.load, name, **placement) for name in instead or ()}
-        found = VectorTable(connection, table, embedder).audit(rows=sample, others=others)
-    _show(table, found, as_json)
+    # The engine checks the words.
+    placement: dict[str, Any] = {"device": device, "dtype": dtype}
+    others = {name: functools.partial(nimbed.load, name, **placement) for name in instead or ()}
+    load = functools.partial(
+        options.load_embedder, model, base_url=base_url, device=device, dtype=dtype
+    )
+    address = (arguments or [""])[0]
+    if address.startswith(("http://", "https://")):
+        from nimbed_weaviate import audit as audit_collection
+        from nimbed_weaviate import connect
+
+        if collection is None or table is not None:
+            raise ConfigurationError("say which collection of this Weaviate: --collection NAME")
+        with connect(address, grpc_port=grpc_port) as client:
+            found = audit_collection(
+                client.collections.get(collection),
+                None if model is None and base_url is None else load(),
+                vector=vector,
+                text_property=text_property,
+                rows=sample,
+                others=others,
+            )
+    else:
+        from nimbed_pgvector import VectorTable
+
+        if table is None or collection is not None:
+            raise ConfigurationError("say which table of this database: --table NAME")
+        with options.connect_database(arguments or [], embedded, read_only=True) as connection:
+            embedder = load(table_spec=VectorTable(connection, table).spec)
+            found = VectorTable(connection, table, embedder).audit(rows=sample, others=others)
+    _show(collection or table or "", found, as_json)
     if not found.ok:
         raise typer.Exit(1)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nimbed_cli import options
+
 if TYPE_CHECKING:
     from nimbed.findings import Finding
 
@@ -49,9 +51,7 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="NAME", help="One of its collections; may be repeated. Default: all."),
     ] = None,
-    grpc_port: Annotated[
-        int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")
-    ] = 50051,
+    grpc_port: options.GrpcPort = 50051,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one request.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:

@@ -106,6 +106,8 @@ Rejects = Annotated[
     typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
 ]
 
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
+
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Default: in a terminal.")]
