@@ -6,6 +6,7 @@ Plans micro-batches, runs the model on them and puts the rows back in the caller
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import weakref
@@ -226,8 +227,7 @@ class Engine:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
         transfer = Transfer(out, finished)
-        plan = micro_batches([len(row) for row in ids], budget=self.budget)
-        for rows in self.ahead(ids, plan):
+        for rows in self.plan(ids, self.budget):
             self.launch(ids, rows, transfer, skip=skip)
         transfer.flush()
 
@@ -248,11 +248,12 @@ class Engine:
         transfer.flush()
         return out
 
-    def ahead(
-        self, ids: Sequence[Row], plan: Iterator[NDArray[np.intp]]
-    ) -> Iterator[NDArray[np.intp]]:
-        """Yield the micro-batches of a plan; images are decoded one batch ahead."""
-        return plan if self._images is None else self._images.ahead(ids, plan)
+    def plan(self, ids: Sequence[Row], budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the micro-batches of rows; images are decoded one batch ahead."""
+        if self._images is None:
+            return micro_batches([len(row) for row in ids], budget=budget)
+        sizes = [self._images.size(row) for row in ids]
+        return self._images.ahead(ids, micro_batches(sizes, budget=budget))
 
     def launch(
         self,
@@ -363,7 +364,8 @@ class Engine:
         return on_device(flat, lengths, self._placement.device, skip=skip, staging=self._staging)
 
     def _flat(self, ids: Sequence[Row]) -> NDArray[np.int64]:
-        flat = np.concatenate([np.fromiter(ids_of(row), np.int64, len(row)) for row in ids])
+        every = itertools.chain.from_iterable([ids_of(row) for row in ids])
+        flat = np.fromiter(every, np.int64, sum([len(row) for row in ids]))
         if flat.max() >= self._model.vocabulary:
             raise CheckpointError(
                 f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
@@ -385,7 +387,7 @@ def run(
     """
     ids, skip = tokens.rows, tokens.skip
     budget = min(engine.budget for engine in engines)
-    plan = engines[0].ahead(ids, micro_batches([len(row) for row in ids], budget=budget))
+    plan = engines[0].plan(ids, budget)
     taking = threading.Lock()
 
     def work(engine: Engine, transfer: Transfer) -> None:

@@ -29,9 +29,9 @@ from nimbed.scheduling.batch_delay import BatchDelay
 from nimbed.scheduling.fairness import FairQueue, QueuedRow
 from nimbed.spec import InputType, VectorSpec
 
-__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "complete"]
+__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Waiter", "complete"]
 
-_Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
+Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
 _Outcome: TypeAlias = EmbeddingBatch | Exception
 
 
@@ -91,7 +91,7 @@ class Request:
     token_counts: NDArray[np.int32]
     truncated: tuple[int, ...]
     deadline: float | None
-    waiter: _Waiter
+    waiter: Waiter
     since: float
     floats: NDArray[np.float32] | None = None
     missing: int = field(init=False)
@@ -173,11 +173,11 @@ class RequestQueue:
     def _tokens_per_second(self) -> float:
         return self._delay.tokens_per_second * len(self._workers)
 
-    def put(self, request: Request, data: Sequence[Any], counts: Sequence[int]) -> None:
-        """Queue the rows of one request.
+    def put(self, requests: Sequence[Request], data: Sequence[Any], counts: Sequence[int]) -> None:
+        """Queue the rows of requests: of all, or of none.
 
         Args:
-            request: The request.
+            requests: In the order of their rows.
             data: What a replica embeds, one element a row.
             counts: Tokens of each row.
 
@@ -190,16 +190,21 @@ class RequestQueue:
                 "the scheduler's threads are in the process that this one was forked from; make a "
                 "scheduler here"
             )
+        coming = zip(data, counts, strict=True)
         rows = [
-            QueuedRow(request, index, tokens, each)
-            for index, (each, tokens) in enumerate(zip(data, counts, strict=True))
+            [
+                QueuedRow(request, index, tokens, each)
+                for index, (each, tokens) in enumerate(itertools.islice(coming, request.missing))
+            ]
+            for request in requests
         ]
         with self._changed:
             waiting = self._rows
             if self._closed:
                 raise ConfigurationError("the scheduler is closed; make a new one")
-            if waiting and (
-                len(waiting) + len(rows) > self._max_items
+            # One request may be larger than the queue; several are then asked to come one by one.
+            if (waiting or len(requests) > 1) and (
+                len(waiting) + len(data) > self._max_items
                 or waiting.tokens + sum(counts) > self._max_tokens
             ):
                 rate = self._tokens_per_second
@@ -210,9 +215,11 @@ class RequestQueue:
                     retry_after=waiting.tokens / rate if rate else 1.0,
                     retryable=True,
                 )
-            waiting.push(rows)
-            self._arrivals += 1
-            if self._arrivals == self._awaited_arrivals:
+            for each in rows:
+                waiting.push(each)
+            awaited = self._awaited_arrivals - self._arrivals
+            self._arrivals += len(requests)
+            if 0 < awaited <= len(requests):
                 self._arrived.notify()
             self._changed.notify()
 
@@ -398,7 +405,7 @@ def _settle_all(outcomes: Sequence[tuple[asyncio.Future[EmbeddingBatch], _Outcom
             _settle(waiter, outcome)
 
 
-def _settle(waiter: _Waiter, outcome: _Outcome) -> None:
+def _settle(waiter: Waiter, outcome: _Outcome) -> None:
     if isinstance(outcome, Exception):
         waiter.set_exception(outcome)
     else:

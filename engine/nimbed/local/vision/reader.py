@@ -7,7 +7,7 @@ the latest results by content.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future
 
 import numpy as np
@@ -88,6 +88,15 @@ class ImageReader:
         self._model = model
         self._room = remembered
         self._known: OrderedDict[tuple[str, Grid], torch.Tensor] = OrderedDict()
+
+    def size(self, row: Sized) -> int:
+        """Return a row's share of a batch's tokens: of an image the tower reads more of them.
+
+        A batch whose images fill the tower once is over soon, so that the first does not wait for
+        many to be decoded.
+        """
+        patches = row.grid.tiles * self._model.patches_a_tile if isinstance(row, ImageRow) else 0
+        return max(len(row), patches)
 
     def ahead(
         self, ids: Sequence[object], plan: Iterator[NDArray[np.intp]]
