@@ -16,7 +16,7 @@ try:
     from nimbed_weaviate.importer import batch_import
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
-    if error.name != "weaviate":
+    if (error.name or "").partition(".")[0] != "weaviate":
         raise
     raise missing_extra("weaviate", needs="weaviate-client") from error
 

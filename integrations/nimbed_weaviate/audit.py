@@ -243,6 +243,6 @@ def _judged(embedder: Embedder, vectors: Sequence[Any]) -> VectorSpec:
 
 def _signs(vector: Any) -> Any:
     """Return bits as +1 and -1, whichever way they are stored."""
-    if vector is None or -1 in vector:
+    if not vector or -1 in vector or not any(vector):
         return vector
     return [1.0 if each > 0 else -1.0 for each in vector]
