@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
@@ -134,6 +135,33 @@ class LocalEmbedder(Managed):
     def card(self) -> ModelCard:
         """Facts about the model, its checkpoint's own prompts included."""
         return self._checkpoint.card
+
+    def with_card(self, card: ModelCard) -> LocalEmbedder:
+        """Return one that shares these weights; see :class:`nimbed.embedder.Adjustable`.
+
+        Raises:
+            ConfigurationError: If the card changes more than prompts and a shorter longest text.
+        """
+        own = self.card
+        varied = dataclasses.replace(
+            own,
+            query_prompt=card.query_prompt,
+            passage_prompt=card.passage_prompt,
+            asymmetric=card.asymmetric,
+            max_tokens=min(card.max_tokens, own.max_tokens),
+        )
+        if varied != card:
+            raise ConfigurationError(
+                f"with_card changes prompts and max_tokens, to {own.max_tokens} at most; for other "
+                f"facts of {own.id} load it with the card: nimbed.load(card)"
+            )
+        from nimbed.local.engine import read_tokenizer
+
+        engines = self._load().engines
+        other = LocalEmbedder(self._model, **self._arguments)
+        other._checkpoint = dataclasses.replace(self._checkpoint, card=card)
+        other._loaded = _Loaded(read_tokenizer(other._checkpoint), engines)
+        return other
 
     def spec(
         self,
