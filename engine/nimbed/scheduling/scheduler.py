@@ -19,10 +19,13 @@ from nimbed.embedder import Schedulable
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Input
 from nimbed.options import EmbedKeywords, EmbedOptions
-from nimbed.scheduling.queue import Observer, QueueState, Request, RequestQueue, complete
+from nimbed.scheduling.queue import Observer, QueueState, Request, RequestQueue, Timings, complete
 from nimbed.spec import EmbeddingType, Int8Scale, VectorSpec
 
 __all__ = ["Scheduler"]
+
+# Tokens of a request that somebody may be waiting for; a longer one is a file of questions.
+_SHORT = 512
 
 
 class Scheduler:
@@ -37,6 +40,8 @@ class Scheduler:
         max_queue_tokens: Tokens that may wait.
         max_wait: Seconds for which a batch may be delayed after another; 0 for never.
         observer: Receives the timings of every request and batch.
+        queries_first: Whether short queries go before everything else, so that passages delay none
+            of them by more than one batch.
 
     Raises:
         ConfigurationError: If the queue could hold nothing.
@@ -50,6 +55,7 @@ class Scheduler:
         max_queue_tokens: int = 10_000_000,
         max_wait: float = 0.01,
         observer: Observer | None = None,
+        queries_first: bool = True,
     ) -> None:
         if min(max_queue_items, max_queue_tokens) < 1:
             raise ConfigurationError(
@@ -58,6 +64,7 @@ class Scheduler:
             )
         self._embedder = embedder
         self._observer = observer
+        self._queries_first = queries_first
         # A server is asked for the same few again and again; see also queue.complete.
         self._specs: dict[tuple[EmbeddingType, int | None, Int8Scale | None], VectorSpec] = {}
         self._queue = RequestQueue(
@@ -108,20 +115,32 @@ class Scheduler:
         options: EmbedOptions | None = None,
         *,
         timeout: float | None = None,
+        timings: Timings | None = None,
+        patient: bool = False,
         **keywords: Unpack[EmbedKeywords],
     ) -> EmbeddingBatch:
         """Queue inputs and wait without blocking the event loop; see :meth:`submit`.
 
         Cancelling the task drops its rows that still wait. Many or long inputs are tokenized in a
         thread, a few short ones here: handing them over would cost more than the work.
+
+        Args:
+            inputs: As for :meth:`submit`.
+            options: Likewise.
+            timeout: Likewise.
+            timings: Told where the time went.
+            patient: Whether it waits its turn although it is a short query.
+            keywords: As for :meth:`submit`.
         """
         future: asyncio.Future[EmbeddingBatch] = asyncio.get_running_loop().create_future()
         options = EmbedOptions.given(options, keywords)
         try:
             if _is_quick(inputs):
-                self._enqueue(future, inputs, options, timeout)
+                self._enqueue(future, inputs, options, timeout, timings, patient)
             else:
-                await asyncio.to_thread(self._enqueue, future, inputs, options, timeout)
+                await asyncio.to_thread(
+                    self._enqueue, future, inputs, options, timeout, timings, patient
+                )
             return await future
         except asyncio.CancelledError:
             future.cancel()
@@ -143,6 +162,8 @@ class Scheduler:
         inputs: Sequence[Input],
         options: EmbedOptions,
         timeout: float | None,
+        timings: Timings | None = None,
+        patient: bool = False,
     ) -> None:
         key = (options.embedding_type, options.dimensions, options.int8_scale)
         spec = self._specs.get(key)
@@ -153,6 +174,9 @@ class Scheduler:
         since = time.perf_counter()
         if self._observer is not None:
             self._observer.tokenized(since - begin)
+        if timings is not None:
+            timings.tokenizing = max(timings.tokenizing, since - begin)
+        short = options.input_type == "query" and sum(prepared.counts) <= _SHORT
         request = Request(
             spec=spec,
             input_type=options.input_type,
@@ -161,6 +185,8 @@ class Scheduler:
             deadline=None if timeout is None else time.monotonic() + timeout,
             waiter=waiter,
             since=since,
+            urgent=short and self._queries_first and not patient,
+            timings=timings,
         )
         if prepared.rows:
             self._queue.put(request, prepared.rows, prepared.counts)

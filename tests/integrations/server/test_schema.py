@@ -201,4 +201,4 @@ def test_health_needs_no_key_and_the_rest_does_by_our_document(serve):
     paths = told.json()["paths"]
     assert told.json()["security"] == [{"bearer": []}]
     open_ = {path for path in paths if paths[path].get("get", {}).get("security") == []}
-    assert open_ == {"/v1/health/live", "/v1/health/ready"}
+    assert open_ == {"/v1/health/live", "/v1/health/ready", "/docs", "/"}
