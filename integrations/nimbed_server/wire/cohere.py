@@ -80,15 +80,22 @@ def _max_tokens(name: str, value: Any) -> Any:
 
 
 def _priority(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 999:
-        raise HttpError(400, f"{name} must be a whole number from 0 to 999", param=name)
-    return value
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    found = positive(name, value)
+    if found > 999:
+        raise HttpError(400, f"{name} must be from 0 to 999; got {found}", param=name)
+    return found
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    return strings(name, _array(name, value))
 
 
 _TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 COHERE_FIELDS = (
     Field("model", string, {"type": "string"}, required=True),
-    Field("texts", strings, _TEXTS, free=True),
+    Field("texts", _texts, _TEXTS, free=True),
     Field("images", _array, {**_TEXTS, "description": "Data URLs."}, free=True),
     Field(
         "inputs",

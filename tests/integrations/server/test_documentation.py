@@ -8,25 +8,10 @@ import re
 import pytest
 
 from nimbed import FakeEmbedder
-from nimbed.embedder import Token
 from nimbed_server import Settings, parse_alias
 
 from .conftest import MODEL, PICTURES, running
-from .stub import Stub
-
-
-class Worded(FakeEmbedder):
-    """Tokens are words; two of them stand around every text."""
-
-    def tokenize(self, texts, *, input_type=None, special=True):
-        prompt = self.card.prompt(input_type) if input_type else ""
-        found = []
-        for text in texts:
-            words = re.finditer(r"\S+", prompt + text)
-            tokens = [Token(len(each[0]), each[0], *each.span(), False) for each in words]
-            ends = [Token(1, "[CLS]", 0, 0, True), Token(2, "[SEP]", 0, 0, True)]
-            found.append([ends[0], *tokens, ends[1]] if special else tokens)
-        return found
+from .stub import Stub, Worded
 
 
 @pytest.fixture(scope="module")
