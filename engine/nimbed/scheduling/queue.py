@@ -30,9 +30,9 @@ from nimbed.scheduling.deadlines import in_order
 from nimbed.scheduling.fairness import PriorityQueue, QueuedRow
 from nimbed.spec import InputType, VectorSpec
 
-__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "complete"]
+__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "Waiter", "complete"]
 
-_Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
+Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
 _Outcome: TypeAlias = EmbeddingBatch | Exception
 
 
@@ -115,7 +115,7 @@ class Request:
     token_counts: NDArray[np.int32]
     truncated: tuple[int, ...]
     deadline: float | None
-    waiter: _Waiter
+    waiter: Waiter
     since: float
     urgent: bool = False
     timings: Timings | None = None
@@ -200,11 +200,11 @@ class RequestQueue:
     def _tokens_per_second(self) -> float:
         return self._delay.tokens_per_second * len(self._workers)
 
-    def put(self, request: Request, data: Sequence[Any], counts: Sequence[int]) -> None:
-        """Queue the rows of one request.
+    def put(self, requests: Sequence[Request], data: Sequence[Any], counts: Sequence[int]) -> None:
+        """Queue the rows of requests: of all, or of none.
 
         Args:
-            request: The request.
+            requests: In the order of their rows.
             data: What a replica embeds, one element a row.
             counts: Tokens of each row.
 
@@ -217,18 +217,22 @@ class RequestQueue:
                 "the scheduler's threads are in the process that this one was forked from; make a "
                 "scheduler here"
             )
+        coming = zip(data, counts, strict=True)
         rows = [
-            QueuedRow(request, index, tokens, each)
-            for index, (each, tokens) in enumerate(zip(data, counts, strict=True))
+            [
+                QueuedRow(request, index, tokens, each)
+                for index, (each, tokens) in enumerate(itertools.islice(coming, request.missing))
+            ]
+            for request in requests
         ]
         with self._changed:
             if self._closed:
                 raise ConfigurationError("the scheduler is closed; make a new one")
-            queue = self._rows.urgent if request.urgent else self._rows.others
             # Passages that wait take no room of what goes before them.
-            waiting = queue if request.urgent else self._rows
-            if waiting and (
-                len(waiting) + len(rows) > self._max_items
+            waiting = self._rows.urgent if all([each.urgent for each in requests]) else self._rows
+            # One request may be larger than the queue; several are then asked to come one by one.
+            if (waiting or len(requests) > 1) and (
+                len(waiting) + len(data) > self._max_items
                 or waiting.tokens + sum(counts) > self._max_tokens
             ):
                 rate = self._tokens_per_second
@@ -239,10 +243,12 @@ class RequestQueue:
                     retry_after=waiting.tokens / rate if rate else 1.0,
                     retryable=True,
                 )
-            self._check_in_time(request, sum(counts))
-            queue.push(rows)
-            self._arrivals += 1
-            if self._arrivals == self._awaited_arrivals:
+            self._check_in_time([each for each in requests if not each.urgent])
+            for request, each in zip(requests, rows, strict=True):
+                (self._rows.urgent if request.urgent else self._rows.others).push(each)
+            awaited = self._awaited_arrivals - self._arrivals
+            self._arrivals += len(requests)
+            if 0 < awaited <= len(requests):
                 self._arrived.notify()
             self._changed.notify()
 
@@ -279,19 +285,20 @@ class RequestQueue:
                 with self._changed:
                     self._delay.record_batch(tokens, seconds, full=2 * tokens > replica.budget)
 
-    def _check_in_time(self, request: Request, tokens: int) -> None:
-        """Refuse a request that cannot be embedded in its time.
+    def _check_in_time(self, requests: Sequence[Request]) -> None:
+        """Refuse requests that cannot be embedded in their time.
 
         One that would be alone is never refused: what was learnt of the device may be out of date.
         """
         others, rate = self._rows.others, self._delay.full_rate * len(self._workers)
-        if request.deadline is None or request.urgent or not others or not rate:
+        if not requests or not others or not rate:
             return
+        tokens = {each: int(each.token_counts.sum()) for each in requests}
         now = time.monotonic()
-        soonest = _soonest([request, *others.requests()])
-        if others.tokens + tokens <= rate * (soonest - now):
+        soonest = _soonest([*requests, *others.requests()])
+        if others.tokens + sum(tokens.values()) <= rate * (soonest - now):
             return
-        _, late = in_order(others.pending() | {request: tokens}, rate=rate, now=now)
+        _, late = in_order(others.pending() | tokens, rate=rate, now=now)
         if late:
             raise _too_late(max(late.values()))
 
@@ -477,7 +484,7 @@ def _settle_all(outcomes: Sequence[tuple[asyncio.Future[EmbeddingBatch], _Outcom
             _settle(waiter, outcome)
 
 
-def _settle(waiter: _Waiter, outcome: _Outcome) -> None:
+def _settle(waiter: Waiter, outcome: _Outcome) -> None:
     if isinstance(outcome, Exception):
         waiter.set_exception(outcome)
     else:
