@@ -99,7 +99,7 @@ class App:
         try:
             request.check_head()
             request.strip(self.state.settings.base_path, PREFIX)
-            if self.state.origins.admit(request):
+            if self.state.settings.allow_origins and self.state.origins.admit(request):
                 await request.respond(204)
                 return
             endpoint, prefix = _split(request.path)

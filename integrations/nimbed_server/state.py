@@ -33,6 +33,8 @@ _BODIES = 8
 # Seconds below which no client has gone yet, and a watch for it would cost more than the answer.
 _UNWATCHED = 0.05
 
+_TIMING = "tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f"
+
 
 class State:
     """Models, settings, limits and metrics of one server.
@@ -139,11 +141,8 @@ class State:
         )
         spent = embedded.timings
         if spent is not None:
-            request.add_header(
-                b"server-timing",
-                f"tokenize;dur={1e3 * spent.tokenizing:.2f}, queue;dur={1e3 * spent.queueing:.2f}, "
-                f"inference;dur={1e3 * spent.inference:.2f}",
-            )
+            milliseconds = 1e3 * spent.tokenizing, 1e3 * spent.queueing, 1e3 * spent.inference
+            request.add_header(b"server-timing", _TIMING % milliseconds)
         if embedded.truncated:
             request.add_header(b"x-nimbed-truncated", ",".join(map(str, embedded.truncated[:100])))
         return embedded

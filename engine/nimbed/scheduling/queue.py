@@ -229,7 +229,8 @@ class RequestQueue:
             if self._closed:
                 raise ConfigurationError("the scheduler is closed; make a new one")
             # Passages that wait take no room of what goes before them.
-            waiting = self._rows.urgent if all([each.urgent for each in requests]) else self._rows
+            patient = [each for each in requests if not each.urgent]
+            waiting = self._rows if patient else self._rows.urgent
             # One request may be larger than the queue; several are then asked to come one by one.
             if (waiting or len(requests) > 1) and (
                 len(waiting) + len(data) > self._max_items
@@ -243,7 +244,8 @@ class RequestQueue:
                     retry_after=waiting.tokens / rate if rate else 1.0,
                     retryable=True,
                 )
-            self._check_in_time([each for each in requests if not each.urgent])
+            if patient:
+                self._check_in_time(patient)
             for request, each in zip(requests, rows, strict=True):
                 (self._rows.urgent if request.urgent else self._rows.others).push(each)
             awaited = self._awaited_arrivals - self._arrivals
@@ -291,7 +293,7 @@ class RequestQueue:
         One that would be alone is never refused: what was learnt of the device may be out of date.
         """
         others, rate = self._rows.others, self._delay.full_rate * len(self._workers)
-        if not requests or not others or not rate:
+        if not others or not rate:
             return
         tokens = {each: int(each.token_counts.sum()) for each in requests}
         now = time.monotonic()

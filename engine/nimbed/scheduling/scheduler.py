@@ -236,11 +236,11 @@ class Scheduler:
         token_counts = np.array(prepared.counts, np.int32)
         truncated = prepared.truncated
         requests: list[Request] = []
+        queries = self._queries_first and options.input_type == "query"
         stop = 0
         for call in calls:
             start, stop = stop, stop + len(call.inputs)
-            counts = token_counts[start:stop]
-            short = options.input_type == "query" and counts.sum() <= _SHORT
+            urgent = queries and not call.patient and sum(prepared.counts[start:stop]) <= _SHORT
             if call.timings is not None:
                 call.timings.tokenizing = max(call.timings.tokenizing, since - begin)
             cut = truncated[bisect_left(truncated, start) : bisect_left(truncated, stop)]
@@ -248,12 +248,12 @@ class Scheduler:
                 Request(
                     spec=spec,
                     input_type=options.input_type,
-                    token_counts=counts,
+                    token_counts=token_counts[start:stop],
                     truncated=tuple([row - start for row in cut]),
                     deadline=None if call.timeout is None else time.monotonic() + call.timeout,
                     waiter=call.waiter,
                     since=since,
-                    urgent=bool(short) and self._queries_first and not call.patient,
+                    urgent=urgent,
                     timings=call.timings,
                 )
             )
