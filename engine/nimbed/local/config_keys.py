@@ -11,10 +11,10 @@ __all__ = ["keys_of"]
 # What transformers writes into any config.json: how a model was made, trained and asked to
 # generate, which an embedding does not depend on.
 _ANY = Keys(
-    read=words("model_type architectures pooling matryoshka_dimensions"),
+    read=words("model_type architectures auto_map pooling matryoshka_dimensions"),
     idle=words(
         """
-        _name_or_path name_or_path _commit_hash auto_map transformers_version torch_dtype dtype
+        _name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
         use_cache output_hidden_states output_attentions output_scores output_past return_dict
         return_dict_in_generate torchscript tie_word_embeddings tie_encoder_decoder use_bfloat16
         initializer_range initializer_factor initializer_cutoff_factor gradient_checkpointing
@@ -136,6 +136,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
                     "image_size patch_size hidden_size intermediate_size num_hidden_layers "
                     "num_attention_heads head_dim hidden_act num_channels rope_theta"
                 ),
+                idle=words("vocab_size"),  # transformers' default names one
                 nested={"rope_parameters": Keys(read=words("rope_theta rope_type"))},
             ),
         },

@@ -139,7 +139,6 @@ def test_a_key_that_nobody_knows_is_refused_by_name(whole, file, tmp_path):
         ("llama", {"rope_scaling": {"type": "linear", "turns": 3}}, "rope_scaling, has the key"),
         ("llama", {"rope_scaling": [1]}, "expected an object"),
         ("llama", {"attn_logit_softcapping": 50.0}, "has the key 'attn_logit_softcapping'"),
-        ("ministral3", {"sliding_window": 8}, "gives sliding_window '8'"),
         ("nvembed", {"text_config": {"twist": 1}}, "text_config, has the key 'twist'"),
     ],
 )
