@@ -143,6 +143,8 @@ def read_checkpoint(
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
     known_keys = keys_of(architecture, str(model_type))
+    catalogued = located.card is not None or isinstance(override, ModelCard)
+    check_keys(config, folder / "config.json", known_keys, unknown=catalogued)
     config = usual_names(config, folder / "config.json", known_keys)
     if told is not None:
         _check_told(folder, config, architecture, told)
@@ -159,7 +161,6 @@ def read_checkpoint(
     elif located.card is not None:
         card = dataclasses.replace(located.card, **_of_roles(prompts))
     else:
-        check_keys(config, folder / "config.json", known_keys)
         changes = read_tokenizer_changes(
             folder, model_type=str(model_type), do_lower_case=pipeline.do_lower_case
         )

@@ -26,6 +26,7 @@ from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.models.fields import whole
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
 from nimbed.local.pooling import Module, pool, read_modules
