@@ -55,6 +55,7 @@ def embed(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     on_error: Annotated[
         str,
         typer.Option(
@@ -102,7 +103,9 @@ def embed(
         found = opened(matching(arguments[-1]))  # before a model is loaded for nothing
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
-    with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
+    with options.load_embedder(
+        model, base_url=base_url, device=device, dtype=dtype, backend=backend
+    ) as embedder:
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None

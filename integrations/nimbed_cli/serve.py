@@ -139,7 +139,8 @@ def _load(settings: Settings, model: str | None) -> Embedder:
         else {"devices": settings.devices}
     )
     dtype: Any = settings.dtype
-    return nimbed.load(model, dtype=dtype, **devices)
+    backend: Any = settings.backend
+    return nimbed.load(model, dtype=dtype, backend=backend, **devices)
 
 
 def _name(model: str | None, embedder: Embedder) -> str:

@@ -62,6 +62,7 @@ def tradeoff(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: options.Json = False,
     progress: options.Progress = None,
 ) -> None:
@@ -74,7 +75,9 @@ def tradeoff(
 
     target = None if output is None else _writable(output, (source, queries, judgements))
     with (
-        options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
+        options.load_embedder(
+            model, base_url=base_url, device=device, dtype=dtype, backend=backend
+        ) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):
         study = nimbed_tradeoff.tradeoff(

@@ -1,0 +1,1 @@
+"""Encoders on ONNX Runtime: graphs built from a checkpoint's own files, and no torch."""
