@@ -50,15 +50,18 @@ def saved(folder, modules, **options):
 
 
 def assert_same(folder, theirs, *, texts=TEXTS, atol=1e-5):
-    ours = nimbed.load(str(folder), device="cpu", dtype="float32")
-    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
-        got = ours.embed(texts, input_type=role, truncate="END").vectors
-        expected = encode(texts, normalize_embeddings=True)
-        assert got.shape == expected.shape
-        np.testing.assert_allclose(got, expected, atol=atol, rtol=0)
-        for row, text in enumerate(texts):
-            alone = ours.embed([text], input_type=role, truncate="END").vectors[0]
-            np.testing.assert_allclose(alone, expected[row], atol=atol, rtol=0)
+    for backend in ("onnxruntime", "torch"):
+        ours = nimbed.load(str(folder), device="cpu", dtype="float32", backend=backend)
+        for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+            got = ours.embed(texts, input_type=role, truncate="END").vectors
+            expected = encode(texts, normalize_embeddings=True)
+            assert got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, atol=atol, rtol=0)
+            for row, text in enumerate(texts):
+                alone = ours.embed([text], input_type=role, truncate="END").vectors[0]
+                np.testing.assert_allclose(alone, expected[row], atol=atol, rtol=0)
+                if backend == "onnxruntime":
+                    np.testing.assert_array_equal(alone, got[row])
     return ours
 
 
