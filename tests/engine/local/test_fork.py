@@ -120,3 +120,15 @@ def embed_in_a_worker(text):
 def test_pythons_own_pools_work_by_spawning_too():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(embed_in_a_worker, ("hello",)).shape == (1, 384)
+
+
+def test_a_child_that_ends_as_programs_do_ends():
+    run(
+        """
+embedder.embed(texts, **ask)
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+""",
+        backend="onnxruntime",
+    )

@@ -6,6 +6,7 @@ same to the bit whatever its neighbours are, since no operation sees more than i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -32,10 +33,6 @@ _RUN = 1024
 
 # Engines of this process, for :func:`_after_fork`.
 _engines: weakref.WeakSet[OnnxEngine] = weakref.WeakSet()
-
-# What a forked child may neither use nor destroy: both would wait for threads that it has not.
-_abandoned: list[Any] = []
-
 
 def _after_fork() -> None:
     for engine in _engines:
@@ -88,9 +85,14 @@ class OnnxEngine:
         _engines.add(self)
 
     def forked(self) -> None:
-        """Know that this is a child of the process that made the engine, and read it anew."""
+        """Know that this is a child of the process that made the engine; read the model anew.
+
+        What the parent read may neither be used here nor destroyed, even when the process ends:
+        both wait for threads that a child has not. So a reference is given away that never comes
+        back.
+        """
         self._lock = threading.Lock()
-        _abandoned.append(self._network)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._network))
         self._network = None
 
     def warm_up(self) -> None:
