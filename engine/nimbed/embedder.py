@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,10 @@ from nimbed.options import EmbedOptions
 from nimbed.progress import Progress
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-__all__ = ["Embedder", "Managed", "Prepared", "Replica", "Schedulable"]
+__all__ = ["Backend", "Embedder", "Managed", "Prepared", "Replica", "Schedulable"]
+
+#: What runs a local model; see :func:`nimbed.load`.
+Backend = Literal["auto", "torch", "onnxruntime"]
 
 
 @runtime_checkable

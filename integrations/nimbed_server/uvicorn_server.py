@@ -406,7 +406,9 @@ def run(app: App, settings: Settings) -> None:
         scheme = "https" if settings.tls_cert else "http"
         at = f"[{host}]" if ":" in host else host
         names = ", ".join(model.name for model in app.state.models)
-        LOG.info("serving %s on %s://%s:%d", names, scheme, at, port)
+        runtimes = {each.runtime for each in app.state.models.backends.values()} - {None}
+        by = f" by {', '.join(sorted(map(str, runtimes)))}" if runtimes else ""
+        LOG.info("serving %s%s on %s://%s:%d", names, by, scheme, at, port)
         if settings.open_to_all:
             LOG.warning("everybody on the network may use this server; give it an --api-key")
         Server(app, settings).run(sockets=[bound])

@@ -20,10 +20,19 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
+from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import Truncate
 
-__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "bounded", "ids_of", "tokenized"]
+__all__ = [
+    "InputTokenizer",
+    "TextTokenizer",
+    "Tokens",
+    "bounded",
+    "ids_of",
+    "read_tokenizer",
+    "tokenized",
+]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
 # cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05. Nor
@@ -292,6 +301,41 @@ def _groups(texts: list[str]) -> Iterator[list[str]]:
             start, size = place, 0
         size += len(text)
     yield texts[start:]
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: If tokenizer.json is damaged or does not suit the model.
+    """
+    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
+    if card.architecture in ("mistral3", "nemotron_vl"):
+        from nimbed.local.vision.prompts import vision_tokenizer
+
+        return vision_tokenizer(checkpoint)
+    if card.architecture != "nvembed":
+        texts = TextTokenizer(
+            path,
+            max_tokens=card.max_tokens,
+            skip_prompt=not checkpoint.pipeline.include_prompt,
+            skip_head=True,
+            changes=checkpoint.pipeline.tokenizer,
+        )
+        if card.pooling == "cls" and not texts.opens:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
+                f"text: the vector would be that of the first word"
+            )
+        return texts
+    # NV-Embed was trained with its end token in the text, before truncation, and with the
+    # instruction left out of the mean.
+    return TextTokenizer(
+        path,
+        max_tokens=card.max_tokens,
+        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
+        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
+    )
 
 
 def tokenized(
