@@ -129,8 +129,8 @@ class LocalEmbedder(Managed):
 
     @property
     def backend(self) -> str:
-        """What runs it: ``torch`` or ``onnxruntime``."""
-        return chosen_backend(self._asked_backend)
+        """What runs it: ``torch`` or ``onnxruntime``; ``numpy`` for a table of words."""
+        return chosen_backend(self._asked_backend, self._checkpoint)
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""

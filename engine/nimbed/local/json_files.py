@@ -121,10 +121,10 @@ FILES: Mapping[str, Keys] = {
         read=words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
     ),
     "StaticEmbedding": Keys(
-        # model2vec's own, and what it was distilled with.
-        read=words("normalize hidden_dim"),
+        # model2vec's own: what it was distilled with. Vectors have unit length in any case.
         idle=words(
-            "model_type architectures tokenizer_name apply_pca apply_zipf sif_coefficient "
+            "model_type architectures normalize hidden_dim tokenizer_name apply_pca apply_zipf "
+            "sif_coefficient "
             "seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
