@@ -99,9 +99,9 @@ class LoadOptions:
             )
         if isinstance(self.model, str) and self.model.startswith(("http://", "https://")):
             raise UnknownModelError(f"{self.model!r} is an address; pass it as base_url=...")
-        from nimbed.local.embedder import LocalEmbedder
+        from nimbed.local.router import local_embedder
 
-        return LocalEmbedder(
+        return local_embedder(
             self.model,
             card=self.card,
             prompt_name=self.prompt_name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -104,6 +105,13 @@ Truncate = Annotated[
     ),
 ]
 
+Also = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float|halfvec", help="Store floats too, which rank the best candidates again."
+    ),
+]
+
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
 Embedded = Annotated[
@@ -112,6 +120,13 @@ Embedded = Annotated[
         metavar="DIR", help="Instead of a DSN: a database that nimbed runs in this folder."
     ),
 ]
+
+Rejects = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
+]
+
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
 
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -24,6 +24,7 @@ from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
 from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
+from nimbed.spec import InputType
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
@@ -114,6 +115,7 @@ def read_checkpoint(
     override: object = None,
     told: ModelCard | None = None,
     prompt_name: str | None = None,
+    role: InputType | None = None,
 ) -> Checkpoint:
     """Read the JSON files of a model folder.
 
@@ -123,6 +125,7 @@ def read_checkpoint(
         override: A ModelCard whose facts outrank the files' and the catalogue's.
         told: The card of the model that a folder holds, as the caller says.
         prompt_name: Which of the model's prompts goes before every text, instead of its role's.
+        role: Whose modules are followed where queries and passages have their own.
 
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
@@ -137,7 +140,7 @@ def read_checkpoint(
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told
         located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
-    pipeline = _pipeline_of(located, told=told is not None)
+    pipeline = _pipeline_of(located, told=told is not None, role=role)
     folder = pipeline.weights
     config = read_json(folder / "config.json", required=not pipeline.static)
     model_type = "model2vec" if pipeline.static else config.get("model_type")
@@ -174,6 +177,8 @@ def read_checkpoint(
         pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _card_from_files(located, config, architecture, pipeline, prompts)
     card = dataclasses.replace(card, architecture=architecture)
+    if card.bidirectional is not None and config.get("is_causal") is None:
+        config = {**config, "is_causal": not card.bidirectional}
     if architecture in _DECODERS:
         _refuse_generators(config, architecture, card, pipeline)
     if prompt_name is not None:
@@ -183,16 +188,17 @@ def read_checkpoint(
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
-def _pipeline_of(located: Located, *, told: bool) -> Pipeline:
+def _pipeline_of(located: Located, *, told: bool, role: InputType | None) -> Pipeline:
     """Follow a folder's modules; those of a catalogued model beyond the pooling on its card.
 
     Args:
         located: The folder, and the catalogue's card.
         told: Whether the card is what the caller says of the folder, and has to fit it.
+        role: Whose modules are followed where there are several.
     """
     card = located.card
     if card is None:
-        return read_pipeline(located.folder)
+        return read_pipeline(located.folder, role=role)
     bare = Pipeline(folder=located.folder, weights=located.folder)
     listed = read_any_json(located.folder / "modules.json", empty=list)
     kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]

@@ -6,6 +6,7 @@ Plans micro-batches, runs the model on them and puts the rows back in the caller
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import weakref
@@ -232,8 +233,10 @@ class Engine:
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
         """Yield the rows of each micro-batch; images are decoded one batch ahead."""
-        plan = micro_batches([len(row) for row in ids], budget=budget)
-        return plan if self._images is None else self._images.ahead(ids, plan)
+        if self._images is None:
+            return micro_batches([len(row) for row in ids], budget=budget)
+        sizes = [self._images.size(row) for row in ids]
+        return self._images.ahead(ids, micro_batches(sizes, budget=budget))
 
     def launch(
         self,
@@ -344,7 +347,8 @@ class Engine:
         return on_device(flat, lengths, self._placement.device, skip=skip, staging=self._staging)
 
     def _flat(self, ids: Sequence[Row]) -> NDArray[np.int64]:
-        flat = np.concatenate([np.fromiter(ids_of(row), np.int64, len(row)) for row in ids])
+        every = itertools.chain.from_iterable([ids_of(row) for row in ids])
+        flat = np.fromiter(every, np.int64, sum([len(row) for row in ids]))
         if flat.max() >= self._model.vocabulary:
             raise CheckpointError(
                 f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "

@@ -130,6 +130,12 @@ FILES: Mapping[str, Keys] = {
     ),
     "Router": _ROUTER,
     "Asym": _ROUTER,
+    "special_tokens_map.json": Keys(
+        read=words(
+            "bos_token eos_token unk_token sep_token pad_token cls_token mask_token image_token "
+            "boi_token eoi_token additional_special_tokens extra_special_tokens"
+        )
+    ),
     "tokenizer_config.json": Keys(
         read=words(
             "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "

@@ -45,6 +45,8 @@ class NamedTensors(ABC, Generic[Array]):
         strip: Key prefixes that some exporters add, such as ``bert.`` or ``model.``.
         renamed: Parts of names, and what the network calls them.
         used: Names that have been read so far, to share among views of one checkpoint.
+        read_rows: Gives some rows of the tensor of a name, and the shape of the whole; None if
+            reading it whole takes no memory.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class NamedTensors(ABC, Generic[Array]):
         strip: tuple[str, ...] = (),
         renamed: Mapping[str, str] | None = None,
         used: set[str] | None = None,
+        read_rows: Callable[[str, slice], tuple[Array, tuple[int, ...]]] | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._read_rows = read, read_rows
         self._folder = folder
         self._used: set[str] = set() if used is None else used
         self._strip = strip
@@ -101,6 +104,7 @@ class NamedTensors(ABC, Generic[Array]):
             strip=(*self._strip, *prefixes),  # a part's prefixes stand behind those of the whole
             renamed={**self._renamed, **(renamed or {})},
             used=self._used,
+            read_rows=self._read_rows,
         )
 
     def refuse_leftovers(self) -> None:
@@ -119,8 +123,13 @@ class NamedTensors(ABC, Generic[Array]):
                     f"for; are both of the same model?"
                 )
 
-    def get(self, name: str, *shape: int) -> Array:
+    def get(self, name: str, *shape: int, rows: slice | None = None) -> Array:
         """Return one tensor as it is stored, mapped from its file: read it, do not keep it.
+
+        Args:
+            name: Which.
+            *shape: Of the whole tensor.
+            rows: Which of its rows alone, where they can be read so.
 
         Raises:
             CheckpointError: If it is missing, misshapen, not floating point, or not finite.
@@ -133,7 +142,11 @@ class NamedTensors(ABC, Generic[Array]):
             give_back()
             self._unreturned = 0
         try:
-            tensor = self._read(stored)
+            if rows is None or self._read_rows is None:
+                tensor = self._read(stored)
+                whole = tuple(tensor.shape)
+            else:
+                tensor, whole = self._read_rows(stored, rows)
         except Exception as error:
             # The readers raise whatever the bytes provoke: their own errors, OS errors, struct's.
             raise CheckpointError(f"{self._folder}: cannot read {stored}: {error}") from error
@@ -142,10 +155,9 @@ class NamedTensors(ABC, Generic[Array]):
                 f"{self._folder}: {stored} is packed 4-bit numbers (NVFP4 or the like), which "
                 f"nimbed does not read; take the model's bfloat16 or float8 checkpoint"
             )
-        if tuple(tensor.shape) != shape:
+        if whole != shape:
             raise CheckpointError(
-                f"{self._folder}: {stored} has shape {tuple(tensor.shape)}, config.json "
-                f"promises {shape}"
+                f"{self._folder}: {stored} has shape {whole}, config.json promises {shape}"
             )
         if self._dtype(tensor) == "float8_e4m3fn":
             tensor = self._unscaled(name, tensor)
