@@ -76,10 +76,12 @@ class LocalEmbedder(Managed):
         devices: Sequence[str] | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        prompt_name: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "card": card,
+            "prompt_name": prompt_name,
             "device": device,
             "devices": devices,
             "dtype": dtype,
@@ -97,11 +99,9 @@ class LocalEmbedder(Managed):
             cache_dir=cache_dir,
         )
         told = find(card) if isinstance(card, str) else card
-        if told is not None and located.card is not None:
-            raise ConfigurationError(
-                f"card= says what a folder holds; {located.name} is no folder but has a card"
-            )
-        self._checkpoint = read_checkpoint(located, revision=revision, override=model, told=told)
+        self._checkpoint = read_checkpoint(
+            located, revision=revision, override=model, told=told, prompt_name=prompt_name
+        )
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}

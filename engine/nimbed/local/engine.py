@@ -26,6 +26,7 @@ from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.models.fields import whole
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
 from nimbed.local.pooling import Module, pool, read_modules
@@ -121,7 +122,7 @@ class Engine:
         cost: TokenCost,
     ) -> None:
         self._model = model
-        self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
+        self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
         self._dimensions = dimensions
@@ -379,7 +380,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
         CheckpointError: If tokenizer.json is damaged or does not suit the model.
     """
     path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
+    if card.architecture in ("mistral3", "nemotron_vl"):
         return vision_tokenizer(checkpoint)
     if card.architecture != "nvembed":
         texts = TextTokenizer(
@@ -387,6 +388,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
             max_tokens=card.max_tokens,
             skip_prompt=not checkpoint.pipeline.include_prompt,
             skip_head=True,
+            changes=checkpoint.pipeline.tokenizer,
         )
         if card.pooling == "cls" and not texts.opens:
             raise CheckpointError(

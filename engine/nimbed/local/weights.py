@@ -18,7 +18,7 @@ import torch
 
 from nimbed.errors import CheckpointError, missing_extra
 from nimbed.local.device import Placement
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 
 __all__ = ["Tensors", "give_back", "open_tensors"]
 

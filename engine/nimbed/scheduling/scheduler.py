@@ -238,6 +238,7 @@ class Scheduler:
             if not len(request.token_counts):  # no device will ever finish it
                 complete([request])
 
+
 def _is_quick(inputs: Sequence[Input]) -> bool:
     """Whether tokenizing the inputs takes less time than handing them to a thread."""
     if len(inputs) > 8:

@@ -46,7 +46,9 @@ def test_it_gives_what_torch_gives(dtype, width):
 
 
 def test_a_wrong_kernel_is_named(monkeypatch):
-    monkeypatch.setattr(kernels, "gated_activation", lambda both, silu: both.chunk(2, dim=-1)[0])
+    monkeypatch.setattr(
+        kernels, "gated_activation", lambda both, activation: both.chunk(2, dim=-1)[0]
+    )
     assert "the gated activation differs from torch" in kernels.disagreement(DEVICE)
 
 

@@ -15,12 +15,12 @@ import torch
 from tests.engine.local.families import FAMILIES
 from tests.engine.local.vl_checkpoint import tiny_vl
 
-import nimbed
 from nimbed.local.attention import ByVarlen, by_length
 from nimbed.local.batching import Layout
+from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.device import Placement
+from nimbed.local.hub import locate
 from nimbed.local.models import bert, llama, modernbert, rotary_bert
-from nimbed.local.models.config_keys import understood
 from nimbed.local.models.registry import MODELS
 from nimbed.local.pooling import pool
 from nimbed.local.vision import siglip
@@ -46,11 +46,10 @@ def attention(request, monkeypatch):
 
 
 def model(folder, dtype):
-    card = nimbed.load(str(folder), device="cpu").card
-    path = folder / "config.json"
-    config = understood(json.loads(path.read_text("utf-8")), path)
+    read = read_checkpoint(locate(str(folder)), revision=None)
     with torch.inference_mode(), open_tensors(folder) as tensors:
-        return card, MODELS[card.architecture](config, tensors, Placement(AWAY, dtype))
+        make = MODELS[read.card.architecture]
+        return read.card, make(read.config, tensors, Placement(AWAY, dtype))
 
 
 @pytest.mark.parametrize("skip", [None, [3, 0, 1, 0]])

@@ -12,13 +12,15 @@ from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.distilbert import distilbert
-from nimbed.local.models.llama import Llama
-from nimbed.local.models.ministral3 import ministral3
+from nimbed.local.models.gemma3 import Gemma3
+from nimbed.local.models.llama import llama
+from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.modernbert import ModernBert
 from nimbed.local.models.mpnet import mpnet
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen3 import qwen3
+from nimbed.local.models.qwen import qwen2, qwen3
 from nimbed.local.models.rotary_bert import gte, jina_v3, nomic_bert
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.weights import Tensors
@@ -47,16 +49,19 @@ class Model(Protocol):
 MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
     "bert": Bert,
     "distilbert": distilbert,
+    "gemma3": Gemma3,
     "gte": gte,
     "jina_v3": jina_v3,
-    "llama": Llama,
+    "llama": llama,
     "ministral3": ministral3,
-    "mistral": Llama,
+    "mistral": mistral,
+    "mistral3": Mistral3,
     "modernbert": ModernBert,
     "mpnet": mpnet,
     "nemotron_vl": NemotronVL,
     "nomic_bert": nomic_bert,
     "nvembed": NvEmbed,
+    "qwen2": qwen2,
     "qwen3": qwen3,
     "xlm_roberta": xlm_roberta,
 }
