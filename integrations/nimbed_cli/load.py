@@ -41,6 +41,8 @@ def load(
     ] = None,
     input_format: options.InputFormat = None,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     embedding_type: options.TableEmbeddingType = None,
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
@@ -94,6 +96,8 @@ def load(
             if report is None:
                 embedder = options.load_embedder(
                     model,
+                    card=card,
+                    prompt_name=prompt_name,
                     base_url=base_url,
                     device=device,
                     dtype=dtype,

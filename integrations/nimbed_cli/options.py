@@ -40,6 +40,19 @@ def _id_field(default: str) -> Any:
 # Which model, and where it runs.
 Model = Annotated[str | None, _model("MiniLM")]
 TableModel = Annotated[str | None, _model("the table's; for a new table MiniLM")]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which model of `nimbed models` the folder of --model holds."
+    ),
+]
+PromptName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A prompt of the model for another task than search, put before every text.",
+    ),
+]
 BaseUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="Embed on the server at this address, not here.")
 ]
@@ -116,6 +129,8 @@ Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Defaul
 def load_embedder(
     model: str | None,
     *,
+    card: str | None,
+    prompt_name: str | None,
     base_url: str | None,
     device: str,
     dtype: str,
@@ -129,10 +144,15 @@ def load_embedder(
     import nimbed
 
     # As the engine's Literals; it refuses any other word.
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
-    if model is None and table_spec is not None:
+    placement: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "base_url": base_url,
+        "device": device,
+        "dtype": dtype,
+    }
+    if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
-    return nimbed.load(model, **placement)
+    return nimbed.load(model, card=card, **placement)
 
 
 @contextmanager

@@ -65,8 +65,9 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         for column, cells in zip(columns, zip(*rows, strict=True), strict=False)
         if column.fit == "keep"
     )
-    # Two characters are between columns; a cell that is cut needs some, too.
-    keeps = sum(longest) + 2 * len(columns) + 8 <= console.width
+    # Two characters are between columns, one behind the last; cells that give way need some, too.
+    spare = 8 if any(column.fit != "keep" for column in columns) else 0
+    keeps = sum(longest) + 2 * len(columns) - 1 + spare <= console.width
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
         # Rich narrows the columns that may wrap first; a Text that does not wrap is then cut.

@@ -33,6 +33,7 @@ __all__ = [
     "index_fault",
     "index_for",
     "kind_of",
+    "spec_fault",
     "vector_setups",
 ]
 
@@ -91,6 +92,14 @@ def index_for(
     if index == "flat":
         return Configure.VectorIndex.flat(distance_metric=metric, quantizer=made)
     return Configure.VectorIndex.hnsw(distance_metric=metric, quantizer=made)
+
+
+def spec_fault(spec: VectorSpec, metric: str, quantizers: Collection[str]) -> str | None:
+    """Return why an index ranks the vectors of a spec wrongly, or None if it is right."""
+    right = stores.field(spec, "weaviate").metric
+    if not spec.normalized and metric != right:
+        return f"{spec.model} ranks by the length of its vectors too, as {right} does"
+    return index_fault(KINDS[spec.embedding_type], metric, quantizers)
 
 
 def index_fault(kind: Kind, metric: str, quantizers: Collection[str]) -> str | None:

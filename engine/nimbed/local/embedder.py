@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
-from nimbed.embedder import Managed, Prepared, Replica
+from nimbed.embedder import Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.checkpoint import read_checkpoint
@@ -77,10 +77,12 @@ class LocalEmbedder(Managed):
         devices: Sequence[str] | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        prompt_name: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "card": card,
+            "prompt_name": prompt_name,
             "device": device,
             "devices": devices,
             "dtype": dtype,
@@ -98,11 +100,9 @@ class LocalEmbedder(Managed):
             cache_dir=cache_dir,
         )
         told = find(card) if isinstance(card, str) else card
-        if told is not None and located.card is not None:
-            raise ConfigurationError(
-                f"card= says what a folder holds; {located.name} is no folder but has a card"
-            )
-        self._checkpoint = read_checkpoint(located, revision=revision, override=model, told=told)
+        self._checkpoint = read_checkpoint(
+            located, revision=revision, override=model, told=told, prompt_name=prompt_name
+        )
         self._loaded: _Loaded | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
@@ -280,6 +280,25 @@ class LocalEmbedder(Managed):
             counts=[len(row) for row in ids],
             truncated=tokens.truncated,
         )
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True
+    ) -> list[list[Token]]:
+        """Return the tokens of texts; see :meth:`nimbed.embedder.Tokenizing.tokenize`.
+
+        Raises:
+            ConfigurationError: If the model's tokens depend on images.
+        """
+        from nimbed.local.tokenizer import TextTokenizer
+
+        tokenizer = self._load().tokenizer
+        if not isinstance(tokenizer, TextTokenizer):
+            raise ConfigurationError(
+                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
+                f"is embedded has their number"
+            )
+        prompt = self.card.prompt(input_type) if input_type else ""
+        return tokenizer.pieces(texts, prompt=prompt, special=special)
 
     def replicas(self) -> Sequence[Replica]:
         """Return the model on each device, loaded and warm.

@@ -28,7 +28,13 @@ from weaviate.proto.v1 import (
 
 from .stored import stored, stored_property
 
-MODULES = ("text2vec-nvidia", "multi2vec-nvidia", "text2vec-transformers")
+MODULES = (
+    "text2vec-nvidia",
+    "multi2vec-nvidia",
+    "text2vec-transformers",
+    "text2vec-cohere",
+    "multi2vec-cohere",
+)
 
 
 class Double(weaviate_pb2_grpc.WeaviateServicer):
