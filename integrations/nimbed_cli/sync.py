@@ -54,6 +54,8 @@ def sync(
         bool, typer.Option("--watch", help="Go on as a worker, until it is stopped.")
     ] = False,
     index: Annotated[bool, typer.Option(help="Build the index afterwards.")] = True,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -77,9 +79,11 @@ def sync(
         raise ConfigurationError(
             f"--into names a column of the table itself, as in {from_table}.embedding; got {into!r}"
         )
+    how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
+    how |= {"device": device, "dtype": dtype}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
-        embedder = options.load_embedder(model, base_url=base_url, device=device, dtype=dtype)
+        embedder = options.load_embedder(model, **how)
         # The engine checks the words.
         kind: dict[str, Any] = {"embedding_type": embedding_type, "int8_scale": int8_scale}
         kind |= {"dimensions": dimensions, "truncate": truncate}
