@@ -38,6 +38,10 @@ _WORTH_PACKING = 256
 # When so many texts were refused and none accepted, the texts are not to blame.
 _HOPELESS = 8
 _PROBE = "nimbed"
+# Times that a refused text is halved where the server does not say that it is too long, and the
+# tokens that the shortest models read, of a model of which nothing is known.
+_GUESSES = 6
+_SHORT_CONTEXT = 512
 
 #: Rows that were refused, each with the reason.
 Refusals = list[tuple[int, Failure]]
@@ -217,23 +221,39 @@ class _Call:
                 return await self._divide(batch, outcome)
         if len(batch) > 1:
             return await self._divide(batch, outcome)
-        is_text = isinstance(self._items[batch.rows[0]], str)
-        cuttable = is_text and (too_long(outcome) or outcome.status == 413)
-        if options.truncate != "NONE" and cuttable:
-            shorter = _shortened(batch, outcome, options.truncate)
-            if shorter is not None:
-                return await self._embed(shorter, divided=divided)
+        if options.truncate != "NONE" and isinstance(self._items[batch.rows[0]], str):
+            said = too_long(outcome) or outcome.status == 413
+            if said or self._may_be_too_long(batch):
+                shorter = _shortened(batch, outcome if said else None, options.truncate)
+                if shorter is not None and not await self._embed(shorter, divided=True):
+                    return []
         return [(batch.rows[0], outcome)]
+
+    def _may_be_too_long(self, batch: TextBatch) -> bool:
+        """Whether a text that was refused without a reason is worth a try with less of it."""
+        if batch.guesses >= _GUESSES:
+            return False
+        card = self._client.card
+        longest = card.max_tokens if card is not None else _SHORT_CONTEXT
+        return self._client.tokens.estimate(batch.sizes[0]) > longest / 2
 
     async def _divide(self, batch: TextBatch, failure: Failure) -> Refusals:
         """Find the texts that spoil a request, and get the vectors of the others."""
         refusals: Refusals = []
         enough = _HOPELESS if self._skip else 1
+        cut = self._result.cut
         suspect = failure.positions[0] if failure.positions else None
-        for part in batch.split(suspect):
+        parts = batch.split(suspect)
+        for part in parts:
+            if len(part) > self._client.limits.items:  # learnt from the part before
+                self._planner.put_back(part)
+                continue
             refusals += await self._embed(part, divided=True)
             if not self._result.placed and len(refusals) >= enough:
                 break
+        harmless = not refusals and self._result.cut == cut
+        if harmless and suspect is None and not too_long(failure):
+            self._client.take_fewer(max(map(len, parts)))  # it was their number
         return refusals
 
 
@@ -246,16 +266,23 @@ def _cut_in_silence(limit: int) -> Failure:
     )
 
 
-def _shortened(batch: TextBatch, failure: Failure, truncate: Truncate) -> TextBatch | None:
-    """Return a batch of one text cut to what the server takes, or None if nothing is left."""
+def _shortened(batch: TextBatch, failure: Failure | None, truncate: Truncate) -> TextBatch | None:
+    """Return a batch of one text cut to what the server takes, or None if nothing is left.
+
+    Args:
+        batch: One text.
+        failure: What the server said of its length, if it said so.
+        truncate: Which end is kept.
+    """
     text = batch.texts[0]
-    numbers = limit_of_tokens(failure)
+    numbers = limit_of_tokens(failure) if failure is not None else None
     share = 0.95 * numbers[1] / numbers[0] if numbers else 0.5
     keep = int(len(text) * share)
     if keep < 1:
         return None
     text = text[:keep] if truncate == "END" else text[-keep:]
-    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True)
+    guesses = batch.guesses + (failure is None)
+    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True, guesses=guesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +294,14 @@ class TextBatch:
         texts: The texts, without any prefix.
         sizes: Their bytes in UTF-8.
         cut: Whether they were shortened here.
+        guesses: How often, without the server having said that they are too long.
     """
 
     rows: tuple[int, ...]
     texts: tuple[str, ...]
     sizes: tuple[int, ...]
     cut: bool = False
+    guesses: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -395,6 +424,11 @@ class _Result:
         self._tokens: int | None = 0
         self._cut: set[int] = set()
         self._skipped: set[int] = set()
+
+    @property
+    def cut(self) -> int:
+        """How many texts were cut so far."""
+        return len(self._cut)
 
     def fix_width(self, width: int) -> VectorSpec:
         """Return the contract, which the width of the model's vectors completes."""

@@ -23,7 +23,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
-from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
+from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, names_number, shrink
 from nimbed.remote.dialects import DIALECTS, Dialect, by_host
 from nimbed.remote.discovery import (
     ask_dialect,
@@ -36,7 +36,14 @@ from nimbed.remote.discovery import (
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure, refuse_zeros
+from nimbed.remote.response import (
+    Answer,
+    MalformedAnswer,
+    decode,
+    read_failure,
+    refuse_constants,
+    refuse_zeros,
+)
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 from nimbed.spec import VectorSpec
 
@@ -254,9 +261,15 @@ class Client:
                 self._keep(replace(self.capabilities, packed=bool(same.mean() > _SAME_BITS)))
             return bool(self.capabilities.packed)
 
+    def take_fewer(self, items: int) -> None:
+        """Remember that requests of more texts are refused."""
+        known = self.capabilities
+        if known.max_items is None or known.max_items > items:
+            self._keep(replace(known, max_items=items))
+
     def shrink(self, failure: Failure, *, items: int) -> None:
         """Remember the limits that a refused request of so many texts teaches."""
-        if failure.status != 413:  # its bytes were too many, which says nothing of other texts
+        if failure.status != 413 or names_number(failure):
             self._keep(shrink(failure, self.capabilities, items=items))
 
     async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
@@ -269,7 +282,7 @@ class Client:
         body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
         reply = await self.http.request("POST", self._url, body, traffic=Traffic())
         if isinstance(reply, Reply) and reply.ok:
-            outcome = self._read(reply, count=len(texts), widths=(), packed=False)
+            outcome = self._read(reply, texts, widths=(), packed=False)
         else:
             outcome = self._failure(reply)
         if isinstance(outcome, Failure):
@@ -349,7 +362,7 @@ class Client:
             if isinstance(reply, Reply) and reply.ok:
                 full = self.card.dimensions if self.card else self.width
                 widths = template.widths(full, known=self.card is not None)
-                outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
+                outcome = self._read(reply, texts, widths=widths, packed=template.packed)
             else:
                 outcome = self._failure(reply)
             now = clock()
@@ -398,12 +411,13 @@ class Client:
         return reply.scrubbed(self.http.scrub)
 
     def _read(
-        self, reply: Reply, *, count: int, widths: Collection[int], packed: bool
+        self, reply: Reply, texts: Sequence[str], *, widths: Collection[int], packed: bool
     ) -> Answer | Failure:
         request_id = reply.headers.get("x-request-id")
         try:
-            answer = decode(reply.body, count=count, widths=widths, packed=packed)
+            answer = decode(reply.body, count=len(texts), widths=widths, packed=packed)
             refuse_zeros(answer.vectors)
+            refuse_constants(answer.vectors, texts)
         except MalformedAnswer as error:
             return error.failure(request_id, self.http.scrub)
         other = self._other_model(answer)

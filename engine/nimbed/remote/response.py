@@ -28,6 +28,7 @@ __all__ = [
     "from_base64",
     "from_json",
     "read_failure",
+    "refuse_constants",
     "refuse_zeros",
 ]
 
@@ -35,6 +36,8 @@ _LONGEST = 500  # characters of a server's message
 _READ = 32_768  # bytes of an error body; a page of tags alone would take seconds to clean
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 # input[3], inputs.3, and pydantic's ('body', 'input', 3)
+_WORD = re.compile(r"[a-z0-9]+")
+_COMPARED = 256  # characters
 _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 
@@ -165,6 +168,27 @@ def refuse_zeros(vectors: NDArray[Any]) -> None:
         zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
         if zero:
             raise MalformedAnswer("a vector of zeros alone", zero, lasting=True)
+
+
+def refuse_constants(vectors: NDArray[Any], texts: Sequence[str]) -> None:
+    """Refuse one and the same vector for texts that have no word in common.
+
+    Case, accents and signs are no difference to many a model, and of long texts a server may have
+    read the beginning alone: only words and short texts are compared.
+
+    Raises:
+        MalformedAnswer: If the vectors are all the same and the texts are not.
+    """
+    if (
+        len(texts) < 2
+        or vectors.dtype != np.float32
+        or not (vectors[1:, :4] == vectors[0, :4]).all()
+    ):
+        return
+    words = [set(_WORD.findall(text.lower())) for text in texts if len(text) <= _COMPARED]
+    differ = any(first and each and first.isdisjoint(each) for first in words[:1] for each in words)
+    if differ and np.allclose(vectors, vectors[0], rtol=0, atol=1e-6):
+        raise MalformedAnswer("the same vector for different texts", lasting=True)
 
 
 def _in_order(items: list[Any], count: int) -> list[Any]:

@@ -30,6 +30,31 @@ def test_vectors_of_zeros_are_refused(serve, connect, step):
     assert len(double.posts) == 2
 
 
+def constant(request):
+    rows = vectors(request.texts, DIMENSIONS)
+    rows[:] = rows[0]
+    return answer(rows)
+
+
+def test_one_vector_for_different_texts_is_refused(serve, connect):
+    double = serve(constant)
+    with pytest.raises(RemoteError, match="the same vector for different texts") as caught:
+        connect(double, retry=RetryPolicy(shortest=0.01)).embed(
+            ["a heart", "the moon", "third"], input_type="passage"
+        )
+    assert caught.value.rows == (0, 1, 2)
+    assert len(double.posts) == 2
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["Hello world", "hello, world!"], ["one", "one"], ["東京", "大阪"], ["a b", "b c"],
+     ["word " * 200 + "one", "text " * 200 + "two"]],
+)  # fmt: skip
+def test_texts_that_a_model_may_take_for_the_same_are_given_the_same(serve, connect, texts):
+    assert len(connect(serve(constant)).embed(texts, input_type="passage")) == 2
+
+
 def test_a_width_that_changes_is_refused(serve, connect):
     widths = iter([16, 24, 24])
     double = serve(lambda request: answer(vectors(request.texts, next(widths))))
