@@ -36,14 +36,7 @@ from nimbed.remote.discovery import (
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import (
-    Answer,
-    MalformedAnswer,
-    decode,
-    read_failure,
-    refuse_constants,
-    refuse_zeros,
-)
+from nimbed.remote.response import Answer, read_answer, read_failure
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 from nimbed.spec import VectorSpec
 
@@ -104,14 +97,10 @@ class Client:
         self._batch_size = batch_size
         self._retry = retry
         self._jitter = random.Random()
-        self._identifying = asyncio.Lock()
-        self._packing = asyncio.Lock()
-        self._answered = False
-        self._trying_base64 = False
-        self._warned = False
+        self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
+        self._answered = self._trying_base64 = self._warned = False
         self._told_until = 0.0
-        self._unreachable = False
-        self._unsure = False
+        self._unreachable = self._unsure = False
         self._asked = 0
 
     @property
@@ -224,13 +213,18 @@ class Client:
         """
         new = lesson.refused - known.refused
         # A server may echo a text that holds the word.
-        if "dimensions" in new and self.card is None and not _hold("dimensions", texts):
+        if (
+            "dimensions" in new
+            and self.card is None
+            and not any("dimensions" in text for text in texts)
+        ):
             raise ConfigurationError(
                 f"{self.http.server} refuses dimensions={options.dimensions} of {self.model!r} "
                 f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
                 f"sizes hold it: then nimbed shortens the vectors itself"
             )
-        if lesson.role != known.role and known.role is not None and not _hold("input_type", texts):
+        echoed = any("input_type" in text for text in texts)
+        if lesson.role != known.role and known.role is not None and not echoed:
             raise ConfigurationError(
                 f"{self.http.server} asks for input_type and refuses it, or drops it on the way "
                 f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
@@ -413,19 +407,16 @@ class Client:
     def _read(
         self, reply: Reply, texts: Sequence[str], *, widths: Collection[int], packed: bool
     ) -> Answer | Failure:
-        request_id = reply.headers.get("x-request-id")
-        try:
-            answer = decode(reply.body, count=len(texts), widths=widths, packed=packed)
-            refuse_zeros(answer.vectors)
-            refuse_constants(answer.vectors, texts)
-        except MalformedAnswer as error:
-            return error.failure(request_id, self.http.scrub)
+        scrub = self.http.scrub
+        answer = read_answer(reply, texts, widths=widths, packed=packed, scrub=scrub)
+        if isinstance(answer, Failure):
+            return answer
         other = self._other_model(answer)
         if other is None:
             return answer
         message = f"vectors of {other} instead of {self.model}; check model and base_url"
-        failure = Failure(kind="refused", message=message, request_id=request_id)
-        return failure.scrubbed(self.http.scrub)
+        request_id = reply.headers.get("x-request-id")
+        return Failure(kind="refused", message=message, request_id=request_id).scrubbed(scrub)
 
     def _other_model(self, answer: Answer) -> str | None:
         """Return the id of the model that answered if it is known to be another than was asked.
@@ -506,7 +497,3 @@ class Client:
         if self.dialect is None or self.model is None:
             raise RuntimeError("identify() comes before the first request")
         return self.dialect, self.model
-
-
-def _hold(word: str, texts: Sequence[str]) -> bool:
-    return any(word in text for text in texts)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.remote.http import Reply
 from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "decode",
     "from_base64",
     "from_json",
+    "read_answer",
     "read_failure",
     "refuse_constants",
     "refuse_zeros",
@@ -145,6 +147,32 @@ def decode(
         model=model if isinstance(model, str) else None,
         base64=as_text and not packed,
     )
+
+
+def read_answer(
+    reply: Reply,
+    texts: Sequence[str],
+    *,
+    widths: Collection[int],
+    packed: bool,
+    scrub: Callable[[str], str],
+) -> Answer | Failure:
+    """Return the vectors of some texts, or why they cannot be trusted.
+
+    Args:
+        reply: What the server answered.
+        texts: What it was asked for.
+        widths: As for :func:`decode`.
+        packed: Likewise.
+        scrub: Blots secrets out, should the server echo them.
+    """
+    try:
+        answer = decode(reply.body, count=len(texts), widths=widths, packed=packed)
+        refuse_zeros(answer.vectors)
+        refuse_constants(answer.vectors, texts)
+    except MalformedAnswer as error:
+        return error.failure(reply.headers.get("x-request-id"), scrub)
+    return answer
 
 
 def _disguised(answer: Any) -> MalformedAnswer:
