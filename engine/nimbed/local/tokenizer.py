@@ -5,6 +5,7 @@ Wraps the ``tokenizers`` library: tokenizer.json is the ground truth.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
+from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import Truncate
 
 __all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "bounded", "ids_of", "tokenized"]
@@ -107,6 +109,7 @@ class TextTokenizer:
         suffix: Put behind every text before it is tokenized; it may be cut off like the rest.
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
         skip_head: Whether the special tokens before a prompt are left out with it.
+        changes: What other files change of tokenizer.json.
     """
 
     def __init__(
@@ -117,9 +120,11 @@ class TextTokenizer:
         suffix: str = "",
         skip_prompt: bool = False,
         skip_head: bool = False,
+        changes: TokenizerChanges = NO_CHANGES,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            _change(self._tokenizer, changes)
             # Files in the wild have both baked in, at a length that is not the model's.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
@@ -144,6 +149,11 @@ class TextTokenizer:
     def opens(self) -> bool:
         """Whether every text begins with a special token."""
         return self._head > 0
+
+    @property
+    def closes(self) -> bool:
+        """Whether every text ends with a special token."""
+        return self._tail > 0
 
     def encode(
         self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
@@ -301,6 +311,19 @@ class TextTokenizer:
                 encoding.offsets, encoding.special_tokens_mask, strict=True
             )
         )
+
+
+def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
+    if changes.bert_normalizer:
+        arguments: dict[str, Any] = dict(changes.bert_normalizer)
+        tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**arguments)
+    if changes.lowercase:
+        own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+        lower = tokenizers.normalizers.Lowercase()
+        tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, *own])
+    tokenizer.add_tokens(
+        [tokenizers.AddedToken(**dataclasses.asdict(token)) for token in changes.added]
+    )
 
 
 def _is_panic(error: BaseException) -> bool:
