@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
 from nimbed.load import (
+    Backend,
     Dtype,
     LazyEmbedder,
     LoadOptions,
@@ -61,6 +62,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         revision: Branch, tag or commit on the hub.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
+        backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
         dialect: A server's dialect; ``auto`` finds out.
         cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
         concurrency: Requests in flight at a server at most; 32 if None.
@@ -83,6 +85,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     revision: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
+    backend: Backend = "auto"
     dialect: str = "auto"
     cache_dir: str | None = None
     concurrency: int | None = Field(default=None, gt=0)
@@ -196,6 +199,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             headers=shown_headers(self.headers),
             device=self.device,
             dtype=self.dtype,
+            backend=self.backend,
             revision=self.revision,
             dialect=self.dialect,
             cache_dir=self.cache_dir,

@@ -20,6 +20,7 @@ from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
 from nimbed.load import (
+    Backend,
     Dtype,
     LazyEmbedder,
     LoadOptions,
@@ -65,6 +66,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         dialect: A server's dialect; ``auto`` finds out.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
+        backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
         cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
         progress: Whether passages show a bar on standard error.
         cache: A key-value store for vectors. A store given as ``embeddings_cache`` is used in
@@ -93,6 +95,7 @@ class NimbedEmbedding(MultiModalEmbedding):
     dialect: str = "auto"
     device: str = Field(default="auto", exclude=True)
     dtype: Dtype = Field(default="auto", exclude=True)
+    backend: Backend = Field(default="auto", exclude=True)
     cache_dir: str | None = Field(default=None, exclude=True)
     progress: bool = Field(default=False, exclude=True)
     cache: BaseKVStore | None = Field(default=None, exclude=True)
@@ -265,6 +268,7 @@ class NimbedEmbedding(MultiModalEmbedding):
             headers=shown_headers(self.headers),
             device=self.device,
             dtype=self.dtype,
+            backend=self.backend,
             revision=self.revision,
             dialect=self.dialect,
             cache_dir=self.cache_dir,
