@@ -15,6 +15,7 @@ from tests.engine.local.checkpoints import (
     WIDTH,
     random_weights,
     sentence_transformers_files,
+    write,
     write_json,
 )
 from tests.engine.local.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
@@ -29,6 +30,7 @@ __all__ = [
     "tiny_modernbert",
     "tiny_mpnet",
     "tiny_nomic",
+    "tiny_nomic_moe",
     "tiny_roberta",
 ]
 
@@ -77,6 +79,40 @@ def tiny_nomic(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a NomicBERT."""
     config = {**_SIZES, "num_hidden_layers": LAYERS, **changes}
     return _write(folder, "NomicBert", config, bert_tokenizer(), seed=seed)
+
+
+def tiny_nomic_moe(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a nomic-embed-text-v2-moe, which transformers has not, after its publisher's names."""
+    tokenizer, experts = xlmr_tokenizer(), 6
+    config = {
+        **{"model_type": "nomic_bert", "activation_function": "gelu", "causal": False},
+        **{"n_embd": WIDTH, "n_head": HEADS, "n_inner": INNER, "n_layer": 4, "n_positions": 2048},
+        **{"num_experts": experts, "moe_top_k": 2, "moe_every_n_layers": 2, "prenorm": False},
+        **{"qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True},
+        **{"rotary_emb_base": 10000, "rotary_emb_fraction": 1.0, "type_vocab_size": 1},
+        **{"layer_norm_epsilon": 1e-5, "vocab_size": tokenizer.get_vocab_size()},
+        **{"moe_normalize_expert_weights": False, "moe_impl": "megablocks"},
+        **changes,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], WIDTH),
+        "embeddings.token_type_embeddings.weight": (1, WIDTH),
+        **{"emb_ln.weight": (WIDTH,), "emb_ln.bias": (WIDTH,)},
+    }
+    for number in range(4):
+        at = f"encoder.layers.{number}"
+        products = {"attn.Wqkv": (3 * WIDTH, WIDTH), "attn.out_proj": (WIDTH, WIDTH)}
+        if number % 2:
+            shapes |= {f"{at}.mlp.router.layer.weight": (experts, WIDTH)}
+            shapes |= {f"{at}.mlp.experts.mlp.w{n}": (experts * INNER, WIDTH) for n in (1, 2)}
+            shapes |= {f"{at}.mlp.experts.bias": (WIDTH,)}
+        else:
+            products |= {"mlp.fc1": (INNER, WIDTH), "mlp.fc2": (WIDTH, INNER)}
+        for name, shape in {**products, "norm1": (WIDTH,), "norm2": (WIDTH,)}.items():
+            shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
+    write(folder, config, random_weights(shapes, seed=seed), tokenizer)
+    sentence_transformers_files(folder, pooling="mean", prompts=PROMPTS, longest=180)
+    return folder
 
 
 def tiny_gte(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
