@@ -39,6 +39,8 @@ class ModelCard:
         max_tokens: Longest input, prompt and special tokens included.
         pooling: How token states become one vector; several ways, if their vectors are joined.
         asymmetric: Whether queries and passages are embedded differently.
+        bidirectional: Whether a decoder's attention looks both ways, where only code beside its
+            weights says so; None where config.json does.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
         task_prompts: Name and text of prompts for other tasks, which no role uses; see
@@ -64,6 +66,7 @@ class ModelCard:
     max_tokens: int
     pooling: Pooling | tuple[Pooling, ...]
     asymmetric: bool
+    bidirectional: bool | None = None
     query_prompt: str = ""
     passage_prompt: str = ""
     task_prompts: tuple[tuple[str, str], ...] = ()

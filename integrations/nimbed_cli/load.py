@@ -46,20 +46,9 @@ def load(
     embedding_type: options.TableEmbeddingType = None,
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
-    also: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float|halfvec",
-            help="Store floats too, which rank the best candidates again.",
-        ),
-    ] = None,
+    also: options.Also = None,
     truncate: options.Truncate = "NONE",
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."
-        ),
-    ] = None,
+    rejects: options.Rejects = None,
     index: Annotated[
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
@@ -67,6 +56,7 @@ def load(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Load a file into a table of PostgreSQL with pgvector, and index it.
@@ -112,6 +102,7 @@ def load(
                     base_url=base_url,
                     device=device,
                     dtype=dtype,
+                    backend=backend,
                     table_spec=target.find_spec(),
                 )
                 target = VectorTable(connection, table, embedder, **stored_as)

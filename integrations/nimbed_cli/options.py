@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +66,13 @@ Dtype = Annotated[
         help="Precision that a local model computes in.",
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|torch|onnxruntime",
+        help="What runs a local model; auto is torch where it is installed.",
+    ),
+]
 
 # What is read.
 TextField = Annotated[str, typer.Option(metavar="NAME", help="Field or column of the text.")]
@@ -97,6 +105,13 @@ Truncate = Annotated[
     ),
 ]
 
+Also = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float|halfvec", help="Store floats too, which rank the best candidates again."
+    ),
+]
+
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
 Embedded = Annotated[
@@ -105,6 +120,13 @@ Embedded = Annotated[
         metavar="DIR", help="Instead of a DSN: a database that nimbed runs in this folder."
     ),
 ]
+
+Rejects = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
+]
+
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
 
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -119,6 +141,7 @@ def load_embedder(
     base_url: str | None,
     device: str,
     dtype: str,
+    backend: str,
     table_spec: VectorSpec | None = None,
 ) -> Embedder:
     """Load the model that was asked for, or else the one that made a table's vectors.
@@ -134,6 +157,7 @@ def load_embedder(
         "base_url": base_url,
         "device": device,
         "dtype": dtype,
+        "backend": backend,
     }
     if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)

@@ -11,8 +11,10 @@ from nimbed.rows import Reject
 try:
     from nimbed_pgvector.columns import Column, Layout
     from nimbed_pgvector.errors import connect
+    from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.search import Hit
+    from nimbed_pgvector.sync import AsyncSyncedTable, SyncedTable
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
     if error.name not in ("psycopg", "xxhash"):
@@ -22,13 +24,16 @@ except ModuleNotFoundError as error:
 LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
+    "AsyncSyncedTable",
     "AsyncVectorTable",
     "Column",
     "Hit",
     "JobReport",
     "Layout",
     "LoadReport",
+    "Migration",
     "Reject",
+    "SyncedTable",
     "VectorTable",
     "connect",
     "create_statements",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nimbed.local.json_files import NOTHING, Keys, words
+from nimbed.local.json_files import FILES, NOTHING, Keys, words
 
 __all__ = ["keys_of"]
 
@@ -240,6 +240,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
     ),
     "qwen2": _QWEN,
     "qwen3": _QWEN,
+    "static": FILES["StaticEmbedding"],
     "xlm_roberta": _XLMR,
 }
 

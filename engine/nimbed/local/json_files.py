@@ -121,15 +121,21 @@ FILES: Mapping[str, Keys] = {
         read=words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
     ),
     "StaticEmbedding": Keys(
-        # model2vec's own, and what it was distilled with.
-        read=words("normalize hidden_dim"),
+        # model2vec's own: what it was distilled with. Vectors have unit length in any case.
         idle=words(
-            "model_type architectures tokenizer_name apply_pca apply_zipf sif_coefficient "
+            "model_type architectures normalize hidden_dim tokenizer_name apply_pca apply_zipf "
+            "sif_coefficient "
             "seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
     "Router": _ROUTER,
     "Asym": _ROUTER,
+    "special_tokens_map.json": Keys(
+        read=words(
+            "bos_token eos_token unk_token sep_token pad_token cls_token mask_token image_token "
+            "boi_token eoi_token additional_special_tokens extra_special_tokens"
+        )
+    ),
     "tokenizer_config.json": Keys(
         read=words(
             "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "

@@ -18,9 +18,10 @@ from nimbed.errors import CheckpointError
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.config_keys import keys_of
 from nimbed.local.device import place
-from nimbed.local.engine import build_engine, read_tokenizer
+from nimbed.local.engine import build_engine
 from nimbed.local.hub import locate
 from nimbed.local.json_files import check_keys, usual_names
+from nimbed.local.tokenizer import read_tokenizer
 
 # config.json as these types have it -> the file of local/models/ that runs it.
 WRITTEN = {

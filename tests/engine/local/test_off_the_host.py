@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
 from tests.engine.local.families import FAMILIES
+from tests.engine.local.mistral3_checkpoint import tiny_mistral3
 from tests.engine.local.vl_checkpoint import tiny_vl
 
 from nimbed.local.attention import ByVarlen, by_length
@@ -20,10 +22,10 @@ from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.device import Placement
 from nimbed.local.hub import locate
-from nimbed.local.models import bert, llama, modernbert, rotary_bert
+from nimbed.local.models import bert, gemma3, llama, modernbert, rotary_bert
 from nimbed.local.models.registry import MODELS
 from nimbed.local.pooling import pool
-from nimbed.local.vision import siglip
+from nimbed.local.vision import pixtral, siglip
 from nimbed.local.weights import open_tensors
 
 AWAY = torch.device("meta")
@@ -41,7 +43,7 @@ def attention(request, monkeypatch):
         assert attend is not None  # the tests' torch has the kernel
         return attend
 
-    for module in (bert, llama, modernbert, rotary_bert, siglip):
+    for module in (bert, gemma3, llama, modernbert, pixtral, rotary_bert, siglip):
         monkeypatch.setattr(module, "attention_for", attend)
 
 
@@ -75,3 +77,12 @@ def test_a_vision_tower_stays_on_its_device_and_waits_for_nothing(dtype, attenti
     assert (states.device, states.dtype) == (AWAY, dtype)
     assert states.shape[0] % 3 == 0
     assert states.shape[1] == card.dimensions
+
+
+def test_a_tower_for_images_of_any_size_does_so_too(dtype, attention, tmp_path):
+    card, network = model(tiny_mistral3(tmp_path / "model"), dtype)
+    images = [np.zeros((16, 24, 3), np.float32), np.zeros((8, 8, 3), np.float32)]
+    with torch.inference_mode():
+        states = network.read_images(images, budget=1000)
+    assert [tuple(own.shape) for own in states] == [(6, card.dimensions), (1, card.dimensions)]
+    assert {(own.device, own.dtype) for own in states} == {(AWAY, dtype)}

@@ -19,7 +19,7 @@ from nimbed.local.models.causality import mistral3_language
 from nimbed.local.models.fields import only
 from nimbed.local.models.mistral import ministral3, mistral
 from nimbed.local.vision.pixtral import Pixtral, Projector
-from nimbed.local.vision.pixtral_settings import PixtralSettings
+from nimbed.local.vision.pixtral_settings import PixtralSettings, Resized
 from nimbed.local.weights import Tensors
 
 __all__ = ["Mistral3"]
@@ -66,6 +66,10 @@ class Mistral3:
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return states of shape (layout.rows, width) for packed ids without images."""
         return self._language(ids, layout)
+
+    def patches(self, cutting: Resized) -> int:
+        """Return how many patches the tower reads of an image."""
+        return cutting.width * cutting.height // self._tower.patch**2
 
     def read_images(
         self, images: Sequence[NDArray[np.float32]], *, budget: int

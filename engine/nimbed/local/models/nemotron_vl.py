@@ -21,6 +21,7 @@ from nimbed.local.models.llama import Llama
 from nimbed.local.norms import LayerNorm
 from nimbed.local.vision.settings import VisionSettings
 from nimbed.local.vision.siglip import Siglip
+from nimbed.local.vision.tiles import Tiles
 from nimbed.local.weights import Tensors
 
 __all__ = ["NemotronVL", "pixel_shuffle"]
@@ -65,6 +66,10 @@ class NemotronVL:
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return states of shape (layout.rows, width) for packed ids without images."""
         return self._language(ids, layout)
+
+    def patches(self, cutting: Tiles) -> int:
+        """Return how many patches the tower reads of an image."""
+        return cutting.grid.tiles * self._patches_a_tile
 
     def read_images(
         self, images: Sequence[NDArray[np.uint8]], *, budget: int

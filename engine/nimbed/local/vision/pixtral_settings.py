@@ -60,8 +60,7 @@ class Resized(NamedTuple):
         resized = picture.resize((self.width, self.height), Resampling.BICUBIC)
         pixels = np.asarray(resized, np.float32) / 255
         mean, spread = (np.asarray(values, np.float32) for values in (self.mean, self.spread))
-        normalised: NDArray[np.float32] = (pixels - mean) / spread
-        return normalised
+        return np.divide(pixels - mean, spread, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ results by content.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -28,6 +28,10 @@ _REMEMBERED = 256 * 2**20
 
 class VisionModel(Protocol):
     """A language model with a tower before it."""
+
+    def patches(self, cutting: Any) -> int:
+        """Return how many patches the tower reads of an image that becomes pixels so."""
+        ...
 
     def read_images(self, images: Sequence[NDArray[Any]], *, budget: int) -> list[torch.Tensor]:
         """Return the states of images, of shape (tokens, width), from their pixels."""
@@ -97,6 +101,15 @@ class ImageReader:
         self._model = model
         self._room = remembered
         self._known: OrderedDict[tuple[str, Cutting], torch.Tensor] = OrderedDict()
+
+    def size(self, row: Sized) -> int:
+        """Return a row's share of a batch's tokens: of an image the tower reads more of them.
+
+        A batch whose images fill the tower once is over soon, so that the first does not wait for
+        many to be decoded.
+        """
+        patches = self._model.patches(row.cutting) if isinstance(row, ImageRow) else 0
+        return max(len(row), patches)
 
     def ahead(
         self, ids: Sequence[object], plan: Iterator[NDArray[np.intp]]

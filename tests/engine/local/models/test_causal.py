@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -110,10 +113,26 @@ def test_code_of_its_own_may_change_the_direction_so_the_configuration_has_to_sa
     folder = tiny_causal(tmp_path / "model", "qwen2", auto_map=remote)
     with pytest.raises(CheckpointError, match=r'put "is_causal": true or false into it'):
         load(folder)
+    told = dataclasses.replace(
+        cards.find("Alibaba-NLP/gte-Qwen2-7B-instruct"), dimensions=32, max_tokens=200
+    )
+    same = load(folder, card=told).embed(TEXTS, input_type="passage").vectors
     change_config(folder, is_causal=False)
     expected = unit(np.stack([states(oracle(folder), row)[-1] for row in token_ids(folder, TEXTS)]))
     got = load(folder).embed(TEXTS, input_type="passage").vectors
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(same, got)
+
+
+def test_an_end_token_that_only_a_tokenizers_code_would_add_is_missed(tmp_path):
+    folder = tiny_causal(tmp_path / "model", "llama")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_eos_token": True}))
+    load(folder).warmup()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    with pytest.raises(CheckpointError, match="add_eos_token"):
+        load(folder).warmup()
 
 
 def test_the_heads_of_a_generator_are_not_read(tmp_path):
@@ -132,8 +151,6 @@ def test_the_heads_of_a_generator_are_not_read(tmp_path):
         part = {name: renamed[name] for name in sorted(renamed)[number::3]}
         save_file(part, folder / file)
         index |= dict.fromkeys(part, file)
-    import json
-
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     got = load(folder).embed(TEXTS, input_type="passage").vectors
     np.testing.assert_array_equal(got, expected)
