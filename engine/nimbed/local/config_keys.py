@@ -118,7 +118,18 @@ _ARCHITECTURES: Mapping[str, Keys] = {
     ),
     "gte": _ROTARY | Keys(only={"position_embedding_type": ("absolute",)}),
     "jina_v3": _ROTARY
-    | Keys(only={"hidden_act": ("gelu",), "position_embedding_type": ("rotary",)}),
+    | Keys(
+        read=words("adapter lora_adaptations lora_alpha lora_rank task_instructions"),
+        idle=words("lora_dropout_p lora_main_params_trainable use_flash_attn use_reentrant"),
+        only={
+            "emb_pooler": ("mean",),
+            "hidden_act": ("gelu",),
+            "load_trained_adapters": (True,),
+            "position_embedding_type": ("rotary",),
+            "truncate_dim": (),
+        },
+        aliases={"rotary_emb_base": "rope_theta"},
+    ),
     "llama": _DECODER,
     "ministral3": _MISTRAL,
     "mistral": _MISTRAL,

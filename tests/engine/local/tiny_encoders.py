@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.engine.local.checkpoints import (
     HEADS,
     INNER,
@@ -26,6 +28,7 @@ __all__ = [
     "tiny_camembert",
     "tiny_distilbert",
     "tiny_gte",
+    "tiny_jina_adapters",
     "tiny_jina_v3",
     "tiny_modernbert",
     "tiny_mpnet",
@@ -125,6 +128,46 @@ def tiny_jina_v3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a jina-embeddings-v3 without adapters."""
     config = {**_SIZES, "num_hidden_layers": LAYERS, **changes}
     return _write(folder, "JinaEmbeddingsV3", config, xlmr_tokenizer(), seed=seed)
+
+
+TASKS = ["retrieval.query", "retrieval.passage", "separation"]
+
+
+def tiny_jina_adapters(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Turn a tiny jina-embeddings-v3 into what is published, with adapters for three tasks."""
+    tiny_jina_v3(folder, seed=seed)
+    config = {
+        **json.loads((folder / "config.json").read_text("utf-8")),
+        **{"model_type": "xlm-roberta", "position_embedding_type": "rotary"},
+        **{"lora_adaptations": TASKS, "lora_alpha": 1, "lora_rank": 2, "lora_dropout_p": 0.0},
+        **{"lora_main_params_trainable": False, "load_trained_adapters": True},
+        **{"rotary_emb_base": 20000.0, "use_flash_attn": True, "emb_pooler": None},
+        **{"task_instructions": dict.fromkeys(TASKS, ""), "truncate_dim": None},
+        **changes,
+    }
+    del config["rope_parameters"]
+    write_json(folder / "config.json", config)
+    tensors = {}
+    for number, (name, tensor) in enumerate(load_file(folder / "model.safetensors").items()):
+        base = f"roberta.{name.removesuffix('.weight')}"
+        if not name.endswith(".weight") or tensor.ndim != 2:
+            tensors[f"roberta.{name}"] = tensor
+            continue
+        outer, inner = tensor.shape
+        table = "embeddings." in name
+        shapes = {"A": (3, outer, 2) if table else (3, 2, inner)}
+        shapes["B"] = (3, 2, inner) if table else (3, outer, 2)
+        for part, made in random_weights(shapes, seed=number).items():
+            tensors[f"{base}.parametrizations.weight.0.lora_{part}"] = made
+        tensors[f"{base}.parametrizations.weight.original"] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text("utf-8"))
+    modules[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    path.write_text(json.dumps(modules), "utf-8")
+    prompts = {"retrieval.query": "query: ", "retrieval.passage": "", "separation": ""}
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    return folder
 
 
 ENCODERS = {

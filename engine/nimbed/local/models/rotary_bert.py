@@ -223,6 +223,10 @@ def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -
 
 
 def jina_v3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
-    """Read the encoder of jina-embeddings-v3 with no adapter, or with one merged into it."""
+    """Read the encoder of jina-embeddings-v3, with the adapter that ``adapter`` names, if any."""
+    adapters = config.get("lora_adaptations")
+    if adapters:
+        scale = real(config, "lora_alpha", default=1) / whole(config, "lora_rank", default=4)
+        tensors = tensors.adapted(adapters.index(config["adapter"]), scale=scale)
     tensors = tensors.stripped("roberta.", renamed=_FLASH)
     return RotaryBert({"rope_theta": 20000.0, **config}, tensors, placement)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tests.engine.local.checkpoints import change_config, change_tensors, tiny_bert, write_json
 from tests.engine.local.families import TEXTS, load
@@ -17,6 +17,7 @@ from tests.engine.local.tiny_encoders import (
     tiny_camembert,
     tiny_distilbert,
     tiny_gte,
+    tiny_jina_adapters,
     tiny_jina_v3,
     tiny_modernbert,
     tiny_mpnet,
@@ -199,6 +200,36 @@ def test_a_mixture_of_experts_is_what_its_publisher_describes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("role", "prompt_name", "task", "prompt"),
+    [
+        ("query", None, 0, "query: "),
+        ("passage", None, 1, ""),
+        ("query", "separation", 2, ""),
+        ("passage", "separation", 2, ""),
+    ],
+)
+def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, task, prompt):
+    """Jina merges in each forward pass: x·(W + B·A·alpha/rank)ᵀ, and A·B into embeddings."""
+    folder = tiny_jina_adapters(tmp_path / "model")
+    ours = load(folder, prompt_name=prompt_name)
+    got = ours.embed(TEXTS, input_type=role).vectors
+    merged, stored = {}, load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        base, original, _ = name.partition(".parametrizations.weight.original")
+        if original:
+            a, b = (stored[f"{base}.parametrizations.weight.0.lora_{x}"][task] for x in "AB")
+            tensor = tensor + (a @ b if "embeddings" in base else b @ a) * 1 / 2
+        if ".0.lora_" not in name:
+            merged[(f"{base}.weight" if original else name).removeprefix("roberta.")] = tensor
+    plain = tiny_jina_v3(tmp_path / "plain")
+    save_file(merged, plain / "model.safetensors", metadata={"format": "pt"})
+    theirs = SentenceTransformer(str(plain), device="cpu")
+    expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+    assert ours.card.asymmetric
+
+
+@pytest.mark.parametrize(
     ("build", "changes", "message"),
     [
         (tiny_modernbert, {"layer_types": ["full_attention"]}, "layer_types .* each of 3 layers"),
@@ -225,6 +256,9 @@ def test_a_mixture_of_experts_is_what_its_publisher_describes(tmp_path):
         (tiny_nomic, {"activation_function": "glu"}, "activation_function 'glu'"),
         (tiny_nomic, {"head_dim": 4}, "head_dim 4"),
         (tiny_nomic, {"qkv_proj_bias": True}, "lacks the tensor .*bias"),
+        (tiny_jina_adapters, {"lora_adaptations": ["classification"]}, "without 'retrieval.query'"),
+        (tiny_jina_adapters, {"load_trained_adapters": False}, "load_trained_adapters False"),
+        (tiny_jina_v3, {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi'"),
         (tiny_gte, {"model_type": "new", "logn_attention_scale": True}, "logn_attention_scale"),
         (tiny_gte, {"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic' rotary positions"),
         (tiny_gte, {"rope_parameters": {"rope_type": "ntk", "mixed_b": 0.7}}, "mixed_b"),
