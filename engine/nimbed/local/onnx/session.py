@@ -34,6 +34,7 @@ _RUN = 1024
 # Engines of this process, for :func:`_after_fork`.
 _engines: weakref.WeakSet[OnnxEngine] = weakref.WeakSet()
 
+
 def _after_fork() -> None:
     for engine in _engines:
         engine.forked()

@@ -10,7 +10,6 @@ from tests.engine.local.families import FAMILIES, ON_ONNX, OPTIONS, TEXTS, load
 
 from nimbed.errors import CheckpointError
 
-
 CASES = [(name, "torch") for name in FAMILIES] + [(name, "onnxruntime") for name in ON_ONNX]
 
 
