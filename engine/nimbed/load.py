@@ -26,7 +26,7 @@ __all__ = ["Backend", "Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = ("card", "device", "devices", "dtype", "backend", "revision", "cache_dir")
+_LOCAL = ("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir")
 _REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 
@@ -45,6 +45,7 @@ class LoadOptions:
 
     model: str | ModelCard | None = None
     card: str | ModelCard | None = None
+    prompt_name: str | None = None
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | ExtraHeaders | None = field(default=None, repr=False)
@@ -101,6 +102,7 @@ class LoadOptions:
         return LocalEmbedder(
             self.model,
             card=self.card,
+            prompt_name=self.prompt_name,
             device=self.device,
             devices=self.devices,
             dtype=self.dtype,
@@ -114,6 +116,7 @@ def load(
     model: str | ModelCard | None = None,
     *,
     card: str | ModelCard | None = None,
+    prompt_name: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -136,6 +139,9 @@ def load(
             prompts and pooling.
         card: What a folder holds: a catalogued model's name, or its card. The folder is checked
             against it, and then has its prompts, sizes and fingerprint.
+        prompt_name: One of the model's prompts for tasks other than search, such as
+            ``clustering``, to be put before every text instead of its role's; empty for none. The
+            card's ``task_prompts`` has their names. Such vectors are a space of their own.
         base_url: Address of a server that runs the model.
         api_key: The server's key; None takes it from the environment.
         headers: Headers that a gateway before the server wants, such as ``{"x-tenant": "a"}``.
@@ -158,6 +164,7 @@ def load(
     return LoadOptions(
         model=model,
         card=card,
+        prompt_name=prompt_name,
         base_url=base_url,
         api_key=api_key,
         headers=headers,

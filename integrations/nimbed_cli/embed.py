@@ -45,6 +45,8 @@ def embed(
         ),
     ],
     model: options.Model = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     text_field: options.TextField = "text",
     id_field: options.IdField = None,
     input_format: options.InputFormat = None,
@@ -104,7 +106,13 @@ def embed(
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
     with options.load_embedder(
-        model, base_url=base_url, device=device, dtype=dtype, backend=backend
+        model,
+        card=card,
+        prompt_name=prompt_name,
+        base_url=base_url,
+        device=device,
+        dtype=dtype,
+        backend=backend,
     ) as embedder:
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None

@@ -41,23 +41,14 @@ def load(
     ] = None,
     input_format: options.InputFormat = None,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     embedding_type: options.TableEmbeddingType = None,
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
-    also: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float|halfvec",
-            help="Store floats too, which rank the best candidates again.",
-        ),
-    ] = None,
+    also: options.Also = None,
     truncate: options.Truncate = "NONE",
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."
-        ),
-    ] = None,
+    rejects: options.Rejects = None,
     index: Annotated[
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
@@ -106,6 +97,8 @@ def load(
             if report is None:
                 embedder = options.load_embedder(
                     model,
+                    card=card,
+                    prompt_name=prompt_name,
                     base_url=base_url,
                     device=device,
                     dtype=dtype,

@@ -37,6 +37,8 @@ def search(
         ),
     ] = None,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -57,6 +59,8 @@ def search(
     with options.connect_database(dsn, embedded, read_only=True) as connection:
         embedder = options.load_embedder(
             model,
+            card=card,
+            prompt_name=prompt_name,
             base_url=base_url,
             device=device,
             dtype=dtype,

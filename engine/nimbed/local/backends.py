@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # which import the tokenizers library
     from nimbed.local.plan import Engine
     from nimbed.local.tokenizer import InputTokenizer
 
-__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model"]
+__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
-_GRAPHS = ("bert", "xlm_roberta")
+_GRAPHS = ("bert", "distilbert", "mpnet", "xlm_roberta")
 
 _TORCH = (
     "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
@@ -52,7 +52,7 @@ def check_backend(
     """
     check_literal("backend", backend, Backend)
     if backend == "onnxruntime":
-        why = _needs_torch(checkpoint, devices, dtype)
+        why = why_torch(checkpoint, devices=devices, dtype=dtype)
         if why:
             raise ConfigurationError(f"backend 'onnxruntime' cannot do this: {why}")
 
@@ -99,7 +99,7 @@ def read_model(
 
 
 def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:
-    why = _needs_torch(checkpoint, devices, dtype)
+    why = why_torch(checkpoint, devices=devices, dtype=dtype)
     if why:
         raise MissingExtraError(f"{why}; run: {_TORCH}")
     try:
@@ -118,7 +118,7 @@ def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dty
     return Loaded(tokenizer, engines, lambda: None)
 
 
-def _needs_torch(checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> str:
+def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> str:
     """Return why ONNX Runtime does not run a model so, or an empty string."""
     card = checkpoint.card
     if card.architecture not in _GRAPHS:

