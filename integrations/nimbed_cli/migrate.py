@@ -80,6 +80,8 @@ def migrate(
             "--same-vectors, --rollback and --finish are different commands; give one, and no "
             "--embedding-type"
         )
+    how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
         target = VectorTable(connection, table)
@@ -91,16 +93,7 @@ def migrate(
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
-            embedder = options.load_embedder(
-                model,
-                card=card,
-                prompt_name=prompt_name,
-                base_url=base_url,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-                table_spec=target.spec,
-            )
+            embedder = options.load_embedder(model, table_spec=target.spec, **how)
         if same_vectors:
             found = target.relabel(embedder)
             print_findings(table, found.findings)
