@@ -26,7 +26,9 @@ __all__ = ["Backend", "Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = ("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir")
+_LOCAL = (
+    *("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir"),
+)
 _REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 
@@ -97,9 +99,9 @@ class LoadOptions:
             )
         if isinstance(self.model, str) and self.model.startswith(("http://", "https://")):
             raise UnknownModelError(f"{self.model!r} is an address; pass it as base_url=...")
-        from nimbed.local.embedder import LocalEmbedder
+        from nimbed.local.router import local_embedder
 
-        return LocalEmbedder(
+        return local_embedder(
             self.model,
             card=self.card,
             prompt_name=self.prompt_name,

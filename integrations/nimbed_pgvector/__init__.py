@@ -14,6 +14,7 @@ try:
     from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.search import Hit
+    from nimbed_pgvector.sync import AsyncSyncedTable, SyncedTable
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
     if error.name not in ("psycopg", "xxhash"):
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
 LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
+    "AsyncSyncedTable",
     "AsyncVectorTable",
     "Column",
     "Hit",
@@ -31,6 +33,7 @@ __all__ = [
     "LoadReport",
     "Migration",
     "Reject",
+    "SyncedTable",
     "VectorTable",
     "connect",
     "create_statements",

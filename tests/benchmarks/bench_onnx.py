@@ -100,7 +100,7 @@ def calls(rounds: int) -> None:
     """Print milliseconds of `embed` and of the session alone, and of mixed lengths."""
     session, ours = peer_session(), embedders()
     print(
-        "| tokens × texts | session alone, ms | " + " | ".join(ours) + " | of its speed (asked) |"
+        "| tokens x texts | session alone, ms | " + " | ".join(ours) + " | of its speed (asked) |"
     )
     print("|---|---|" + "---|" * (len(ours) + 1))
     for texts, tokens in SHAPES:
@@ -111,12 +111,12 @@ def calls(rounds: int) -> None:
         }
         for name, embedder in ours.items():
             jobs[name] = lambda _, e=embedder, g=given: e.embed(g, input_type="query")
-        taken = medians(jobs, rounds * (20 if texts == 1 else 1))
+        taken = medians(jobs, rounds * (8 if texts == 1 else 1))
         ratios = [taken["session"] / taken[name] for name in ours]
         milliseconds = " | ".join(f"{1e3 * each:.2f}" for each in taken.values())
         others = ", ".join(f"{ratio:.2f}" for ratio in ratios[1:])
         asked = ASKED[texts, tokens]
-        print(f"| {tokens} × {texts} | {milliseconds} | **{ratios[0]:.2f}** ({asked}), {others} |")
+        print(f"| {tokens} x {texts} | {milliseconds} | **{ratios[0]:.2f}** ({asked}), {others} |")
     mixed(session, ours, max(3, rounds // 3))
 
 

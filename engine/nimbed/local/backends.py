@@ -51,17 +51,22 @@ def check_backend(
         ConfigurationError: If there is no such backend, or it does not run the model so.
     """
     check_literal("backend", backend, Backend)
+    if checkpoint.card.architecture == "static":
+        _check_static(checkpoint, backend, devices, dtype)
+        return
     if backend == "onnxruntime":
         why = why_torch(checkpoint, devices=devices, dtype=dtype)
         if why:
             raise ConfigurationError(f"backend 'onnxruntime' cannot do this: {why}")
 
 
-def chosen_backend(asked: str) -> str:
+def chosen_backend(asked: str, checkpoint: Checkpoint) -> str:
     """Return ``torch`` or ``onnxruntime``: what was asked for, or torch where it is installed.
 
-    torch has GPUs, all models and bfloat16 (decision 0013).
+    torch has GPUs, all models and bfloat16 (decision 0013). A table of words needs ``numpy`` alone.
     """
+    if checkpoint.card.architecture == "static":
+        return "numpy"
     if asked != "auto":
         return asked
     return "torch" if _torch_is_installed() else "onnxruntime"
@@ -83,7 +88,10 @@ def read_model(
         CheckpointError: If the files are damaged.
         ConfigurationError: If the device does not exist.
     """
-    if chosen_backend(backend) == "onnxruntime":
+    chosen = chosen_backend(backend, checkpoint)
+    if chosen == "numpy":
+        return _read_static(checkpoint, devices)
+    if chosen == "onnxruntime":
         return _read_onnx(backend, checkpoint, devices, dtype)
     try:
         from nimbed.local.device import place, release
@@ -96,6 +104,28 @@ def read_model(
     places = [place(device, dtype) for device in devices]
     engines = tuple(build_engine(checkpoint, at) for at in places)
     return Loaded(tokenizer, engines, functools.partial(release, {at.device for at in places}))
+
+
+def _check_static(checkpoint: Checkpoint, backend: str, devices: Sequence[str], dtype: str) -> None:
+    asked = {"backend": backend, "dtype": "auto" if dtype == "float32" else dtype}
+    asked["device"] = next((device for device in devices if device not in ("auto", "cpu")), "auto")
+    for name, value in asked.items():
+        if value != "auto":
+            raise ConfigurationError(
+                f"{checkpoint.card.id} is a table of words, whose means numpy takes on the CPU in "
+                f"float32; leave out {name}={value!r}"
+            )
+
+
+def _read_static(checkpoint: Checkpoint, devices: Sequence[str]) -> Loaded:
+    try:
+        from nimbed.local.static import StaticEngine
+        from nimbed.local.tokenizer import read_tokenizer
+
+        tokenizer = read_tokenizer(checkpoint)
+    except ImportError as error:
+        raise missing_extra("light", needs=error.name or "tokenizers") from error
+    return Loaded(tokenizer, tuple(StaticEngine(checkpoint) for _ in devices), lambda: None)
 
 
 def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:

@@ -74,11 +74,13 @@ class LocalEmbedder(Managed):
         backend: str = "auto",
         revision: str | None = None,
         prompt_name: str | None = None,
+        route: InputType | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "card": card,
             "prompt_name": prompt_name,
+            "route": route,
             "device": device,
             "devices": devices,
             "dtype": dtype,
@@ -99,7 +101,12 @@ class LocalEmbedder(Managed):
         )
         told = find(card) if isinstance(card, str) else card
         self._checkpoint = read_checkpoint(
-            located, revision=revision, override=model, told=told, prompt_name=prompt_name
+            located,
+            revision=revision,
+            override=model,
+            told=told,
+            prompt_name=prompt_name,
+            role=route,
         )
         check_backend(backend, self._checkpoint, devices=self._devices, dtype=dtype)
         self._loaded: Loaded | None = None
@@ -132,8 +139,8 @@ class LocalEmbedder(Managed):
 
     @property
     def backend(self) -> str:
-        """What runs it: ``torch`` or ``onnxruntime``."""
-        return chosen_backend(self._asked_backend)
+        """What runs it: ``torch`` or ``onnxruntime``; ``numpy`` for a table of words."""
+        return chosen_backend(self._asked_backend, self._checkpoint)
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
@@ -185,6 +192,11 @@ class LocalEmbedder(Managed):
             int8_scale=int8_scale,
             revision=self._checkpoint.revision,
         )
+
+    def pin(self, revision: str) -> None:
+        """Let the vectors' contract name this revision: of a whole whose part this model is."""
+        self._checkpoint = dataclasses.replace(self._checkpoint, revision=revision)
+        self._resolved.clear()
 
     def warmup(self) -> None:
         """Read the weights now rather than at the first call.

@@ -120,6 +120,7 @@ class TextTokenizer:
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
         skip_head: Whether the special tokens before a prompt are left out with it.
         changes: What other files change of tokenizer.json.
+        bare: Whether tokenizer.json puts its special tokens around no text.
     """
 
     def __init__(
@@ -131,10 +132,13 @@ class TextTokenizer:
         skip_prompt: bool = False,
         skip_head: bool = False,
         changes: TokenizerChanges = NO_CHANGES,
+        bare: bool = False,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             _change(self._tokenizer, changes)
+            if bare:
+                self._tokenizer.post_processor = None
             # Files in the wild have both baked in, at a length that is not the model's.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
@@ -370,6 +374,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
             skip_prompt=not checkpoint.pipeline.include_prompt,
             skip_head=True,
             changes=checkpoint.pipeline.tokenizer,
+            bare=card.architecture == "static",
         )
         if card.pooling == "cls" and not texts.opens:
             raise CheckpointError(

@@ -33,7 +33,7 @@ class Tensors(NamedTensors[torch.Tensor]):
             CheckpointError: As :meth:`get` does.
         """
         step = max(1, _ROWS_AT_ONCE // math.prod(shape[1:]))
-        if self._read_rows is None or shape[0] <= step or f"{name}_scale" in self._stored:
+        if self._read_rows is None or shape[0] <= step or f"{name}_scale" in self:
             return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
         out = torch.empty(shape, dtype=placement.dtype, device=placement.device)
         for first in range(0, shape[0], step):
