@@ -162,4 +162,5 @@ def mpnet_buckets(longest: int) -> NDArray[np.int64]:
         logarithm = np.log(distance.astype(np.float32) / np.float32(exact))
     further = logarithm / np.float32(math.log(_FURTHEST / exact)) * np.float32(half - exact)
     far = np.minimum(exact + np.maximum(further, 0).astype(np.int64), half - 1)
-    return np.where(distance < exact, distance, far) + (behind > 0) * half
+    buckets: NDArray[np.int64] = np.where(distance < exact, distance, far) + (behind > 0) * half
+    return buckets
