@@ -61,6 +61,7 @@ def audit(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Embed a sample of stored texts again, and say what the stored vectors are.
@@ -73,10 +74,10 @@ def audit(
     from nimbed.errors import ConfigurationError
 
     # The engine checks the words.
-    placement: dict[str, Any] = {"device": device, "dtype": dtype}
+    placement: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
     others = {name: functools.partial(nimbed.load, name, **placement) for name in instead or ()}
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
-    how |= {"device": device, "dtype": dtype}
+    how |= placement
     load = functools.partial(options.load_embedder, model, **how)
     address = (arguments or [""])[0]
     if address.startswith(("http://", "https://")):

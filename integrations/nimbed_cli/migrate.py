@@ -66,6 +66,7 @@ def migrate(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Take a table to another model, type or size while readers and writers go on.
@@ -87,7 +88,7 @@ def migrate(
             "--embedding-type"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
-    how |= {"device": device, "dtype": dtype}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
         target = VectorTable(connection, table)

@@ -15,6 +15,7 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, Schedulable, Token, Tokenizing
 from nimbed.errors import DeadlineError, InputError
 from nimbed.inputs import Input
+from nimbed.local.embedder import LocalEmbedder
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import QueueState, Scheduler, Timings
 from nimbed.spec import InputType
@@ -79,6 +80,11 @@ class Backend:
     def card(self) -> ModelCard:
         """Facts about the model."""
         return self._embedder.card
+
+    @property
+    def runtime(self) -> str | None:
+        """What runs the model in this process, ``torch`` or ``onnxruntime``; None if nothing."""
+        return self._embedder.backend if isinstance(self._embedder, LocalEmbedder) else None
 
     @property
     def arithmetic(self) -> str | None:
