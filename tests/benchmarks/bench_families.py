@@ -1,7 +1,6 @@
 """Every family's shape against transformers on this machine's CPU, random weights.
 
 Run: python tests/benchmarks/bench_families.py [--shapes e5-large llama-1b nvembed vl] [--rounds 2]
-    [--layers N] [--cpu-time]
 
 The competitor is transformers with SDPA on the same weights and the same token ids, sorted by
 length and padded, at every batch size; the table compares with its best.
@@ -40,7 +39,6 @@ def measure(
     rounds: int,
     device: str,
     peak: Callable[..., float],
-    *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Print one table.
@@ -51,7 +49,7 @@ def measure(
         rounds: How many, after one that warms up.
         device: Of both sides.
         peak: Gives GFLOP/s of a matrix product in a dtype.
-        clock: What is read before and after each job.
+        clock: Of the rounds.
     """
     texts = {n: texts_of(shape, 1000 + n) for n in range(rounds)}
     texts[-1] = texts[0] if device == "cuda" else texts[0][:2]
@@ -89,12 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(ON_CPU), default=list(ON_CPU))
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--layers", type=int, help="as many of the shape's; all if left out")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="for a machine that others use, too; on one thread"
+        "--shared",
+        action="store_true",
+        help="count processor time on one thread, for a machine that others use; no peak is fair",
     )
+    parser.add_argument("--layers", type=int, help="as many of the shape's; all if left out")
     wanted = parser.parse_args()
-    if wanted.cpu_time:
+    if wanted.shared:
         torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in wanted.shapes:
@@ -103,12 +103,9 @@ def main() -> None:
             config = {**shape.config, "num_hidden_layers": wanted.layers}
             shape = dataclasses.replace(shape, config=config)
         measure(
-            name,
-            shape,
-            wanted.rounds,
-            "cpu",
+            *(name, shape, wanted.rounds, "cpu"),
             lambda dtype: product_peak(dtype)["prepacked"],
-            clock=time.process_time if wanted.cpu_time else time.perf_counter,
+            time.process_time if wanted.shared else time.perf_counter,
         )
 
 

@@ -22,8 +22,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Return seconds a round for each job, one after the other within a round.
 
-    A job is called with the round's number, so that it can take fresh texts each time; negative
-    numbers are warm-ups. ``time.process_time`` is the clock for a machine that others use, too.
+    On a machine that others use, ``time.process_time`` leaves out what they take. A job is called
+    with the round's number, so that it can take fresh texts each time; negative numbers are
+    warm-ups.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(-warmups, rounds):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from nimbed.local import kernels
 from nimbed.local.device import Placement
 from nimbed.local.float8 import Float8Rows
-from nimbed.local.linear import Activations, Dense
+from nimbed.local.linear import Activations, Dense, Product
 from nimbed.local.weights import Tensors
 
 __all__ = ["LayerNorm", "OffsetRmsNorm", "RmsNorm"]
@@ -39,7 +39,7 @@ class LayerNorm:
         """Return x of any shape (..., width), normalised."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def after(self, product: Dense, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+    def after(self, product: Product, x: Activations, residual: torch.Tensor) -> torch.Tensor:
         """Return the norm of product(x) + residual, which may be overwritten."""
         if not self.fused:
             return self(product.plus(x, residual))
