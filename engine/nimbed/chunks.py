@@ -87,6 +87,7 @@ class Splitter:
             as many as the model reads.
         overlap: Tokens of a chunk's end that the next one begins with, at most.
         input_type: What the chunks are embedded as; the prompt depends on it.
+        before: What the caller will put before every chunk; it is counted too.
 
     Raises:
         ConfigurationError: If the model does not read so many tokens, or too few are left beside
@@ -100,6 +101,7 @@ class Splitter:
         tokens: int | None = None,
         overlap: int = 0,
         input_type: InputType = "passage",
+        before: str = "",
     ) -> None:
         if not isinstance(counter, TokenCounter):
             raise ConfigurationError(
@@ -107,10 +109,9 @@ class Splitter:
                 f"same model, or nimbed.load.token_counter(embedder)"
             )
         most = counter.text_tokens
-        self._counter, self._input_type = counter, input_type
+        self._counter, self._input_type, self._before = counter, input_type, before
         self._tokens = most if tokens is None else tokens
-        (whole,) = counter.count_tokens(["a"], input_type=input_type)
-        around = whole - len(counter.token_spans(["a"])[0])
+        around = self.count("a") - len(counter.token_spans(["a"])[0])
         self._room, self._overlap = self._tokens - around, overlap
         if self._tokens > most:
             raise ConfigurationError(
@@ -118,8 +119,8 @@ class Splitter:
             )
         if self._room < _LEAST_ROOM:
             raise ConfigurationError(
-                f"a chunk of {tokens} tokens is too short: {around} are the prompt and special "
-                f"tokens, so it needs at least {around + _LEAST_ROOM}"
+                f"a chunk of {self._tokens} tokens is too short: {around} are the prompt, special "
+                f"tokens and metadata, so it needs at least {around + _LEAST_ROOM}"
             )
         if not 0 <= overlap <= self._room // 2:
             raise ConfigurationError(
@@ -131,6 +132,10 @@ class Splitter:
     def tokens(self) -> int:
         """Tokens of a chunk at most, its prompt and the special tokens included."""
         return self._tokens
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a chunk has, everything included that stands before it."""
+        return self._counted([text])[0]
 
     def split(self, document: str) -> list[Chunk]:
         """Return the chunks of a document."""
@@ -158,7 +163,8 @@ class Splitter:
         return chunks
 
     def _counted(self, texts: Sequence[str]) -> list[int]:
-        return self._counter.count_tokens(texts, input_type=self._input_type) if texts else []
+        read = [self._before + text for text in texts] if self._before else texts
+        return self._counter.count_tokens(read, input_type=self._input_type) if read else []
 
     def _split(self, text: str) -> list[Chunk]:
         tokens = self._located(text)

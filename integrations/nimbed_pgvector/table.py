@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,14 +18,15 @@ from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
 from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
 from nimbed.errors import ConfigurationError
+from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
 from nimbed_pgvector.columns import Layout
 from nimbed_pgvector.copy import (
     BATCH_ROWS,
     Batch,
-    Batches,
     Ready,
     TableSink,
     fill,
@@ -32,6 +34,7 @@ from nimbed_pgvector.copy import (
     prepare,
     ready_batches,
 )
+from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
 from nimbed_pgvector.operations import (
     AsyncRunner,
@@ -54,6 +57,9 @@ from nimbed_pgvector.statements import (
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
 S = TypeVar("S")
+
+# Chunks that are looked for to find a document, at first.
+_CHUNKS_A_DOCUMENT = 4
 
 
 class _Operations(TableOperations[S]):
@@ -80,6 +86,9 @@ class _Operations(TableOperations[S]):
         metadata_fields: Sequence[str] | None = None,
         truncate: Truncate = "NONE",
         chunk_rows: int = BATCH_ROWS,
+        chunk_tokens: int | None = None,
+        overlap: int = 0,
+        prune: bool = False,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
     ) -> Operation[JobReport]:
@@ -94,22 +103,43 @@ class _Operations(TableOperations[S]):
             metadata_fields: Other fields to keep; None keeps all.
             truncate: What happens to a text that is too long: NONE rejects it.
             chunk_rows: Rows a transaction.
+            chunk_tokens: Split each passage, a document now, into chunks of so many tokens at most;
+                a chunk's id is the document's with ``#`` and its number, and its metadata say where
+                it lies. A document that changed replaces its chunks, and leaves none behind.
+            overlap: Tokens of a chunk's end that the next one begins with, at most.
+            prune: Delete the table's rows whose ids are not among the passages.
             on_reject: Told each row that cannot be stored, and why.
             on_progress: Told the report after each batch.
 
         Raises:
             SpaceMismatchError: If the table holds vectors of another space.
             ConfigurationError: If the table or the connection does not fit.
+            InputError: If nothing can be pruned, since a row's id could not be read.
             BackendError: If the server or the model failed; what was committed stays.
         """
         check_literal("truncate", truncate, Truncate)
+        if overlap and chunk_tokens is None:
+            raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
         embedder: Embedder = yield lambda: self._embedder_for(found)
         layout_of = self._options.from_embedder(embedder, name=self._name)
+        ended: deque[tuple[str, int]] = deque()
+        if chunk_tokens is not None:
+            splitter = yield lambda: Splitter(
+                token_counter(embedder), tokens=chunk_tokens, overlap=overlap
+            )
+            passages = split_rows(
+                passages, splitter, source=source, ended=lambda *each: ended.append(each)
+            )
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
+        kept = Kept() if prune else None
+        if kept is not None:
+            on_reject = kept.noting(on_reject)
         check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
-        batches = read_batches(passages, check, rows=chunk_rows)
+        seen = None if kept is None else kept.seen
+        batches = read_batches(passages, check, rows=chunk_rows, seen=seen)
         report = JobReport()
         if found is None:
             # A wrong field or a damaged file makes no table: its first good row does.
@@ -118,16 +148,24 @@ class _Operations(TableOperations[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
+        table.check_kind(chunked=chunk_tokens is not None)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
 
         def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
-            return load_batches(
+            if chunk_tokens is not None:
+                sink = DocumentSink(run, table, source, ended=ended, report=report)
+            load_batches(
                 batches, sink, embed, on_reject=on_reject, on_progress=on_progress, report=report
             )
+            if isinstance(sink, DocumentSink):
+                sink.trim()
+            return report
 
         done: JobReport = yield Job(work, batches)
+        if kept is not None:
+            done.removed += yield Transaction(procedure=kept.prune(table), commits=True)
         return done
 
     def _load_embedded(
@@ -216,6 +254,7 @@ class _Operations(TableOperations[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
+        group: bool = False,
     ) -> Operation[list[Hit]]:
         """Return the k passages nearest to a question, nearest first.
 
@@ -225,6 +264,7 @@ class _Operations(TableOperations[S]):
             filter: A condition in SQL over id, text and metadata, its values written as %s.
             parameters: The values.
             candidates: How many of a packed column's nearest are rescored; None means 8 k.
+            group: Return k documents, each by its nearest chunk.
 
         Raises:
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
@@ -237,7 +277,12 @@ class _Operations(TableOperations[S]):
         )
         return (
             yield from self._nearest(
-                query, k, filter=filter, parameters=parameters, candidates=candidates
+                query,
+                k,
+                filter=filter,
+                parameters=parameters,
+                candidates=candidates,
+                group=group,
             )
         )
 
@@ -249,14 +294,22 @@ class _Operations(TableOperations[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
+        group: bool = False,
     ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
         table = yield from self._existing()
-        found = search(
-            table, query, k=k, where=filter, parameters=parameters, candidates=candidates
-        )
-        hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
-        return hits
+        reach = _CHUNKS_A_DOCUMENT * k if group else k
+        while True:
+            found = search(
+                table, query, k=reach, where=filter, parameters=parameters, candidates=candidates
+            )
+            hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
+            if not group:
+                return hits
+            best = list(best_of_each(hits))
+            if len(best) >= k or len(hits) < reach:
+                return best[:k]
+            reach *= _CHUNKS_A_DOCUMENT  # a few documents have all of the nearest chunks
 
 
 class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
