@@ -51,6 +51,8 @@ def embed(
     embedding_type: options.EmbeddingType = "float",
     dimensions: options.Dimensions = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     int8_scale: options.Int8Scale = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -88,6 +90,8 @@ def embed(
     }
     found: tuple[Any, list[str]] | None = None
     if ray:
+        if chunk is not None:
+            raise ConfigurationError("--ray embeds whole texts; split them before, or without it")
         if input_format not in (None, "parquet"):
             raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
         if len(arguments) > 2:
@@ -108,6 +112,9 @@ def embed(
             gpus = False if device == "cpu" else None
             said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
         else:
+            keywords["splitter"] = options.splitter_for(
+                embedder, chunk, overlap, input_type=input_type
+            )
             said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
 

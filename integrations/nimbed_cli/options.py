@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from nimbed import Embedder
+    from nimbed.chunks import Splitter
     from nimbed.spec import VectorSpec
 
 
@@ -130,6 +131,25 @@ def load_embedder(
     if model is None and table_spec is not None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
     return nimbed.load(model, **placement)
+
+
+def splitter_for(
+    embedder: Embedder, chunk: int | None, overlap: int, *, input_type: Any = "passage"
+) -> Splitter | None:
+    """Return what divides texts into chunks, or None if they stay whole.
+
+    Raises:
+        ConfigurationError: If a size cannot be, or the model's tokenizer is not at hand.
+    """
+    from nimbed.chunks import Splitter
+    from nimbed.errors import ConfigurationError
+    from nimbed.load import token_counter
+
+    if chunk is None:
+        if overlap:
+            raise ConfigurationError("an overlap is one of chunks; give --chunk TOKENS too")
+        return None
+    return Splitter(token_counter(embedder), tokens=chunk, overlap=overlap, input_type=input_type)
 
 
 @contextmanager

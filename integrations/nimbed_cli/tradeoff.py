@@ -59,6 +59,8 @@ def tradeoff(
     id_field: options.RowIdField = None,
     input_format: options.InputFormat = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -88,6 +90,7 @@ def tradeoff(
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+            splitter=options.splitter_for(embedder, chunk, overlap),
             progress=move,
         )
     if target is not None:

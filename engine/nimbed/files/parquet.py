@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nimbed.batch import EmbeddingBatch, concatenate
+from nimbed.chunks import CHUNK_FIELDS, ChunkColumns
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.arrow import (
     RESERVED,
@@ -39,6 +40,7 @@ __all__ = [
     "ArrowColumns",
     "ArrowTable",
     "Carried",
+    "ChunkTable",
     "EmbeddedFile",
     "ParquetWriter",
     "open_embedded",
@@ -267,12 +269,56 @@ class ArrowTable:
 
     def table(self, rows: Sequence[Row]) -> Table:
         """Take the rows out of the record batches that they came from."""
-        views = [row.columns for row in rows if isinstance(row.columns, ArrowColumns)]
+        given = [
+            row.columns.document if isinstance(row.columns, ChunkColumns) else row.columns
+            for row in rows
+        ]
+        views = [columns for columns in given if isinstance(columns, ArrowColumns)]
         taken: list[RecordBatch] = []
         for _, group in itertools.groupby(views, key=lambda view: id(view.record)):
             same = list(group)
             taken.append(same[0].record.take(arrow().array([view.place for view in same])))
         return arrow().Table.from_batches(taken, schema=self._schema)
+
+
+class ChunkTable(ArrowTable):
+    """The columns of such a source, a row a chunk: ids and texts of chunks, and where they lie.
+
+    Args:
+        schema: The source's.
+        text_field: Name of its column of texts.
+        id_field: Name of its column of ids, if there is one.
+    """
+
+    def __init__(self, schema: Schema, text_field: str, id_field: str | None) -> None:
+        super().__init__(schema)
+        self._text, self._id = text_field, id_field
+
+    def schema(self) -> Schema:
+        """Return the source's schema with :data:`nimbed.chunks.CHUNK_FIELDS`."""
+        pa, schema = arrow(), super().schema()
+        document = pa.string() if self._id is None else schema.field(self._id).type
+        for name in (self._text, self._id):
+            if name is not None:
+                place = schema.get_field_index(name)
+                schema = schema.set(place, pa.field(name, pa.string()))
+        for name, kind in zip(CHUNK_FIELDS, (document, *[pa.int64()] * 3), strict=True):
+            schema = schema.append(pa.field(name, kind))
+        return schema
+
+    def table(self, rows: Sequence[Row]) -> Table:
+        """Return the rows of chunks."""
+        pa, schema, taken = arrow(), self.schema(), super().table(rows)
+        own = {
+            **({} if self._id is None else {self._id: [row.id for row in rows]}),
+            self._text: [row.text for row in rows],
+            **{name: [row.columns[name] for row in rows] for name in CHUNK_FIELDS},
+        }
+        columns = [
+            pa.array(own[field.name], field.type) if field.name in own else taken[field.name]
+            for field in schema
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
 
 
 class ParquetWriter:
