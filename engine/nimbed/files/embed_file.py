@@ -17,8 +17,10 @@ from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.files.arrow import RESERVED, FileContract
 from nimbed.files.column_types import InferredColumns
+from nimbed.files.ipc import open_ipc
 from nimbed.files.parquet import ArrowTable, Carried, ChunkTable, open_parquet
 from nimbed.files.readers import RowReader
+from nimbed.files.records import TextFields
 from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of, name_of
 from nimbed.files.writers import Staging, check_output, open_writer, spec_beside
 from nimbed.options import EmbedOptions
@@ -67,9 +69,12 @@ def embed_file(
     output: str | os.PathLike[str],
     *,
     input_type: InputType,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
+    template: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
     embedding_type: EmbeddingType = "float",
     dimensions: int | None = None,
     truncate: Truncate = "NONE",
@@ -82,13 +87,16 @@ def embed_file(
 
     Args:
         embedder: Makes the vectors.
-        source: ``.txt``, ``.jsonl``, ``.csv`` (each also ``.gz``), ``.parquet``, or ``-``.
+        source: What :func:`nimbed.files.read_rows` reads, which says more of the next six.
         output: ``.parquet`` (ids and other columns carried along, the spec in the schema
             metadata), ``.jsonl`` or ``.npy`` (the spec in ``OUTPUT.spec.json``).
         input_type: ``query`` or ``passage``, the role of every text.
-        text_field: Field or column of the text.
+        text_field: Field or column of the text, or several, joined in a column ``text``.
         id_field: Field or column of the id, if any.
         kind: The format of the source, where its name does not tell it.
+        template: How several text fields are joined.
+        encoding: Of a text format.
+        delimiter: Of csv.
         embedding_type: How a dimension is stored.
         dimensions: One of the sizes the model offers; None for all.
         truncate: What happens to a text that is too long.
@@ -116,18 +124,21 @@ def embed_file(
         int8_scale=int8_scale,
     )
     target = Path(output)
+    text = TextFields.of(text_field, template)
     reader = RowReader(
         source=source,
         kind=kind_of(source, kind),
-        text_field=text_field,
+        text=text,
         id_field=id_field,
         carry=check_output(target) != ".npy",
+        encoding=encoding,
+        delimiter=delimiter,
     )
-    _check_names(source, target, text_field, id_field)
+    _check_names(source, target, text.name, id_field)
     contract = FileContract(
         spec=embedder.spec(**options.of_spec),
         input_type=input_type,
-        text_field=text_field,
+        text_field=text.name,
         id_field=id_field,
     )
     embed = functools.partial(
@@ -178,7 +189,8 @@ def _run(
         if into_parquet and reader.typeless:
             batches = _fitting(batches, inferred, rejects, learn=not rereadable)
         elif into_parquet:
-            with open_parquet(reader.source) as file:
+            open_file = open_ipc if reader.kind == "feather" else open_parquet
+            with open_file(reader.source) as file:
                 carried = (
                     ArrowTable(file.schema_arrow)
                     if splitter is None
