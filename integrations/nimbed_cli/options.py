@@ -55,14 +55,41 @@ Dtype = Annotated[
 ]
 
 # What is read.
-TextField = Annotated[str, typer.Option(metavar="NAME", help="Field or column of the text.")]
+TextFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-field",
+        metavar="NAME",
+        help="Field or column of the text; may be repeated, and the texts are joined. Default: "
+        "text.",
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="How fields are joined to the text, such as '{title}: {body}'."
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Encoding of INPUT, such as cp1252. Default: utf-8."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHARACTER",
+        help="Between the fields of csv. Default: of comma, semicolon, tab and bar the one by "
+        "which the header names the fields.",
+    ),
+]
 IdField = Annotated[str | None, _id_field("none")]
 RowIdField = Annotated[str | None, _id_field("line numbers")]
 TableIdField = Annotated[str | None, _id_field("file name and row number")]
 InputFormat = Annotated[
     str | None,
     typer.Option(
-        metavar="txt|jsonl|csv|parquet", help="Format of INPUT, where its name does not tell."
+        metavar="txt|jsonl|json|csv|tsv|xlsx|parquet|feather",
+        help="Format of INPUT, where its name does not tell.",
     ),
 ]
 

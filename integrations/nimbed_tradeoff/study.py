@@ -30,7 +30,7 @@ def tradeoff(
     *,
     queries: Source | None = None,
     judgements: Source | None = None,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
     dimensions: Sequence[int] | None = None,
@@ -47,7 +47,7 @@ def tradeoff(
         queries: A file of queries; None makes queries of some passages' first sentences.
         judgements: A file that says which passages answer which query, see
             :func:`nimbed_tradeoff.judgements.read_judgements`; None takes float's order as right.
-        text_field: Field of the text, in both files.
+        text_field: Field of the text, or several that are joined, in both files.
         id_field: Field of the id, in both files.
         kind: The format of the passages, where the name does not tell it.
         dimensions: Only these of the sizes that the model offers, beside the full float.
@@ -105,7 +105,7 @@ def _read(
     source: Source,
     queries: Source | None,
     judgements: Source | None,
-    text_field: str,
+    text_field: str | Sequence[str],
     id_field: str | None,
     kind: str | None,
     splitter: Splitter | None,

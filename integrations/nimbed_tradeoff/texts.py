@@ -15,7 +15,7 @@ from nimbed.chunks import Splitter, split_rows
 from nimbed.embedder import Embedder
 from nimbed.errors import InputError, TooLongError, name_rows
 from nimbed.files import BadRow, read_rows
-from nimbed.files.sources import Source, check_exists, kind_of, name_of
+from nimbed.files.sources import NUMBERED, Source, check_exists, kind_of, name_of
 from nimbed.progress import Progress
 from nimbed.spec import InputType, Truncate
 
@@ -66,7 +66,7 @@ class Texts:
 def read_texts(
     source: Source,
     *,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
     splitter: Splitter | None = None,
@@ -74,8 +74,8 @@ def read_texts(
     """Read a file to its end.
 
     Args:
-        source: What ``nimbed embed`` reads: txt, jsonl, csv, parquet, or ``-``.
-        text_field: Field or column of the text.
+        source: What :func:`nimbed.files.read_rows` reads.
+        text_field: Field or column of the text, or several that are joined.
         id_field: Field or column of the id; the lines of a text file have their numbers for ids.
         kind: The format, where the name does not tell it.
         splitter: Divides each text into chunks.
@@ -86,8 +86,8 @@ def read_texts(
     """
     check_exists(source)
     found = kind_of(source, kind)
-    name, unit = name_of(source), "row" if found == "parquet" else "line"
-    if found == "txt":
+    name, unit = name_of(source), "row" if found in NUMBERED else "line"
+    if found in ("txt", "folder"):
         id_field = None
     places: dict[str, int] = {}
     by_text: dict[str, int] = {}
