@@ -87,6 +87,13 @@ def load(
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Index the words too, for `nimbed search --hybrid LANGUAGE`.",
+        ),
+    ] = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -180,7 +187,7 @@ def load(
         typer.echo("\n".join(_summary(report, table, listed, given)), err=True)
         if index and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
-                built = target.index(on_progress=move)
+                built = target.index(words=words, on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
 
 

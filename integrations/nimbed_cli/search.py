@@ -39,6 +39,23 @@ def search(
     group: Annotated[
         bool, typer.Option("--group", help="One answer a document, where the table holds chunks.")
     ] = False,
+    hybrid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Rank by the question's words too; english, german, ... or simple.",
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DISTANCE:ID",
+            help="A page of answers, from behind this one; 'start' for the first page.",
+        ),
+    ] = None,
+    as_sql: Annotated[
+        bool, typer.Option("--sql", help="Print the search as SQL to paste; nothing is searched.")
+    ] = False,
     model: options.TableModel = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -52,6 +69,7 @@ def search(
     The question is embedded as a query, by the model that the table was loaded with. In a pipe
     the answers are tab-separated lines.
     """
+    from nimbed.errors import ConfigurationError, InputError, TooLongError
     from nimbed_cli.terminal import Column, print_table
     from nimbed_pgvector import VectorTable
 
@@ -66,7 +84,31 @@ def search(
         )
         target = VectorTable(connection, table, embedder)
         condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
-        hits = target.search(question, k, filter=condition, candidates=candidates, group=group)
+        try:
+            if as_sql:
+                if group or hybrid is not None or after is not None:
+                    raise ConfigurationError(
+                        "--sql prints a search by vectors alone; leave out --group, --hybrid and "
+                        "--after"
+                    )
+                typer.echo(target.sql(question, k, filter=condition, candidates=candidates))
+                return
+            hits = target.search(
+                question,
+                k,
+                filter=condition,
+                candidates=candidates,
+                group=group,
+                after=None if after is None else _place(after),
+                hybrid=hybrid,
+            )
+        except TooLongError as error:
+            raise InputError(
+                f"the question has {error.length:,} tokens, the model reads {error.limit:,}; "
+                f"shorten it"
+            ) from error
+    if after is not None and len(hits) == k:
+        typer.echo(f"the next page: --after '{hits[-1].distance!r}:{hits[-1].id}'", err=True)
     if as_json:
         for hit in hits:
             facts = {
@@ -81,3 +123,19 @@ def search(
         return
     columns = (Column("distance", align="right"), Column("id"), Column("text", fit="cut"))
     print_table(columns, [(f"{hit.distance:.4f}", hit.id, hit.text) for hit in hits])
+
+
+def _place(typed: str) -> tuple[float, str]:
+    """Return where a page begins."""
+    from nimbed.errors import ConfigurationError
+    from nimbed_pgvector import FIRST_PAGE
+
+    if typed == "start":
+        return FIRST_PAGE
+    distance, found, name = typed.partition(":")
+    try:
+        if found:
+            return float(distance), name
+    except ValueError:
+        pass
+    raise ConfigurationError(f"--after takes 'start' or DISTANCE:ID of the last hit; got {typed!r}")

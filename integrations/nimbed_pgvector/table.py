@@ -35,6 +35,7 @@ from nimbed_pgvector.copy import (
     ready_batches,
 )
 from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
+from nimbed_pgvector.hybrid import hybrid_search, index_words
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
 from nimbed_pgvector.operations import (
     AsyncRunner,
@@ -46,7 +47,7 @@ from nimbed_pgvector.operations import (
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.search import Filter, Hit, embed_question, search
+from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
     ConnectionSource,
@@ -216,6 +217,7 @@ class _Operations(TableOperations[S]):
         ef_construction: int = 64,
         memory: int | None = None,
         workers: int | None = None,
+        words: str | None = None,
         on_progress: IndexProgress | None = None,
     ) -> Operation[bool]:
         """Build the HNSW index if there is none, then refresh the statistics.
@@ -225,10 +227,12 @@ class _Operations(TableOperations[S]):
             ef_construction: Candidates looked at for each row.
             memory: Bytes of maintenance_work_mem; None takes what the graph needs, to 2 GiB.
             workers: Parallel workers; None takes what the server allows, to 7.
+            words: A text search configuration, such as ``english``: index the words too, for
+                hybrid searches.
             on_progress: Told (rows done, rows in all) while it is built.
 
         Returns:
-            Whether an index was built.
+            Whether the index of the vectors was built.
         """
         table = yield from self._existing()
         planning = plan_index(
@@ -243,6 +247,8 @@ class _Operations(TableOperations[S]):
                 # A container's small /dev/shm cannot hold what parallel workers share.
                 building = build(table, dataclasses.replace(plan, workers=0))
                 built = yield Transaction(procedure=building, on_progress=on_progress)
+        if words is not None:
+            yield Transaction(procedure=index_words(table, words))
         yield Transaction(procedure=analyze(table))
         return built
 
@@ -255,6 +261,8 @@ class _Operations(TableOperations[S]):
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
         group: bool = False,
+        after: Page | None = None,
+        hybrid: str | None = None,
     ) -> Operation[list[Hit]]:
         """Return the k passages nearest to a question, nearest first.
 
@@ -265,6 +273,10 @@ class _Operations(TableOperations[S]):
             parameters: The values.
             candidates: How many of a packed column's nearest are rescored; None means 8 k.
             group: Return k documents, each by its nearest chunk.
+            after: Where the last page ended, as (distance, id) of its last hit; for the first
+                :data:`nimbed_pgvector.FIRST_PAGE`. Pages neither repeat nor leave out a passage.
+            hybrid: A text search configuration of PostgreSQL, such as ``english``: rank by the
+                question's words too. ``index(words=)`` makes that quick.
 
         Raises:
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
@@ -275,6 +287,22 @@ class _Operations(TableOperations[S]):
         query: EmbeddingBatch = yield lambda: embed_question(
             self._embedder_for(table), table.layout, question
         )
+        if hybrid is not None:
+            if group or after is not None or candidates is not None:
+                raise ConfigurationError(
+                    "a hybrid search takes neither group, after nor candidates"
+                )
+            found = hybrid_search(
+                table,
+                question,
+                query,
+                k=k,
+                language=hybrid,
+                where=filter,
+                parameters=parameters,
+            )
+            fused: list[Hit] = yield Transaction(procedure=found)
+            return fused
         return (
             yield from self._nearest(
                 query,
@@ -283,8 +311,28 @@ class _Operations(TableOperations[S]):
                 parameters=parameters,
                 candidates=candidates,
                 group=group,
+                after=after,
             )
         )
+
+    def _sql(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        candidates: int | None = None,
+    ) -> Operation[str]:
+        """Return a search as SQL to paste: its settings, and the question's vector as a literal.
+
+        The distances of a packed column alone are Hamming distances: what ranks its candidates by
+        the float question is no SQL. A condition's places for parameters (%s) stay as they are.
+        """
+        table = yield from self._existing()
+        query: EmbeddingBatch = yield lambda: embed_question(
+            self._embedder_for(table), table.layout, question
+        )
+        return written(table, query, k=k, where=filter, candidates=candidates)
 
     def _nearest(
         self,
@@ -295,13 +343,22 @@ class _Operations(TableOperations[S]):
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
         group: bool = False,
+        after: Page | None = None,
     ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
         table = yield from self._existing()
+        if group and after is not None:
+            raise ConfigurationError("documents have no pages; ask for more of them, by k")
         reach = _CHUNKS_A_DOCUMENT * k if group else k
         while True:
             found = search(
-                table, query, k=reach, where=filter, parameters=parameters, candidates=candidates
+                table,
+                query,
+                k=reach,
+                where=filter,
+                parameters=parameters,
+                candidates=candidates,
+                after=after,
             )
             hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
             if not group:
@@ -331,6 +388,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     load_embedded = sync_method("loading", _Operations._load_embedded)
     index = sync_method("indexing", _Operations._index)
     search = sync_method("searching", _Operations._search)
+    sql = sync_method("searching", _Operations._sql)
     nearest = sync_method("searching", _Operations._nearest)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
@@ -358,6 +416,7 @@ class AsyncVectorTable(
     load_embedded = async_method("loading", _Operations._load_embedded)
     index = async_method("indexing", _Operations._index)
     search = async_method("searching", _Operations._search)
+    sql = async_method("searching", _Operations._sql)
     nearest = async_method("searching", _Operations._nearest)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
     spec = async_method("reading the contract of", _Operations._spec)
