@@ -47,6 +47,8 @@ def embed(
         ),
     ],
     model: options.Model = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     text_field: options.TextFields = None,
     template: options.Template = None,
     id_field: options.IdField = None,
@@ -114,7 +116,14 @@ def embed(
         found = opened(matching(arguments[-1]))  # before a model is loaded for nothing
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
-    with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
+    with options.load_embedder(
+        model,
+        card=card,
+        prompt_name=prompt_name,
+        base_url=base_url,
+        device=device,
+        dtype=dtype,
+    ) as embedder:
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None

@@ -47,11 +47,9 @@ def load(
     vector_field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A field of vectors that --card has made; nothing is embedded."
+            metavar="NAME",
+            help="A field of vectors that the model of --card made; nothing is embedded.",
         ),
-    ] = None,
-    card: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model, as `nimbed models` lists it.")
     ] = None,
     metadata_field: Annotated[
         list[str] | None,
@@ -61,28 +59,19 @@ def load(
     encoding: options.Encoding = None,
     delimiter: options.Delimiter = None,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     embedding_type: options.TableEmbeddingType = None,
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
-    also: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float|halfvec",
-            help="Store floats too, which rank the best candidates again.",
-        ),
-    ] = None,
+    also: options.Also = None,
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
     ] = False,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."
-        ),
-    ] = None,
+    rejects: options.Rejects = None,
     index: Annotated[
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
@@ -119,8 +108,8 @@ def load(
         dsn, source = arguments, None
         if embedded is None and len(dsn) != 1:
             raise ConfigurationError("--from-table and --from-query take the place of INPUT")
-    if (vector_field is None) != (card is None):
-        raise ConfigurationError("--vector-field and --card need each other")
+    if vector_field is not None and card is None:
+        raise ConfigurationError("say by --card NAME which model made the vectors")
     listed = rejects or Path(f"{table}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
@@ -160,6 +149,8 @@ def load(
             if report is None:
                 embedder = options.load_embedder(
                     model,
+                    card=card,
+                    prompt_name=prompt_name,
                     base_url=base_url,
                     device=device,
                     dtype=dtype,

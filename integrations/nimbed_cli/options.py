@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,19 @@ def _id_field(default: str) -> Any:
 # Which model, and where it runs.
 Model = Annotated[str | None, _model("MiniLM")]
 TableModel = Annotated[str | None, _model("the table's; for a new table MiniLM")]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which model of `nimbed models` the folder of --model holds."
+    ),
+]
+PromptName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A prompt of the model for another task than search, put before every text.",
+    ),
+]
 BaseUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="Embed on the server at this address, not here.")
 ]
@@ -123,6 +137,12 @@ Chunk = Annotated[
 Overlap = Annotated[
     int, typer.Option(metavar="TOKENS", help="What a chunk repeats of the one before it.")
 ]
+Also = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float|halfvec", help="Store floats too, which rank the best candidates again."
+    ),
+]
 
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
@@ -133,6 +153,13 @@ Embedded = Annotated[
     ),
 ]
 
+Rejects = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
+]
+
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
+
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Default: in a terminal.")]
@@ -141,6 +168,8 @@ Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Defaul
 def load_embedder(
     model: str | None,
     *,
+    card: str | None = None,
+    prompt_name: str | None = None,
     base_url: str | None,
     device: str,
     dtype: str,
@@ -154,10 +183,15 @@ def load_embedder(
     import nimbed
 
     # As the engine's Literals; it refuses any other word.
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
-    if model is None and table_spec is not None:
+    placement: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "base_url": base_url,
+        "device": device,
+        "dtype": dtype,
+    }
+    if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
-    return nimbed.load(model, **placement)
+    return nimbed.load(model, card=card, **placement)
 
 
 def splitter_for(

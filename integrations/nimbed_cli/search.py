@@ -57,6 +57,8 @@ def search(
         bool, typer.Option("--sql", help="Print the search as SQL to paste; nothing is searched.")
     ] = False,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -77,6 +79,8 @@ def search(
     with options.connect_database(dsn, embedded, read_only=True) as connection:
         embedder = options.load_embedder(
             model,
+            card=card,
+            prompt_name=prompt_name,
             base_url=base_url,
             device=device,
             dtype=dtype,

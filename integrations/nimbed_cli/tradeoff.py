@@ -47,6 +47,8 @@ def tradeoff(
         typer.Option("--output", "-o", metavar="FILE", help="Write an .html page with plots, too."),
     ] = None,
     model: options.Model = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     dimensions: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Sizes to try. Default: all that the model offers."),
@@ -76,7 +78,14 @@ def tradeoff(
 
     target = None if output is None else _writable(output, (source, queries, judgements))
     with (
-        options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
+        options.load_embedder(
+            model,
+            card=card,
+            prompt_name=prompt_name,
+            base_url=base_url,
+            device=device,
+            dtype=dtype,
+        ) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):
         study = nimbed_tradeoff.tradeoff(

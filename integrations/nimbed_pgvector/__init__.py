@@ -11,6 +11,7 @@ from nimbed.rows import Reject
 try:
     from nimbed_pgvector.columns import Column, Layout
     from nimbed_pgvector.errors import connect
+    from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.search import FIRST_PAGE, Hit
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
@@ -29,6 +30,7 @@ __all__ = [
     "JobReport",
     "Layout",
     "LoadReport",
+    "Migration",
     "Reject",
     "VectorTable",
     "connect",

@@ -147,7 +147,8 @@ def index_words(table: Table, language: str) -> Procedure[None]:
     rows = yield Query(
         sql.SQL(
             "SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisvalid"
-            " AND pg_get_expr(indexprs, indrelid) = format('to_tsvector(%%L::regconfig, text)', %s::text)"
+            " AND pg_get_expr(indexprs, indrelid)"
+            " = format('to_tsvector(%%L::regconfig, text)', %s::text)"
         ),
         (table.identifier.as_string(None), language),
     )

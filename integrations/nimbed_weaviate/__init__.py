@@ -1,8 +1,8 @@
 """Weaviate: configured so that it cannot misuse an embedding server, checked, and filled.
 
 :func:`vectorizer` and :func:`self_provided` make the configuration of a collection's vector,
-:func:`check` finds the traps that an existing one is in, :func:`batch_import` embeds in this
-process and stores.
+:func:`check` finds the traps that an existing one is in, :func:`audit` says what its vectors are,
+:func:`batch_import` embeds in this process and stores.
 """
 
 from nimbed.bulk import JobReport
@@ -10,12 +10,13 @@ from nimbed.errors import missing_extra
 from nimbed.rows import Reject
 
 try:
+    from nimbed_weaviate.audit import audit
     from nimbed_weaviate.check import check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
     from nimbed_weaviate.importer import batch_import
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
-    if error.name != "weaviate":
+    if (error.name or "").partition(".")[0] != "weaviate":
         raise
     raise missing_extra("weaviate", needs="weaviate-client") from error
 
@@ -26,6 +27,7 @@ __all__ = [
     "JobReport",
     "LoadReport",
     "Reject",
+    "audit",
     "batch_import",
     "check",
     "check_all",

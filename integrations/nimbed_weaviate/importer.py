@@ -38,7 +38,7 @@ from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
 from nimbed.rows import Item, Reject, Row, id_fault, row_id, text_fault
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.connection import translate_errors
-from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, vector_setups
+from nimbed_weaviate.indexes import VectorSetup, spec_fault, vector_setups
 from nimbed_weaviate.properties import (
     DIGEST,
     ID,
@@ -194,7 +194,7 @@ def _fitting(
             f"the collection {name} has other vectors without a module ({', '.join(others)}), and "
             f"an object that is stored anew loses those; use a collection for each"
         )
-    fault = index_fault(KINDS[spec.embedding_type], chosen.metric, chosen.quantizers)
+    fault = spec_fault(spec, chosen.metric, chosen.quantizers)
     if fault:
         raise ConfigurationError(
             f"the collection {name} compares {spec.embedding_type} vectors by {chosen.metric}: "

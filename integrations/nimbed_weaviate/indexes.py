@@ -6,7 +6,7 @@ read from Weaviate's sources: its hamming counts unequal floats, its BQ keeps th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,7 @@ __all__ = [
     "index_fault",
     "index_for",
     "kind_of",
+    "spec_fault",
     "vector_setups",
 ]
 
@@ -93,6 +94,14 @@ def index_for(
     return Configure.VectorIndex.hnsw(distance_metric=metric, quantizer=made)
 
 
+def spec_fault(spec: VectorSpec, metric: str, quantizers: Collection[str]) -> str | None:
+    """Return why an index ranks the vectors of a spec wrongly, or None if it is right."""
+    right = stores.field(spec, "weaviate").metric
+    if not spec.normalized and metric != right:
+        return f"{spec.model} ranks by the length of its vectors too, as {right} does"
+    return index_fault(KINDS[spec.embedding_type], metric, quantizers)
+
+
 def index_fault(kind: Kind, metric: str, quantizers: Collection[str]) -> str | None:
     """Return why an index ranks vectors wrongly and what would not, or None if it is right."""
     if metric == "hamming":
@@ -142,6 +151,7 @@ class VectorSetup:
         settings: The module's settings as they are stored, defaults of the server among them.
         metric: The distance.
         quantizers: What compresses the vectors; a dynamic index may have two.
+        source_properties: The properties that the module embeds; None for all of type text.
     """
 
     name: str
@@ -149,6 +159,7 @@ class VectorSetup:
     settings: Mapping[str, Any]
     metric: str
     quantizers: frozenset[str]
+    source_properties: tuple[str, ...] | None = None
 
 
 def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
@@ -156,7 +167,13 @@ def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
     if config.vector_config:
         named = config.vector_config.items()
         return [
-            _setup(name, it.vectorizer.vectorizer, it.vectorizer.model, it.vector_index_config)
+            _setup(
+                name,
+                it.vectorizer.vectorizer,
+                it.vectorizer.model,
+                it.vector_index_config,
+                it.vectorizer.source_properties,
+            )
             for name, it in named
         ]
     module = config.vectorizer or Vectorizers.NONE
@@ -168,7 +185,13 @@ def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
     return [_setup("", module, settings, config.vector_index_config)]
 
 
-def _setup(name: str, module: Vectorizers | str, settings: Any, index: Any) -> VectorSetup:
+def _setup(
+    name: str,
+    module: Vectorizers | str,
+    settings: Any,
+    index: Any,
+    sources: Sequence[str] | None = None,
+) -> VectorSetup:
     metric = getattr(index, "distance_metric", VectorDistances.COSINE)
     parts = (index, getattr(index, "hnsw", None), getattr(index, "flat", None))
     found = (getattr(part, "quantizer", None) for part in parts)
@@ -183,4 +206,5 @@ def _setup(name: str, module: Vectorizers | str, settings: Any, index: Any) -> V
             for each in found
             if each is not None
         ),
+        source_properties=None if sources is None else tuple(sources),
     )

@@ -23,7 +23,7 @@ from nimbed.errors import ConfigurationError
 from nimbed.inputs import encodable
 from nimbed.spec import require_same_space
 
-__all__ = ["DIGEST", "ID", "UnfitError", "contract_of", "properties_of", "seal"]
+__all__ = ["DIGEST", "ID", "UnfitError", "contract_of", "module_options", "properties_of", "seal"]
 
 #: The property that holds what an object was made from.
 DIGEST = "nimbed_digest"
@@ -116,6 +116,14 @@ def _plain_list(name: str, values: Sequence[Any]) -> list[Any]:
             f"{name} is a list of {listed}; a list in Weaviate holds values of one plain type"
         )
     return plain
+
+
+def module_options(each: Any) -> list[tuple[str, Any]]:
+    """Return a property's options for each module; an unnamed vector has one module."""
+    options = dict(each.vectorizer_configs or {})
+    if each.vectorizer is not None and each.vectorizer_config is not None:
+        options.setdefault(str(each.vectorizer), each.vectorizer_config)
+    return list(options.items())
 
 
 def contract_of(config: CollectionConfig) -> VectorSpec | None:

@@ -160,7 +160,7 @@ def test_vectors_that_are_not_declared_are_warned_of(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["x.jsonl", "--vector-field", "emb"], "need each other"),
+        (["x.jsonl", "--vector-field", "emb"], "which model made the vectors"),
         (["x.jsonl", "--vector-field", "emb", "--card", FAKE_CARD.id], "nimbed/fake"),
         (["--from-table", "a", "x.jsonl"], "take the place of INPUT"),
     ],

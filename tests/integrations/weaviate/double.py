@@ -28,7 +28,13 @@ from weaviate.proto.v1 import (
 
 from .stored import stored, stored_property
 
-MODULES = ("text2vec-nvidia", "multi2vec-nvidia", "text2vec-transformers")
+MODULES = (
+    "text2vec-nvidia",
+    "multi2vec-nvidia",
+    "text2vec-transformers",
+    "text2vec-cohere",
+    "multi2vec-cohere",
+)
 
 
 class Double(weaviate_pb2_grpc.WeaviateServicer):
@@ -37,6 +43,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
     Attributes:
         classes: Schema answers by name.
         objects: By class and uuid: properties and vectors by name.
+        updated: When an object was written, in milliseconds, if a test says so.
         batches: The uuids of each batch that came.
         refuse: The error for an object (its properties), or None.
         break_at: Number of the batch, from 0, at which the connection breaks before storing.
@@ -48,6 +55,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.default_quantization = ""
         self.classes: dict[str, dict[str, Any]] = {}
         self.objects: dict[str, dict[str, tuple[dict[str, Any], dict[str, list[float]]]]] = {}
+        self.updated: dict[str, int] = {}
         self.batches: list[list[str]] = []
         self.headers: list[dict[str, str]] = []
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda properties: None
@@ -120,7 +128,10 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
             assert request.filters.target.property == "_id"
             wanted = [each for each in request.filters.value_text_array.values if each in held]
         names = request.properties.non_ref_properties
+        if not request.HasField("properties"):  # all of them
+            names = {name for properties, _ in held.values() for name in properties}
         results = []
+        wanted = [each for each in sorted(wanted) if each > request.after]
         for uuid in wanted[: request.limit]:
             properties, vectors = held[uuid]
             fields = {
@@ -131,6 +142,9 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
             metadata = search_get_pb2.MetadataResult()
             if request.metadata.uuid:
                 metadata.id_as_bytes = UUID(uuid).bytes
+            if request.metadata.last_update_time_unix:
+                metadata.last_update_time_unix = self.updated.get(uuid, 1_700_000_000_000)
+                metadata.last_update_time_unix_present = True
             if request.metadata.vector:
                 metadata.vectors.extend(
                     base_pb2.Vectors(
