@@ -13,16 +13,16 @@ from nimbed.chunks import Splitter
 
 
 def chunking(dsn: str, options: argparse.Namespace) -> None:
-    """Splitting documents of 4,000 tokens, in rounds, beside embedding their chunks."""
+    """Splitting documents of 3,000 tokens, in rounds, beside embedding their chunks."""
     del dsn
     embedder = nimbed.load()
     embedder.embed(["warm up"], input_type="passage")
-    print("\n## Chunks of 10 documents of about 4,000 tokens, MiniLM")
+    print("\n## Chunks of 5 documents of about 3,000 tokens, MiniLM")
     for tokens, overlap in ((256, 0), (256, 32), (128, 0)):
         splitter = Splitter(embedder, tokens=tokens, overlap=overlap)
         shares, rates = [], []
         for round_ in range(options.rounds):
-            documents = of_length(10, 4000, seed=round_)
+            documents = of_length(5, 3000, seed=round_)
             begin = time.perf_counter()
             chunks = [chunk.text for each in splitter.split_all(documents) for chunk in each]
             split = time.perf_counter()

@@ -310,7 +310,7 @@ def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
         with pytest.raises(ConfigurationError, match=sentence):
             raise typed(*asked, *options).exception or AssertionError("nothing was refused")
     long = typed("search", dsn, "--table", "t", "word " * 600)
-    assert "the question has 602 tokens, the model reads 512; shorten it" in str(long.exception)
+    assert "the question has 601 tokens, the model reads 512; shorten it" in str(long.exception)
 
 
 def test_many_new_rows_for_an_index_are_told(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
