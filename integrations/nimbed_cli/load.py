@@ -89,6 +89,7 @@ def load(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Load a file into a table of PostgreSQL with pgvector, and index it.
@@ -157,6 +158,7 @@ def load(
                     base_url=base_url,
                     device=device,
                     dtype=dtype,
+                    backend=backend,
                     table_spec=target.find_spec(),
                 )
                 target = VectorTable(connection, table, embedder, **stored_as)

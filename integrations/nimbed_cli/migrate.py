@@ -54,9 +54,12 @@ def migrate(
     finish: Annotated[
         bool, typer.Option("--finish", help="Drop the old vectors, after which nothing is undone.")
     ] = False,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Take a table to another model, type or size while readers and writers go on.
@@ -77,6 +80,8 @@ def migrate(
             "--same-vectors, --rollback and --finish are different commands; give one, and no "
             "--embedding-type"
         )
+    how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
         target = VectorTable(connection, table)
@@ -88,9 +93,7 @@ def migrate(
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
-            embedder = options.load_embedder(
-                model, base_url=base_url, device=device, dtype=dtype, table_spec=target.spec
-            )
+            embedder = options.load_embedder(model, table_spec=target.spec, **how)
         if same_vectors:
             found = target.relabel(embedder)
             print_findings(table, found.findings)

@@ -62,6 +62,7 @@ def search(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each passage.")
     ] = False,
@@ -84,6 +85,7 @@ def search(
             base_url=base_url,
             device=device,
             dtype=dtype,
+            backend=backend,
             table_spec=VectorTable(connection, table).spec,
         )
         target = VectorTable(connection, table, embedder)
