@@ -252,8 +252,7 @@ class _Input:
 
     def observed(self, rows: Iterable[Any], *, typed: bool) -> Iterator[Any]:
         """Yield rows; of a typed source with null for NaN, which JSON has not."""
-        from nimbed.files.ready_vectors import vector_in
-        from nimbed.rows import Row, without_nan
+        from nimbed.rows import Row, vector_in, without_nan
 
         left = iter(rows)
         for row in left:
