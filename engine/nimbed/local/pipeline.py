@@ -212,7 +212,7 @@ def _module(folder: Path, path: str, kind: str, where: str) -> _Listed:
     ours = package.split(".")[0] == "sentence_transformers" and not any(
         x in package for x in others
     )
-    if not ours or (name not in FILES and name != "Transformer"):
+    if not ours or name not in (*_Reader.kinds(), "Router", "Asym"):
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
             f"{', '.join(_Reader.kinds())}, Router"
