@@ -327,7 +327,8 @@ class _Reader:
         self._weights = path
 
     def _read_static(self, path: Path) -> None:
-        self._weights, self._static, self._pooling = path, True, ("mean",)
+        self._weights, self._static = path, True
+        self._pooling = ("mean",)
 
     def _read_pooling(self, path: Path) -> None:
         config, where = _config(path, "Pooling")
