@@ -170,7 +170,13 @@ def read_checkpoint(
     if isinstance(override, ModelCard):
         card = override
     elif located.card is not None:
-        card = dataclasses.replace(located.card, **_of_roles(prompts))
+        tasks = prompts.tasks or located.card.task_prompts
+        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
+        if architecture == "static" and _table_width(folder) != card.dimensions:
+            raise CheckpointError(
+                f"{folder} holds a table of {_table_width(folder)} dimensions; {card.id} has "
+                f"{card.dimensions}"
+            )
     elif architecture == "static":
         card = _static_card(located, pipeline, prompts)
     else:
