@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # which import the tokenizers library
 __all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
-_GRAPHS = ("bert", "distilbert", "mpnet", "xlm_roberta")
+_GRAPHS = ("bert", "distilbert", "mpnet", "nomic_bert", "xlm_roberta")
 
 _TORCH = (
     "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
