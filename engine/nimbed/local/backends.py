@@ -156,6 +156,11 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
             f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
             f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
         )
+    if (
+        checkpoint.config.get("num_experts")
+        or checkpoint.config.get("activation_function") == "gelu"
+    ):
+        return f"{card.id} divides its tokens among experts, which run in torch alone"
     if dtype not in ("auto", "float32"):
         return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
     beyond = [device for device in devices if device not in ("auto", "cpu")]

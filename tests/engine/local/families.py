@@ -25,6 +25,7 @@ from tests.engine.local.tiny_encoders import (
     tiny_modernbert,
     tiny_mpnet,
     tiny_nomic,
+    tiny_nomic_moe,
 )
 
 import nimbed
@@ -57,6 +58,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "mpnet": tiny_mpnet,
     "distilbert": tiny_distilbert,
     "nomic-bert": tiny_nomic,
+    "nomic-moe": tiny_nomic_moe,
     "gte": tiny_gte,
 }
 
