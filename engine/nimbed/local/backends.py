@@ -156,10 +156,9 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
             f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
             f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
         )
-    if (
-        checkpoint.config.get("num_experts")
-        or checkpoint.config.get("activation_function") == "gelu"
-    ):
+    config = checkpoint.config
+    mixed = config.get("num_experts") not in (None, 0, 1)
+    if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):
         return f"{card.id} divides its tokens among experts, which run in torch alone"
     if dtype not in ("auto", "float32"):
         return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
