@@ -227,6 +227,11 @@ def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, tas
     expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
     assert ours.card.asymmetric
+    # Neither has a prompt; the weights differ.
+    named = [
+        load(folder, prompt_name=name).spec().fingerprint for name in ("passage", "separation")
+    ]
+    assert named[0] != named[1]
 
 
 @pytest.mark.parametrize(
