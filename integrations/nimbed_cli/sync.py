@@ -59,6 +59,7 @@ def sync(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Embed the rows of a table that exists, and keep their vectors in step with it.
@@ -80,7 +81,7 @@ def sync(
             f"--into names a column of the table itself, as in {from_table}.embedding; got {into!r}"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
-    how |= {"device": device, "dtype": dtype}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
         embedder = options.load_embedder(model, **how)
