@@ -14,13 +14,13 @@ __all__ = ["sync"]
 
 
 def sync(
+    from_table: Annotated[
+        str, typer.Option(metavar="NAME", help="Your table, whose texts are embedded.")
+    ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[DSN]", help="A database, as for `nimbed load`."),
     ] = None,
-    from_table: Annotated[
-        str, typer.Option(metavar="NAME", help="Your table, whose texts are embedded.")
-    ] = "",
     text_field: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,8 +73,6 @@ def sync(
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import SyncedTable
 
-    if not from_table:
-        raise ConfigurationError("say which table to embed: --from-table NAME")
     table, _, column = (into or "").rpartition(".")
     if into is not None and (table != from_table or not column):
         raise ConfigurationError(
