@@ -18,11 +18,11 @@ __all__ = ["migrate"]
 
 
 def migrate(
+    table: options.Table,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[DSN]", help="A database, as for `nimbed load`."),
     ] = None,
-    table: options.Table = "",
     embedded: options.Embedded = None,
     model: Annotated[
         str | None,
@@ -80,12 +80,12 @@ def migrate(
     from nimbed_cli.terminal import print_findings, progress_bar
     from nimbed_pgvector import VectorTable
 
-    if not table:
-        raise ConfigurationError("say which table: --table NAME")
-    if same_vectors + rollback + finish > 1 or ((rollback or finish) and embedding_type):
+    form = (embedding_type, dimensions, int8_scale, also)
+    others = same_vectors + rollback + finish
+    if others > 1 or (others and any(form)):
         raise ConfigurationError(
-            "--same-vectors, --rollback and --finish are different commands; give one, and no "
-            "--embedding-type"
+            "--same-vectors, --rollback and --finish each do something of their own to vectors "
+            "that are there; give one of them, and no type or size"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
     how |= {"device": device, "dtype": dtype, "backend": backend}
@@ -95,8 +95,7 @@ def migrate(
         if finish:
             _tell(target.finish(), table)
             return
-        asked = model is not None or embedding_type is not None or dimensions is not None
-        if not rollback and not asked:
+        if not (rollback or any(form) or model or card or prompt_name):
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
