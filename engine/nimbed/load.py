@@ -35,9 +35,7 @@ __all__ = [
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = (
-    *("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir"),
-)
+_LOCAL = ("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir")
 _REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 

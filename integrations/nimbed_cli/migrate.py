@@ -37,6 +37,13 @@ def migrate(
     switch: Annotated[
         bool, typer.Option(help="Search by the new vectors once they are there and checked.")
     ] = True,
+    keep_index: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the old index meanwhile; without it rows are filled many times as fast, and "
+            "searches compare every row until the switch."
+        ),
+    ] = True,
     same_vectors: Annotated[
         bool,
         typer.Option(
@@ -113,6 +120,7 @@ def migrate(
         else:
             common |= {"embedding_type": embedding_type, "dimensions": dimensions, "also": also}
             common |= {"int8_scale": int8_scale, "switch": switch, "on_index": move}
+            common["keep_index"] = keep_index
             done = target.migrate(embedder, **common)
     print_findings(table, done.findings)
     _tell(done, table)

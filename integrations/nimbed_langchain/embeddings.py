@@ -60,6 +60,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         progress: Whether documents show a bar on standard error.
         revision: Branch, tag or commit on the hub.
+        card: Which catalogued model a folder holds.
+        prompt_name: A prompt of the model for another task than search, put before every text.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
         backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
@@ -83,6 +85,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     int8_scale: Int8Scale | None = None
     progress: bool = False
     revision: str | None = None
+    card: str | None = None
+    prompt_name: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
     backend: Backend = "auto"
@@ -201,6 +205,8 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             dtype=self.dtype,
             backend=self.backend,
             revision=self.revision,
+            card=self.card,
+            prompt_name=self.prompt_name,
             dialect=self.dialect,
             cache_dir=self.cache_dir,
             concurrency=self.concurrency,

@@ -63,6 +63,8 @@ class NimbedEmbedding(MultiModalEmbedding):
         truncate: What happens to a text that is too long: ``NONE`` raises and names its row.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         revision: Branch, tag or commit on the hub.
+        card: Which catalogued model a folder holds.
+        prompt_name: A prompt of the model for another task than search, put before every text.
         dialect: A server's dialect; ``auto`` finds out.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
@@ -92,6 +94,8 @@ class NimbedEmbedding(MultiModalEmbedding):
     truncate: Truncate = "NONE"
     int8_scale: Int8Scale | None = None
     revision: str | None = None
+    card: str | None = None
+    prompt_name: str | None = None
     dialect: str = "auto"
     device: str = Field(default="auto", exclude=True)
     dtype: Dtype = Field(default="auto", exclude=True)
@@ -270,6 +274,8 @@ class NimbedEmbedding(MultiModalEmbedding):
             dtype=self.dtype,
             backend=self.backend,
             revision=self.revision,
+            card=self.card,
+            prompt_name=self.prompt_name,
             dialect=self.dialect,
             cache_dir=self.cache_dir,
             concurrency=self.concurrency,

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.schema import Table, see_extension
-from nimbed_pgvector.statements import Procedure, Query, run, trusted
+from nimbed_pgvector.statements import Procedure, Query, Rows, run, trusted
 
 __all__ = [
     "IndexPlan",
@@ -25,6 +25,7 @@ __all__ = [
     "build",
     "build_beside",
     "create_index",
+    "drop_indexes",
     "plan_index",
     "watching",
 ]
@@ -210,20 +211,41 @@ def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
     )
 
 
+def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
+    """Drop the indexes of the column that is searched.
+
+    Args:
+        table: The table.
+        concurrently: Let others read and write meanwhile; each statement must then be a
+            transaction of its own.
+    """
+    beside = sql.SQL("CONCURRENTLY" if concurrently else "")
+    for (name,) in (yield from _indexes(table)):
+        statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(beside, trusted(name))
+        yield Query(statement, silent=True)
+
+
 def _exists(table: Table) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
+    return bool((yield from _indexes(table)))
+
+
+def _indexes(table: Table) -> Procedure[Rows]:
+    """Return the valid indexes that search by the column's own operator, by their quoted names."""
     column = table.layout.embedding
-    rows = yield Query(
-        sql.SQL(
-            "SELECT 1 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
-            " JOIN pg_am am ON am.oid = i.relam JOIN pg_opclass o ON o.oid = x.indclass[0]"
-            " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
-            " WHERE x.indrelid = to_regclass(%s) AND a.attname = %s AND x.indisvalid"
-            " AND x.indpred IS NULL AND am.amname IN ('hnsw', 'ivfflat') AND o.opcname = %s"
-        ),
-        (table.identifier.as_string(None), column.name, column.operator_class),
+    return (
+        yield Query(
+            sql.SQL(
+                "SELECT i.oid::regclass::text FROM pg_index x"
+                " JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am am ON am.oid = i.relam"
+                " JOIN pg_opclass o ON o.oid = x.indclass[0]"
+                " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
+                " WHERE x.indrelid = to_regclass(%s) AND a.attname = %s AND x.indisvalid"
+                " AND x.indpred IS NULL AND am.amname IN ('hnsw', 'ivfflat') AND o.opcname = %s"
+            ),
+            (table.identifier.as_string(None), column.name, column.operator_class),
+        )
     )
-    return bool(rows)
 
 
 def analyze(table: Table) -> Procedure[None]:

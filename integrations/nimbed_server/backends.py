@@ -90,7 +90,7 @@ class Backend:
     def arithmetic(self) -> str | None:
         """What is computed in, and where; None before the model is loaded, or if it is elsewhere.
 
-        Such as ``bfloat16 on cpu``.
+        Such as ``bfloat16 on cpu by torch``.
         """
         return getattr(self._embedder, "arithmetic", None)
 

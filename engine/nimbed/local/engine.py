@@ -232,7 +232,7 @@ class Engine:
         return Transfer(out, finished)
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
-        """Yield the rows of each micro-batch; images are decoded one batch ahead."""
+        """Yield the micro-batches of rows; images are decoded one batch ahead."""
         if self._images is None:
             return micro_batches([len(row) for row in ids], budget=budget)
         sizes = [self._images.size(row) for row in ids]

@@ -165,8 +165,14 @@ class _Listed(NamedTuple):
 
 
 def has_routes(folder: Path) -> bool:
-    """Whether queries and passages go through modules of their own."""
-    return any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
+    """Whether queries and passages go through modules or adapters of their own."""
+    routed = any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
+    return routed or _has_adapters(folder)
+
+
+def _has_adapters(folder: Path) -> bool:
+    """Whether the network has an adapter for each of several tasks, as jina-embeddings-v3 has."""
+    return bool(read_json(folder / "config.json").get("lora_adaptations"))
 
 
 def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
@@ -201,6 +207,10 @@ def _listed(folder: Path) -> Iterator[_Listed]:
         where = f"{folder / 'modules.json'}, module {place}"
         if not isinstance(module, dict):
             raise CheckpointError(f"{where} is {type(module).__name__}, expected an object")
+        if module.get("type") == "custom_st.Transformer" and _has_adapters(folder):
+            # The checkpoint's own code picks an adapter; nimbed does so itself, by role.
+            kind = "sentence_transformers.models.Transformer"
+            module = {"path": module.get("path", ""), "type": kind}
         check_keys(module, where, FILES["modules.json"])
         yield _module(folder, str(module.get("path", "")), str(module.get("type", "")), where)
 

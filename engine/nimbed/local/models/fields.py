@@ -1,4 +1,4 @@
-"""Numbers and choices of a config.json, checked as they are read."""
+"""Numbers and choices of a config.json, checked as they are read, and other names of tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,49 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nimbed.errors import CheckpointError
 
-__all__ = ["first_position", "gate_activation", "heads_fit", "only", "real", "whole"]
+__all__ = [
+    "DISTILBERT_NAMES",
+    "MPNET_BUCKETS",
+    "MPNET_NAMES",
+    "first_position",
+    "gate_activation",
+    "heads_fit",
+    "mpnet_buckets",
+    "only",
+    "real",
+    "whole",
+]
+
+#: What DistilBERT calls the tensors that BERT has.
+DISTILBERT_NAMES = {
+    "transformer.layer.": "encoder.layer.",
+    "attention.q_lin.": "attention.self.query.",
+    "attention.k_lin.": "attention.self.key.",
+    "attention.v_lin.": "attention.self.value.",
+    "attention.out_lin.": "attention.output.dense.",
+    "sa_layer_norm.": "attention.output.LayerNorm.",
+    "ffn.lin1.": "intermediate.dense.",
+    "ffn.lin2.": "output.dense.",
+    "output_layer_norm.": "output.LayerNorm.",
+}
+
+#: And what MPNet does.
+MPNET_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+
+
+# transformers has both numbers in its code and ignores config.json's.
+MPNET_BUCKETS, _FURTHEST = 32, 128
 
 
 def whole(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
@@ -101,3 +141,26 @@ def first_position(config: Mapping[str, Any]) -> int:
     if not isinstance(padding, int) or padding < 0:
         raise CheckpointError(f"config.json gives pad_token_id {padding!r}, expected a token id")
     return padding + 1
+
+
+def mpnet_buckets(longest: int) -> NDArray[np.int64]:
+    """Return the bucket of every distance in MPNet: T5's, exact nearby, then logarithmic.
+
+    In transformers' order of operations, in float32, so that none lies on the other side of a
+    border.
+
+    Args:
+        longest: Tokens of the longest text.
+
+    Returns:
+        Of a key from longest - 1 before its query to as many behind it.
+    """
+    behind = np.arange(1 - longest, longest)
+    half, exact = MPNET_BUCKETS // 2, MPNET_BUCKETS // 4
+    distance = np.abs(behind)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log(distance.astype(np.float32) / np.float32(exact))
+    further = logarithm / np.float32(math.log(_FURTHEST / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + np.maximum(further, 0).astype(np.int64), half - 1)
+    buckets: NDArray[np.int64] = np.where(distance < exact, distance, far) + (behind > 0) * half
+    return buckets

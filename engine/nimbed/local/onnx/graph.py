@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from nimbed.errors import CheckpointError
-from nimbed.local.models.fields import first_position, heads_fit, only, real, whole
+from nimbed.local.models.fields import (
+    DISTILBERT_NAMES,
+    MPNET_BUCKETS,
+    MPNET_NAMES,
+    first_position,
+    heads_fit,
+    mpnet_buckets,
+    real,
+    whole,
+)
 from nimbed.local.onnx.weights import ArrayTensors, open_arrays
 from nimbed.local.pipeline import DenseModule, NormModule
 
@@ -116,6 +125,9 @@ class Encoder:
         learnt: How many positions it learnt.
         padding: Token id that takes no position, or None; see
             :class:`nimbed.local.models.bert.Bert`.
+        distances: What is added to the scores by the distance of two tokens, of shape (heads, 2 ·
+            learnt - 1), or None. If not, the model also takes ``bias`` of shape (1, heads, tokens,
+            tokens).
     """
 
     model: bytes
@@ -123,6 +135,7 @@ class Encoder:
     words: Floats
     learnt: int
     padding: int | None = None
+    distances: Floats | None = None
 
 
 def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
@@ -137,9 +150,14 @@ def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) ->
     return made
 
 
-def _bert(config: dict[str, Any], tensors: ArrayTensors, *, padding: int | None = None) -> Encoder:
+def _bert(
+    config: dict[str, Any],
+    tensors: ArrayTensors,
+    *,
+    padding: int | None = None,
+    distances: Floats | None = None,
+) -> Encoder:
     """BERT, as :class:`nimbed.local.models.bert.Bert` has it."""
-    only(config, hidden_act="gelu", position_embedding_type="absolute")
     tensors = tensors.stripped("bert.")
     heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     eps = real(config, "layer_norm_eps", default=1e-12)
@@ -170,23 +188,23 @@ def _bert(config: dict[str, Any], tensors: ArrayTensors, *, padding: int | None 
         )
 
     words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
-    # Every token is of type 0, so its embedding is added to the positions once, here.
-    types = tensors.floats(
-        "embeddings.token_type_embeddings.weight",
-        whole(config, "type_vocab_size", default=2),
-        width,
-    )
     places = whole(config, "max_position_embeddings")
     positions = tensors.floats("embeddings.position_embeddings.weight", places, width)
+    # Every token is of type 0, so its embedding is added to the positions once, here.
+    if config.get("type_vocab_size", 2):
+        types = whole(config, "type_vocab_size", default=2)
+        name = "embeddings.token_type_embeddings.weight"
+        positions = positions + tensors.floats(name, types, width)[0]
     x = graph.node(
         "EmbedLayerNormalization",
-        *("ids", "", "words", graph.weight("places", positions + types[0])),
+        *("ids", "", "words", graph.weight("places", positions)),
         *("", *norm("embeddings.LayerNorm"), "", "positions"),
         own=True,
         outputs=2,
         epsilon=eps,
     )
     inner = whole(config, "intermediate_size")
+    bias_name = "" if distances is None else "bias"
     for number in range(whole(config, "num_hidden_layers")):
         at = f"encoder.layer.{number}"
         own = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
@@ -195,11 +213,13 @@ def _bert(config: dict[str, Any], tensors: ArrayTensors, *, padding: int | None 
         if places <= _MOST_PAIRS:
             parts = [tensors.floats(f"{name}.weight", width, width) for name in own]
             qkv = graph.weight(f"{own[0]}, {own[1]}, {own[2]}", np.concatenate(parts).T)
-            attended = graph.node("Attention", x, qkv, joined, own=True, num_heads=heads)
+            attended = graph.node(
+                "Attention", x, qkv, joined, "", "", bias_name, own=True, num_heads=heads
+            )
         else:
             products = [graph.node("MatMul", x, matrix(name, width, width)) for name in own]
             attended = graph.node(
-                "MultiHeadAttention", *products, joined, own=True, num_heads=heads
+                "MultiHeadAttention", *products, joined, "", bias_name, own=True, num_heads=heads
             )
         output = f"{at}.attention.output"
         x = added(attended, f"{output}.dense", width, x, f"{output}.LayerNorm")
@@ -207,7 +227,15 @@ def _bert(config: dict[str, Any], tensors: ArrayTensors, *, padding: int | None 
         up = graph.node("BiasGelu", up, bias(f"{at}.intermediate.dense", inner), own=True)
         x = added(up, f"{at}.output.dense", inner, x, f"{at}.output.LayerNorm")
     learnt = places - (0 if padding is None else padding + 1)
-    return Encoder(graph.model(_inputs(words), x), graph.weights, words, learnt, padding)
+    inputs = [
+        ("ids", TensorProto.INT32, ["texts", "tokens"]),
+        ("positions", TensorProto.INT32, ["texts", "tokens"]),
+        ("words", TensorProto.FLOAT, words.shape),
+    ]
+    if distances is not None:
+        inputs.append(("bias", TensorProto.FLOAT, [1, heads, "tokens", "tokens"]))
+    model = graph.model(inputs, x)
+    return Encoder(model, graph.weights, words, learnt, padding, distances)
 
 
 def _xlm_roberta(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
@@ -216,16 +244,26 @@ def _xlm_roberta(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
     return _bert(config, tensors, padding=first_position(config) - 1)
 
 
-def _inputs(words: Floats) -> list[tuple[str, int, Sequence[str | int]]]:
-    return [
-        ("ids", TensorProto.INT32, ["texts", "tokens"]),
-        ("positions", TensorProto.INT32, ["texts", "tokens"]),
-        ("words", TensorProto.FLOAT, words.shape),
-    ]
+def _distilbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+    """DistilBERT: BERT without token types, under other names."""
+    tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
+    return _bert({**config, "type_vocab_size": 0}, tensors)
+
+
+def _mpnet(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+    """MPNet, as :mod:`nimbed.local.models.mpnet` has it."""
+    tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
+    first, heads = first_position(config), whole(config, "num_attention_heads")
+    longest = whole(config, "max_position_embeddings") - first
+    table = tensors.floats("encoder.relative_attention_bias.weight", MPNET_BUCKETS, heads)
+    added = table[mpnet_buckets(longest)].T
+    return _bert({**config, "type_vocab_size": 0}, tensors, padding=first - 1, distances=added)
 
 
 _ENCODERS: dict[str, Callable[[dict[str, Any], ArrayTensors], Encoder]] = {
     "bert": _bert,
+    "distilbert": _distilbert,
+    "mpnet": _mpnet,
     "xlm_roberta": _xlm_roberta,
 }
 

@@ -161,6 +161,7 @@ class _Network:
             built = encoder(card.architecture, checkpoint.config, tensors)
         self._words = built.words
         self._learnt, self._padding = built.learnt, built.padding
+        self._distances = built.distances
         self._encoder = _session(built.model, built.weights, threads())
         del built  # ONNX Runtime has laid out copies of its own
         self._modules: onnxruntime.InferenceSession | None = None
@@ -188,7 +189,13 @@ class _Network:
                 f"the model learnt {self._learnt} positions, a text has {ids.shape[1]} "
                 f"tokens; lower max_tokens on the model's card"
             )
-        feed = {"ids": ids, "positions": self._positions(ids), "words": self._words}
+        feed: dict[str, NDArray[Any]] = {
+            "ids": ids,
+            "positions": self._positions(ids),
+            "words": self._words,
+        }
+        if self._distances is not None:
+            feed["bias"] = _bias(self._distances, ids.shape[1])
         states = _run(self._encoder, feed)
         pooled = np.stack(
             [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
@@ -204,6 +211,14 @@ class _Network:
         counted = (ids != self._padding).astype(np.int32)
         positions: NDArray[np.int32] = np.cumsum(counted, 1, np.int32) * counted + self._padding
         return positions
+
+
+def _bias(distances: Floats, tokens: int) -> Floats:
+    """Return what is added to the scores of a text, of shape (1, heads, queries, keys)."""
+    nearest = distances.shape[1] // 2
+    around = distances[:, nearest + 1 - tokens : nearest + tokens]
+    windows = np.lib.stride_tricks.sliding_window_view(around, tokens, axis=1)
+    return np.ascontiguousarray(windows[None, :, ::-1])
 
 
 def threads() -> int:
