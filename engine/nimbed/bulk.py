@@ -61,6 +61,7 @@ class JobReport:
         truncated: Texts that were cut to what the model reads.
         seconds: How long it took.
         first_rejects: The first few rejected rows, for a message.
+        removed: Rows that were stored and are not in the input any more.
     """
 
     loaded: int = 0
@@ -71,6 +72,7 @@ class JobReport:
     seconds: float = 0.0
     first_rejects: list[Reject] = field(default_factory=list[Reject])
     replaced: int = 0
+    removed: int = 0
 
     @property
     def read(self) -> int:

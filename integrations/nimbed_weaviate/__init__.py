@@ -10,12 +10,13 @@ from nimbed.errors import missing_extra
 from nimbed.rows import Reject
 
 try:
-    from nimbed_weaviate.check import check, check_all
+    from nimbed_weaviate.backfill import abackfill, aembed_stored, backfill, embed_stored
+    from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
-    from nimbed_weaviate.importer import batch_import
+    from nimbed_weaviate.importer import abatch_import, batch_import
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
-    if error.name != "weaviate":
+    if (error.name or "").partition(".")[0] not in ("weaviate", "httpx"):
         raise
     raise missing_extra("weaviate", needs="weaviate-client") from error
 
@@ -26,10 +27,16 @@ __all__ = [
     "JobReport",
     "LoadReport",
     "Reject",
+    "abackfill",
+    "abatch_import",
+    "acheck",
+    "aembed_stored",
+    "backfill",
     "batch_import",
     "check",
     "check_all",
     "connect",
+    "embed_stored",
     "headers",
     "self_provided",
     "vectorizer",

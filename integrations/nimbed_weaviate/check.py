@@ -5,19 +5,22 @@ What Weaviate's modules do with their settings is read from their sources.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from weaviate import WeaviateClient
-from weaviate.collections import Collection
+from weaviate import WeaviateAsyncClient, WeaviateClient
+from weaviate.collections import Collection, CollectionAsync
 from weaviate.exceptions import WeaviateBaseError
 from weaviate.outputs.config import CollectionConfig
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.findings import Finding, Verdict
+from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import (
     NVIDIA,
     address_fault,
@@ -27,9 +30,9 @@ from nimbed_weaviate.connection import (
     translate_errors,
 )
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
-from nimbed_weaviate.properties import contract_of
+from nimbed_weaviate.properties import contract_of, digest_properties
 
-__all__ = ["check", "check_all"]
+__all__ = ["acheck", "check", "check_all"]
 
 _ANEW = "it cannot be changed: make the collection anew with nimbed_weaviate.vectorizer(...)"
 _SAMPLE = 20
@@ -56,7 +59,21 @@ def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> lis
     """
     named = client.collections.get(collection) if isinstance(collection, str) else collection
     with translate_errors(f"checking the collection {named.name}"):
-        return list(_findings(client, named, named.config.get()))
+        return list(_findings(Calls(named.exists, budget=0), client, named))
+
+
+async def acheck(
+    client: WeaviateAsyncClient, collection: str | CollectionAsync[Any, Any]
+) -> list[Finding]:
+    """Do what :func:`check` does, through Weaviate's async client."""
+    named = client.collections.get(collection) if isinstance(collection, str) else collection
+    calls = Calls(named.exists, budget=0, loop=asyncio.get_running_loop())
+    # The same methods; what they return is awaited where the calls are made.
+    job = functools.partial(
+        _findings, calls, cast(WeaviateClient, client), cast("Collection[Any, Any]", named)
+    )
+    with translate_errors(f"checking the collection {named.name}"):
+        return await in_thread(lambda: list(job()), calls)
 
 
 def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
@@ -67,9 +84,10 @@ def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
 
 
 def _findings(
-    client: WeaviateClient, collection: Collection[Any, Any], config: CollectionConfig
+    calls: Calls, client: WeaviateClient, collection: Collection[Any, Any]
 ) -> Iterator[Finding]:
-    meta = client.get_meta()
+    config = calls(collection.config.get)
+    meta = calls(client.get_meta)
     setups = vector_setups(config)
     used = frozenset(setup.module for setup in setups) - {"none"}
     yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, used)
@@ -78,21 +96,29 @@ def _findings(
         for finding in _setup_findings(setup):
             yield _named(finding, setup.name if several else "")
     yield from _property_names(config, used)
-    try:
-        contract = contract_of(config)
-    except ConfigurationError as error:
-        yield Finding("contract", "fail", str(error))
-        contract = None
-    if contract is not None:
-        said = f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
-        yield Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+    reached = calls(client.is_live)  # else the client would try again for a minute
+    contracts: dict[str, VectorSpec] = {}
+    for setup in setups:
+        try:
+            known = digest_properties(calls, collection, config, sample=reached)
+            contract = contract_of(config, known.get(setup.name, ""))
+        except ConfigurationError as error:
+            yield _named(Finding("contract", "fail", str(error)), setup.name if several else "")
+            continue
+        if contract is not None:
+            contracts[setup.name] = contract
+            said = (
+                f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
+            )
+            finding = Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+            yield _named(finding, setup.name if several else "")
     if config.multi_tenancy_config.enabled and collection.tenant is None:
         yield Finding("vectors", "note", "not looked at: pass collection.with_tenant(...)")
         return
-    if not client.is_live():  # else the client would try again for a minute
+    if not reached:
         yield Finding("vectors", "note", "not looked at: Weaviate does not answer by gRPC")
         return
-    for concerned, finding in _sample_findings(collection, setups, contract):
+    for concerned, finding in _sample_findings(calls, collection, setups, contracts):
         yield _named(finding, concerned.name if several and concerned else "")
 
 
@@ -324,19 +350,27 @@ def _plain(key: str) -> str:
 
 
 def _sample_findings(
-    collection: Collection[Any, Any], setups: Sequence[VectorSetup], contract: VectorSpec | None
+    calls: Calls,
+    collection: Collection[Any, Any],
+    setups: Sequence[VectorSetup],
+    contracts: Mapping[str, VectorSpec],
 ) -> Iterator[tuple[VectorSetup | None, Finding]]:
     """Yield what a few stored vectors show, beside the setup that it concerns.
 
     Args:
+        calls: Makes the calls.
         collection: The collection.
         setups: Its vectors.
-        contract: What :func:`nimbed_weaviate.batch_import` wrote down about them, if it did.
+        contracts: What :func:`nimbed_weaviate.batch_import` wrote down about them, by name.
     """
     try:
-        found = collection.query.fetch_objects(
-            limit=_SAMPLE, include_vector=True, return_properties=[]
+        fetch = functools.partial(
+            collection.query.fetch_objects,
+            limit=_SAMPLE,
+            include_vector=True,
+            return_properties=[],
         )
+        found = calls(fetch)
     except WeaviateBaseError as error:
         yield None, Finding("vectors", "note", f"not looked at: {_first_line(error)}")
         return
@@ -345,7 +379,10 @@ def _sample_findings(
         return
     for setup in setups:
         rows = [each.vector.get(setup.name or "default") for each in found.objects]
-        yield setup, _judged(setup, [row for row in rows if row], len(rows), contract)
+        yield (
+            setup,
+            _judged(setup, [row for row in rows if row], len(rows), contracts.get(setup.name)),
+        )
 
 
 def _judged(

@@ -7,6 +7,7 @@ entities/vectorindex).
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -116,6 +117,19 @@ def stored(sent: dict[str, Any], *, default_quantization: str = "") -> dict[str,
 def stored_property(sent: dict[str, Any]) -> dict[str, Any]:
     defaults = {"indexFilterable": True, "indexRangeFilters": False, "indexSearchable": True}
     return defaults | {"tokenization": "word"} | sent
+
+
+def type_of(value: Any) -> str:
+    """Return the type that Weaviate gives to a property that it was never told about."""
+    if isinstance(value, list):
+        return f"{type_of(value[0]) if value else 'text'}[]"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, dict):
+        return "object"
+    return "date" if re.fullmatch(r"\d{4}-\d\d-\d\dT.*", value) else "text"
 
 
 def _index(vector: dict[str, Any], default_quantization: str) -> None:
