@@ -71,6 +71,8 @@ class Calls:
         self._tell = tell
         self._loop = loop
         self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._away = False
 
     def __call__(self, call: Callable[[], T | Awaitable[T]]) -> T:
         """Make a call and return its answer.
@@ -78,8 +80,8 @@ class Calls:
         Raises:
             weaviate.exceptions.WeaviateBaseError: What the client raises, once the budget is spent.
         """
-        began, told = time.monotonic(), threading.Event()
-        watch = threading.Timer(_SILENT, self._watch, [told])
+        began = time.monotonic()
+        watch = threading.Timer(_SILENT, self._watch)
         watch.daemon = True
         watch.start()
         try:
@@ -90,15 +92,13 @@ class Calls:
                     left = began + self._budget - time.monotonic()
                     if not is_outage(error) or left <= 0:
                         raise
-                    self._say_away(told)
+                    self._note(away=True)
                     self._stopped.wait(min(_PAUSE, left))
                 else:
                     break
         finally:
             watch.cancel()
-        if told.is_set():
-            self.interruptions += 1
-            self._tell("Weaviate answers again")
+        self._note(away=False)
         return answer
 
     def together(
@@ -128,18 +128,25 @@ class Calls:
         made = functools.partial(_awaited, cast("Callable[[], Awaitable[T]]", call))
         return asyncio.run_coroutine_threadsafe(made(), self._loop).result()
 
-    def _watch(self, told: threading.Event) -> None:
+    def _watch(self) -> None:
         """Tell early what the client keeps to itself; a batch that is slow is no news."""
         try:
             self._once(self._probe)
         except Exception as error:
             if self._budget and is_outage(error):
-                self._say_away(told)
+                self._note(away=True)
 
-    def _say_away(self, told: threading.Event) -> None:
-        if not told.is_set():
-            told.set()
-            self._tell(f"Weaviate does not answer; waiting up to {self._budget:g} s for it")
+    def _note(self, *, away: bool) -> None:
+        """Tell that Weaviate is away, or back; several threads notice, and one tells."""
+        with self._lock:
+            if away == self._away:
+                return
+            self._away = away
+            if away:
+                self._tell(f"Weaviate does not answer; waiting up to {self._budget:g} s for it")
+            else:
+                self.interruptions += 1
+                self._tell("Weaviate answers again")
 
 
 async def _awaited(call: Callable[[], Awaitable[T]]) -> T:

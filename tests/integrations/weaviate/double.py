@@ -11,7 +11,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,14 +94,20 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self._rest.server_close()
 
     def restart(self, *, away: float = 0.0, lose: int = 0) -> None:
-        """Be killed, lose the last objects stored, and come back at the same address."""
+        """Be killed, lose the last objects stored, and come back later at the same address."""
         self.stop()
         for held in self.objects.values():
             for uuid in list(held)[len(held) - lose :] if lose else []:
                 del held[uuid]
-        time.sleep(away)
-        self.start_rest()
-        self.start_grpc(self.grpc_port)
+
+        def come_back() -> None:
+            self.start_rest()
+            self.start_grpc(self.grpc_port)
+
+        if away:
+            threading.Timer(away, come_back).start()
+        else:
+            come_back()
 
     def create(self, sent: dict[str, Any]) -> dict[str, Any]:
         answer = stored(sent, default_quantization=self.default_quantization)
