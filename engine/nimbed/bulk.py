@@ -61,7 +61,7 @@ class JobReport:
         truncated: Texts that were cut to what the model reads.
         seconds: How long it took.
         first_rejects: The first few rejected rows, for a message.
-        removed: Rows that were stored and are not in the input any more.
+        removed: Rows deleted: chunks that a document has no more, rows that vanished.
     """
 
     loaded: int = 0
@@ -187,15 +187,28 @@ class SeenIds:
         self._last: set[int] = set()
         self._sorted: list[NDArray[np.int64]] = []
 
-    def repeated(self, ids: Sequence[str]) -> set[int]:
-        """Return the places of the ids that came before, here or in an earlier call."""
+    def __len__(self) -> int:
+        return len(self._last) + sum(map(len, self._sorted))
+
+    def known(self, ids: Sequence[str]) -> set[int]:
+        """Return the places of the ids that came in an earlier call of :meth:`repeated`."""
         hashes = list(map(hash, ids))
+        last = {place for place, value in enumerate(hashes) if value in self._last}
+        return last | self._long_known(hashes)
+
+    def _long_known(self, hashes: Sequence[int]) -> set[int]:
         before = set[int]()
         for known in self._sorted:
             asked = np.array(hashes, np.int64)
             places = np.searchsorted(known, asked)
             places[places == len(known)] = 0
             before.update(np.flatnonzero(known[places] == asked).tolist())
+        return before
+
+    def repeated(self, ids: Sequence[str]) -> set[int]:
+        """Return the places of the ids that came before, here or in an earlier call."""
+        hashes = list(map(hash, ids))
+        before = self._long_known(hashes)
         here = set(hashes)
         if len(here) < len(hashes) or not self._last.isdisjoint(here):
             seen = self._last.copy()
@@ -307,6 +320,7 @@ def read_batches(
     prepare: Callable[[Sequence[Row]], tuple[PassageBatch[M, V], list[Reject]]],
     *,
     rows: int,
+    seen: SeenIds | None = None,
 ) -> Iterator[tuple[PassageBatch[M, V], list[Reject]]]:
     """Yield the input in batches, each with the rows of it that cannot be stored.
 
@@ -314,8 +328,9 @@ def read_batches(
         items: Rows, or tuples as scripts have them.
         prepare: Turns rows into passages, and says which rows cannot be any.
         rows: Rows a batch.
+        seen: Remembers the ids; None for a new one.
     """
-    seen, left = SeenIds(), as_rows(items)
+    seen, left = SeenIds() if seen is None else seen, as_rows(items)
     while some := list(itertools.islice(left, rows)):
         bad = [Reject(row.number, None, row.reason) for row in some if isinstance(row, BadRow)]
         passages, rejects = prepare([row for row in some if isinstance(row, Row)])

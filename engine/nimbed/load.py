@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from nimbed.cards import ModelCard
+from nimbed.chunks import TokenCounter
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError, UnknownModelError
+from nimbed.errors import BackendError, ConfigurationError, MissingExtraError, UnknownModelError
 
 if TYPE_CHECKING:
     from nimbed.remote.address import ExtraHeaders
 
-__all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load"]
+__all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load", "token_counter"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
@@ -213,3 +214,35 @@ def key_for(base_url: str, api_key: str | None) -> str | None:
 
     found = find_key(Address.parse(base_url), api_key, os.environ)
     return found.reveal() if found else None
+
+
+def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCounter:
+    """Return what counts tokens as an embedder's model reads them, for :mod:`nimbed.chunks`.
+
+    A server does not count; then the model's tokenizer is looked for here, and on the hub, without
+    its weights.
+
+    Args:
+        embedder: Whose tokens are counted.
+        tokenizer: A folder, a catalogue name or a hub id that holds the tokenizer; None takes
+            the embedder itself where it counts, else the name of its model.
+
+    Raises:
+        ConfigurationError: If no tokenizer of the model is found.
+    """
+    if tokenizer is None and isinstance(embedder, TokenCounter):
+        return embedder
+    from nimbed.local.checkpoint import read_checkpoint
+    from nimbed.local.hub import locate
+
+    name = embedder.card.id if tokenizer is None else tokenizer
+    try:
+        from nimbed.local.tokenizer import ModelTokens
+
+        located = locate(name, weights=False)
+        return ModelTokens(read_checkpoint(located, revision=None, override=embedder.card))
+    except (ImportError, MissingExtraError, UnknownModelError, BackendError) as error:
+        raise ConfigurationError(
+            f"chunks are counted by the model's own tokenizer, and that of {name} was not found "
+            f"here: {error}; name a folder that holds its config.json and tokenizer.json"
+        ) from error

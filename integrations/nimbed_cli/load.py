@@ -52,6 +52,11 @@ def load(
         ),
     ] = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
+    ] = False,
     rejects: Annotated[
         Path | None,
         typer.Option(
@@ -101,7 +106,9 @@ def load(
         }
         with progress_bar("loading", before="reading", show=progress) as move:
             found = _Found()
-            report = _load_vectors(target, source, input_format, move, common, found)
+            report = _load_vectors(
+                target, source, input_format, move, common, found, texts=chunk is not None or prune
+            )
             if report is None:
                 embedder = options.load_embedder(
                     model,
@@ -111,10 +118,15 @@ def load(
                     table_spec=target.find_spec(),
                 )
                 target = VectorTable(connection, table, embedder, **stored_as)
+                common |= {
+                    "truncate": truncate,  # a word of the engine's, which checks it
+                    "chunk_tokens": chunk,
+                    "overlap": overlap,
+                    "prune": prune,
+                }
                 report = _load_texts(
-                    target, source, move, text_field, id_field, input_format, truncate, common,
-                    found,
-                )  # fmt: skip
+                    target, source, move, text_field, id_field, input_format, common, found
+                )
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
@@ -135,16 +147,24 @@ def _load_vectors(
     move: Callable[[int, int], None],
     common: dict[str, Any],
     found: _Found,
+    *,
+    texts: bool,
 ) -> JobReport | None:
-    """Load a file of vectors; None if the file has only texts."""
+    """Load a file of vectors; None if the file has only texts, which it must have if ``texts``."""
     if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
         return None
+    from nimbed.errors import ConfigurationError
     from nimbed.files import open_embedded
     from nimbed.files.parquet import open_parquet
 
     with open_parquet(source) as plain:
         if b"nimbed.spec" not in (plain.schema_arrow.metadata or {}):
             return None
+    if texts:
+        raise ConfigurationError(
+            f"{source} holds vectors of its texts; --chunk and --prune are for texts alone: give "
+            f"the file that it was made of"
+        )
     with open_embedded(source) as file:
         return target.load_embedded(
             ((list(_observed(rows, found, typed=True)), vectors) for rows, vectors in file.parts()),
@@ -161,7 +181,6 @@ def _load_texts(
     text_field: str,
     id_field: str | None,
     kind: str | None,
-    truncate: Any,
     common: dict[str, Any],
     found: _Found,
 ) -> JobReport:
@@ -172,7 +191,6 @@ def _load_texts(
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
     return target.load(
         _observed(rows, found, typed=kind_of(source, kind) == "parquet"),
-        truncate=truncate,  # a word of the engine's, which checks it
         on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
         **common,
     )
@@ -230,12 +248,12 @@ def _row_count(source: str, kind: str | None) -> int:
 
 def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
+    pruned = f", {report.removed:,} removed" if report.removed else ""
     yield (
-        f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "
+        f"{table}: {report.loaded - report.replaced:,} new, {report.replaced:,} changed, "
+        f"{report.unchanged:,} unchanged, {report.rejected:,} left out{pruned}, "
         f"in {report.seconds:,.1f} s ({rate:,.0f} rows/s)"
     )
-    if report.replaced:
-        yield f"{report.replaced:,} of them replaced a row of the same id and other content"
     if report.replaced and not found.named:
         yield (
             "the ids are made of the file's name, without its folder, and the row's number: if "
@@ -245,4 +263,4 @@ def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iter
     if found.unused:
         yield "the rows have a field id, kept as metadata; --id-field id makes it their key"
     if report.rejected:
-        yield f"{report.rejected:,} rows were left out, listed with reasons in {listed}"
+        yield f"the rows left out are listed with their reasons in {listed}"

@@ -84,6 +84,18 @@ Truncate = Annotated[
     ),
 ]
 
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Split each text into chunks of so many of the model's tokens at most, at the ends of "
+        "paragraphs and sentences.",
+    ),
+]
+Overlap = Annotated[
+    int, typer.Option(metavar="TOKENS", help="What a chunk repeats of the one before it.")
+]
+
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
 Embedded = Annotated[

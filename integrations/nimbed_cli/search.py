@@ -36,6 +36,9 @@ def search(
             metavar="N", help="How many nearest by bits are ranked again by floats. Default: 8 k."
         ),
     ] = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="One answer a document, where the table holds chunks.")
+    ] = False,
     model: options.TableModel = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -63,7 +66,7 @@ def search(
         )
         target = VectorTable(connection, table, embedder)
         condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
-        hits = target.search(question, k, filter=condition, candidates=candidates)
+        hits = target.search(question, k, filter=condition, candidates=candidates, group=group)
     if as_json:
         for hit in hits:
             facts = {

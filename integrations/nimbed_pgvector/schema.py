@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from nimbed import Embedder, VectorSpec
+from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import EmbeddingType, Int8Scale, require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, float_twin
@@ -49,6 +50,7 @@ class Table:
         pgvector: Version of the extension.
         extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
+        chunked: Whether its rows are chunks of documents.
     """
 
     name: str
@@ -57,11 +59,28 @@ class Table:
     pgvector: tuple[int, ...]
     extension: str = ""
     empty: bool
+    chunked: bool = False
 
     @property
     def identifier(self) -> sql.Identifier:
         """The quoted name."""
         return identifier(self.name)
+
+    def check_kind(self, *, chunked: bool) -> None:
+        """Refuse to mix chunks with whole passages: a document would be there twice.
+
+        Raises:
+            ConfigurationError: If a table that is not empty holds the other kind.
+        """
+        if not self.empty and self.chunked != chunked:
+            holds, mend = (
+                ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
+                if self.chunked
+                else ("whole passages", "leave out --chunk (chunk_tokens=)")
+            )
+            raise ConfigurationError(
+                f"the table {self.name} holds {holds}; {mend}, or load into another table"
+            )
 
 
 def identifier(name: str) -> sql.Identifier:
@@ -122,14 +141,17 @@ def find(name: str) -> Procedure[Table | None]:
         )
     layout = _layout(found)
     yield from _check_copies(name, quoted, layout)
-    some = yield Query(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(table))
+    some = yield Query(
+        sql.SQL("SELECT jsonb_exists(metadata, {}) FROM {} LIMIT 1").format(CHUNK_FIELDS[0], table)
+    )
     return Table(
         name=name,
         oid=rows[0][3],
         layout=layout,
         pgvector=version,
         extension=extension,
-        empty=not some[0][0],
+        empty=not some,
+        chunked=bool(some and some[0][0]),
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from psycopg import sql
 
 from nimbed import Embedder, EmbeddingBatch
+from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
 from nimbed_pgvector.schema import Table, identifier, same_table
@@ -54,6 +55,11 @@ class Hit:
     text: str
     metadata: Mapping[str, Any]
     distance: float
+
+    @property
+    def document(self) -> str:
+        """The id of the document that a chunk belongs to; of a whole passage its own."""
+        return str(self.metadata.get(CHUNK_FIELDS[0], self.id))
 
 
 def embed_question(embedder: Embedder, layout: Layout, question: str) -> EmbeddingBatch:

@@ -1,36 +1,32 @@
 """A table of passages in PostgreSQL: load it, index it, search it, sync or async.
 
 Every operation is written once, as a generator of steps that needs no connection.
-:class:`VectorTable` and :class:`AsyncVectorTable` run the steps.
+:mod:`nimbed_pgvector.operations` runs the steps.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import itertools
-import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
 
-import nimbed
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
 from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
 from nimbed.errors import ConfigurationError
+from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
-from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
-from nimbed_pgvector.columns import Also, Layout
+from nimbed.spec import Truncate, check_literal
+from nimbed_pgvector.columns import Layout
 from nimbed_pgvector.copy import (
     BATCH_ROWS,
     Batch,
-    Batches,
     Ready,
     TableSink,
     fill,
@@ -38,83 +34,38 @@ from nimbed_pgvector.copy import (
     prepare,
     ready_batches,
 )
-from nimbed_pgvector.errors import translate_errors
-from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index, watching
-from nimbed_pgvector.schema import (
-    Table,
-    TableOptions,
-    check_embedder,
-    existing,
-    find,
-    identifier,
-    prepare_table,
+from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
+from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
+from nimbed_pgvector.operations import (
+    AsyncRunner,
+    Job,
+    Operation,
+    SyncRunner,
+    TableOperations,
+    async_method,
+    sync_method,
 )
+from nimbed_pgvector.schema import Table, find, prepare_table
 from nimbed_pgvector.search import Filter, Hit, embed_question, search
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
     ConnectionSource,
-    Procedure,
     Runner,
     Transaction,
-    arun,
-    require_idle,
-    run,
 )
 
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
-P = ParamSpec("P")
 S = TypeVar("S")
-T = TypeVar("T")
+
+# Chunks that are looked for to find a document, at first.
+_CHUNKS_A_DOCUMENT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A step: read, embed and store batches, each in a transaction of its own."""
-
-    work: Callable[[Runner, Batches], JobReport]
-    batches: Batches
-
-
-# A function is called: it may take long, such as one that loads a model.
-_Step = Transaction | _Job | Callable[[], Any]
-_Operation = Generator[_Step, Any, T]
-
-
-class _Operations(Generic[S]):
+class _Operations(TableOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
-    def __init__(
-        self,
-        source: S,
-        name: str,
-        embedder: Embedder | None = None,
-        *,
-        embedding_type: EmbeddingType | None = None,
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-        also: Also | None = None,
-    ) -> None:
-        identifier(name)
-        self._source = source
-        self._name = name
-        self._given = embedder
-        self._fitting: Embedder | None = None  # the embedder, once it is known to fit
-        self._table: Table | None = None
-        self._options = TableOptions(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale, also=also
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r})"
-
-    def _existing(self) -> _Operation[Table]:
-        if self._table is None:
-            found = yield Transaction(procedure=find(self._name))
-            self._table = existing(found, self._name)
-        return self._table
-
-    def _spec(self) -> _Operation[VectorSpec]:
+    def _spec(self) -> Operation[VectorSpec]:
         """Return the contract of the table's vectors.
 
         Raises:
@@ -122,7 +73,7 @@ class _Operations(Generic[S]):
         """
         return (yield from self._existing()).layout.spec
 
-    def _find_spec(self) -> _Operation[VectorSpec | None]:
+    def _find_spec(self) -> Operation[VectorSpec | None]:
         """Return the contract of the table's vectors, or None if there is no table yet."""
         found: Table | None = yield Transaction(procedure=find(self._name))
         return None if found is None else found.layout.spec
@@ -135,9 +86,12 @@ class _Operations(Generic[S]):
         metadata_fields: Sequence[str] | None = None,
         truncate: Truncate = "NONE",
         chunk_rows: int = BATCH_ROWS,
+        chunk_tokens: int | None = None,
+        overlap: int = 0,
+        prune: bool = False,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
-    ) -> _Operation[JobReport]:
+    ) -> Operation[JobReport]:
         """Embed and store passages; those that are there with the same content are skipped.
 
         The first good row makes the table. Each batch is one transaction. Killed at any moment and
@@ -149,22 +103,43 @@ class _Operations(Generic[S]):
             metadata_fields: Other fields to keep; None keeps all.
             truncate: What happens to a text that is too long: NONE rejects it.
             chunk_rows: Rows a transaction.
+            chunk_tokens: Split each passage, a document now, into chunks of so many tokens at most;
+                a chunk's id is the document's with ``#`` and its number, and its metadata say where
+                it lies. A document that changed replaces its chunks, and leaves none behind.
+            overlap: Tokens of a chunk's end that the next one begins with, at most.
+            prune: Delete the table's rows whose ids are not among the passages.
             on_reject: Told each row that cannot be stored, and why.
             on_progress: Told the report after each batch.
 
         Raises:
             SpaceMismatchError: If the table holds vectors of another space.
             ConfigurationError: If the table or the connection does not fit.
+            InputError: If nothing can be pruned, since a row's id could not be read.
             BackendError: If the server or the model failed; what was committed stays.
         """
         check_literal("truncate", truncate, Truncate)
+        if overlap and chunk_tokens is None:
+            raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
         embedder: Embedder = yield lambda: self._embedder_for(found)
         layout_of = self._options.from_embedder(embedder, name=self._name)
+        ended: deque[tuple[str, int]] = deque()
+        if chunk_tokens is not None:
+            splitter = yield lambda: Splitter(
+                token_counter(embedder), tokens=chunk_tokens, overlap=overlap
+            )
+            passages = split_rows(
+                passages, splitter, source=source, ended=lambda *each: ended.append(each)
+            )
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
+        kept = Kept() if prune else None
+        if kept is not None:
+            on_reject = kept.noting(on_reject)
         check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
-        batches = read_batches(passages, check, rows=chunk_rows)
+        seen = None if kept is None else kept.seen
+        batches = read_batches(passages, check, rows=chunk_rows, seen=seen)
         report = JobReport()
         if found is None:
             # A wrong field or a damaged file makes no table: its first good row does.
@@ -173,16 +148,24 @@ class _Operations(Generic[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
+        table.check_kind(chunked=chunk_tokens is not None)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
 
-        def work(run: Runner, batches: Batches) -> JobReport:
+        def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
-            return load_batches(
+            if chunk_tokens is not None:
+                sink = DocumentSink(run, table, source, ended=ended, report=report)
+            load_batches(
                 batches, sink, embed, on_reject=on_reject, on_progress=on_progress, report=report
             )
+            if isinstance(sink, DocumentSink):
+                sink.trim()
+            return report
 
-        done: JobReport = yield _Job(work, batches)
+        done: JobReport = yield Job(work, batches)
+        if kept is not None:
+            done.removed += yield Transaction(procedure=kept.prune(table), commits=True)
         return done
 
     def _load_embedded(
@@ -194,7 +177,7 @@ class _Operations(Generic[S]):
         metadata_fields: Sequence[str] | None = None,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
-    ) -> _Operation[JobReport]:
+    ) -> Operation[JobReport]:
         """Store passages whose vectors exist, such as ``nimbed.files.open_embedded`` gives them.
 
         Args:
@@ -212,15 +195,15 @@ class _Operations(Generic[S]):
         """
         table = yield from self._prepared(self._options.from_vectors(spec, name=self._name))
 
-        def work(run: Runner, batches: Batches) -> JobReport:
+        def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
             return fill(sink, batches, on_reject=on_reject, on_progress=on_progress)
 
         batches = ready_batches(parts, table, source=source, metadata_fields=metadata_fields)
-        report: JobReport = yield _Job(work, batches)
+        report: JobReport = yield Job(work, batches)
         return report
 
-    def _prepared(self, layout_of: Callable[[Table | None], Layout]) -> _Operation[Table]:
+    def _prepared(self, layout_of: Callable[[Table | None], Layout]) -> Operation[Table]:
         procedure = prepare_table(self._name, layout_of)
         table: Table = yield Transaction(procedure=procedure, commits=True)
         self._table = table
@@ -234,7 +217,7 @@ class _Operations(Generic[S]):
         memory: int | None = None,
         workers: int | None = None,
         on_progress: IndexProgress | None = None,
-    ) -> _Operation[bool]:
+    ) -> Operation[bool]:
         """Build the HNSW index if there is none, then refresh the statistics.
 
         Args:
@@ -271,7 +254,8 @@ class _Operations(Generic[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
-    ) -> _Operation[list[Hit]]:
+        group: bool = False,
+    ) -> Operation[list[Hit]]:
         """Return the k passages nearest to a question, nearest first.
 
         Args:
@@ -280,6 +264,7 @@ class _Operations(Generic[S]):
             filter: A condition in SQL over id, text and metadata, its values written as %s.
             parameters: The values.
             candidates: How many of a packed column's nearest are rescored; None means 8 k.
+            group: Return k documents, each by its nearest chunk.
 
         Raises:
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
@@ -292,7 +277,12 @@ class _Operations(Generic[S]):
         )
         return (
             yield from self._nearest(
-                query, k, filter=filter, parameters=parameters, candidates=candidates
+                query,
+                k,
+                filter=filter,
+                parameters=parameters,
+                candidates=candidates,
+                group=group,
             )
         )
 
@@ -304,60 +294,25 @@ class _Operations(Generic[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
-    ) -> _Operation[list[Hit]]:
+        group: bool = False,
+    ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
         table = yield from self._existing()
-        found = search(
-            table, query, k=k, where=filter, parameters=parameters, candidates=candidates
-        )
-        hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
-        return hits
-
-    def _embedder_for(self, table: Table | None) -> Embedder:
-        """Return the embedder given, or the one that the table names, or the default.
-
-        Raises:
-            SpaceMismatchError: If it does not fit the table.
-        """
-        if self._fitting is None:
-            spec = None if table is None else table.layout.spec
-            embedder = self._given
-            if embedder is None:
-                named = (None, None) if spec is None else (spec.model, spec.revision)
-                embedder = nimbed.load(named[0], revision=named[1])
-            if spec is not None:
-                check_embedder(embedder, spec, name=self._name)
-            self._fitting = embedder
-        return self._fitting
+        reach = _CHUNKS_A_DOCUMENT * k if group else k
+        while True:
+            found = search(
+                table, query, k=reach, where=filter, parameters=parameters, candidates=candidates
+            )
+            hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
+            if not group:
+                return hits
+            best = list(best_of_each(hits))
+            if len(best) >= k or len(hits) < reach:
+                return best[:k]
+            reach *= _CHUNKS_A_DOCUMENT  # a few documents have all of the nearest chunks
 
 
-def _sync(
-    doing: str, operation: Callable[Concatenate[VectorTable, P], _Operation[T]]
-) -> Callable[Concatenate[VectorTable, P], T]:
-    """Return an operation as a method that runs its steps."""
-
-    @functools.wraps(operation)
-    def method(self: VectorTable, /, *args: P.args, **options: P.kwargs) -> T:
-        steps = operation(self, *args, **options)
-        done: Any = None
-        failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
-            while True:
-                try:
-                    step = steps.send(done) if failed is None else steps.throw(failed)
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
-                failed = None
-                try:
-                    done = self._perform(step)  # pyright: ignore[reportPrivateUsage]
-                except psycopg.Error as error:
-                    failed = error
-
-    method.__name__ = operation.__name__.lstrip("_")
-    return method
-
-
-class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
+class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
     """A table that holds passages, their vectors, and the contract of the vectors.
 
     Args:
@@ -372,13 +327,13 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
         also: For a new table, ``float`` or ``halfvec``: store floats too, to rescore candidates.
     """
 
-    load = _sync("loading", _Operations._load)
-    load_embedded = _sync("loading", _Operations._load_embedded)
-    index = _sync("indexing", _Operations._index)
-    search = _sync("searching", _Operations._search)
-    nearest = _sync("searching", _Operations._nearest)
-    find_spec = _sync("reading the contract of", _Operations._find_spec)
-    _read_spec = _sync("reading the contract of", _Operations._spec)
+    load = sync_method("loading", _Operations._load)
+    load_embedded = sync_method("loading", _Operations._load_embedded)
+    index = sync_method("indexing", _Operations._index)
+    search = sync_method("searching", _Operations._search)
+    nearest = sync_method("searching", _Operations._nearest)
+    find_spec = sync_method("reading the contract of", _Operations._find_spec)
+    _read_spec = sync_method("reading the contract of", _Operations._spec)
 
     @property
     def spec(self) -> VectorSpec:
@@ -389,106 +344,20 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource]):
         """
         return self._read_spec()
 
-    def _perform(self, step: _Step) -> Any:
-        if callable(step):
-            return step()
-        source = self._source
-        lent = (
-            nullcontext(source) if isinstance(source, psycopg.Connection) else source.connection()
-        )
-        with lent as connection:
-            if isinstance(step, _Job):
-                return step.work(functools.partial(run, connection), step.batches)
-            if step.commits:
-                require_idle(connection)
-            if step.on_progress is None:
-                return run(connection, step.procedure, each_alone=step.each_alone)
-            with watching(connection, step.on_progress):
-                return run(connection, step.procedure)
 
-
-def _async(
-    doing: str, operation: Callable[Concatenate[AsyncVectorTable, P], _Operation[T]]
-) -> Callable[Concatenate[AsyncVectorTable, P], Coroutine[Any, Any, T]]:
-    """Do what :func:`_sync` does, without blocking the event loop."""
-
-    @functools.wraps(operation)
-    async def method(self: AsyncVectorTable, /, *args: P.args, **options: P.kwargs) -> T:
-        steps = operation(self, *args, **options)
-        done: Any = None
-        failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):  # pyright: ignore[reportPrivateUsage]
-            while True:
-                try:
-                    step = steps.send(done) if failed is None else steps.throw(failed)
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
-                failed = None
-                try:
-                    done = await self._perform(step)  # pyright: ignore[reportPrivateUsage]
-                except psycopg.Error as error:
-                    failed = error
-
-    method.__name__ = operation.__name__.lstrip("_")
-    return method
-
-
-class AsyncVectorTable(_Operations[psycopg.AsyncConnection[Any] | AsyncConnectionSource]):
+class AsyncVectorTable(
+    _Operations[psycopg.AsyncConnection[Any] | AsyncConnectionSource], AsyncRunner
+):
     """Does what :class:`nimbed_pgvector.VectorTable` does without blocking the event loop.
 
     Reading the input and embedding happen in a worker thread, where the callbacks are called too;
     the database is spoken to in the loop.
     """
 
-    load = _async("loading", _Operations._load)
-    load_embedded = _async("loading", _Operations._load_embedded)
-    index = _async("indexing", _Operations._index)
-    search = _async("searching", _Operations._search)
-    nearest = _async("searching", _Operations._nearest)
-    find_spec = _async("reading the contract of", _Operations._find_spec)
-    spec = _async("reading the contract of", _Operations._spec)
-
-    async def _perform(self, step: _Step) -> Any:
-        if callable(step):
-            return await asyncio.to_thread(step)
-        source = self._source
-        lent = (
-            nullcontext(source)
-            if isinstance(source, psycopg.AsyncConnection)
-            else source.connection()
-        )
-        async with lent as connection:
-            if isinstance(step, _Job):
-                return await _work_in_thread(connection, step)
-            if step.commits:
-                require_idle(connection)
-            if step.on_progress is None:
-                return await arun(connection, step.procedure, each_alone=step.each_alone)
-            with watching(connection, step.on_progress):
-                return await arun(connection, step.procedure)
-
-
-async def _work_in_thread(connection: psycopg.AsyncConnection[Any], job: _Job) -> JobReport:
-    """Do a job in a thread and its database procedures in this loop."""
-    loop = asyncio.get_running_loop()
-    over = threading.Event()
-
-    def in_loop(procedure: Procedure[T]) -> T:
-        return asyncio.run_coroutine_threadsafe(arun(connection, procedure), loop).result()
-
-    def until_over() -> Batches:
-        for batch in job.batches:
-            if over.is_set():
-                return
-            yield batch
-
-    # A thread of its own: it waits for the loop, which itself borrows threads of asyncio's pool.
-    with ThreadPoolExecutor(1, "nimbed-load") as thread:
-        work = loop.run_in_executor(thread, job.work, in_loop, until_over())
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # The connection goes back to its owner only when the thread has let go of it.
-            over.set()
-            await asyncio.wait([work])
-            raise
+    load = async_method("loading", _Operations._load)
+    load_embedded = async_method("loading", _Operations._load_embedded)
+    index = async_method("indexing", _Operations._index)
+    search = async_method("searching", _Operations._search)
+    nearest = async_method("searching", _Operations._nearest)
+    find_spec = async_method("reading the contract of", _Operations._find_spec)
+    spec = async_method("reading the contract of", _Operations._spec)

@@ -29,7 +29,7 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpe
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
     from nimbed.local.heads import M3Heads, SparseVector
-    from nimbed.local.tokenizer import InputTokenizer
+    from nimbed.local.tokenizer import InputTokenizer, ModelTokens
 
 __all__ = ["LocalEmbedder"]
 
@@ -103,6 +103,7 @@ class LocalEmbedder(Managed):
             )
         self._checkpoint = read_checkpoint(located, revision=revision, override=model, told=told)
         self._loaded: _Loaded | None = None
+        self._tokens: ModelTokens | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
@@ -216,6 +217,19 @@ class LocalEmbedder(Managed):
             truncated=tuple(truncated),
         )
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text that the model reads, prompt and special ones included."""
+        return self._counter().text_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the tokens of each text as the model reads it, however many; loads no weights."""
+        return self._counter().count_tokens(texts, input_type=input_type)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end, in characters: (tokens, 2)."""
+        return self._counter().token_spans(texts)
+
     async def aembed(
         self,
         inputs: Sequence[Input],
@@ -314,6 +328,15 @@ class LocalEmbedder(Managed):
             self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, loaded.engines[0])
         return self._m3
 
+    def _counter(self) -> ModelTokens:
+        if self._tokens is None:
+            try:
+                from nimbed.local.tokenizer import ModelTokens
+            except ImportError as error:
+                raise missing_extra("local", needs=error.name or "tokenizers") from error
+            self._tokens = ModelTokens(self._checkpoint)
+        return self._tokens
+
     def _load(self) -> _Loaded:
         if self._loaded is not None:
             return self._loaded
@@ -325,9 +348,9 @@ class LocalEmbedder(Managed):
     def _read(self) -> _Loaded:
         try:
             from nimbed.local.device import place
-            from nimbed.local.engine import build_engine, read_tokenizer
+            from nimbed.local.engine import build_engine
         except ImportError as error:
             raise missing_extra("local", needs=error.name or "torch") from error
-        tokenizer = read_tokenizer(self._checkpoint)
+        tokenizer = self._counter().tokenizer
         places = [place(device, self._dtype) for device in self._devices]
         return _Loaded(tokenizer, tuple(build_engine(self._checkpoint, at) for at in places))

@@ -34,13 +34,12 @@ from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.qwen3 import qwen3
 from nimbed.local.models.xlm_roberta import xlm_roberta
 from nimbed.local.pooling import Module, pool, read_modules
-from nimbed.local.tokenizer import InputTokenizer, Row, TextTokenizer, Tokens, ids_of
+from nimbed.local.tokenizer import Row, Tokens, ids_of
 from nimbed.local.transfer import Staging, Transfer
-from nimbed.local.vision.prompts import vision_tokenizer
 from nimbed.local.vision.reader import ImageReader, images_of
 from nimbed.local.weights import Tensors, give_back, open_tensors
 
-__all__ = ["Engine", "Model", "build_engine", "read_tokenizer", "run"]
+__all__ = ["Engine", "Model", "build_engine", "run"]
 
 
 class Model(Protocol):
@@ -402,38 +401,6 @@ def run(
     with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
         for done in [pool.submit(work, *pair) for pair in zip(engines, transfers, strict=True)]:
             done.result()
-
-
-def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
-    """Read a checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: If tokenizer.json is damaged or does not suit the model.
-    """
-    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
-        return vision_tokenizer(checkpoint)
-    if card.architecture != "nvembed":
-        texts = TextTokenizer(
-            path,
-            max_tokens=card.max_tokens,
-            skip_prompt=not checkpoint.pipeline.include_prompt,
-            skip_head=True,
-        )
-        if card.pooling == "cls" and not texts.opens:
-            raise CheckpointError(
-                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
-                f"text: the vector would be that of the first word"
-            )
-        return texts
-    # NV-Embed was trained with its end token in the text, before truncation, and with the
-    # instruction left out of the mean.
-    return TextTokenizer(
-        path,
-        max_tokens=card.max_tokens,
-        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
-        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
-    )
 
 
 def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:

@@ -44,9 +44,19 @@ class Located:
 
 
 def locate(
-    model: str | None, *, revision: str | None = None, cache_dir: str | Path | None = None
+    model: str | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    weights: bool = True,
 ) -> Located:
     """Find, or download, the files of a model.
+
+    Args:
+        model: A catalogue name, a folder or a hub id; None for the default.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Folder of the Hugging Face cache, if not the usual one.
+        weights: False finds or downloads the JSON files alone, which hold the tokenizer.
 
     Raises:
         UnknownModelError: If nothing holds such a model; the message says what was tried.
@@ -71,7 +81,9 @@ def locate(
             f"no public checkpoint of {card.id} is known; download it yourself and give its "
             f"folder, or use a server that has it with base_url=..."
         )
-    found = _from_hub(repository, asked=name, revision=revision, cache_dir=cache_dir)
+    found = _from_hub(
+        repository, asked=name, revision=revision, cache_dir=cache_dir, weights=weights
+    )
     return Located(found, card.id if card is not None else name, card, pinned=True)
 
 
@@ -98,7 +110,12 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _from_hub(
-    repository: str, *, asked: str, revision: str | None, cache_dir: str | Path | None
+    repository: str,
+    *,
+    asked: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    weights: bool,
 ) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
@@ -119,14 +136,14 @@ def _from_hub(
 
     try:
         cached = fetch(_FILES, offline=True)
-        if _has_weights(cached):
+        if _has_weights(cached) or (not weights and (cached / "tokenizer.json").is_file()):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        folder = fetch(_FILES, offline=False)
-        if not any(folder.glob("*.safetensors")):
+        folder = fetch(_FILES if weights else ["*.json"], offline=False)
+        if weights and not any(folder.glob("*.safetensors")):
             folder = fetch([*_FILES, *_PICKLED], offline=False)
     except errors.HFValidationError as error:
         raise UnknownModelError(

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from nimbed.errors import (
     CheckpointError,
@@ -19,9 +21,19 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
-from nimbed.spec import Truncate
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.spec import InputType, Truncate
 
-__all__ = ["InputTokenizer", "TextTokenizer", "Tokens", "bounded", "ids_of", "tokenized"]
+__all__ = [
+    "InputTokenizer",
+    "ModelTokens",
+    "TextTokenizer",
+    "Tokens",
+    "bounded",
+    "ids_of",
+    "read_tokenizer",
+    "tokenized",
+]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
 # cores with a batch that runs meanwhile: two short texts then took 3 to 6 ms instead of 0.05. Nor
@@ -56,6 +68,19 @@ class InputTokenizer(Protocol):
         self, inputs: Sequence[Any], /, *, prompt: str, truncate: Truncate, first_row: int = 0
     ) -> Tokens:
         """Return token ids an input, special tokens included."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text, special tokens included."""
+        ...
+
+    def count(self, texts: Sequence[str], *, prompt: str) -> list[int]:
+        """Return the tokens of each text, however many; see :meth:`TextTokenizer.count`."""
+        ...
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text begin and end; see :meth:`TextTokenizer.spans`."""
         ...
 
 
@@ -205,6 +230,31 @@ class TextTokenizer:
         skips = [min(skip, len(row) - 1) for row in rows] if skip else None
         return Tokens(rows, too_long, skips)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text, special tokens included."""
+        return self._max_tokens
+
+    def count(self, texts: Sequence[str], *, prompt: str) -> list[int]:
+        """Return how many tokens each ``prompt + text`` has, special tokens included.
+
+        Raises:
+            InputError: If the tokenizer gives up on a text.
+        """
+        counts: list[int] = []
+        for few in _groups([f"{prompt}{text}{self._suffix}" for text in texts]):
+            counts.extend(map(len, self._encoded(few, len(counts))))
+        return counts
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end.
+
+        Returns:
+            For each text an array of shape (tokens, 2), in characters, without special tokens.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
+
     def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
         try:
             if sum(map(len, prompted)) <= _FEW:
@@ -320,3 +370,61 @@ def _windows(count: int, on_host: bool) -> list[int]:
         start += size
         size = min(2 * size, _WINDOW)
     return starts or [0]
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: If tokenizer.json is damaged or does not suit the model.
+    """
+    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
+    if card.architecture == "nemotron_vl":
+        from nimbed.local.vision.prompts import vision_tokenizer
+
+        return vision_tokenizer(checkpoint)
+    if card.architecture != "nvembed":
+        texts = TextTokenizer(
+            path,
+            max_tokens=card.max_tokens,
+            skip_prompt=not checkpoint.pipeline.include_prompt,
+            skip_head=True,
+        )
+        if card.pooling == "cls" and not texts.opens:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
+                f"text: the vector would be that of the first word"
+            )
+        return texts
+    # NV-Embed was trained with its end token in the text, before truncation, and with the
+    # instruction left out of the mean.
+    return TextTokenizer(
+        path,
+        max_tokens=card.max_tokens,
+        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
+        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
+    )
+
+
+class ModelTokens:
+    """Counts tokens as a checkpoint's model reads them; weights are not needed.
+
+    A :class:`nimbed.chunks.TokenCounter`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._card = checkpoint.card
+        self.tokenizer = read_tokenizer(checkpoint)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text, prompt and special tokens included."""
+        return self.tokenizer.max_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the tokens of each text, prompt and special tokens included, however many."""
+        return self.tokenizer.count(texts, prompt=self._card.prompt(input_type))
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end; see TextTokenizer.spans."""
+        return self.tokenizer.spans(texts)

@@ -1,0 +1,261 @@
+"""Operations on a table, written once as generators of steps, and run sync or async.
+
+An operation needs no connection: it yields what is to be done, and gets the results back. A method
+of :class:`nimbed_pgvector.VectorTable` or of its async twin is an operation with a runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import psycopg
+
+import nimbed
+from nimbed import Embedder
+from nimbed.spec import EmbeddingType, Int8Scale
+from nimbed_pgvector.columns import Also
+from nimbed_pgvector.errors import translate_errors
+from nimbed_pgvector.index import watching
+from nimbed_pgvector.schema import Table, TableOptions, check_embedder, existing, find, identifier
+from nimbed_pgvector.statements import (
+    AsyncConnectionSource,
+    ConnectionSource,
+    Procedure,
+    Runner,
+    Transaction,
+    arun,
+    require_idle,
+    run,
+)
+
+__all__ = [
+    "AsyncRunner",
+    "Job",
+    "Operation",
+    "SyncRunner",
+    "TableOperations",
+    "async_method",
+    "sync_method",
+]
+
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A step of many transactions, between which other work is done, such as embedding.
+
+    Attributes:
+        work: Called with what runs a procedure in a transaction of its own, and the batches.
+        batches: What the work is divided into; they end early if an async caller gives up.
+    """
+
+    work: Callable[[Runner, Iterator[Any]], Any]
+    batches: Iterator[Any]
+
+
+# A function is called: it may take long, such as one that loads a model.
+Step = Transaction | Job | Callable[[], Any]
+Operation = Generator[Step, Any, T]
+
+
+class TableOperations(Generic[S]):
+    """What every operation starts from: the table, and the embedder that fits it."""
+
+    def __init__(
+        self,
+        source: S,
+        name: str,
+        embedder: Embedder | None = None,
+        *,
+        embedding_type: EmbeddingType | None = None,
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+        also: Also | None = None,
+    ) -> None:
+        identifier(name)
+        self._source = source
+        self._name = name
+        self._given = embedder
+        self._fitting: Embedder | None = None  # the embedder, once it is known to fit
+        self._table: Table | None = None
+        self._options = TableOptions(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale, also=also
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    def _existing(self) -> Operation[Table]:
+        if self._table is None:
+            found = yield Transaction(procedure=find(self._name))
+            self._table = existing(found, self._name)
+        return self._table
+
+    def _forget(self) -> None:
+        """Look at the table again at the next step: it was changed, as by a migration."""
+        self._table = self._fitting = None
+
+    def _embedder_for(self, table: Table | None) -> Embedder:
+        """Return the embedder given, or the one that the table names, or the default.
+
+        Raises:
+            SpaceMismatchError: If it does not fit the table.
+        """
+        if self._fitting is None:
+            spec = None if table is None else table.layout.spec
+            embedder = self._given
+            if embedder is None:
+                named = (None, None) if spec is None else (spec.model, spec.revision)
+                embedder = nimbed.load(named[0], revision=named[1])
+            if spec is not None:
+                check_embedder(embedder, spec, name=self._name)
+            self._fitting = embedder
+        return self._fitting
+
+
+class SyncRunner:
+    """Performs steps on a connection, or on one lent by a pool."""
+
+    _name: str
+    _source: psycopg.Connection[Any] | ConnectionSource
+
+    def perform(self, step: Step) -> Any:
+        """Do one step, and return its result."""
+        if callable(step):
+            return step()
+        source = self._source
+        lent = (
+            nullcontext(source) if isinstance(source, psycopg.Connection) else source.connection()
+        )
+        with lent as connection:
+            if isinstance(step, Job):
+                return step.work(functools.partial(run, connection), step.batches)
+            if step.commits:
+                require_idle(connection)
+            if step.on_progress is None:
+                return run(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return run(connection, step.procedure, each_alone=step.each_alone)
+
+    def steps(self, doing: str, steps: Operation[T]) -> T:
+        """Perform the steps of an operation, and return what it returns."""
+        done: Any = None
+        failed: psycopg.Error | None = None
+        with translate_errors(f"{doing} the table {self._name}"):
+            while True:
+                try:
+                    step = steps.send(done) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                failed = None
+                try:
+                    done = self.perform(step)
+                except psycopg.Error as error:
+                    failed = error
+
+
+class AsyncRunner:
+    """Performs steps on an async connection, and everything but its statements in a thread."""
+
+    _name: str
+    _source: psycopg.AsyncConnection[Any] | AsyncConnectionSource
+
+    async def perform(self, step: Step) -> Any:
+        """Do one step, and return its result."""
+        if callable(step):
+            return await asyncio.to_thread(step)
+        source = self._source
+        lent = (
+            nullcontext(source)
+            if isinstance(source, psycopg.AsyncConnection)
+            else source.connection()
+        )
+        async with lent as connection:
+            if isinstance(step, Job):
+                return await _work_in_thread(connection, step)
+            if step.commits:
+                require_idle(connection)
+            if step.on_progress is None:
+                return await arun(connection, step.procedure, each_alone=step.each_alone)
+            with watching(connection, step.on_progress):
+                return await arun(connection, step.procedure, each_alone=step.each_alone)
+
+    async def steps(self, doing: str, steps: Operation[T]) -> T:
+        """Perform the steps of an operation, and return what it returns."""
+        done: Any = None
+        failed: psycopg.Error | None = None
+        with translate_errors(f"{doing} the table {self._name}"):
+            while True:
+                try:
+                    step = steps.send(done) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                failed = None
+                try:
+                    done = await self.perform(step)
+                except psycopg.Error as error:
+                    failed = error
+
+
+def sync_method(
+    doing: str, operation: Callable[Concatenate[Any, P], Operation[T]]
+) -> Callable[Concatenate[Any, P], T]:
+    """Return an operation as a method of a :class:`SyncRunner`; ``doing`` is for its errors."""
+
+    @functools.wraps(operation)
+    def method(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
+        runner: SyncRunner = self
+        return runner.steps(doing, operation(self, *args, **options))
+
+    method.__name__ = operation.__name__.lstrip("_")
+    return method
+
+
+def async_method(
+    doing: str, operation: Callable[Concatenate[Any, P], Operation[T]]
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return an operation as a method of an :class:`AsyncRunner`."""
+
+    @functools.wraps(operation)
+    async def method(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
+        runner: AsyncRunner = self
+        return await runner.steps(doing, operation(self, *args, **options))
+
+    method.__name__ = operation.__name__.lstrip("_")
+    return method
+
+
+async def _work_in_thread(connection: psycopg.AsyncConnection[Any], job: Job) -> Any:
+    """Do a job in a thread and its database procedures in this loop."""
+    loop = asyncio.get_running_loop()
+    over = threading.Event()
+
+    def in_loop(procedure: Procedure[T]) -> T:
+        return asyncio.run_coroutine_threadsafe(arun(connection, procedure), loop).result()
+
+    def until_over() -> Iterator[Any]:
+        for batch in job.batches:
+            if over.is_set():
+                return
+            yield batch
+
+    # A thread of its own: it waits for the loop, which itself borrows threads of asyncio's pool.
+    with ThreadPoolExecutor(1, "nimbed-load") as thread:
+        work = loop.run_in_executor(thread, job.work, in_loop, until_over())
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The connection goes back to its owner only when the thread has let go of it.
+            over.set()
+            await asyncio.wait([work])
+            raise
