@@ -13,7 +13,7 @@ try:
     from nimbed_weaviate.backfill import abackfill, aembed_stored, backfill, embed_stored
     from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
-    from nimbed_weaviate.importer import abatch_import, batch_import
+    from nimbed_weaviate.importer import abatch_import, batch_import, import_embedded
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("weaviate", "httpx"):
@@ -38,6 +38,7 @@ __all__ = [
     "connect",
     "embed_stored",
     "headers",
+    "import_embedded",
     "self_provided",
     "vectorizer",
 ]

@@ -63,6 +63,9 @@ class CollectionSink:
         digests: The property that takes the digests.
         others: The other vectors that no module makes, and the properties with their digests;
             empty for a vector that has none.
+
+    Attributes:
+        was_empty: Whether the collection held nothing at first.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class CollectionSink:
         self._others = others
         # An empty collection needs no look-up.
         fetch = functools.partial(collection.query.fetch_objects, limit=1, return_properties=[])
-        self._empty = not calls(fetch).objects
+        self.was_empty = not calls(fetch).objects
         self._took_any = False
         # Ids of objects that have other vectors, from the look-up until they are stored.
         self._there: set[str] = set()
@@ -96,7 +99,7 @@ class CollectionSink:
 
     def look_up(self, passages: Passages) -> Mapping[str, bytes]:
         """Return the digests of those passages whose objects the collection holds."""
-        if self._empty or not passages:
+        if self.was_empty or not passages:
             return {}
         return self._digests_of(passages)
 

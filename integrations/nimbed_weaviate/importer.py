@@ -8,52 +8,55 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypedDict, Unpack, cast
 
-from weaviate.classes.query import Filter
 from weaviate.collections import Collection, CollectionAsync
-from weaviate.util import generate_uuid5
+from weaviate.outputs.config import CollectionConfig
 
 from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
     JobReport,
-    PassageBatch,
-    SeenIds,
     embedding_passages,
     ignore,
     listing,
     load_batches,
     read_batches,
 )
-from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
-from nimbed.rows import Item, Reject, Row, id_fault, row_id, text_fault
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.errors import ConfigurationError, SpaceMismatchError
+from nimbed.load import token_counter
+from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
-from nimbed_weaviate.collection_sink import MESSAGE_BYTES, CollectionSink, Content, Passages
+from nimbed_weaviate.collection_sink import CollectionSink
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, vector_setups
 from nimbed_weaviate.properties import (
-    DIGEST,
     ID,
-    Digest,
-    UnfitError,
     contract_of,
-    digest,
     digest_properties,
     digest_property,
-    properties_of,
     seal,
     space_of,
 )
+from nimbed_weaviate.pruning import Kept, trim
+from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
-__all__ = ["BATCH_ROWS", "ImportOptions", "abatch_import", "batch_import", "fitting", "spec_for"]
+__all__ = [
+    "BATCH_ROWS",
+    "ImportOptions",
+    "abatch_import",
+    "batch_import",
+    "fitting",
+    "import_embedded",
+    "spec_for",
+]
 
 #: Rows that are embedded together and sent in one request, or in several if they are long.
 BATCH_ROWS = 256
-_PAGE = 1000
 
 
 class ImportOptions(TypedDict, total=False):
@@ -68,6 +71,8 @@ class ImportOptions(TypedDict, total=False):
     source: str
     metadata_fields: Sequence[str] | None
     chunk_rows: int
+    chunk_tokens: int | None
+    overlap: int
     prune: bool
     rejects_file: str | os.PathLike[str] | None
     on_reject: Callable[[Reject], None]
@@ -88,6 +93,8 @@ def batch_import(
     source: str = "script",
     metadata_fields: Sequence[str] | None = None,
     chunk_rows: int = BATCH_ROWS,
+    chunk_tokens: int | None = None,
+    overlap: int = 0,
     prune: bool = False,
     restart_wait: float = RESTART_WAIT,
     on_wait: Callable[[str], None] = ignore,
@@ -121,6 +128,10 @@ def batch_import(
         metadata_fields: Other fields to keep; None keeps all.
         chunk_rows: Rows that are embedded together and sent in one request; long texts make it
             several requests.
+        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
+            chunk's id is the document's with ``#`` and its number, and its properties say where
+            it lies. A document that changed replaces its chunks, and leaves none behind.
+        overlap: Tokens of a chunk's end that the next one begins with, at most.
         prune: Remove the objects of earlier imports whose rows are not in this input.
         restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
         on_wait: Told in a sentence that Weaviate is away, and that it is back.
@@ -149,6 +160,8 @@ def batch_import(
         source=source,
         metadata_fields=metadata_fields,
         chunk_rows=chunk_rows,
+        chunk_tokens=chunk_tokens,
+        overlap=overlap,
         prune=prune,
         rejects_file=rejects_file,
         on_reject=on_reject,
@@ -194,115 +207,168 @@ def _import(
     source: str = "script",
     metadata_fields: Sequence[str] | None = None,
     chunk_rows: int = BATCH_ROWS,
+    chunk_tokens: int | None = None,
+    overlap: int = 0,
     prune: bool = False,
     rejects_file: str | os.PathLike[str] | None = None,
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
 ) -> JobReport:
     check_literal("truncate", truncate, Truncate)
+    if overlap and chunk_tokens is None:
+        raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
     if chunk_rows < 1:
         raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
-    doing = (
-        f"importing into the collection {collection.name} (what is stored stays; run it again "
-        f"for the rest)"
-    )
-    with listing(rejects_file, on_reject) as tell, translate_errors(doing):
-        config = calls(collection.config.get)
-        known = digest_properties(calls, collection, config)
-        setup, spec = fitting(
-            vector_setups(config), vector, collection.name,
-            lambda name: spec_for(
-                embedder, contract_of(config, known.get(name, "")),
-                embedding_type, dimensions, int8_scale
-            ),
-        )  # fmt: skip
-        digests = known.get(setup.name, digest_property(setup.name))
-        seal(calls, collection, spec, digests)
-        seen = _Seen()
+
+    def spec_of(contract: VectorSpec | None) -> VectorSpec:
+        return spec_for(embedder, contract, embedding_type, dimensions, int8_scale)
+
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
+        sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
+        kept = Kept() if prune else None
+        if kept is not None:
+            tell = kept.noting(tell)
+        ended: list[tuple[str, int]] = []
+        if chunk_tokens is not None:
+            splitter = Splitter(token_counter(embedder), tokens=chunk_tokens, overlap=overlap)
+            rows = split_rows(rows, splitter, source=source, ended=lambda *each: ended.append(each))
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
         check = functools.partial(
-            _prepared,
+            prepare,
             source=source,
             text_property=text_property,
             metadata_fields=metadata_fields,
             space=space_of(spec),
-            seen=seen if prune else None,
         )
-        sink = CollectionSink(
-            calls,
-            collection,
-            spec,
-            setup.name,
-            digests=digests,
-            others={
-                each.name: known.get(each.name, "")
-                for each in vector_setups(config)
-                if each.module == "none" and each.name != setup.name
-            },
-        )
+        seen = None if kept is None else kept.seen
         report = load_batches(
-            read_batches(rows, check, rows=chunk_rows),
+            read_batches(rows, check, rows=chunk_rows, seen=seen),
             sink,
             embedding_passages(embedder, spec, truncate=truncate),
             on_reject=tell,
             on_progress=on_progress,
         )
-        if prune:
-            seen.require_all(report)
-            report.removed = _pruned(calls, collection, seen)
+        if not sink.was_empty:
+            report.removed += trim(calls, collection, ended)
+        if kept is not None:
+            report.removed += kept.prune(calls, collection)
         return report
 
 
-class _Seen:
-    """The ids of an input, in eight bytes each; one id in 10^12 is taken for another and kept."""
+def import_embedded(
+    collection: Collection[Any, Any],
+    parts: Iterable[Ready],
+    spec: VectorSpec,
+    *,
+    vector: str | None = None,
+    text_property: str = "text",
+    source: str = "script",
+    metadata_fields: Sequence[str] | None = None,
+    chunk_rows: int = BATCH_ROWS,
+    restart_wait: float = RESTART_WAIT,
+    on_wait: Callable[[str], None] = ignore,
+    rejects_file: str | os.PathLike[str] | None = None,
+    on_reject: Callable[[Reject], None] = ignore,
+    on_progress: Callable[[JobReport], None] = ignore,
+) -> JobReport:
+    """Store rows whose vectors exist, such as :func:`nimbed.files.open_embedded` gives them.
 
-    def __init__(self) -> None:
-        self._ids = SeenIds()
-        self._rows = 0
+    Args:
+        collection: As for :func:`batch_import`, and so are the other options.
+        parts: Rows and their batch of vectors.
+        spec: The contract of the vectors that will come.
+        vector: The vector's name, where there are several.
+        text_property: The property that takes the text.
+        source: Names rows that have no id.
+        metadata_fields: Other fields to keep; None keeps all.
+        chunk_rows: Rows that are sent in one request.
+        restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
+        on_wait: Told in a sentence that Weaviate is away, and that it is back.
+        rejects_file: Where the rows left out are listed, as JSON lines.
+        on_reject: Told each row that cannot be stored, and why.
+        on_progress: Told the report after each batch.
 
-    def add(self, name: str) -> None:
-        """Note the id of a row, stored or not."""
-        self._ids.repeated([name])
-        self._rows += 1
+    Raises:
+        SpaceMismatchError: If the collection, or a part, holds vectors of another space.
+        ConfigurationError: If the collection does not fit, or an option is out of range.
+        BackendError: If Weaviate failed; what is stored stays.
+    """
+    calls = Calls(collection.exists, budget=restart_wait, tell=on_wait)
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
+        sink, spec = _opened(calls, collection, vector, lambda contract: spec, chunked=False)
+        check = functools.partial(
+            prepare,
+            source=source,
+            text_property=text_property,
+            metadata_fields=metadata_fields,
+            space=space_of(spec),
+        )
+        return load_batches(
+            ready_batches(parts, check, sink.encode, rows=chunk_rows),
+            sink,
+            None,
+            on_reject=tell,
+            on_progress=on_progress,
+        )
 
-    def gone(self, names: Sequence[str]) -> list[str]:
-        """Return those ids that the input did not have."""
-        there = self._ids.repeated(names)
-        return [name for place, name in enumerate(names) if place not in there]
 
-    def require_all(self, report: JobReport) -> None:
-        """Make sure that the id of every row is known.
-
-        Raises:
-            InputError: If some rows could not be read, or there were none.
-        """
-        if not report.read:
-            raise InputError("the input is empty, so nothing was removed; delete the collection")
-        if self._rows < report.read:
-            raise InputError(
-                f"{report.read - self._rows:,} rows could not be read, so that which objects have "
-                f"lost theirs is not known: nothing was removed; mend them and run it again"
-            )
+def _importing(collection: Collection[Any, Any]) -> AbstractContextManager[None]:
+    return translate_errors(
+        f"importing into the collection {collection.name} (what is stored stays; run it again "
+        f"for the rest)"
+    )
 
 
-def _pruned(calls: Calls, collection: Any, seen: _Seen) -> int:
-    """Remove the objects of imports whose rows are gone, and return how many that were."""
-    removed, after = 0, None
-    while True:
-        page = calls(
-            functools.partial(
-                collection.query.fetch_objects, limit=_PAGE, after=after, return_properties=[ID]
-            )
-        ).objects
-        if not page:
-            return removed
-        after = page[-1].uuid
-        made = {str(each.properties.get(ID) or ""): str(each.uuid) for each in page}
-        # Only objects whose uuid an import made are its own to remove.
-        own = [name for name, uuid in made.items() if name and uuid == generate_uuid5(name)]
-        gone = [made[name] for name in seen.gone(own)]
-        if gone:
-            where = Filter.by_id().contains_any(gone)
-            removed += calls(functools.partial(collection.data.delete_many, where=where)).successful
+def _opened(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    vector: str | None,
+    spec_of: Callable[[VectorSpec | None], VectorSpec],
+    *,
+    chunked: bool,
+) -> tuple[CollectionSink, VectorSpec]:
+    """Return a collection as a store, and the contract of what comes into it, which it then has.
+
+    Args:
+        calls: Makes the calls.
+        collection: The collection.
+        vector: The vector to fill; None where there is one alone.
+        spec_of: Makes the contract of what will come, given the one that the vector has.
+        chunked: Whether chunks of documents will come.
+
+    Raises:
+        ConfigurationError: If the collection does not fit.
+        SpaceMismatchError: If it holds vectors of another space.
+    """
+    config = calls(collection.config.get)
+    known = digest_properties(calls, collection, config)
+    setups = vector_setups(config)
+    setup, spec = fitting(
+        setups, vector, collection.name,
+        lambda name: spec_of(contract_of(config, known.get(name, ""))),
+    )  # fmt: skip
+    digests = known.get(setup.name, digest_property(setup.name))
+    others = {
+        each.name: known.get(each.name, "")
+        for each in setups
+        if each.module == "none" and each is not setup
+    }
+    sink = CollectionSink(calls, collection, spec, setup.name, digests=digests, others=others)
+    if not sink.was_empty:
+        _require_kind(config, chunked=chunked)
+    seal(calls, collection, spec, digests)
+    return sink, spec
+
+
+def _require_kind(config: CollectionConfig, *, chunked: bool) -> None:
+    """Make sure that chunks and whole texts do not meet: their ids are of two kinds."""
+    there = {each.name for each in config.properties}
+    if ID in there and chunked != (CHUNK_FIELDS[0] in there):
+        has, comes = ("whole texts", "chunks") if chunked else ("chunks", "whole texts")
+        raise ConfigurationError(
+            f"the collection {config.name} holds {has}, and {comes} beside them would be found "
+            f"twice; import into another collection"
+        )
 
 
 def spec_for(
@@ -368,66 +434,3 @@ def fitting(
             f"embedding_type"
         )
     return chosen, spec
-
-
-def _prepared(
-    rows: Sequence[Row],
-    *,
-    source: str,
-    text_property: str,
-    metadata_fields: Sequence[str] | None,
-    space: bytes,
-    seen: _Seen | None = None,
-) -> tuple[Passages, list[Reject]]:
-    """Return the rows that can be stored, and the others.
-
-    Args:
-        rows: The rows.
-        source: Names the input; a row without an id is called ``source:number``.
-        text_property: Where the text goes.
-        metadata_fields: Fields to keep, where a row has them; None keeps all.
-        space: Names the space of the vectors: in another one, another digest is made.
-        seen: Told the id of every row.
-    """
-    made: Passages = PassageBatch()
-    rejects: list[Reject] = []
-    for row in rows:
-        key = row_id(row, source)
-        fault = id_fault(key)
-        if fault:
-            rejects.append(Reject(row.number, None, fault))
-            continue
-        if seen is not None:
-            seen.add(str(key))
-        content = _content(row, text_property, metadata_fields)
-        if isinstance(content, str):
-            rejects.append(Reject(row.number, str(key), content))
-            continue
-        properties, encoded = content
-        made.numbers.append(row.number)
-        made.ids.append(str(key))
-        made.texts.append(row.text)
-        made.metadata.append(Content(properties, len(encoded), digest(encoded, space)))
-        made.digests.append(Digest(digest(row.text.encode(), space), digest(encoded)).value)
-    return made, rejects
-
-
-def _content(
-    row: Row, text_property: str, fields: Sequence[str] | None
-) -> tuple[dict[str, Any], bytes] | str:
-    """Return what is stored of a row and the bytes that name it, or why it cannot be stored."""
-    fault = text_fault(row.text)
-    if fault:
-        return fault
-    try:
-        properties = properties_of(row.columns, fields)
-    except UnfitError as error:
-        return str(error)
-    taken = {name for name in properties if name in (text_property, ID) or name.startswith(DIGEST)}
-    if taken:
-        return f"its field {min(taken)!r} would replace nimbed's own"
-    properties[text_property] = row.text
-    encoded = json.dumps(properties, sort_keys=True).encode()
-    if len(encoded) > MESSAGE_BYTES:
-        return f"it is {len(encoded):,} bytes long; a message holds {MESSAGE_BYTES:,}"
-    return properties, encoded
