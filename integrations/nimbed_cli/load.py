@@ -1,11 +1,11 @@
-"""``nimbed load``: a file of texts, or of vectors, into a table of PostgreSQL."""
+"""``nimbed load``: a file of texts, or of vectors, into PostgreSQL or Weaviate."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed.bulk import JobReport
+    from nimbed_cli.weaviate_target import CollectionTarget
     from nimbed_pgvector import VectorTable
 
 __all__ = ["load"]
@@ -27,11 +28,13 @@ def load(
         typer.Argument(
             metavar="[DSN] INPUT",
             help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
-            "~/.pgpass), and a .jsonl, .csv, .txt or .parquet file, or - for standard input. "
-            "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
+            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a "
+            ".jsonl, .csv, .txt or .parquet file, or - for standard input. Vectors of "
+            "`nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: options.Table,
+    table: options.Table = None,
+    collection: options.Collection = None,
     embedded: options.Embedded = None,
     id_field: options.TableIdField = None,
     text_field: options.TextField = "text",
@@ -71,21 +74,55 @@ def load(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     progress: options.Progress = None,
+    vector: options.Vector = None,
+    vectorizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE",
+            help="For a new collection: the module of Weaviate that embeds questions, and what is "
+            "stored later without a vector, such as text2vec-nvidia.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The module's embedding server, as Weaviate sees it."),
+    ] = None,
+    served_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="That server's name for the model. Default: its id."),
+    ] = None,
+    grpc_port: options.GrpcPort = 50051,
 ) -> None:
-    """Load a file into a table of PostgreSQL with pgvector, and index it.
+    """Load a file into a table of PostgreSQL with pgvector, or into a collection of Weaviate.
 
-    The table is created if it does not exist. Killed at any moment and run again, a load loses
-    nothing and stores nothing twice: rows that are there with the same content are skipped.
-    Several may load into one table at once.
+    The table or collection is created if it does not exist, and indexed. Killed at any moment and
+    run again, a load loses nothing and stores nothing twice: rows that are there with the same
+    content are skipped. Several may load into one table at once.
     """
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
-    from nimbed_pgvector import VectorTable
+    from nimbed_cli.weaviate_target import open_collection, target_name
 
     *dsn, source = arguments
-    listed = rejects or Path(f"{table}.rejects.jsonl")
+    name = target_name(
+        dsn,
+        table,
+        collection,
+        tables_alone={
+            "--embedded": embedded is not None,
+            "--also": also is not None,
+            "--no-index": not index,
+        },
+        collections_alone={
+            "--vector": vector is not None,
+            "--vectorizer": vectorizer is not None,
+            "--server": server is not None,
+            "--served-name": served_name is not None,
+        },
+    )
+    listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
@@ -94,11 +131,24 @@ def load(
         "embedding_type": embedding_type,
         "dimensions": dimensions,
         "int8_scale": int8_scale,
-        "also": also,
     }
     with ExitStack() as stack:
-        connection = stack.enter_context(options.connect_database(dsn, embedded))
-        target = VectorTable(connection, table, **stored_as)
+        opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
+        if collection is None:
+            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also})
+        else:
+            opening = open_collection(
+                dsn[0],
+                name,
+                grpc_port=grpc_port,
+                vector=vector,
+                module=vectorizer,
+                server=server,
+                served_name=served_name,
+                stored_as=stored_as,
+            )
+        make = stack.enter_context(opening)
+        target = make(None)
         common: dict[str, Any] = {
             "source": "stdin" if source == "-" else Path(source).name,
             "metadata_fields": metadata_field or None,
@@ -117,7 +167,7 @@ def load(
                     dtype=dtype,
                     table_spec=target.find_spec(),
                 )
-                target = VectorTable(connection, table, embedder, **stored_as)
+                target = make(embedder)
                 common |= {
                     "truncate": truncate,  # a word of the engine's, which checks it
                     "chunk_tokens": chunk,
@@ -133,15 +183,26 @@ def load(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo("\n".join(_summary(report, table, listed, found)), err=True)
-        if index and (report.loaded or report.unchanged):
+        typer.echo("\n".join(_summary(report, name, listed, found)), err=True)
+        if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
 
 
+@contextmanager
+def _open_table(
+    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any]
+) -> Generator[Callable[[Any], VectorTable]]:
+    """Connect to PostgreSQL, and yield what makes a table of it a target."""
+    from nimbed_pgvector import VectorTable
+
+    with options.connect_database(dsn, embedded) as connection:
+        yield lambda embedder: VectorTable(connection, name, embedder, **stored_as)
+
+
 def _load_vectors(
-    target: VectorTable,
+    target: VectorTable | CollectionTarget,
     source: str,
     kind: str | None,
     move: Callable[[int, int], None],
@@ -175,7 +236,7 @@ def _load_vectors(
 
 
 def _load_texts(
-    target: VectorTable,
+    target: VectorTable | CollectionTarget,
     source: str,
     move: Callable[[int, int], None],
     text_field: str,

@@ -97,7 +97,17 @@ Overlap = Annotated[
 ]
 
 # Where it is stored.
-Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
+Table = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The table, where PostgreSQL is the database.")
+]
+Collection = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The collection, where Weaviate is the database.")
+]
+Vector = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which vector of the collection, where it has several."),
+]
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where Weaviate speaks gRPC.")]
 Embedded = Annotated[
     str | None,
     typer.Option(

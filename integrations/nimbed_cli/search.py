@@ -1,14 +1,20 @@
-"""``nimbed search``: a question to the nearest passages of a table of PostgreSQL."""
+"""``nimbed search``: a question to the nearest passages of a table or a collection."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nimbed_cli import options
+
+if TYPE_CHECKING:
+    from nimbed_pgvector import Hit as TableHit
+    from nimbed_weaviate.search import Hit as CollectionHit
 
 __all__ = ["search"]
 
@@ -20,14 +26,16 @@ def search(
             metavar="[DSN] QUESTION", help="A database, as for `nimbed load`, and the question."
         ),
     ],
-    table: options.Table,
+    table: options.Table = None,
+    collection: options.Collection = None,
     embedded: options.Embedded = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many passages to find.")] = 10,
     filter: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SQL",
-            help="A condition, such as \"metadata->>'lang' = 'en'\"; several must all hold.",
+            metavar="CONDITION",
+            help="SQL for a table, such as \"metadata->>'lang' = 'en'\"; for a collection "
+            "such as 'page >= 3'; several must all hold.",
         ),
     ] = None,
     candidates: Annotated[
@@ -46,27 +54,52 @@ def search(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each passage.")
     ] = False,
+    vector: options.Vector = None,
+    grpc_port: options.GrpcPort = 50051,
 ) -> None:
-    """Search a table by meaning.
+    """Search a table of PostgreSQL or a collection of Weaviate by meaning.
 
-    The question is embedded as a query, by the model that the table was loaded with. In a pipe
-    the answers are tab-separated lines.
+    The question is embedded as a query, by the model that made the vectors. In a pipe the answers
+    are tab-separated lines.
     """
     from nimbed_cli.terminal import Column, print_table
-    from nimbed_pgvector import VectorTable
+    from nimbed_cli.weaviate_target import search_collection, target_name
 
     *dsn, question = arguments
-    with options.connect_database(dsn, embedded, read_only=True) as connection:
-        embedder = options.load_embedder(
-            model,
-            base_url=base_url,
-            device=device,
-            dtype=dtype,
-            table_spec=VectorTable(connection, table).spec,
+    name = target_name(
+        dsn,
+        table,
+        collection,
+        tables_alone={
+            "--embedded": embedded is not None,
+            "--candidates": candidates is not None,
+        },
+        collections_alone={"--vector": vector is not None},
+    )
+    load = functools.partial(
+        options.load_embedder, model, base_url=base_url, device=device, dtype=dtype
+    )
+    if collection is not None:
+        hits: Sequence[TableHit | CollectionHit] = search_collection(
+            dsn[0],
+            name,
+            question,
+            k,
+            grpc_port=grpc_port,
+            vector=vector,
+            filters=filter or (),
+            group=group,
+            model=model,
+            load=lambda spec: load(table_spec=spec),
         )
-        target = VectorTable(connection, table, embedder)
-        condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
-        hits = target.search(question, k, filter=condition, candidates=candidates, group=group)
+    else:
+        from nimbed_pgvector import VectorTable
+
+        with options.connect_database(dsn, embedded, read_only=True) as connection:
+            embedder = load(table_spec=VectorTable(connection, name).spec)
+            target = VectorTable(connection, name, embedder)
+            condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
+            hits = target.search(question, k, filter=condition, candidates=candidates, group=group)
     if as_json:
         for hit in hits:
             facts = {

@@ -1,0 +1,268 @@
+"""A collection of Weaviate as what ``nimbed load`` fills and ``nimbed search`` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from weaviate import WeaviateClient
+
+    from nimbed import Embedder, VectorSpec
+    from nimbed.bulk import JobReport
+    from nimbed_weaviate.search import Hit
+
+__all__ = ["CollectionTarget", "is_weaviate", "open_collection", "search_collection", "target_name"]
+
+
+def is_weaviate(place: Sequence[str]) -> bool:
+    """Whether the words in front of an input or a question are the address of a Weaviate."""
+    return len(place) == 1 and place[0].lower().startswith(("http://", "https://"))
+
+
+def target_name(
+    place: Sequence[str],
+    table: str | None,
+    collection: str | None,
+    *,
+    tables_alone: Mapping[str, bool],
+    collections_alone: Mapping[str, bool],
+) -> str:
+    """Return the name of the table or collection that was asked for.
+
+    Args:
+        place: The words in front of the input or the question.
+        table: What ``--table`` says.
+        collection: What ``--collection`` says.
+        tables_alone: Options that PostgreSQL alone has, and whether they were given.
+        collections_alone: Options that Weaviate alone has, and whether they were given.
+
+    Raises:
+        ConfigurationError: If there is no name, or an option of the other database was given.
+    """
+    from nimbed.errors import ConfigurationError
+
+    if is_weaviate(place):
+        here, there, name = "Weaviate", "PostgreSQL", collection
+        asked, strange = "--collection", {"--table": table is not None, **tables_alone}
+    else:
+        here, there, name = "PostgreSQL", "Weaviate", table
+        asked, strange = "--table", {"--collection": collection is not None, **collections_alone}
+    given = [option for option, was in strange.items() if was]
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(given)} is for {there}, and {place[0] if place else 'this'} is "
+            f"{'its address' if here == there else f'one of {here}'}"
+        )
+    if not name:
+        raise ConfigurationError(f"say which one to use in {here}, with {asked} NAME")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionTarget:
+    """A collection that takes what a table of PostgreSQL takes.
+
+    Attributes:
+        client: The connection.
+        name: The collection.
+        vector: The vector to fill; None where there is one alone.
+        module: The module that embeds questions; None leaves them to the caller.
+        server: The embedding server of the module, as Weaviate sees it.
+        served_name: The server's name for the model; None for the model's id.
+        stored_as: Type, dimensions and scale that were asked for; None where the collection's.
+        embedder: What embeds texts; None for vectors that exist.
+    """
+
+    client: WeaviateClient
+    name: str
+    vector: str | None
+    module: str | None
+    server: str | None
+    served_name: str | None
+    stored_as: Mapping[str, Any]
+    embedder: Embedder | None = None
+
+    def find_spec(self) -> VectorSpec | None:
+        """Return the contract of the vectors, or None if there are none of nimbed's yet."""
+        from nimbed_weaviate.search import find_contract
+
+        collection = self.client.collections.get(self.name)
+        if not self._exists() or self._lacks_vector():
+            return None
+        return find_contract(collection, self.vector)
+
+    def load(self, passages: Iterable[Any], **options: Any) -> JobReport:
+        """Embed and store rows; those that are there with the same content are skipped."""
+        from nimbed_weaviate import batch_import
+
+        assert self.embedder is not None
+        kind = self.stored_as["embedding_type"] or "float"
+        size, scale = self.stored_as["dimensions"], self.stored_as["int8_scale"]
+        self._make(lambda embedder: embedder.spec(
+            embedding_type=kind, dimensions=size, int8_scale=scale
+        ))  # fmt: skip
+        return batch_import(
+            self.client.collections.get(self.name),
+            passages,
+            self.embedder,
+            vector=self.vector,
+            on_wait=_tell,
+            **self.stored_as,
+            **options,
+        )
+
+    def load_embedded(self, parts: Iterable[Any], spec: VectorSpec, **options: Any) -> JobReport:
+        """Store rows whose vectors exist."""
+        from nimbed.errors import ConfigurationError
+        from nimbed_weaviate import import_embedded
+
+        for option, wanted in self.stored_as.items():
+            if wanted is not None and wanted != getattr(spec, option):
+                raise ConfigurationError(
+                    f"the file holds {spec.embedding_type} vectors of {spec.dimensions} "
+                    f"dimensions, and {option.replace('_', '-')} {wanted} was asked for; leave it "
+                    f"out, or load the texts"
+                )
+        self._make(lambda _: spec)
+        collection = self.client.collections.get(self.name)
+        return import_embedded(
+            collection, parts, spec, vector=self.vector, on_wait=_tell, **options
+        )
+
+    def _exists(self) -> bool:
+        from nimbed_weaviate.connection import translate_errors
+
+        with translate_errors(f"looking for the collection {self.name}"):
+            return self.client.collections.exists(self.name)
+
+    def _lacks_vector(self) -> bool:
+        config = self.client.collections.get(self.name).config.get()
+        return self.vector is not None and self.vector not in (config.vector_config or {})
+
+    def _make(self, spec_of: Callable[[Any], VectorSpec]) -> None:
+        """Make the collection if it is not there, and add the vector if that is missing."""
+        from nimbed.errors import ConfigurationError
+        from nimbed_weaviate.connection import translate_errors
+
+        with translate_errors(f"making the collection {self.name}"):
+            there = self._exists()
+            if there and not self._lacks_vector():
+                if self.module is not None:
+                    raise ConfigurationError(
+                        f"the collection {self.name} is there already, and how its vectors are "
+                        f"made cannot be changed; leave --vectorizer out, or name a new --vector"
+                    )
+                return
+            config = self._vector(spec_of(self.embedder))
+            if there:
+                collection = self.client.collections.get(self.name)
+                collection.config.add_vector(vector_config=config)
+            else:
+                self.client.collections.create(self.name, vector_config=config)
+
+    def _vector(self, spec: VectorSpec) -> Any:
+        from nimbed.errors import ConfigurationError
+        from nimbed_weaviate import self_provided, vectorizer
+
+        if self.module is None:
+            return self_provided(spec, name=self.vector)
+        if self.server is None:
+            raise ConfigurationError(
+                "a module needs its server: give --server URL, as Weaviate sees it"
+            )
+        containers = self.module == "text2vec-transformers"
+        return vectorizer(
+            None if containers else self.served_name or spec.model,
+            base_url=self.server,
+            module=self.module,  # type: ignore[arg-type]  # it checks the word
+            name=self.vector,
+            embedding_type=spec.embedding_type,
+            source_properties=["text"],
+        )
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+@contextmanager
+def open_collection(
+    url: str, name: str, *, grpc_port: int, **how: Any
+) -> Generator[Callable[[Embedder | None], CollectionTarget]]:
+    """Connect to a Weaviate, and yield what makes a collection of it a target.
+
+    Args:
+        url: Its address.
+        name: The collection.
+        grpc_port: Where it speaks gRPC.
+        **how: The other attributes of :class:`CollectionTarget`.
+    """
+    from nimbed_weaviate import connect
+
+    with connect(url, grpc_port=grpc_port) as client:
+        yield lambda embedder: CollectionTarget(client, name, embedder=embedder, **how)
+
+
+def search_collection(
+    url: str,
+    name: str,
+    question: str,
+    k: int,
+    *,
+    grpc_port: int,
+    vector: str | None,
+    filters: Sequence[str],
+    group: bool,
+    load: Callable[[VectorSpec | None], Embedder],
+    model: str | None,
+) -> list[Hit]:
+    """Search a collection by the model that made its vectors, or else by its module.
+
+    Args:
+        url: The address of Weaviate.
+        name: The collection.
+        question: What is asked.
+        k: How many objects to find.
+        grpc_port: Where Weaviate speaks gRPC.
+        vector: The vector to search; None where there is one alone.
+        filters: Conditions such as ``page >= 3``, which must all hold.
+        group: One object a document.
+        load: Loads the model that made vectors of a contract, or the one that was asked for.
+        model: The model that was asked for.
+    """
+    from nimbed_weaviate import connect, headers
+    from nimbed_weaviate.connection import translate_errors
+    from nimbed_weaviate.search import find_contract, parse_filter, search
+
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(url, grpc_port=grpc_port))
+        collection = client.collections.get(name)
+        contract = find_contract(collection, vector)
+        with translate_errors(f"reading the collection {name}"):
+            config = collection.config.get()
+        condition = parse_filter(filters, config)
+        embedder = None
+        if contract is not None or model is not None:
+            embedder = load(contract)
+        else:
+            from nimbed_weaviate.indexes import vector_setups
+
+            for setup in vector_setups(config):
+                address = setup.settings.get("baseURL")
+                if isinstance(address, str) and setup.name in ("", "default", vector):
+                    again = connect(url, grpc_port=grpc_port, headers=headers(address))
+                    collection = stack.enter_context(again).collections.get(name)
+        return search(
+            collection,
+            question,
+            k,
+            embedder=embedder,
+            vector=vector,
+            filters=condition,
+            group=group,
+        )
