@@ -147,7 +147,7 @@ def load(
                 served_name=served_name,
                 stored_as=stored_as,
             )
-        make = stack.enter_context(opening)
+        make: Callable[[Any], Any] = stack.enter_context(opening)
         target = make(None)
         common: dict[str, Any] = {
             "source": "stdin" if source == "-" else Path(source).name,

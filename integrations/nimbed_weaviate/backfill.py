@@ -14,7 +14,7 @@ import os
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from weaviate.classes.config import Configure, DataType
 from weaviate.collections import Collection, CollectionAsync
@@ -38,7 +38,7 @@ from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import refused
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.importer import BATCH_ROWS, fitting, spec_for
-from nimbed_weaviate.indexes import Index, Quantizer, index_for, vector_setups
+from nimbed_weaviate.indexes import index_for, vector_setups
 from nimbed_weaviate.properties import (
     Digest,
     contract_of,
@@ -48,6 +48,9 @@ from nimbed_weaviate.properties import (
     seal,
     space_of,
 )
+
+if TYPE_CHECKING:
+    from nimbed_weaviate.indexes import Index, Quantizer
 
 __all__ = ["BackfillOptions", "abackfill", "aembed_stored", "backfill", "embed_stored"]
 
@@ -208,7 +211,7 @@ def _add_vector(
         try:
             calls(lambda: collection.config.add_vector(vector_config=made))
         except UnexpectedStatusCodeError as error:
-            if error.status_code != 422:
+            if error.status_code != 422 or "CONFIG_NOT_ALLOWED" in error.message:
                 raise
             raise ConfigurationError(
                 f"Weaviate does not add the vector {vector!r} to {collection.name}, which takes "

@@ -163,11 +163,14 @@ def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
     else:
         yield Finding("module", "note", f"{setup.module}: nimbed knows nothing about it")
     if setup.metric == "hamming":
-        fault = index_fault("signs", setup.metric, setup.quantizers)
+        fault = index_fault("signs", setup.metric, setup.quantizers, index=setup.index)
         if fault:
             yield Finding("index", "fail", f"{fault}; {_ANEW}")
             return
-    said = f"{setup.metric}, quantised by {' and '.join(sorted(setup.quantizers)) or 'nothing'}"
+    quantizers = " and ".join(sorted(setup.quantizers))
+    said = f"{setup.index}, {setup.metric}, quantised by {quantizers or 'nothing'}"
+    if quantizers:
+        said += ", as the collection or the server's DEFAULT_QUANTIZATION has it"
     yield Finding("index", "ok", said)
 
 
@@ -402,7 +405,7 @@ def _judged(
         return Finding("vectors", "fail", f"of different lengths: {sizes}")
     kind = kind_of(np.array(rows))
     said = f"{looked_at} of {sizes[0]} dimensions looked at: {kind}"
-    fault = index_fault(kind, setup.metric, setup.quantizers)
+    fault = index_fault(kind, setup.metric, setup.quantizers, index=setup.index)
     if fault:
         return Finding("vectors", "fail", f"{said}, under {setup.metric}: {fault}")
     if contract is not None and (kind, sizes[0]) != (

@@ -426,7 +426,8 @@ def fitting(
             f"{listed}"
         )
     spec = spec_of(chosen.name)
-    fault = index_fault(KINDS[spec.embedding_type], chosen.metric, chosen.quantizers)
+    kind = KINDS[spec.embedding_type]
+    fault = index_fault(kind, chosen.metric, chosen.quantizers, index=chosen.index)
     if fault:
         raise ConfigurationError(
             f"the collection {collection} compares {spec.embedding_type} vectors by "

@@ -28,7 +28,7 @@ from weaviate.proto.v1 import (
 )
 
 from .searching import Object, asked_vector, distance, floats, matches, result
-from .stored import stored, stored_property, type_of
+from .stored import not_allowed, stored, stored_property, type_of
 
 MODULES = ("text2vec-nvidia", "multi2vec-nvidia", "text2vec-transformers")
 
@@ -52,6 +52,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.version = "1.38.11"
         self.modules = {name: {} for name in MODULES}
         self.default_quantization = ""
+        self.allowed_compression: frozenset[str] = frozenset()
         self.classes: dict[str, dict[str, Any]] = {}
         self.objects: dict[str, dict[str, Object]] = {}
         self.batches: list[list[str]] = []
@@ -111,6 +112,9 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
 
     def create(self, sent: dict[str, Any]) -> dict[str, Any]:
         answer = stored(sent, default_quantization=self.default_quantization)
+        fault = self.allowed_compression and not_allowed(answer, self.allowed_compression)
+        if fault:
+            return fault
         self.classes[sent["class"]] = answer
         self.objects[sent["class"]] = {}
         return answer
@@ -298,7 +302,8 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             sent, parts = self._sent()
             if parts == ["schema"]:
-                self._answer(200, double.create(sent))
+                answer = double.create(sent)
+                self._answer(422 if "errorCode" in answer else 200, answer)
                 return
             known = double.classes[parts[1]]["properties"]
             if any(each["name"] == sent["name"] for each in known):
@@ -331,6 +336,11 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
             for vector, config in sent["vectorConfig"].items():
                 if vector not in known["vectorConfig"]:
                     made = stored({"class": name, "vectorConfig": {vector: config}})
+                    allowed = double.allowed_compression
+                    fault = allowed and not_allowed(made, allowed)
+                    if fault:
+                        self._answer(422, fault)
+                        return
                     known["vectorConfig"][vector] = made["vectorConfig"][vector]
             self._answer(200, known)
 

@@ -150,9 +150,9 @@ def test_a_default_quantiser_of_the_server_breaks_hamming(
     make("Docs", Configure.Vectors.self_provided(vector_index_config=index))
     verdict, detail = checked()["index"]
     assert verdict == "fail"
-    assert f"the quantiser {quantizer} knows no hamming" in detail
+    assert f"the quantiser {quantizer.replace('rq', 'rq-8')} knows no hamming" in detail
     make("Ours", self_provided(FakeEmbedder().spec(embedding_type="binary")))
-    assert checked("Ours")["index"] == ("ok", "hamming, quantised by nothing")
+    assert checked("Ours")["index"] == ("ok", "hnsw, hamming, quantised by nothing")
 
 
 def test_each_of_several_vectors_is_named(make: Any, checked: Check) -> None:
