@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from nimbed.options import EmbedOptions
 from nimbed.progress import Progress
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-__all__ = ["Embedder", "Managed", "Prepared", "Replica", "Schedulable"]
+__all__ = ["Embedder", "Managed", "Prepared", "Replica", "Schedulable", "Token", "Tokenizing"]
 
 
 @runtime_checkable
@@ -194,4 +194,42 @@ class Schedulable(Protocol):
 
     def replicas(self) -> Sequence[Replica]:
         """Return the copies of the model, weights loaded."""
+        ...
+
+
+class Token(NamedTuple):
+    """One token of a text.
+
+    Attributes:
+        id: Its number in the model's vocabulary.
+        text: How the vocabulary writes it.
+        start: The first of its characters in the text that was read, prompt included.
+        stop: The character behind its last; 0 like ``start`` where it is special.
+        special: Whether it stands for no part of the text.
+    """
+
+    id: int
+    text: str
+    start: int
+    stop: int
+    special: bool
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An embedder that shows how its model reads a text, for those who cut texts to a length."""
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True
+    ) -> list[list[Token]]:
+        """Return the tokens of texts, never cut.
+
+        Args:
+            texts: Strings.
+            input_type: The role whose prompt is put before each; None for none.
+            special: Whether the tokens that the model wants around a text are among them.
+
+        Raises:
+            InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
+        """
         ...

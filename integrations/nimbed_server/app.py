@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import orjson
 
@@ -20,8 +21,8 @@ from nimbed.errors import NimbedError, TooLongError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
-from nimbed_server.routes import about, embeddings, transformers
-from nimbed_server.settings import Settings
+from nimbed_server.routes import about, cohere, embeddings, tokens, transformers
+from nimbed_server.settings import PREFIX, Settings
 from nimbed_server.state import State
 from nimbed_server.wire.errors import HttpError, http_error, render_error
 
@@ -32,6 +33,8 @@ Route = Callable[[State, Request, ServedModel | None], Awaitable[None]]
 # The last part of a path, its verb and its route; whatever stands before it names a model.
 _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/embeddings": ("POST", embeddings.embeddings),
+    "/v1/embed": ("POST", cohere.embed_v1),
+    "/v2/embed": ("POST", cohere.embed_v2),
     "/v1/models": ("GET", about.models),
     "/v1/models/{id}": ("GET", about.model),
     "/health": ("GET", about.ready),
@@ -43,15 +46,19 @@ _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/manifest": ("GET", about.manifest),
     "/v1/license": ("GET", about.licence),
     "/v1/version": ("GET", about.version),
+    "/info": ("GET", about.info),
     "/openapi.json": ("GET", about.openapi),
+    "/docs": ("GET", about.docs),
+    "/": ("GET", about.docs),
+    "/tokenize": ("POST", tokens.tokenize),
     "/vectors": ("POST", transformers.vectors),
     "/meta": ("GET", transformers.meta),
     "/.well-known/live": ("GET", about.well_known_live),
     "/.well-known/ready": ("GET", about.well_known_ready),
 }
 # Longest first, so that /v1/metrics is not taken for /metrics behind a model called v1.
-_ENDPOINTS = sorted(_ROUTES, key=len, reverse=True)
-_OPEN = (about.live, about.ready, about.well_known_live, about.well_known_ready)
+_ENDPOINTS = sorted(_ROUTES.keys() - {"/"}, key=len, reverse=True)
+_OPEN = (about.live, about.ready, about.well_known_live, about.well_known_ready, about.docs)
 
 
 class App:
@@ -91,6 +98,10 @@ class App:
         endpoint = reason = ""
         try:
             request.check_head()
+            request.strip(self.state.settings.base_path, PREFIX)
+            if self.state.settings.allow_origins and self.state.origins.admit(request):
+                await request.respond(204)
+                return
             endpoint, prefix = _split(request.path)
             route = self._route(request, endpoint)  # before a name is looked up for strangers
             model = self._model_in(prefix, request, route) if prefix else None
@@ -114,9 +125,14 @@ class App:
     def _route(self, request: Request, endpoint: str) -> Route:
         """Return the route of a request that may come in."""
         verb, route = _ROUTES.get(endpoint, ("", None))
-        if self.state.auth.needed and route not in _OPEN:
+        metrics = route is about.metrics
+        if (
+            self.state.auth.needed
+            and route not in _OPEN
+            and not (metrics and self.state.settings.open_metrics)
+        ):
             bare = request.header(b"api-key") or request.header(b"x-api-key")
-            self.state.auth.check(request.header(b"authorization"), bare)
+            self.state.auth.check(request.header(b"authorization"), bare, metrics=metrics)
         if route is None:
             raise _unknown(request)
         if request.method != verb and not (verb == "GET" and request.method == "HEAD"):
@@ -143,6 +159,8 @@ class App:
             return
         if endpoint == "/vectors":
             body = orjson.dumps({"error": error.message})
+        elif endpoint in ("/v1/embed", "/v2/embed"):
+            body = orjson.dumps({"message": error.message})
         else:
             body = render_error(
                 error,
@@ -193,7 +211,9 @@ class App:
                 self.state.failure = f"{name} cannot be loaded: {error}"
                 LOG.error(self.state.failure)
                 return
-            facts = {"seconds": round(time.perf_counter() - begin, 2)}
+            facts: dict[str, Any] = {"seconds": round(time.perf_counter() - begin, 2)}
+            if backend.arithmetic is not None:
+                facts["computing"] = f"in {backend.arithmetic}"
             LOG.info("%s is ready", name, extra={"facts": facts})
         self.state.metrics.watch_memory()
 
@@ -235,7 +255,7 @@ def _unknown(request: Request) -> HttpError:
 
 def _split(path: str) -> tuple[str, str]:
     """Return the endpoint of a path, empty if there is none, and what stands before it."""
-    path = path.rstrip("/")
+    path = path.rstrip("/") or "/"
     if path in _ROUTES:
         return path, ""
     for endpoint in _ENDPOINTS:

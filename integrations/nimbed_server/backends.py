@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
-from nimbed.embedder import Embedder, Schedulable
+from nimbed.embedder import Embedder, Schedulable, Token, Tokenizing
 from nimbed.errors import DeadlineError, InputError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
-from nimbed.scheduling import QueueState, Scheduler
+from nimbed.scheduling import QueueState, Scheduler, Timings
 from nimbed.spec import InputType
 from nimbed_server.http import Request
 from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import ModelMetrics
+from nimbed_server.wire.errors import HttpError
 
 __all__ = ["Backend", "Embedded", "ScheduledBackend", "backend_for"]
 
 _WARM_UP = "warm up"
+# Inputs of a request that somebody may be waiting for.
+_FEW = 8
 
 
 class Embedded(NamedTuple):
@@ -34,11 +37,13 @@ class Embedded(NamedTuple):
         vectors: Array of shape (n, width), as they are to be answered.
         tokens: What the model read.
         truncated: Rows that were cut.
+        timings: Where the time went; None where the model is elsewhere.
     """
 
     vectors: NDArray[Any]
     tokens: int
     truncated: tuple[int, ...]
+    timings: Timings | None = None
 
 
 class Backend:
@@ -48,6 +53,7 @@ class Backend:
         embedder: The model; its weights are read by :meth:`load`.
         metrics: Told of what is embedded here.
         max_items: Inputs that may be under way.
+        queries_first: Whether passages leave an eighth of them free for short queries.
 
     Attributes:
         ready: Whether the model is loaded.
@@ -55,16 +61,49 @@ class Backend:
         metrics: As given.
     """
 
-    def __init__(self, embedder: Embedder, metrics: ModelMetrics, *, max_items: int) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        metrics: ModelMetrics,
+        *,
+        max_items: int,
+        queries_first: bool = True,
+    ) -> None:
         self._embedder = embedder
         self.metrics = metrics
         self.ready = False
         self.capacity = CapacityLimit(max_items, drain_rate=self._items_per_second)
+        self._kept_free = max_items // 8 if queries_first else 0
 
     @property
     def card(self) -> ModelCard:
         """Facts about the model."""
         return self._embedder.card
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What is computed in, and where; None before the model is loaded, or if it is elsewhere.
+
+        Such as ``bfloat16 on cpu``.
+        """
+        return getattr(self._embedder, "arithmetic", None)
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None, special: bool
+    ) -> list[list[Token]]:
+        """Return the tokens of texts; see :meth:`nimbed.embedder.Tokenizing.tokenize`.
+
+        Raises:
+            HttpError: 501 where the tokenizer is elsewhere.
+            NimbedError: If the tokenizer refuses.
+        """
+        if not isinstance(self._embedder, Tokenizing):
+            raise HttpError(
+                501,
+                f"the tokenizer of {self.card.id} is not here: ask the server that embeds, or let "
+                f"usage.prompt_tokens of an embedding count",
+            )
+        return self._embedder.tokenize(texts, input_type=input_type, special=special)
 
     @property
     def queue(self) -> QueueState:
@@ -77,7 +116,13 @@ class Backend:
         self.ready = True
 
     def embed(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float
+        self,
+        inputs: Sequence[Input],
+        options: EmbedOptions,
+        *,
+        timeout: float,
+        timings: Timings,
+        patient: bool = False,
     ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
         return self._embed_in_time(inputs, options, timeout)
@@ -96,6 +141,7 @@ class Backend:
         signs: bool = False,
         timeout: float,
         unwatched: TimeLimit,
+        patient: bool = False,
     ) -> Embedded:
         """Embed the inputs of one request, in their order.
 
@@ -107,6 +153,7 @@ class Backend:
             signs: Whether packed bits are answered as +1 and -1.
             timeout: Seconds after which the answer is worth nothing to the server.
             unwatched: For how long nobody looks whether the client has gone.
+            patient: Whether the request waits its turn although it is a short query.
 
         Raises:
             HttpError: 503 if too many inputs are under way.
@@ -114,13 +161,17 @@ class Backend:
             NimbedError: If the engine refuses or fails.
         """
         seconds = _client_timeout(request, timeout)
-        self.capacity.acquire(len(inputs))
+        few = options.input_type == "query" and len(inputs) <= _FEW
+        self.capacity.acquire(len(inputs), kept_free=0 if few else self._kept_free)
         request.watch(unwatched)
+        timings = Timings()
         try:
             if roles is None:
-                batch = await self.embed(inputs, options, timeout=seconds)
-                return self._counted(batch, signs)
-            return await self._embed_by_role(inputs, options, roles, signs, seconds)
+                batch = await self.embed(
+                    inputs, options, timeout=seconds, timings=timings, patient=patient
+                )
+                return self._counted(batch, signs, timings)
+            return await self._embed_by_role(inputs, options, roles, signs, seconds, timings)
         finally:
             self.capacity.release(len(inputs))
             request.unwatch(unwatched)
@@ -132,6 +183,7 @@ class Backend:
         roles: Sequence[InputType],
         signs: bool,
         seconds: float,
+        timings: Timings,
     ) -> Embedded:
         rows_of: dict[InputType, list[int]] = {}
         for row, role in enumerate(roles):
@@ -143,11 +195,12 @@ class Backend:
                     [inputs[row] for row in rows],
                     dataclasses.replace(options, input_type=role),
                     timeout=seconds,
+                    timings=timings,
                 )
             except InputError as error:
                 error.rows = tuple(rows[n] for n in error.rows)
                 raise
-            return self._counted(batch, signs)
+            return self._counted(batch, signs, timings)
 
         parts = await asyncio.gather(*(part(role, rows) for role, rows in rows_of.items()))
         first = parts[0].vectors
@@ -156,14 +209,16 @@ class Backend:
         for rows, each in zip(rows_of.values(), parts, strict=True):
             vectors[rows] = each.vectors
             truncated.extend(rows[n] for n in each.truncated)
-        return Embedded(vectors, sum(each.tokens for each in parts), tuple(sorted(truncated)))
+        tokens = sum(each.tokens for each in parts)
+        return Embedded(vectors, tokens, tuple(sorted(truncated)), parts[0].timings)
 
-    def _counted(self, batch: EmbeddingBatch, signs: bool) -> Embedded:
+    def _counted(self, batch: EmbeddingBatch, signs: bool, timings: Timings) -> Embedded:
         tokens = sum(batch.token_counts.tolist())  # of few numbers, quicker than numpy's sum
         self.metrics.embedded(
             batch.input_type, items=len(batch), tokens=tokens, truncated=len(batch.truncated)
         )
-        return Embedded(batch.signs() if signs else batch.vectors, tokens, batch.truncated)
+        known = timings if timings.inference else None
+        return Embedded(batch.signs() if signs else batch.vectors, tokens, batch.truncated, known)
 
     def _items_per_second(self) -> float:
         waiting = self.queue
@@ -197,6 +252,7 @@ class ScheduledBackend(Backend):
         max_items: Inputs that may be under way.
         max_tokens: Tokens that may wait.
         max_wait: Seconds for which a batch may be held back after another.
+        queries_first: Whether short queries go before everything else.
     """
 
     def __init__(
@@ -208,8 +264,10 @@ class ScheduledBackend(Backend):
         max_items: int,
         max_tokens: int,
         max_wait: float,
+        queries_first: bool = True,
     ) -> None:
-        super().__init__(embedder, metrics, max_items=max_items)
+        super().__init__(embedder, metrics, max_items=max_items, queries_first=queries_first)
+        self._queries_first = queries_first
         self._schedulable = schedulable
         self._max_tokens = max_tokens
         self._max_wait = max_wait
@@ -229,17 +287,26 @@ class ScheduledBackend(Backend):
             max_queue_tokens=self._max_tokens,
             max_wait=self._max_wait,
             observer=self.metrics,
+            queries_first=self._queries_first,
         )
         scheduler.submit([_WARM_UP], EmbedOptions(input_type="passage")).result()
         self._scheduler = scheduler
         self.ready = True
 
     def embed(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, timeout: float
+        self,
+        inputs: Sequence[Input],
+        options: EmbedOptions,
+        *,
+        timeout: float,
+        timings: Timings,
+        patient: bool = False,
     ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
         assert self._scheduler is not None  # nothing is asked of a backend that is not ready
-        return self._scheduler.asubmit(inputs, options, timeout=timeout)
+        return self._scheduler.asubmit(
+            inputs, options, timeout=timeout, timings=timings, patient=patient
+        )
 
     def close(self) -> None:
         """Finish what waits, then release the model."""
@@ -249,7 +316,13 @@ class ScheduledBackend(Backend):
 
 
 def backend_for(
-    embedder: Embedder, metrics: ModelMetrics, *, max_items: int, max_tokens: int, max_wait: float
+    embedder: Embedder,
+    metrics: ModelMetrics,
+    *,
+    max_items: int,
+    max_tokens: int,
+    max_wait: float,
+    queries_first: bool,
 ) -> Backend:
     """Return a backend; one that can be scheduled gets a scheduler."""
     if isinstance(embedder, Schedulable):
@@ -260,8 +333,9 @@ def backend_for(
             max_items=max_items,
             max_tokens=max_tokens,
             max_wait=max_wait,
+            queries_first=queries_first,
         )
-    return Backend(embedder, metrics, max_items=max_items)
+    return Backend(embedder, metrics, max_items=max_items, queries_first=queries_first)
 
 
 def _client_timeout(request: Request, most: float) -> float:

@@ -81,6 +81,7 @@ class Request:
     Attributes:
         method: The verb; HEAD is GET without a body.
         path: The path, slashes doubled by clients made single again.
+        base: What stands before the paths that clients see; see :meth:`strip`.
         request_id: The client's, if it is safe to repeat, else a new one.
         client: Address of the peer.
         status: The status sent, or 0.
@@ -93,6 +94,7 @@ class Request:
         self.method: str = scope["method"]
         path: str = scope["path"]
         self.path = re.sub("/{2,}", "/", path) if "//" in path else path
+        self.base = ""
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._scope = scope
         self._receive = receive
@@ -134,6 +136,27 @@ class Request:
                 f"{len(length)} characters",
                 headers=_CLOSE,
             )
+
+    def strip(self, base_path: str, allowed: re.Pattern[str]) -> None:
+        """Take away what a proxy, or a server around this one, put before the path.
+
+        A proxy that takes it away itself says so in ``X-Forwarded-Prefix``.
+
+        Args:
+            base_path: As the settings have it.
+            allowed: What a prefix may look like.
+        """
+        sent = self._headers.get(b"x-forwarded-prefix")
+        forwarded = sent.decode("latin-1").rstrip("/") if sent else ""
+        if forwarded and not allowed.fullmatch(forwarded):
+            forwarded = ""
+        mounted: str = self._scope.get("root_path") or ""
+        if not (forwarded or mounted or base_path):
+            return
+        for prefix in (mounted, forwarded, base_path):
+            if prefix and (self.path == prefix or self.path.startswith(f"{prefix}/")):
+                self.path = self.path.removeprefix(prefix) or "/"
+        self.base = forwarded or base_path or mounted
 
     def header(self, name: bytes) -> bytes | None:
         """Return a request header by its lower-case name; of several the last."""

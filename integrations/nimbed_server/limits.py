@@ -31,15 +31,19 @@ class CapacityLimit:
         self._noun = noun
         self._drain_rate = drain_rate
 
-    def acquire(self, count: int) -> None:
+    def acquire(self, count: int, *, kept_free: int = 0) -> None:
         """Admit ``count`` more; a request that is alone is admitted whatever its size.
+
+        Args:
+            count: How many.
+            kept_free: How much of the limit is not for these.
 
         Raises:
             HttpError: With status 503, and the seconds after which there will be room.
         """
-        if self.used and self.used + count > self.most:
+        if self.used and self.used + count > self.most - kept_free:
             rate = self._drain_rate()
-            surplus = self.used + count - self.most
+            surplus = self.used + count - self.most + kept_free
             raise HttpError(
                 503,
                 f"the queue is full: {self.used} {self._noun} are under way, {self.most} may be; "

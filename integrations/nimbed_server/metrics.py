@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,8 +221,12 @@ class ModelMetrics:
         self._tokens += tokens
         self._truncated += truncated
 
+    def request(self) -> _RequestTime:
+        """Return a ``with`` that counts a request for this model, from its body to its answer."""
+        return _RequestTime(self)
+
     def request_finished(self, seconds: float, *, failed: bool) -> None:
-        """Count a request for this model, from its first byte to its answer."""
+        """Count a request; see :meth:`request`."""
         if failed:
             self._failed += 1
         else:
@@ -236,6 +241,22 @@ class ModelMetrics:
         self._token_counter.inc(self._tokens)
         self._truncated_counter.inc(self._truncated)
         self._tokens = self._truncated = 0
+
+
+class _RequestTime:
+    """Counts one request, whether it ends well or not."""
+
+    __slots__ = ("_begin", "_metrics")
+
+    def __init__(self, metrics: ModelMetrics) -> None:
+        self._metrics = metrics
+        self._begin = time.perf_counter()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._metrics.request_finished(time.perf_counter() - self._begin, failed=kind is not None)
 
 
 def _resident_bytes() -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from nimbed.spec import InputType, Int8Scale, Truncate, check_literal
 from nimbed_server.logging import LogFormat
 from nimbed_server.models import Alias, parse_alias
 
-__all__ = ["Settings", "flag_of", "gather", "unused"]
+__all__ = ["PREFIX", "Settings", "flag_of", "gather", "unused"]
 
 
 def _setting(
@@ -80,6 +81,24 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "Address to bind.")
     port: int = _setting(8000, "Port to bind; 0 takes a free one.", "NIM_HTTP_API_PORT")
+    uds: str | None = _setting(
+        None,
+        "Listen on a unix socket instead of an address; who may write to it is up to its folder.",
+        metavar="PATH",
+    )
+    base_path: str = _setting(
+        "",
+        "What a reverse proxy puts before every path, such as /embed; X-Forwarded-Prefix is "
+        "understood without.",
+        metavar="PATH",
+    )
+    allow_origins: tuple[str, ...] = _setting(
+        (),
+        "A web origin whose pages may ask, such as https://app.example; * for all; give it again "
+        "for more.",
+        flag="--allow-origin",
+        metavar="ORIGIN",
+    )
     devices: tuple[str, ...] = _setting(
         ("auto",),
         "cpu, cuda, cuda:N or auto; several share one queue.",
@@ -97,6 +116,10 @@ class Settings:
         metavar="KEY",
         secret=True,
     )
+    metrics_key: str | None = _setting(
+        None, "A key that reads the metrics and nothing else.", metavar="KEY", secret=True
+    )
+    open_metrics: bool = _setting(False, "Let everybody read the metrics, where keys are needed.")
     requests_per_minute: int | None = _setting(
         None, "How many requests a key may send; 429 beyond it."
     )
@@ -111,6 +134,10 @@ class Settings:
     )
     int8_scale: Int8Scale = _setting(
         "nim", "nim (trunc 127x, which mixes with a real NIM's) or even."
+    )
+    queries_first: bool = _setting(
+        True,
+        "Short queries go before passages, so that an import delays none by more than a batch.",
     )
     strict_nim: bool = _setting(
         False, "Refuse dimensions together with a type, and trim errors to NIM 2.x's fields."
@@ -207,21 +234,44 @@ class Settings:
             raise ConfigurationError("https needs both tls_cert and tls_key")
         if len(self.served_names) > max(1, len(self.models)):
             raise ConfigurationError("there are more served_names than models")
-        if any(not key.strip() for key in self.api_keys):
+        keys = (*self.api_keys, *([] if self.metrics_key is None else [self.metrics_key]))
+        if any(not key.strip() for key in keys):
             raise ConfigurationError("an API key must not be blank")
+        if self.base_path and not PREFIX.fullmatch(self.base_path):
+            raise ConfigurationError(
+                f"base_path must look like '/embed', without a slash at its end; got "
+                f"{self.base_path!r}"
+            )
+        for origin in self.allow_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigurationError(
+                    f"an allowed origin is a scheme and a host, such as https://app.example, or *; "
+                    f"got {origin!r}"
+                )
+        if self.uds is not None and len(os.fsencode(self.uds)) > _MAX_SOCKET_PATH:
+            raise ConfigurationError(
+                f"uds must have at most {_MAX_SOCKET_PATH} bytes, which is the system's limit for "
+                f"a socket's path"
+            )
 
     @property
     def open_to_all(self) -> bool:
         """Whether strangers can reach it: bound beyond this machine, with no key."""
-        return not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost")
+        local = self.uds is not None or self.host in ("127.0.0.1", "::1", "localhost")
+        return not self.api_keys and not local
 
     def shown(self) -> dict[str, Any]:
         """Return every setting as JSON types, keys blotted out."""
         facts = dataclasses.asdict(self)
         facts["api_keys"] = [f"({len(self.api_keys)} given)"] if self.api_keys else []
+        facts["metrics_key"] = "(given)" if self.metrics_key else None
         return facts
 
 
+#: What may stand before every path: it is written into links of the documentation.
+PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]+")
+_MAX_SOCKET_PATH = 107  # with a zero behind it, as Linux has it; 103 on macOS
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 _VARIABLES = {name: f"NIMBED_{name.upper()}" for name in _FIELDS}
 # What Kubernetes sets in every pod beside a service that is called nimbed.

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from nimbed.embedder import Embedder
-from nimbed_server.auth import Authenticator
-from nimbed_server.backends import Backend, backend_for
+from nimbed.inputs import Input
+from nimbed.spec import InputType
+from nimbed_server.auth import Authenticator, Origins
+from nimbed_server.backends import Backend, Embedded, backend_for
+from nimbed_server.http import Request
 from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import Metrics
 from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
 from nimbed_server.wire.errors import HttpError
-from nimbed_server.wire.request import RequestReader
+from nimbed_server.wire.request import RequestReader, Resolved
 
-__all__ = ["State"]
+__all__ = ["LARGE_ANSWER", "LARGE_BODY", "State", "aside"]
+
+T = TypeVar("T")
+
+#: Bytes beyond which a body is parsed in a thread.
+LARGE_BODY = 256 * 1024
+#: Numbers beyond which an answer is written in a thread.
+LARGE_ANSWER = 128 * 1024
 
 # Bodies that are just being read may fill so many times the limit of one.
 _BODIES = 8
 # Seconds below which no client has gone yet, and a watch for it would cost more than the answer.
 _UNWATCHED = 0.05
+
+_TIMING = "tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f"
 
 
 class State:
@@ -33,6 +47,7 @@ class State:
         models: Every name it answers to.
         reader: Reads embeddings requests.
         auth: Who may send them.
+        origins: From which web pages.
         metrics: What it did.
         body_room: Bytes of bodies that may be in memory at once.
         body_time: How long a body may take to arrive.
@@ -56,13 +71,17 @@ class State:
                 max_items=settings.max_queue,
                 max_tokens=settings.max_queue_tokens,
                 max_wait=settings.max_wait_ms / 1000,
+                queries_first=settings.queries_first,
             )
             self._watch(name, backends[name])
         self.models = ServedModels(backends, settings.aliases, sources=settings.models)
         self.reader = RequestReader(self.models, settings)
         self.auth = Authenticator(
-            settings.api_keys, requests_per_minute=settings.requests_per_minute
+            settings.api_keys,
+            requests_per_minute=settings.requests_per_minute,
+            metrics_key=settings.metrics_key,
         )
+        self.origins = Origins(settings.allow_origins)
         self.body_room = CapacityLimit(_BODIES * settings.max_body_bytes, noun="bytes of requests")
         self.body_time = TimeLimit(settings.body_timeout_s)
         self.unwatched = TimeLimit(_UNWATCHED)
@@ -74,6 +93,59 @@ class State:
     def ready(self) -> bool:
         """Whether every model is loaded and the server takes requests."""
         return not self.draining and all(backend.ready for backend in self.models.backends.values())
+
+    async def body(self, request: Request) -> bytes:
+        """Read a request's body within the limits; see :meth:`nimbed_server.http.Request.body`."""
+        return await request.body(
+            limit=self.settings.max_body_bytes, timeout=self.body_time, room=self.body_room
+        )
+
+    async def embed(
+        self,
+        request: Request,
+        model: ServedModel,
+        inputs: Sequence[Input],
+        resolved: Resolved,
+        *,
+        roles: Sequence[InputType] | None = None,
+        patient: bool = False,
+    ) -> Embedded:
+        """Embed the inputs of one request, and add what it should know to its headers.
+
+        Args:
+            request: The request.
+            model: What its model's name stands for.
+            inputs: Its inputs.
+            resolved: What it comes to.
+            roles: The role of each input, where they differ from that of the options.
+            patient: Whether the request waits its turn although it is a short query.
+
+        Raises:
+            HttpError: 503 where the model takes nothing now.
+            ClientDisconnected: If the client goes first.
+            NimbedError: If the engine refuses or fails.
+        """
+        for name, value in resolved.headers:
+            request.add_header(name, value)
+        if self.draining or not model.backend.ready:
+            raise self.unavailable(model)
+        embedded = await model.backend.embed_request(
+            request,
+            inputs,
+            resolved.options,
+            roles=roles,
+            signs=resolved.signs,
+            timeout=self.settings.request_timeout_s,
+            unwatched=self.unwatched,
+            patient=patient,
+        )
+        spent = embedded.timings
+        if spent is not None:
+            milliseconds = 1e3 * spent.tokenizing, 1e3 * spent.queueing, 1e3 * spent.inference
+            request.add_header(b"server-timing", _TIMING % milliseconds)
+        if embedded.truncated:
+            request.add_header(b"x-nimbed-truncated", ",".join(map(str, embedded.truncated[:100])))
+        return embedded
 
     def unavailable(self, model: ServedModel) -> HttpError:
         """Return why a model takes no inputs now."""
@@ -93,3 +165,8 @@ class State:
             tokens=lambda: float(backend.queue.tokens),
             ready=lambda: float(backend.ready),
         )
+
+
+async def aside(large: bool, function: Callable[..., T], *args: object) -> T:
+    """Call a function: what is large in a thread, so that others have their turn."""
+    return await asyncio.to_thread(function, *args) if large else function(*args)

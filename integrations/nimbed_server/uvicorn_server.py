@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import socket
+import stat
 import time
 from types import FrameType
 from typing import Any
@@ -376,11 +377,13 @@ def guarded(settings: Settings) -> type[asyncio.Protocol]:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Bind the address.
+    """Bind the address, or the unix socket.
 
     Raises:
         ConfigurationError: If it cannot be bound; the message says why.
     """
+    if settings.uds is not None:
+        return _bind_unix(settings.uds)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -395,6 +398,32 @@ def bind(settings: Settings) -> socket.socket:
     return bound
 
 
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a unix socket; one that is left of a server that was killed is replaced."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                if other.connect_ex(path) == 0:
+                    raise ConfigurationError(
+                        f"another server listens on {path}; give another --uds"
+                    )
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        bound.close()
+        raise
+    try:
+        bound.bind(path)
+    except OSError as error:
+        bound.close()
+        raise ConfigurationError(
+            f"cannot bind {path}: {error.strerror or error}; give another --uds"
+        ) from error
+    return bound
+
+
 def run(app: App, settings: Settings) -> None:
     """Serve until a signal comes; return when everything accepted has been answered.
 
@@ -402,19 +431,27 @@ def run(app: App, settings: Settings) -> None:
     """
     _raise_file_limit()
     with bind(settings) as bound:
-        host, port = bound.getsockname()[:2]
-        scheme = "https" if settings.tls_cert else "http"
-        at = f"[{host}]" if ":" in host else host
         names = ", ".join(model.name for model in app.state.models)
-        LOG.info("serving %s on %s://%s:%d", names, scheme, at, port)
+        LOG.info("serving %s on %s", names, _address(bound, settings))
         if settings.open_to_all:
             LOG.warning("everybody on the network may use this server; give it an --api-key")
         Server(app, settings).run(sockets=[bound])
+    if settings.uds is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(settings.uds)
     if app.loading:
         # A thread within a library can neither be stopped nor, at Python's own end, be survived.
         LOG.info("ending before the model was read")
         logging.shutdown()
         os._exit(0)
+
+
+def _address(bound: socket.socket, settings: Settings) -> str:
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
+    host, port = bound.getsockname()[:2]
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{settings.base_path}"
 
 
 def _raise_file_limit() -> None:

@@ -36,6 +36,8 @@ __all__ = ["acheck", "check", "check_all"]
 
 _ANEW = "it cannot be changed: make the collection anew with nimbed_weaviate.vectorizer(...)"
 _SAMPLE = 20
+# Where Weaviate turns by itself, of its older and its newer versions.
+_COHERE = ("https://api.cohere.ai", "https://api.cohere.com")
 
 
 def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> list[Finding]:
@@ -231,13 +233,36 @@ def _nvidia_images(setup: VectorSetup) -> Iterator[Finding]:
         "multi2vec-nvidia sends no role, so a question is embedded as the passages are; let "
         "`model` name an alias of nimbed serve that has a default role",
     )
-    if "weights" in settings and setup.metric != "cosine":
+    yield from _weights(setup)
+
+
+def _weights(setup: VectorSetup) -> Iterator[Finding]:
+    if "weights" in setup.settings and setup.metric != "cosine":
         yield Finding(
             "weights",
             "fail",
             f"weighted vectors are no longer of unit length, which {setup.metric} counts and "
             f"cosine does not; {_ANEW}",
         )
+
+
+def _cohere_text(setup: VectorSetup) -> Iterator[Finding]:
+    yield from _cohere_address(setup.settings)
+    yield _key("COHERE_APIKEY")
+    yield _truncate(setup.settings, default="END", others=95)
+    yield _class_name(setup.settings, default=True)
+
+
+def _cohere_images(setup: VectorSetup) -> Iterator[Finding]:
+    yield from _cohere_address(setup.settings)
+    yield _key("COHERE_APIKEY")
+    yield Finding(
+        "roles",
+        "note",
+        "multi2vec-cohere sends a question as search_document, so it is embedded as the passages "
+        "are; text2vec-cohere sends both roles",
+    )
+    yield from _weights(setup)
 
 
 def _container(setup: VectorSetup) -> Iterator[Finding]:
@@ -261,6 +286,8 @@ def _container(setup: VectorSetup) -> Iterator[Finding]:
 _MODULES: Mapping[str, Callable[[VectorSetup], Iterator[Finding]]] = {
     "text2vec-nvidia": _nvidia_text,
     "multi2vec-nvidia": _nvidia_images,
+    "text2vec-cohere": _cohere_text,
+    "multi2vec-cohere": _cohere_images,
     "text2vec-transformers": _container,
 }
 
@@ -286,37 +313,55 @@ def _nvidia_address(settings: Mapping[str, Any]) -> Iterator[Finding]:
         if not strays:
             yield Finding("address", "ok", f"NVIDIA's own ({NVIDIA}), asked for the model {model}")
         return
-    fault = _url(stored, "/v1/embeddings")
+    yield _address(stored, model, "/v1/embeddings", "X-Nvidia-Baseurl")
+
+
+def _cohere_address(settings: Mapping[str, Any]) -> Iterator[Finding]:
+    stored, model = settings.get("baseURL"), settings.get("model")
+    # The server stores its defaults: Cohere's cloud, which is not ours to judge.
+    if stored is None or str(stored).rstrip("/") in _COHERE:
+        yield Finding("address", "ok", f"Cohere's own, asked for the model {model}")
+        return
+    yield _address(stored, model, "/v2/embed", "X-Cohere-Baseurl")
+
+
+def _address(stored: object, model: object, path: str, header: str) -> Finding:
+    """Judge an address that is not the module's own."""
+    fault = _url(stored, path)
     if fault is None:
+        assert isinstance(stored, str)  # else there were one
         said = f"{stored}, asked for the model {model}"
         if is_nvidia(stored):
-            yield Finding("address", "ok", said)
-        elif is_loopback(stored):
-            yield Finding(
+            if path != "/v1/embeddings":
+                return Finding(
+                    "address", "fail", f"{said}: it does not speak Cohere's API; {_ANEW}"
+                )
+            return Finding("address", "ok", said)
+        if is_loopback(stored):
+            return Finding(
                 "address",
                 "note",
                 f"{said}: in a container that is Weaviate itself; give a name that leads out of it",
             )
-        else:
-            yield Finding(
-                "address", "ok", f"{said}; if private, leave MODULES_VALIDATE_BASE_URL unset there"
-            )
-        return
-    mended = "send X-Nvidia-Baseurl (nimbed_weaviate.headers(..., redirect=True)), or make it anew"
+        return Finding(
+            "address", "ok", f"{said}; if private, leave MODULES_VALIDATE_BASE_URL unset there"
+        )
+    mended = f"send {header} (nimbed_weaviate.headers(..., redirect=True)), or make it anew"
     lenient = isinstance(stored, str) and is_forgiven(stored)
     only = "; a nimbed server answers there all the same, others do not" if lenient else ""
-    yield Finding("address", "note" if lenient else "fail", f"{fault}{only}; {mended}")
+    return Finding("address", "note" if lenient else "fail", f"{fault}{only}; {mended}")
 
 
-def _truncate(settings: Mapping[str, Any]) -> Finding:
-    value = settings.get("truncate", "NONE")
-    fails = "a text that is too long fails, and the up to nine others of its request with it"
+def _truncate(
+    settings: Mapping[str, Any], *, default: str = "NONE", others: int | str = "nine"
+) -> Finding:
+    value = settings.get("truncate", default)
+    fails = f"a text that is too long fails, and the up to {others} others of its request with it"
     if not isinstance(value, str):
-        return Finding(
-            "truncate",
-            "fail",
-            f"{value!r} is no text, so Weaviate ignores it and sends NONE: {fails}; {_ANEW}",
-        )
+        said = f"{value!r} is no text, so Weaviate ignores it and sends {default}"
+        if default != "NONE":
+            return Finding("truncate", "note", said)
+        return Finding("truncate", "fail", f"{said}: {fails}; {_ANEW}")
     if value == "NONE":
         return Finding("truncate", "note", f"NONE: {fails}; override it at the server, or use END")
     return Finding("truncate", "ok", value)
@@ -333,12 +378,12 @@ def _class_name(settings: Mapping[str, Any], *, default: bool) -> Finding:
     return Finding("collection name", "ok", "not embedded")
 
 
-def _key() -> Finding:
+def _key(variable: str = "NVIDIA_APIKEY") -> Finding:
     return Finding(
         "key",
         "ok",
-        "Weaviate sends nothing without one, even to a server that wants none: connect with "
-        "headers=nimbed_weaviate.headers(...), or set NVIDIA_APIKEY there",
+        f"Weaviate sends nothing without one, even to a server that wants none: connect with "
+        f"headers=nimbed_weaviate.headers(...), or set {variable} there",
     )
 
 

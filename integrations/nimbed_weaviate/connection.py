@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 from urllib.parse import urlsplit
 
 import weaviate
@@ -16,9 +17,11 @@ from weaviate import WeaviateClient, exceptions
 
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.remote.address import Address, find_key
+from nimbed.spec import check_literal
 
 __all__ = [
     "NVIDIA",
+    "Module",
     "address_fault",
     "connect",
     "headers",
@@ -32,7 +35,18 @@ __all__ = [
 #: NVIDIA's own API, to which Weaviate turns where a collection names no address.
 NVIDIA = "https://integrate.api.nvidia.com"
 
+#: The modules of Weaviate that a nimbed server can stand behind.
+Module = Literal[
+    "text2vec-cohere",
+    "multi2vec-cohere",
+    "text2vec-nvidia",
+    "multi2vec-nvidia",
+    "text2vec-transformers",
+]
+
 _GRPC_PORT = 50051
+# Requests a minute, of which Weaviate allows itself 10,000 by its own: Cohere's limit, not ours.
+_UNLIMITED = "1000000"
 _CLOUD = (".weaviate.cloud", ".weaviate.network")
 _NO_KEY = "no-key-needed"
 # Of a gRPC call, whose status is no number of HTTP.
@@ -106,7 +120,13 @@ def _weaviate_alone(host: str) -> Generator[None]:
         ) from error
 
 
-def headers(base_url: str, *, api_key: str | None = None, redirect: bool = False) -> dict[str, str]:
+def headers(
+    base_url: str,
+    *,
+    api_key: str | None = None,
+    redirect: bool = False,
+    module: Module = "text2vec-nvidia",
+) -> dict[str, str]:
     """Return headers for ``weaviate.connect_to_local(headers=...)`` and its siblings.
 
     Weaviate sends no request without a key, so a server that wants none gets a word instead. It
@@ -117,7 +137,9 @@ def headers(base_url: str, *, api_key: str | None = None, redirect: bool = False
         base_url: The server that the collections' vectors come from.
         api_key: Its key; None reads NVIDIA_API_KEY for NVIDIA alone, NIMBED_API_KEY for others.
         redirect: Use ``base_url`` in place of the address in the collection, which cannot be
-            changed. It applies to all of NVIDIA's modules: reranker and generative as well.
+            changed. It applies to all of NVIDIA's modules, or all of Cohere's: reranker and
+            generative as well.
+        module: The module that the collections use.
 
     Raises:
         ConfigurationError: If the address cannot be used, or NVIDIA's key is missing.
@@ -129,9 +151,14 @@ def headers(base_url: str, *, api_key: str | None = None, redirect: bool = False
         raise ConfigurationError(
             "NVIDIA needs a key; pass api_key, or set NVIDIA_API_KEY in the environment"
         )
-    key = _NO_KEY if secret is None else secret.reveal()
-    given = {"X-Nvidia-Api-Key": key}
-    return given | {"X-Nvidia-Baseurl": address} if redirect else given
+    check_literal("module", module, Module)
+    name = "Cohere" if "cohere" in module else "Nvidia"
+    if name == "Cohere" and target.is_nvidia:
+        raise ConfigurationError(f"NVIDIA does not speak Cohere's API, as {module} does")
+    given = {f"X-{name}-Api-Key": _NO_KEY if secret is None else secret.reveal()}
+    if name == "Cohere":
+        given["X-Cohere-Ratelimit-RequestPM-Embedding"] = _UNLIMITED
+    return given | {f"X-{name}-Baseurl": address} if redirect else given
 
 
 def served_at(base_url: str) -> str:

@@ -22,7 +22,9 @@ import traceback
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import bench_vl
 import numpy as np
+import PIL.Image
 import torch
 from english import of_length, passages, queries
 from family_shapes import ON_CUDA, Shape, describe, operations, weights, write
@@ -31,6 +33,7 @@ from padded import Padded
 
 import nimbed
 from nimbed.local import engine as engines
+from nimbed.local.vision.tiles import Grid, cut, decoders
 from nimbed.local.weights import Tensors
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import Scheduler
@@ -41,26 +44,27 @@ ROLE = {"input_type": "passage", "truncate": "END"}
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(ON_CUDA), default=list(ON_CUDA))
+    choices = [*ON_CUDA, "vl", "served"]
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     parser.add_argument("--quick", action="store_true", help="one round, fewer texts")
     parser.add_argument("--tokenizer", type=Path, help="MiniLM's tokenizer.json")
     wanted = parser.parse_args()
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     highest = peak()
     say(f"8192³ product in bfloat16: {highest / 1e3:.0f} TFLOP/s\n")
-    whole = 0.0
     for name in wanted.only:
         with survived(name):
-            rate = measure(name, ON_CUDA[name], wanted.quick, wanted.tokenizer, highest)
-            whole = rate if name == "minilm" else whole
+            if name in ON_CUDA:
+                measure(name, ON_CUDA[name], wanted.quick, wanted.tokenizer, highest)
+            elif name == "vl":
+                show_pages(wanted.tokenizer, 32 if wanted.quick else 64)
+            else:
+                served(ON_CUDA["minilm"], wanted.tokenizer)
         torch.cuda.empty_cache()
-    if "minilm" in wanted.only:
-        with survived("served"):
-            say(served(ON_CUDA["minilm"], wanted.tokenizer, whole))
 
 
-def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highest: float) -> float:
-    """Measure one shape in each of its dtypes; return tokens/s of mixed lengths in bfloat16."""
+def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highest: float) -> None:
+    """Measure one shape in each of its dtypes."""
     begin = time.perf_counter()
     count = shape.texts // 2 if quick else shape.texts
     rounds = 2 if quick else 3
@@ -94,7 +98,8 @@ def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highes
                     say(f"{name}: {sharing(ours)}")
                 with survived("profile"):
                     if name in ("llama-1b", "minilm"):
-                        profile(ours, long if name == "llama-1b" else mixed[0])
+                        seen = (long if name == "llama-1b" else mixed[0])[:256]
+                        profile(lambda s=seen, e=ours: e.embed(s, **ROLE))
                 with survived("competitor"):
                     compete(name, shape, made, folder, mixed, rates["bfloat16"], ours)
             else:
@@ -105,28 +110,80 @@ def measure(name: str, shape: Shape, quick: bool, tokenizer: Path | None, highes
             say("")
         if "float8" in rates:
             say(f"float8 is {rates['float8'] / rates['bfloat16']:.2f} times bfloat16\n")
-    return rates["bfloat16"]
 
 
-def served(shape: Shape, tokenizer: Path | None, whole: float) -> str:
-    """Return tokens/s over HTTP at 128 connections, and single queries a second."""
+def show_pages(tokenizer: Path | None, count: int, rounds: int = 2) -> None:
+    """Print pages/s of the VL model against transformers, images cut by Pillow on both sides."""
+    words = bench_vl.marked(tokenizer)
+    config = bench_vl.settings(16, words, tower_layers=27)
+    shown = {n: bench_vl.pages(count, seed=n + 1000) for n in range(-1, rounds)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        bench_vl.describe(folder, config, words)
+        made = bench_vl.weights(config, device="cuda")
+        ours = nimbed.load(str(folder), device="cuda", dtype="bfloat16")
+        with tensors_of(made):
+            ours.warmup()
+        theirs = bench_vl.Composed(folder, torch.bfloat16, made, "cuda")
+        del made
+
+        def embed(images: list[PIL.Image.Image]) -> np.ndarray:
+            return ours.embed([nimbed.Image(one) for one in images], input_type="passage").vectors
+
+        agreement = (embed(shown[-1][:4]) * theirs(shown[-1][:4], 7)).sum(1).min()
+        say(f"### vl: {count} pages of 7 tiles a round, cosine at least {agreement:.5f}\n")
+        jobs = {"nimbed": lambda n: embed(shown[n])}
+        for tiles in (7, 28):
+            jobs[f"transformers, {tiles} tiles at a time"] = lambda n, t=tiles: theirs(shown[n], t)
+        spent: dict[str, float] = {}
+        for name, job in jobs.items():
+            job(-1)
+            spent[name] = statistics.median(timed(lambda n=n, j=job: j(n)) for n in range(rounds))
+            rate, ratio = count / spent[name], spent[name] / spent["nimbed"]
+            say(f"| vl bfloat16 | {name} | {rate:.1f} pages/s | nimbed {ratio:.2f}x |")
+        cutting = timed(lambda: list(decoders().map(cut_page, shown[0])))
+        say(f"| vl | Pillow alone, all cores | {count / cutting:.1f} pages/s |\n")
+        with survived("profile"):
+            fresh = bench_vl.pages(8, seed=1)
+            profile(lambda: embed(fresh))
+        ours.close()
+
+
+def cut_page(page: PIL.Image.Image) -> None:
+    """Do what is done to a page before the GPU sees it."""
+    columns, rows = bench_vl.GRID
+    cut(nimbed.Image(page), Grid(columns, rows, thumbnail=True), bench_vl.SIDE)
+
+
+def served(shape: Shape, tokenizer: Path | None) -> None:
+    """Print tokens/s over HTTP at 128 connections, and single queries a second."""
     from bench_server import started
 
     with tempfile.TemporaryDirectory() as temporary:
         write(Path(temporary), shape, tokenizer=tokenizer)
         words = ["serve", "--port", "PORT", "--model", temporary, "--device", "cuda"]
         words += ["--dtype", "bfloat16", "--served-name", "m", "--truncate", "END"]
-        texts, asked = passages(4096, seed=21), queries(4096, seed=22)
-        with nimbed.load(temporary, device="cpu") as counter:
-            counts = counter.prepare(texts, EmbedOptions(**ROLE)).counts
+        texts, asked = passages(16384, seed=21), queries(8192, seed=22)
+        say("### served over HTTP, MiniLM, 128 connections, one server process\n")
         with started({"nimbed": [sys.executable, "-m", "nimbed_cli.main", *words]}) as servers:
             port = servers["nimbed"].port
-            many = answered(port, texts, 8) * sum(counts) / len(counts)
-            single = answered(port, asked, 1)
-    return (
-        f"served at 128 connections: 8 passages a request {many:,.0f} tokens/s, "
-        f"{many / whole:.2f} of embed in process; one query a request {single:,.0f} queries/s"
-    )
+            rates = {
+                what: answered(port, inputs, each)
+                for what, inputs, each in (
+                    ("one query a request", asked, 1),
+                    ("32 queries a request", asked, 32),
+                    ("8 passages a request", texts, 8),
+                    ("64 passages a request", texts, 64),
+                )
+            }
+        with nimbed.load(temporary, device="cuda", dtype="bfloat16") as embedder:
+            embedder.warmup()
+            for what, rate in rates.items():
+                inputs = asked if "quer" in what else texts
+                own = len(inputs) / min(
+                    timed(lambda i=inputs: embedder.embed(i, **ROLE)) for _ in range(3)
+                )
+                say(f"| {what} | {rate:,.0f} inputs/s | {rate / own:.2f} of embed in process |")
 
 
 def answered(port: int, inputs: list[str], each: int) -> float:
@@ -245,10 +302,32 @@ def sharing(embedder: nimbed.LocalEmbedder, callers: int = 1000, each: int = 8) 
             await asyncio.gather(*(ask(number) for number in range(callers)))
 
         many = min(timed(lambda: asyncio.run(everyone())) for _ in range(3))
+    bare = min(timed(lambda: asyncio.run(nothing(callers, each))) for _ in range(3))
     shared_rate, alone = len(texts) / many, len(texts) / one
     return (
-        f"{callers} callers {shared_rate:,.0f} queries/s, one call {alone:,.0f}: {one / many:.2f}"
+        f"{callers} callers {shared_rate:,.0f} queries/s, one call {alone:,.0f}: {one / many:.2f}; "
+        f"asyncio with nothing to do {len(texts) / bare:,.0f}"
     )
+
+
+async def nothing(callers: int, each: int) -> None:
+    """Await as many futures as callers of a scheduler do, answered in the loop's next turn."""
+    loop, waiting = asyncio.get_running_loop(), list[asyncio.Future[None]]()
+
+    def answer() -> None:
+        for future in waiting:
+            future.set_result(None)
+        waiting.clear()
+
+    async def ask() -> None:
+        for _ in range(each):
+            future = loop.create_future()
+            waiting.append(future)
+            if len(waiting) == 1:
+                loop.call_soon(answer)
+            await future
+
+    await asyncio.gather(*(ask() for _ in range(callers)))
 
 
 def timed(job: Callable[[], object]) -> float:
@@ -258,10 +337,10 @@ def timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def profile(embedder: nimbed.LocalEmbedder, texts: list[str]) -> None:
-    """Print where one call's time goes on the device."""
+def profile(job: Callable[[], object]) -> None:
+    """Print where a call's time goes on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        embedder.embed(texts[:256], **ROLE)
+        job()
     table = seen.key_averages().table(
         sort_by="self_device_time_total", row_limit=15, max_name_column_width=60
     )

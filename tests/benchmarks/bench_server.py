@@ -82,7 +82,8 @@ def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, Started]]:
             port = free_port()
             words = [word.replace("PORT", str(port)) for word in command]
             ours = "nimbed" in name or "stub" in name
-            extra = {"PYTHONPATH": os.pathsep.join(PARTS)} if ours else {}
+            paths = [*PARTS, *filter(None, [os.environ.get("PYTHONPATH")])]
+            extra = {"PYTHONPATH": os.pathsep.join(paths)} if ours else {}
             processes.append(
                 subprocess.Popen(
                     words,

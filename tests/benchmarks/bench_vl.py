@@ -36,7 +36,15 @@ PAGE, GRID = (1240, 1754), (2, 3)
 CONTEXT_A_TILE = 256
 
 
-def settings(layers: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def marked(path: Path | None = None) -> Tokenizer:
+    """Return MiniLM's tokenizer, which knows the marks of an image besides."""
+    tokenizer = Tokenizer.from_file(str(path or locate(None).folder / "tokenizer.json"))
+    marks = ["<img>", "</img>", "<IMG_CONTEXT>"]
+    tokenizer.add_special_tokens([AddedToken(m, special=True, normalized=False) for m in marks])
+    return tokenizer
+
+
+def settings(layers: int, tokenizer: Tokenizer, *, tower_layers: int) -> dict[str, Any]:
     """Return config.json: models.md's numbers but for the depth and the vocabulary."""
     return {
         "model_type": "llama_nemotron_vl",
@@ -64,7 +72,7 @@ def settings(layers: int, tokenizer: Tokenizer) -> dict[str, Any]:
             "model_type": "siglip_vision_model",
             "hidden_size": 1152,
             "intermediate_size": 4304,
-            "num_hidden_layers": layers,
+            "num_hidden_layers": tower_layers,
             "num_attention_heads": 16,
             "image_size": SIDE,
             "patch_size": 16,
@@ -92,33 +100,42 @@ def parts(config: dict[str, Any]) -> tuple[SiglipVisionModel, LlamaModel, torch.
 PREFIXES = ("vision_model.", "language_model.", "mlp1.")
 
 
-def write(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Write a checkpoint of random weights in float32."""
-    weights = {}
-    for prefix, part in zip(PREFIXES, parts(config), strict=True):
+def weights(config: dict[str, Any], *, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Return random weights in float32."""
+    made = {}
+    with torch.device("meta"):
+        shapes = parts(config)
+    for prefix, part in zip(PREFIXES, shapes, strict=True):
         for name, tensor in part.state_dict().items():
-            weights[prefix + name] = torch.empty_like(tensor).normal_(std=0.02)
+            made[prefix + name] = torch.empty(tensor.shape, device=device).normal_(std=0.02)
             if tensor.ndim == 1 and name.endswith("weight"):  # a norm's
-                weights[prefix + name] += 1
+                made[prefix + name] += 1
+    return made
+
+
+def describe(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Write all files of a checkpoint but its weights."""
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 class Composed:
     """The published recipe over transformers' classes."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, weights: dict[str, torch.Tensor], device: str
+    ) -> None:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        self._tower, self._language, self._projector = parts(config)
+        with torch.device(device):  # some of its buffers are in no file
+            self._tower, self._language, self._projector = parts(config)
         for prefix, part in zip(
             PREFIXES, (self._tower, self._language, self._projector), strict=True
         ):
             own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
             part.load_state_dict(own)
-            part.to(dtype).eval()
-        self._dtype, self._context = dtype, config["img_context_token_id"]
+            part.to(device, dtype).eval()
+        self._dtype, self._device = dtype, device
+        self._context = config["img_context_token_id"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -136,7 +153,7 @@ class Composed:
         boxes = [(x * SIDE, y * SIDE) for y in range(rows) for x in range(columns)]
         tiles = [whole.crop((x, y, x + SIDE, y + SIDE)) for x, y in boxes]
         tiles.append(page.resize((SIDE, SIDE)))
-        stacked = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))
+        stacked = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).to(self._device)
         return ((stacked.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).to(self._dtype)
 
     def _read(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -148,11 +165,12 @@ class Composed:
 
     def _vector(self, image: torch.Tensor) -> np.ndarray:
         marks = "<IMG_CONTEXT>" * len(image)
-        ids = torch.tensor([self._tokenizer.encode(f"passage: <img>{marks}</img> ").ids])
+        text = f"passage: <img>{marks}</img> "
+        ids = torch.tensor([self._tokenizer.encode(text).ids], device=self._device)
         states = self._language.get_input_embeddings()(ids)
         states[0, ids[0] == self._context] = image
         out = self._language(inputs_embeds=states, attention_mask=torch.ones_like(ids))
-        return F.normalize(out.last_hidden_state[0].float().mean(0), dim=0).numpy()
+        return F.normalize(out.last_hidden_state[0].float().mean(0), dim=0).cpu().numpy()
 
 
 def pages(count: int, seed: int) -> list[PIL.Image.Image]:
@@ -165,7 +183,8 @@ def pages(count: int, seed: int) -> list[PIL.Image.Image]:
 def measure(folder: Path, dtype: str, shown: dict[int, list[PIL.Image.Image]], rounds: int) -> None:
     """Print one table."""
     ours = nimbed.load(str(folder), device="cpu", dtype=dtype)
-    theirs = Composed(folder, getattr(torch, dtype))
+    read = load_file(folder / "model.safetensors")
+    theirs = Composed(folder, getattr(torch, dtype), read, "cpu")
 
     def embed(images: list[PIL.Image.Image]) -> np.ndarray:
         return ours.embed([nimbed.Image(one) for one in images], input_type="passage").vectors
@@ -192,13 +211,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     wanted = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(locate(None).folder / "tokenizer.json"))
-    marks = ["<img>", "</img>", "<IMG_CONTEXT>"]
-    tokenizer.add_special_tokens([AddedToken(m, special=True, normalized=False) for m in marks])
+    tokenizer = marked()
+    config = settings(wanted.layers, tokenizer, tower_layers=wanted.layers)
     shown = {n: pages(wanted.pages, seed=n + 1000) for n in range(-1, wanted.rounds)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write(folder, settings(wanted.layers, tokenizer), tokenizer)
+        describe(folder, config, tokenizer)
+        made = weights(config)
+        save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+        del made
         for dtype in wanted.dtypes:
             measure(folder, dtype, shown, wanted.rounds)
 

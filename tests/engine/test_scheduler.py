@@ -317,3 +317,80 @@ def test_options_may_be_one_value_or_keywords_but_not_both(scheduler):
     assert (one.spec, one.input_type) == (other.spec, other.input_type)
     with pytest.raises(ConfigurationError, match="given twice: .* truncate by name"):
         scheduler.submit(["a"], QUERY, truncate="END")
+
+
+class Noting(Stub):
+    """Counts the calls of ``prepare``, and cuts texts after four words where it may."""
+
+    def __init__(self, *devices: Device) -> None:
+        super().__init__(*devices)
+        self.prepared: list[int] = []
+
+    def prepare(self, inputs, options):
+        self.prepared.append(len(inputs))
+        whole = super().prepare(inputs, options)
+        cut = [row for row, count in enumerate(whole.counts) if count > 4]
+        if cut and options.truncate == "NONE":
+            raise InputError("too long", rows=cut)
+        return Prepared(whole.rows, [min(count, 4) for count in whole.counts], cut)
+
+
+def gathered(embedder, *calls, **bounds):
+    """Ask all at once in one event loop; return what each got, errors included."""
+
+    async def main(scheduler):
+        tasks = [scheduler.asubmit(texts, **keywords) for texts, keywords in calls]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with Scheduler(embedder, **bounds) as scheduler:
+        return asyncio.run(main(scheduler))
+
+
+CUT = {"input_type": "query", "truncate": "END"}
+
+
+def test_calls_of_one_turn_of_the_loop_are_tokenized_together(device):
+    embedder = Noting(device)
+    calls = [([f"text {n}", "a b c d e f"][: n % 3], CUT) for n in range(9)]
+    batches = gathered(embedder, *calls)
+    assert embedder.prepared == [9]
+    for batch, (texts, _) in zip(batches, calls, strict=True):
+        assert len(batch) == len(texts)
+        assert batch.truncated == ((1,) if len(texts) == 2 else ())
+        np.testing.assert_array_equal(batch.token_counts, [2, 4][: len(texts)])
+        if texts:
+            expected = FAKE.embed(texts, input_type="query").vectors
+            np.testing.assert_allclose(batch.vectors, expected, atol=1e-6)
+
+
+def test_calls_of_different_options_are_not_mixed(device):
+    as_bits = {**CUT, "embedding_type": "ubinary"}
+    plain, bits, passage = gathered(
+        Noting(device), (["a"], CUT), (["a"], as_bits), (["a"], {"input_type": "passage"})
+    )
+    assert [plain.spec.embedding_type, bits.spec.embedding_type] == ["float", "ubinary"]
+    assert passage.input_type == "passage"
+
+
+def test_a_call_that_cannot_be_tokenized_fails_alone_with_its_own_rows(device):
+    whole = {"input_type": "query"}
+    good, bad = gathered(Noting(device), (["a", "b"], whole), (["c", "d e f g h"], whole))
+    assert len(good) == 2
+    assert isinstance(bad, InputError)
+    assert bad.rows == (1,)
+
+
+def test_a_queue_that_has_no_room_for_all_takes_as_many_as_fit(device):
+    answers = gathered(Noting(device), *[([f"t{n}"], CUT) for n in range(9)], max_queue_items=4)
+    refused = [each for each in answers if isinstance(each, OverloadedError)]
+    assert len(refused) >= 4
+    assert all(len(each) == 1 for each in answers if each not in refused)
+
+
+def test_a_flood_is_tokenized_in_several_turns_of_the_loop(device):
+    embedder = Noting(device)
+    texts = ["x" * 4000 + f" {n}" for n in range(100)]
+    batches = gathered(embedder, *[([text], CUT) for text in texts])
+    assert len(embedder.prepared) > 2
+    assert sum(embedder.prepared) == 100
+    assert [len(batch) for batch in batches] == [1] * 100

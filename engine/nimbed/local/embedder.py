@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
-from nimbed.embedder import Managed, Prepared, Replica
+from nimbed.embedder import Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.checkpoint import read_checkpoint
@@ -266,6 +266,25 @@ class LocalEmbedder(Managed):
             counts=[len(row) for row in ids],
             truncated=tokens.truncated,
         )
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True
+    ) -> list[list[Token]]:
+        """Return the tokens of texts; see :meth:`nimbed.embedder.Tokenizing.tokenize`.
+
+        Raises:
+            ConfigurationError: If the model's tokens depend on images.
+        """
+        from nimbed.local.tokenizer import TextTokenizer
+
+        tokenizer = self._load().tokenizer
+        if not isinstance(tokenizer, TextTokenizer):
+            raise ConfigurationError(
+                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
+                f"is embedded has their number"
+            )
+        prompt = self.card.prompt(input_type) if input_type else ""
+        return tokenizer.pieces(texts, prompt=prompt, special=special)
 
     def replicas(self) -> Sequence[Replica]:
         """Return the model on each device, loaded and warm.

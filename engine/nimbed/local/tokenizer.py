@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from nimbed.embedder import Token
 from nimbed.errors import (
     CheckpointError,
     ConfigurationError,
@@ -255,6 +256,44 @@ class TextTokenizer:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
 
+    def pieces(self, texts: Sequence[str], *, prompt: str, special: bool) -> list[list[Token]]:
+        """Return the tokens of ``prompt + text`` for each text, as many as there are.
+
+        Args:
+            texts: Strings.
+            prompt: Put before each of them.
+            special: Whether the tokens that are put around every text are among them.
+
+        Raises:
+            InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
+        """
+        longest = max(texts, key=len, default="")
+        most = len(bounded(longest, max_tokens=self._max_tokens, truncate="END"))
+        huge = [row for row, text in enumerate(texts) if len(text) > most]
+        if huge:
+            raise InputError(
+                f"a text of at most {most} characters is tokenized; {name_rows(huge)} has more",
+                rows=huge,
+            )
+        found: list[list[Token]] = []
+        for row, text in enumerate(texts):
+            prompted = f"{prompt}{text}{self._suffix}"
+            try:
+                encoding = self._tokenizer.encode(prompted, add_special_tokens=special)
+            except BaseException as error:
+                if not _is_panic(error):
+                    raise
+                raise self._gives_up([row]) from None
+            read = zip(
+                encoding.ids,
+                encoding.tokens,
+                encoding.offsets,
+                encoding.special_tokens_mask,
+                strict=True,
+            )
+            found.append([Token(id, word, *at, bool(mask)) for id, word, at, mask in read])
+        return found
+
     def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
         try:
             if sum(map(len, prompted)) <= _FEW:
@@ -264,10 +303,14 @@ class TextTokenizer:
             if not _is_panic(error):
                 raise
         failed = [first_row + row for row, text in enumerate(prompted) if not self._reads(text)]
-        raise InputError(
-            f"the model's tokenizer cannot read {name_rows(failed)}: it gave up; leave it out or "
+        raise self._gives_up(failed)
+
+    @staticmethod
+    def _gives_up(rows: list[int]) -> InputError:
+        return InputError(
+            f"the model's tokenizer cannot read {name_rows(rows)}: it gave up; leave it out or "
             f"split it",
-            rows=failed,
+            rows=rows,
         )
 
     def _reads(self, text: str) -> bool:

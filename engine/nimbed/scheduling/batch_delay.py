@@ -34,21 +34,24 @@ class BatchDelay:
 
     Attributes:
         tokens_per_second: Throughput of one device, a moving average; 0 before the first batch.
+        full_rate: The same of batches that fill the device; 0 before the first. Small ones say
+            nothing about how long a queue will take: their fixed cost is most of them.
     """
 
     def __init__(self, max_wait: float) -> None:
-        self.tokens_per_second = 0.0
+        self.tokens_per_second = self.full_rate = 0.0
         self._max_wait = max_wait
         self._best_rate = 0.0  # tokens a second
         self._largest = 0.0  # tokens
         self._overhead = 0.0  # seconds that a small batch costs whatever its size
         self._pause_ends = 0.0  # a moment of time.monotonic
 
-    def record_batch(self, tokens: int, seconds: float) -> None:
-        """Learn from a batch that has run."""
+    def record_batch(self, tokens: int, seconds: float, *, full: bool = False) -> None:
+        """Learn from a batch that has run, and may have filled the device."""
         rate = tokens / max(seconds, 1e-9)
-        average = self.tokens_per_second
-        self.tokens_per_second = 0.8 * average + 0.2 * rate if average else rate
+        self.tokens_per_second = _moved(self.tokens_per_second, rate)
+        if full:
+            self.full_rate = _moved(self.full_rate, rate)
         self._best_rate = max(rate, (1 - _FORGET) * self._best_rate)
         self._largest = max(tokens, (1 - _FORGET) * self._largest)
         if tokens > _SMALL * self._largest:
@@ -77,3 +80,7 @@ class BatchDelay:
         if time.monotonic() < self._pause_ends:
             return 0.0
         return min(self._max_wait, self._overhead + answers * _ANSWER_SECONDS)
+
+
+def _moved(average: float, rate: float) -> float:
+    return 0.8 * average + 0.2 * rate if average else rate

@@ -11,11 +11,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-__all__ = ["FairQueue", "QueuedRow"]
+__all__ = ["FairQueue", "PriorityQueue", "QueuedRow"]
 
 R = TypeVar("R")
 
@@ -112,6 +112,44 @@ class FairQueue(Generic[R]):
         batch.sort(key=lambda row: -row.tokens)
         return batch
 
+    def pending(self) -> Counter[R]:
+        """Return the tokens that wait of each request; as slow as there are rows."""
+        tokens: Counter[R] = Counter()
+        for _, _, row in self._heap:
+            tokens[row.request] += row.tokens
+        return tokens
+
+    def take_in_order(
+        self, budget: int, places: Mapping[R, int], *, is_alive: Callable[[R], bool]
+    ) -> list[QueuedRow[R]]:
+        """Remove and return a batch of the first requests, none of which shares with the others.
+
+        Args:
+            budget: Tokens of a batch; a single row may exceed it.
+            places: The place of each request that waits.
+            is_alive: Whether anyone still waits for a request; rows of one that is dead, or has no
+                place, are dropped.
+
+        Returns:
+            The rows, longest first.
+        """
+        self._heap.sort(key=lambda entry: (places.get(entry[2].request, -1), entry[1]))
+        batch: list[QueuedRow[R]] = []
+        taken, room = 0, budget
+        for _, _, row in self._heap:
+            alive = row.request in places and is_alive(row.request)
+            if alive and batch and row.tokens > room:
+                break
+            taken += 1
+            self._remove(row)
+            if alive:
+                batch.append(row)
+                room -= row.tokens
+        del self._heap[:taken]
+        heapq.heapify(self._heap)
+        batch.sort(key=lambda row: -row.tokens)
+        return batch
+
     def _pop_candidates(self, budget: int) -> list[_Entry[R]]:
         """Pop the rows next in turn: as many as the budget holds, and a few more."""
         candidates: list[_Entry[R]] = []
@@ -147,3 +185,34 @@ class FairQueue(Generic[R]):
         self._waiting[row.request] -= 1
         if not self._waiting[row.request]:
             del self._waiting[row.request]
+
+
+class PriorityQueue(Generic[R]):
+    """Two fair queues: urgent rows, which go first, and all others. Not thread-safe.
+
+    While both wait they take turns, so that an urgent row waits for one batch of the others at
+    most, and these never starve.
+    """
+
+    def __init__(self) -> None:
+        self.urgent: FairQueue[R] = FairQueue()
+        self.others: FairQueue[R] = FairQueue()
+        self._urgent_was_last = False
+
+    def __len__(self) -> int:
+        return len(self.urgent) + len(self.others)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows that wait."""
+        return self.urgent.tokens + self.others.tokens
+
+    def requests(self) -> list[R]:
+        """Return every request with rows that wait."""
+        return self.urgent.requests() + self.others.requests()
+
+    def next(self) -> FairQueue[R]:
+        """Return the queue whose turn it is."""
+        first = bool(self.urgent) and not (self._urgent_was_last and self.others)
+        self._urgent_was_last = first
+        return self.urgent if first else self.others

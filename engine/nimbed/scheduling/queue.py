@@ -26,12 +26,13 @@ from nimbed.embedder import Replica
 from nimbed.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError
 from nimbed.quantize import quantize, slice_normalize
 from nimbed.scheduling.batch_delay import BatchDelay
-from nimbed.scheduling.fairness import FairQueue, QueuedRow
+from nimbed.scheduling.deadlines import in_order
+from nimbed.scheduling.fairness import PriorityQueue, QueuedRow
 from nimbed.spec import InputType, VectorSpec
 
-__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "complete"]
+__all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "Waiter", "complete"]
 
-_Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
+Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
 _Outcome: TypeAlias = EmbeddingBatch | Exception
 
 
@@ -69,6 +70,26 @@ class QueueState(NamedTuple):
     tokens_per_second: float
 
 
+@dataclass(slots=True)
+class Timings:
+    """Where the time of one caller went; of several requests the longest.
+
+    Attributes:
+        tokenizing: Seconds of preparing its inputs.
+        queueing: Seconds until a batch took the first of them.
+        inference: Seconds from there until the last was embedded.
+    """
+
+    tokenizing: float = 0.0
+    queueing: float = 0.0
+    inference: float = 0.0
+
+    def finished(self, since: float, started: float, ended: float) -> None:
+        """Take note of a request that is embedded."""
+        self.queueing = max(self.queueing, started - since)
+        self.inference = max(self.inference, ended - started)
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One call that waits for its vectors; the queue's lock guards ``missing`` and ``failed``.
@@ -81,6 +102,9 @@ class Request:
         deadline: Moment of ``time.monotonic`` after which the answer is worthless, or None.
         waiter: The future of a thread or of an event loop.
         since: Moment of ``time.perf_counter`` at which it began to wait.
+        urgent: Whether it goes before those that are not.
+        timings: Told where its time went.
+        started: Moment at which a batch took the first of its rows; 0 before.
         floats: Pooled vectors so far, of shape (rows, width).
         missing: Rows that are not embedded yet.
         failed: Whether the waiter already got an error.
@@ -91,8 +115,11 @@ class Request:
     token_counts: NDArray[np.int32]
     truncated: tuple[int, ...]
     deadline: float | None
-    waiter: _Waiter
+    waiter: Waiter
     since: float
+    urgent: bool = False
+    timings: Timings | None = None
+    started: float = 0.0
     floats: NDArray[np.float32] | None = None
     missing: int = field(init=False)
     failed: bool = False
@@ -147,7 +174,7 @@ class RequestQueue:
     ) -> None:
         self._max_items, self._max_tokens = max_items, max_tokens
         self._observer = observer
-        self._rows: FairQueue[Request] = FairQueue()
+        self._rows: PriorityQueue[Request] = PriorityQueue()
         self._delay = BatchDelay(max_wait)
         self._closed = False
         self._process = os.getpid()
@@ -173,11 +200,11 @@ class RequestQueue:
     def _tokens_per_second(self) -> float:
         return self._delay.tokens_per_second * len(self._workers)
 
-    def put(self, request: Request, data: Sequence[Any], counts: Sequence[int]) -> None:
-        """Queue the rows of one request.
+    def put(self, requests: Sequence[Request], data: Sequence[Any], counts: Sequence[int]) -> None:
+        """Queue the rows of requests: of all, or of none.
 
         Args:
-            request: The request.
+            requests: In the order of their rows.
             data: What a replica embeds, one element a row.
             counts: Tokens of each row.
 
@@ -190,16 +217,23 @@ class RequestQueue:
                 "the scheduler's threads are in the process that this one was forked from; make a "
                 "scheduler here"
             )
+        coming = zip(data, counts, strict=True)
         rows = [
-            QueuedRow(request, index, tokens, each)
-            for index, (each, tokens) in enumerate(zip(data, counts, strict=True))
+            [
+                QueuedRow(request, index, tokens, each)
+                for index, (each, tokens) in enumerate(itertools.islice(coming, request.missing))
+            ]
+            for request in requests
         ]
         with self._changed:
-            waiting = self._rows
             if self._closed:
                 raise ConfigurationError("the scheduler is closed; make a new one")
-            if waiting and (
-                len(waiting) + len(rows) > self._max_items
+            # Passages that wait take no room of what goes before them.
+            patient = [each for each in requests if not each.urgent]
+            waiting = self._rows if patient else self._rows.urgent
+            # One request may be larger than the queue; several are then asked to come one by one.
+            if (waiting or len(requests) > 1) and (
+                len(waiting) + len(data) > self._max_items
                 or waiting.tokens + sum(counts) > self._max_tokens
             ):
                 rate = self._tokens_per_second
@@ -210,9 +244,13 @@ class RequestQueue:
                     retry_after=waiting.tokens / rate if rate else 1.0,
                     retryable=True,
                 )
-            waiting.push(rows)
-            self._arrivals += 1
-            if self._arrivals == self._awaited_arrivals:
+            if patient:
+                self._check_in_time(patient)
+            for request, each in zip(requests, rows, strict=True):
+                (self._rows.urgent if request.urgent else self._rows.others).push(each)
+            awaited = self._awaited_arrivals - self._arrivals
+            self._arrivals += len(requests)
+            if 0 < awaited <= len(requests):
                 self._arrived.notify()
             self._changed.notify()
 
@@ -238,17 +276,47 @@ class RequestQueue:
                     self._changed.wait()
                 if not self._rows:
                     return
-                batch = self._rows.take(
-                    replica.budget, look_ahead=replica.look_ahead, is_alive=self._is_alive
-                )
+                batch = self._take(replica)
                 if self._rows:
                     self._changed.notify()
             if batch:
                 begin = time.perf_counter()
                 expected = self._embed(replica, batch)
                 seconds = time.perf_counter() - begin
+                tokens = sum([row.tokens for row in batch])
                 with self._changed:
-                    self._delay.record_batch(sum([row.tokens for row in batch]), seconds)
+                    self._delay.record_batch(tokens, seconds, full=2 * tokens > replica.budget)
+
+    def _check_in_time(self, requests: Sequence[Request]) -> None:
+        """Refuse requests that cannot be embedded in their time.
+
+        One that would be alone is never refused: what was learnt of the device may be out of date.
+        """
+        others, rate = self._rows.others, self._delay.full_rate * len(self._workers)
+        if not others or not rate:
+            return
+        tokens = {each: int(each.token_counts.sum()) for each in requests}
+        now = time.monotonic()
+        soonest = _soonest([*requests, *others.requests()])
+        if others.tokens + sum(tokens.values()) <= rate * (soonest - now):
+            return
+        _, late = in_order(others.pending() | tokens, rate=rate, now=now)
+        if late:
+            raise _too_late(max(late.values()))
+
+    def _take(self, replica: Replica) -> list[QueuedRow[Request]]:
+        """Return the next batch: shared fairly, or by deadline where time is short."""
+        rows = self._rows.next()
+        rate = self._delay.full_rate * len(self._workers)
+        if rate and rows is self._rows.others and rows.tokens > replica.budget:
+            requests, now = rows.requests(), time.monotonic()
+            if len(requests) > 1 and rows.tokens > rate * (_soonest(requests) - now):
+                kept, late = in_order(rows.pending(), rate=rate, now=now)
+                for request, missing in late.items():
+                    self._fail(request, _too_late(missing))
+                places = {request: place for place, request in enumerate(kept)}
+                return rows.take_in_order(replica.budget, places, is_alive=self._is_alive)
+        return rows.take(replica.budget, look_ahead=replica.look_ahead, is_alive=self._is_alive)
 
     def _delay_batch(self, replica: Replica, expected: int) -> None:
         """Wait, if it may pay, until ``expected`` requests have arrived in all."""
@@ -299,15 +367,19 @@ class RequestQueue:
                 longest=begin - min(since),
                 seconds=time.perf_counter() - begin,
             )
+        ended = time.perf_counter()
         served = [row.request for row in batch if not row.request.dead]
         for row, vector in zip(batch, floats, strict=True):
             row.request.store(row.index, vector)
         finished: list[Request] = []
         with self._changed:  # two replicas may hold rows of one request
             for request in served:
+                request.started = request.started or begin
                 request.missing -= 1
                 if request.missing == 0:
                     finished.append(request)
+                    if request.timings is not None:
+                        request.timings.finished(request.since, request.started, ended)
             expected = self._arrivals + len(finished)
         complete(finished)
         return expected
@@ -318,6 +390,22 @@ class RequestQueue:
                 return
             request.failed = True
         _deliver([(request, error)])
+
+
+def _soonest(requests: Sequence[Request]) -> float:
+    """Return the first deadline, infinity without any."""
+    ends = [each.deadline for each in requests if each.deadline is not None]
+    return min(ends, default=float("inf"))
+
+
+def _too_late(seconds: float) -> OverloadedError:
+    return OverloadedError(
+        f"more waits than can be done in the time given: this would be {seconds:.1f} s late; try "
+        f"again later, or send fewer inputs a request",
+        status=503,
+        retry_after=seconds,
+        retryable=True,
+    )
 
 
 def complete(requests: Sequence[Request]) -> None:
@@ -398,7 +486,7 @@ def _settle_all(outcomes: Sequence[tuple[asyncio.Future[EmbeddingBatch], _Outcom
             _settle(waiter, outcome)
 
 
-def _settle(waiter: _Waiter, outcome: _Outcome) -> None:
+def _settle(waiter: Waiter, outcome: _Outcome) -> None:
     if isinstance(outcome, Exception):
         waiter.set_exception(outcome)
     else:

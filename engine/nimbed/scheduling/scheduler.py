@@ -7,10 +7,14 @@ come after pooling.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+import weakref
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Self, Unpack
+from typing import NamedTuple, Self, Unpack
 
 import numpy as np
 
@@ -19,10 +23,32 @@ from nimbed.embedder import Schedulable
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Input
 from nimbed.options import EmbedKeywords, EmbedOptions
-from nimbed.scheduling.queue import Observer, QueueState, Request, RequestQueue, complete
+from nimbed.scheduling.queue import (
+    Observer,
+    QueueState,
+    Request,
+    RequestQueue,
+    Timings,
+    Waiter,
+    complete,
+)
 from nimbed.spec import EmbeddingType, Int8Scale, VectorSpec
 
 __all__ = ["Scheduler"]
+
+# Tokens of a request that somebody may be waiting for; a longer one is a file of questions.
+_SHORT = 512
+# Characters that are tokenized in one turn of an event loop: some 10 ms of one core.
+_A_TURN = 2**17
+
+
+class _Call(NamedTuple):
+    waiter: Waiter
+    inputs: Sequence[Input]
+    options: EmbedOptions
+    timeout: float | None
+    timings: Timings | None = None
+    patient: bool = False
 
 
 class Scheduler:
@@ -37,6 +63,8 @@ class Scheduler:
         max_queue_tokens: Tokens that may wait.
         max_wait: Seconds for which a batch may be delayed after another; 0 for never.
         observer: Receives the timings of every request and batch.
+        queries_first: Whether short queries go before everything else, so that passages delay none
+            of them by more than one batch.
 
     Raises:
         ConfigurationError: If the queue could hold nothing.
@@ -50,6 +78,7 @@ class Scheduler:
         max_queue_tokens: int = 10_000_000,
         max_wait: float = 0.01,
         observer: Observer | None = None,
+        queries_first: bool = True,
     ) -> None:
         if min(max_queue_items, max_queue_tokens) < 1:
             raise ConfigurationError(
@@ -58,10 +87,17 @@ class Scheduler:
             )
         self._embedder = embedder
         self._observer = observer
+        self._queries_first = queries_first
         # A server is asked for the same few again and again; see also queue.complete.
         self._specs: dict[tuple[EmbeddingType, int | None, Int8Scale | None], VectorSpec] = {}
+        replicas = embedder.replicas()
+        # Where the cores that tokenize run the model as well, many threads would keep it waiting.
+        self._gathers = not any(replica.on_host for replica in replicas)
+        self._gathered: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[_Call]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._queue = RequestQueue(
-            embedder.replicas(),
+            replicas,
             max_items=max_queue_items,
             max_tokens=max_queue_tokens,
             max_wait=max_wait,
@@ -99,7 +135,7 @@ class Scheduler:
             OverloadedError: If the queue is full; ``.retry_after`` estimates when it is not.
         """
         future: Future[EmbeddingBatch] = Future()
-        self._enqueue(future, inputs, EmbedOptions.given(options, keywords), timeout)
+        self._enqueue([_Call(future, inputs, EmbedOptions.given(options, keywords), timeout)])
         return future
 
     async def asubmit(
@@ -108,20 +144,35 @@ class Scheduler:
         options: EmbedOptions | None = None,
         *,
         timeout: float | None = None,
+        timings: Timings | None = None,
+        patient: bool = False,
         **keywords: Unpack[EmbedKeywords],
     ) -> EmbeddingBatch:
         """Queue inputs and wait without blocking the event loop; see :meth:`submit`.
 
         Cancelling the task drops its rows that still wait. Many or long inputs are tokenized in a
-        thread, a few short ones here: handing them over would cost more than the work.
+        thread, a few short ones here: handing them over would cost more than the work. Beside a
+        GPU, those of all the tasks that ask in one turn of the loop are tokenized together.
+
+        Args:
+            inputs: As for :meth:`submit`.
+            options: Likewise.
+            timeout: Likewise.
+            timings: Told where the time went.
+            patient: Whether it waits its turn although it is a short query.
+            keywords: As for :meth:`submit`.
         """
-        future: asyncio.Future[EmbeddingBatch] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[EmbeddingBatch] = loop.create_future()
         options = EmbedOptions.given(options, keywords)
+        call = _Call(future, inputs, options, timeout, timings, patient)
         try:
-            if _is_quick(inputs):
-                self._enqueue(future, inputs, options, timeout)
+            if not _is_quick(inputs):
+                await asyncio.to_thread(self._enqueue, [call])
+            elif self._gathers and isinstance(inputs, (list, tuple)):
+                self._gather(loop, call)
             else:
-                await asyncio.to_thread(self._enqueue, future, inputs, options, timeout)
+                self._enqueue([call])
             return await future
         except asyncio.CancelledError:
             future.cancel()
@@ -137,35 +188,81 @@ class Scheduler:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _enqueue(
-        self,
-        waiter: Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch],
-        inputs: Sequence[Input],
-        options: EmbedOptions,
-        timeout: float | None,
-    ) -> None:
+    def _gather(self, loop: asyncio.AbstractEventLoop, call: _Call) -> None:
+        calls = self._gathered.get(loop)
+        if calls is None:
+            calls = self._gathered[loop] = deque()
+        calls.append(call)
+        if len(calls) == 1:
+            loop.call_soon(self._enqueue_gathered, loop, calls)
+
+    def _enqueue_gathered(self, loop: asyncio.AbstractEventLoop, calls: deque[_Call]) -> None:
+        """Queue the calls of one turn of the loop, and what is too much for it in the next."""
+        alike: dict[EmbedOptions, list[_Call]] = {}
+        size = 0
+        while calls and size < _A_TURN:
+            call = calls.popleft()
+            if not call.waiter.done():
+                alike.setdefault(call.options, []).append(call)
+                size += sum(map(len, call.inputs))
+        if calls:
+            loop.call_soon(self._enqueue_gathered, loop, calls)
+        for group in alike.values():
+            try:
+                self._enqueue(group)
+            except Exception:  # at fault is one of them, or their number
+                for call in group:
+                    self._enqueue_or_fail(call)
+
+    def _enqueue_or_fail(self, call: _Call) -> None:
+        try:
+            self._enqueue([call])
+        except Exception as error:
+            call.waiter.set_exception(error)
+
+    def _enqueue(self, calls: Sequence[_Call]) -> None:
+        """Tokenize and queue calls of the same options: all of them, or none."""
+        options = calls[0].options
         key = (options.embedding_type, options.dimensions, options.int8_scale)
         spec = self._specs.get(key)
         if spec is None:
             spec = self._specs[key] = self._embedder.spec(**options.of_spec)
+        inputs = calls[0].inputs
+        if len(calls) > 1:
+            inputs = list(itertools.chain.from_iterable([call.inputs for call in calls]))
         begin = time.perf_counter()
         prepared = self._embedder.prepare(inputs, options)
         since = time.perf_counter()
-        if self._observer is not None:
-            self._observer.tokenized(since - begin)
-        request = Request(
-            spec=spec,
-            input_type=options.input_type,
-            token_counts=np.array(prepared.counts, np.int32),
-            truncated=tuple(prepared.truncated),
-            deadline=None if timeout is None else time.monotonic() + timeout,
-            waiter=waiter,
-            since=since,
-        )
-        if prepared.rows:
-            self._queue.put(request, prepared.rows, prepared.counts)
-        else:
-            complete([request])
+        token_counts = np.array(prepared.counts, np.int32)
+        truncated = prepared.truncated
+        requests: list[Request] = []
+        queries = self._queries_first and options.input_type == "query"
+        stop = 0
+        for call in calls:
+            start, stop = stop, stop + len(call.inputs)
+            urgent = queries and not call.patient and sum(prepared.counts[start:stop]) <= _SHORT
+            if call.timings is not None:
+                call.timings.tokenizing = max(call.timings.tokenizing, since - begin)
+            cut = truncated[bisect_left(truncated, start) : bisect_left(truncated, stop)]
+            requests.append(
+                Request(
+                    spec=spec,
+                    input_type=options.input_type,
+                    token_counts=token_counts[start:stop],
+                    truncated=tuple([row - start for row in cut]),
+                    deadline=None if call.timeout is None else time.monotonic() + call.timeout,
+                    waiter=call.waiter,
+                    since=since,
+                    urgent=urgent,
+                    timings=call.timings,
+                )
+            )
+            if self._observer is not None:
+                self._observer.tokenized((since - begin) / len(calls))
+        self._queue.put(requests, prepared.rows, prepared.counts)
+        for request in requests:
+            if not len(request.token_counts):  # no device will ever finish it
+                complete([request])
 
 
 def _is_quick(inputs: Sequence[Input]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from typing import Any
 
@@ -13,9 +12,12 @@ from nimbed.version import __version__
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
 from nimbed_server.state import State
+from nimbed_server.wire.docs import docs_page
 from nimbed_server.wire.openapi import document
 
 __all__ = [
+    "docs",
+    "info",
     "licence",
     "live",
     "manifest",
@@ -103,6 +105,7 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "licenseInfo": _licence(state),
         "repository_override": "",
         "selectedModelProfileId": "",
+        "computedIn": {name: each.arithmetic for name, each in state.models.backends.items()},
         "spaces": {
             model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models
         },
@@ -116,6 +119,39 @@ def _space(model: ServedModel, int8_scale: Int8Scale) -> VectorSpec:
     kind = fixed.embedding_type or "float"
     scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
     return model.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+
+
+async def info(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Return the page by which clients of text-embeddings-inference size their requests."""
+    model = in_path or state.models.default
+    card, settings = model.card, state.settings
+    truncate = model.fixed.truncate or settings.truncate
+    answer = {
+        "model_id": model.name,
+        "model_sha": None,
+        "fingerprint": _space(model, settings.int8_scale).fingerprint,
+        "model_dtype": (model.backend.arithmetic or "unknown").partition(" ")[0],
+        "computed_in": model.backend.arithmetic,
+        "model_type": {"embedding": {"pooling": card.pooling}},
+        "dimensions": model.fixed.dimensions or card.dimensions,
+        "max_input_length": card.max_tokens,
+        "max_client_batch_size": settings.max_items,
+        "max_concurrent_requests": settings.max_queue,
+        "max_batch_tokens": settings.max_queue_tokens,
+        "auto_truncate": truncate in ("END", "START"),
+        "modalities": list(card.modalities),
+        "served": [each.name for each in state.models],
+        "version": __version__,
+    }
+    await _json(request, answer)
+
+
+async def docs(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Return a page that says what can be asked; it fetches nothing, and names no model."""
+    page = docs_page(document(state.models, state.settings, base=request.base), state.settings)
+    headers = ((b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),)
+    kind = b"text/html; charset=utf-8"
+    await request.respond(200, page, content_type=kind, headers=headers)
 
 
 async def manifest(state: State, request: Request, in_path: ServedModel | None) -> None:
@@ -154,12 +190,8 @@ async def metrics(state: State, request: Request, in_path: ServedModel | None) -
 
 async def openapi(state: State, request: Request, in_path: ServedModel | None) -> None:
     """Return the OpenAPI document of this very server."""
-    await request.respond(200, _document(state))
-
-
-@functools.lru_cache(maxsize=4)
-def _document(state: State) -> bytes:
-    return orjson.dumps(document(state.models, state.settings))
+    answer = document(state.models, state.settings, base=request.base)
+    await request.respond(200, orjson.dumps(answer))
 
 
 def _licence(state: State) -> dict[str, Any]:

@@ -29,12 +29,7 @@ async def vectors(state: State, request: Request, in_path: ServedModel | None) -
         HttpError: If the request cannot be met.
         NimbedError: If the engine refuses or fails.
     """
-    settings = state.settings
-    body = parse_object(
-        await request.body(
-            limit=settings.max_body_bytes, timeout=state.body_time, room=state.body_room
-        )
-    )
+    body = parse_object(await state.body(request))
     text, config = body.get("text"), body.get("config")
     config = {} if config is None else config
     if not isinstance(text, str) or not text or text.isspace():
@@ -51,21 +46,11 @@ async def vectors(state: State, request: Request, in_path: ServedModel | None) -
     role = model.role or _ROLES.get(task) or model.fixed.input_type or "passage"
     # Weaviate sends 0 where a class sets no size.
     fields = RequestFields(dimensions=size or None, input_type=role)
-    resolved = resolve(fields, model, settings, from_sdk=False)
-    if state.draining or not model.backend.ready:
-        raise state.unavailable(model)
-    embedded = await model.backend.embed_request(
-        request,
-        [text],
-        resolved.options,
-        signs=resolved.signs,
-        timeout=settings.request_timeout_s,
-        unwatched=state.unwatched,
-    )
+    resolved = resolve(fields, model, state.settings, from_sdk=False)
+    with model.backend.metrics.request():
+        embedded = await state.embed(request, model, [text], resolved)
     row = embedded.vectors[0]
     answer = {"text": text, "vector": row, "dim": len(row), "dims": len(row)}
-    for name, value in resolved.headers:
-        request.add_header(name, value)
     await request.respond(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
 

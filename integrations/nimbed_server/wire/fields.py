@@ -11,7 +11,7 @@ import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import orjson
 
@@ -21,13 +21,22 @@ from nimbed_server.wire.errors import HttpError
 
 __all__ = [
     "FIELDS",
+    "TOKENIZE_FIELDS",
     "Field",
     "RequestFields",
+    "bounded",
+    "one_of",
     "parse_object",
+    "positive",
+    "read_fields",
     "read_request",
     "read_texts",
     "signature",
+    "string",
+    "strings",
 ]
+
+T = TypeVar("T")
 
 Check = Callable[[str, Any], Any]
 
@@ -73,13 +82,15 @@ def _kind(value: object) -> str:
     return _KINDS.get(type(value), "an object")
 
 
-def _text(name: str, value: Any) -> str:
+def string(name: str, value: Any) -> str:
+    """Return a string, or raise."""
     if not isinstance(value, str):
         raise HttpError(400, f"{name} must be a string; got {_kind(value)}", param=name)
     return value
 
 
-def _one_of(choices: tuple[str, ...]) -> Check:
+def one_of(choices: tuple[str, ...]) -> Check:
+    """Return a check for one of some words."""
     listed = ", ".join(map(repr, choices))
 
     def check(name: str, value: Any) -> Any:
@@ -141,7 +152,8 @@ def _embedding_type(name: str, value: Any) -> Any:
     return value
 
 
-def _size(name: str, value: Any) -> int:
+def positive(name: str, value: Any) -> int:
+    """Return a positive integer, or raise."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JSON has one kind of number
     if isinstance(value, bool) or not isinstance(value, int):
@@ -151,7 +163,7 @@ def _size(name: str, value: Any) -> int:
     return value
 
 
-_one_modality = _one_of(_MODALITIES)
+_one_modality = one_of(_MODALITIES)
 
 
 def _modality(name: str, value: Any) -> Any:
@@ -167,7 +179,8 @@ _TOKEN_IDS = (
 )
 
 
-def _input(name: str, value: Any) -> list[str]:
+def strings(name: str, value: Any) -> list[str]:
+    """Return texts that are not blank, at least one, or raise."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
         raise HttpError(400, f"{name} must be a string or an array of strings", param=name)
@@ -190,7 +203,7 @@ def _input(name: str, value: Any) -> list[str]:
 FIELDS = (
     Field(
         "model",
-        _text,
+        string,
         {
             "type": "string",
             "description": "A served model, an alias, or either with -query or -passage behind it.",
@@ -199,7 +212,7 @@ FIELDS = (
     ),
     Field(
         "input",
-        _input,
+        strings,
         {
             "description": "A text, an image as a data URL, a text that holds one, or an array of "
             "these."
@@ -209,7 +222,7 @@ FIELDS = (
     ),
     Field(
         "input_type",
-        _one_of(get_args(InputType)),
+        one_of(get_args(InputType)),
         {
             "type": "string",
             "enum": list(get_args(InputType)),
@@ -231,7 +244,7 @@ FIELDS = (
     ),
     Field(
         "encoding_format",
-        _one_of(_ENCODINGS),
+        one_of(_ENCODINGS),
         {
             "type": "string",
             "enum": list(_ENCODINGS),
@@ -241,12 +254,12 @@ FIELDS = (
     ),
     Field(
         "dimensions",
-        _size,
+        positive,
         {"type": "integer", "minimum": 1, "description": "One of the sizes the model offers."},
     ),
     Field(
         "truncate",
-        _one_of(get_args(Truncate)),
+        one_of(get_args(Truncate)),
         {"type": "string", "enum": list(get_args(Truncate)), "default": "NONE"},
     ),
     # What other servers' clients send. To ignore one would change the vectors without a word.
@@ -261,8 +274,34 @@ FIELDS = (
     Field("normalize", _normalize, None),
     Field("truncate_prompt_tokens", _token_limit, None),
     Field(
-        "user", _text, {"type": "string", "description": "Ignored, and never logged."}, free=True
+        "user", string, {"type": "string", "description": "Ignored, and never logged."}, free=True
     ),
+)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise HttpError(400, f"{name} must be true or false; got {_kind(value)}", param=name)
+    return value
+
+
+#: The body of ``/tokenize``.
+TOKENIZE_FIELDS = (
+    Field("model", string, {"type": "string"}),
+    Field("inputs", strings, {"description": "A text, or an array of texts."}),
+    Field("prompt", string, {"type": "string", "description": "A text; instead of inputs."}),
+    Field(
+        "input_type",
+        one_of(get_args(InputType)),
+        {
+            "type": "string",
+            "enum": list(get_args(InputType)),
+            "description": "The role whose prompt is put before each text.",
+        },
+    ),
+    Field("prompt_name", _foreign_role, None),
+    Field("add_special_tokens", _flag, {"type": "boolean", "default": True}),
+    Field("return_token_strs", _flag, {"type": "boolean", "default": False}),
 )
 _FREE = tuple(field for field in FIELDS if field.free)
 _OTHERS = tuple(field.name for field in FIELDS if not field.free)
@@ -346,8 +385,8 @@ def read_request(
     Raises:
         HttpError: With status 400, for the first field that is missing or wrong.
     """
-    found = _checked(FIELDS, body, optional="model" if model_in_path else None)
-    texts = _bounded(found.pop("input"), max_items)
+    found = read_fields(FIELDS, body, optional="model" if model_in_path else None)
+    texts = bounded(found.pop("input"), max_items)
     modality = found.get("modality")
     if isinstance(modality, list):
         if len(modality) == 1:
@@ -379,7 +418,7 @@ def read_texts(body: Mapping[str, Any], *, max_items: int) -> list[str]:
     Raises:
         HttpError: With status 400.
     """
-    return _bounded(_checked(_FREE, body)["input"], max_items)
+    return bounded(read_fields(_FREE, body)["input"], max_items)
 
 
 def signature(body: Mapping[str, Any]) -> tuple[object, ...] | None:
@@ -392,9 +431,14 @@ def signature(body: Mapping[str, Any]) -> tuple[object, ...] | None:
     return None if list in kinds or dict in kinds else (values, kinds)
 
 
-def _checked(
+def read_fields(
     fields: Sequence[Field], body: Mapping[str, Any], optional: str | None = None
 ) -> dict[str, Any]:
+    """Return the values of the fields that a body has, each checked; null means absent.
+
+    Raises:
+        HttpError: With status 400, for the first that is wrong, or missing and not ``optional``.
+    """
     found: dict[str, Any] = {}
     for field in fields:
         value = body.get(field.name)
@@ -405,9 +449,10 @@ def _checked(
     return found
 
 
-def _bounded(texts: list[str], most: int) -> list[str]:
-    if len(texts) > most:
+def bounded(items: list[T], most: int, name: str = "input") -> list[T]:
+    """Return the items of a field, or raise where they are more than a request may hold."""
+    if len(items) > most:
         raise HttpError(
-            400, f"input must contain at most {most} items; got {len(texts)}", param="input"
+            400, f"{name} must contain at most {most} items; got {len(items)}", param=name
         )
-    return texts
+    return items

@@ -16,7 +16,7 @@ from nimbed.images import Image
 from nimbed.inputs import Input, Modality
 from nimbed_server.wire.errors import HttpError
 
-__all__ = ["read_inputs"]
+__all__ = ["read_image", "read_inputs"]
 
 # A data URL, and an img tag or a data URL. Possessive throughout: whatever strangers write, no
 # part of it is read twice.
@@ -63,7 +63,7 @@ def _read(text: str, kind: Modality | None, row: int, most: int) -> Input:
     ]
     if not found:
         if kind == "image":
-            return _image(text.strip(), row, most)
+            return read_image(text.strip(), row, most)
         if kind is None:
             return text
         raise _refused(row, "modality is text_image, but it holds no data:image/...;base64, URL")
@@ -75,11 +75,21 @@ def _read(text: str, kind: Modality | None, row: int, most: int) -> Input:
         raise _refused(row, "modality is image, but it holds words too; use text_image")
     if kind == "text_image" and not rest:
         raise _refused(row, "modality is text_image, but it holds an image alone; use image")
-    image = _image(source, row, most)
+    image = read_image(source, row, most)
     return (rest, image) if rest else image
 
 
-def _image(source: str, row: int, most: int) -> Image:
+def read_image(source: str, row: int, most: int) -> Image:
+    """Return the image of a data URL, or of base64 alone.
+
+    Args:
+        source: What a client sent; never opened, never fetched.
+        row: Its position, for messages.
+        most: Decoded bytes that it may hold.
+
+    Raises:
+        HttpError: With status 400.
+    """
     encoded = source[source.find(",") + 1 :]
     if len(encoded) * 3 // 4 - encoded.count("=", -2) > most:
         raise _refused(row, f"its image is larger than {most} bytes")
@@ -90,7 +100,6 @@ def _image(source: str, row: int, most: int) -> Image:
     except InputError as error:
         raise _refused(row, str(error)) from error
     except ValueError:
-        # Never opened, never fetched: a stranger must name neither files nor addresses.
         raise _refused(
             row, "an image is a data:image/...;base64, URL; paths and addresses are not read"
         ) from None

@@ -2,31 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nimbed.version import __version__
 from nimbed_server.models import ServedModels
 from nimbed_server.settings import Settings
-from nimbed_server.wire.fields import FIELDS
+from nimbed_server.wire.cohere import COHERE_FIELDS
+from nimbed_server.wire.fields import FIELDS, TOKENIZE_FIELDS, Field
 
-__all__ = ["document"]
+__all__ = ["ANY_MODEL", "document", "examples"]
 
 # Not blank, as Python has it: ECMAScript's \s lacks five of its blanks and has one that is none.
 _NOT_BLANK = {"type": "string", "pattern": "[^\\s\\x1c-\\x1f\\x85]|\\ufeff"}
 
 
-def document(models: ServedModels, settings: Settings) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of one server."""
+#: What a page of documentation says in place of a model's name, to strangers.
+ANY_MODEL = "MODEL"
+
+# Of each operation: its name, a summary, and the schemas of its request, answer and error.
+_POSTS = {
+    "/v1/embeddings": (
+        "embed",
+        "Embed texts or images: NIM's contract, and OpenAI's within it",
+        ("EmbeddingsRequest", "Embeddings", "Error"),
+    ),
+    "/v2/embed": (
+        "cohereEmbedV2",
+        "Embed as Cohere's API does, version 2; images or inputs may stand for texts",
+        ("CohereRequest", "CohereEmbeddings", "CohereError"),
+    ),
+    "/v1/embed": (
+        "cohereEmbedV1",
+        "Embed as Cohere's API does, version 1",
+        ("CohereRequest", "CohereEmbeddings", "CohereError"),
+    ),
+    "/vectors": (
+        "vectorize",
+        "Embed one text as Weaviate's text2vec-transformers container does",
+        ("VectorsRequest", "Vectors", "VectorsError"),
+    ),
+    "/tokenize": (
+        "tokenize",
+        "Show the tokens of texts, as text-embeddings-inference (inputs) or vLLM (prompt)",
+        ("TokenizeRequest", "Tokens", "Error"),
+    ),
+}
+_GETS = {
+    "/v1/models": ("listModels", "List the names that are served", "Models"),
+    "/v1/health/live": ("live", "Whether the server runs", "Health"),
+    "/v1/health/ready": ("ready", "Whether every model is loaded", "Health"),
+    "/v1/metadata": ("metadata", "Versions, and the space of every name's vectors", "Anything"),
+    "/v1/manifest": ("manifest", "The models as YAML", "Anything"),
+    "/v1/license": ("license", "The licences", "Anything"),
+    "/v1/version": ("version", "The server's version", "Anything"),
+    "/info": ("info", "Model, limits, pooling and arithmetic", "Anything"),
+    "/meta": ("meta", "The model as Weaviate's container says it", "Anything"),
+    "/openapi.json": ("openapi", "This document", "Anything"),
+}
+_TEXTS = ("/v1/metrics", "/metrics", "/docs", "/")
+
+
+def document(models: ServedModels, settings: Settings, *, base: str = "") -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of one server.
+
+    Args:
+        models: The names that it answers to.
+        settings: How it behaves.
+        base: What stands before its paths, for clients behind a proxy.
+    """
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "nimbed",
             "version": __version__,
             "description": "Embeddings in the contract of NVIDIA's NIM for text and image "
-            "embedding, and of OpenAI within it.",
+            "embedding, of OpenAI within it, and of Cohere.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _paths(),
+        **({"servers": [{"url": base}]} if base else {}),
+        "paths": _paths(models),
         "components": {
             "schemas": _schemas(models, settings),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -35,62 +90,76 @@ def document(models: ServedModels, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _paths() -> dict[str, Any]:
-    posts = {
-        "/v1/embeddings": ("embed", "EmbeddingsRequest", "Embeddings", "Error"),
-        "/vectors": ("vectorize", "VectorsRequest", "Vectors", "VectorsError"),
+def examples(model: str) -> dict[str, dict[str, Any]]:
+    """Return a request for each path that takes one.
+
+    Args:
+        model: The name to ask for.
+    """
+    texts = ["gzip compresses a file.", "The heart pumps blood."]
+    cohere = {
+        "model": model,
+        "texts": texts,
+        "input_type": "search_document",
+        "embedding_types": ["float"],
     }
-    gets = {
-        "/v1/models": ("listModels", "Models"),
-        "/v1/health/live": ("live", "Health"),
-        "/v1/health/ready": ("ready", "Health"),
-        "/v1/metadata": ("metadata", "Anything"),
-        "/v1/manifest": ("manifest", "Anything"),
-        "/v1/license": ("license", "Anything"),
-        "/v1/version": ("version", "Anything"),
-        "/meta": ("meta", "Anything"),
-        "/openapi.json": ("openapi", "Anything"),
+    return {
+        "/v1/embeddings": {"model": model, "input": texts, "input_type": "passage"},
+        "/v2/embed": cohere,
+        "/v1/embed": cohere,
+        "/vectors": {"text": texts[0], "config": {"task_type": "passage"}},
+        "/tokenize": {"inputs": texts[0], "input_type": "passage"},
     }
+
+
+def _paths(models: ServedModels) -> dict[str, Any]:
     paths: dict[str, Any] = {}
-    for path, (name, asked, answered, error) in posts.items():
-        content = {"application/json": {"schema": _to(asked)}}
+    shown = examples(models.default.name)
+    for path, (name, summary, (asked, answered, error)) in _POSTS.items():
+        content = {"application/json": {"schema": _to(asked), "example": shown[path]}}
         paths[path] = {
             "post": {
                 "operationId": name,
+                "summary": summary,
                 "requestBody": {"required": True, "content": content},
                 "responses": {
-                    "200": _answer("The vectors.", answered),
-                    **_errors(error, 400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504),
+                    "200": _answer("The answer.", answered),
+                    **_errors(error, 400, 401, 404, 408, 413, 415, 429, 500, 501, 502, 503, 504),
                 },
             }
         }
-    for path, (name, answered) in gets.items():
+    for path, (name, summary, answered) in _GETS.items():
         is_health = "health" in path
         errors = (405,) if is_health else (401, 405, 429)
-        responses = {"200": _answer("As NIM answers.", answered), **_errors("Error", *errors)}
+        responses = {"200": _answer("The answer.", answered), **_errors("Error", *errors)}
         if is_health:
             responses["503"] = _answer("Not ready.", "Health")
-        paths[path] = {"get": {"operationId": name, "responses": responses}}
-        if is_health:
-            paths[path]["get"]["security"] = []
-    for path in ("/v1/metrics", "/metrics"):
-        text = {"text/plain": {"schema": {"type": "string"}}}
+        operation = {"operationId": name, "summary": summary, "responses": responses}
+        paths[path] = {"get": operation | ({"security": []} if is_health else {})}
+    for path in _TEXTS:
+        metrics = "metrics" in path
+        kind, said = ("plain", "Prometheus metrics") if metrics else ("html", "This documentation")
+        content = {f"text/{kind}": {"schema": {"type": "string"}}}
         paths[path] = {
             "get": {
-                "operationId": path.strip("/").replace("/", "_"),
+                "operationId": path.strip("/").replace("/", "_") or "root",
+                "summary": said,
                 "responses": {
-                    "200": {"description": "Prometheus text.", "content": text},
+                    "200": {"description": "A text.", "content": content},
                     **_errors("Error", 401, 405, 429),
                 },
             }
         }
+        if not metrics:
+            paths[path]["get"]["security"] = []
     return paths
 
 
 def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
-    properties = {field.name: dict(field.schema) for field in FIELDS if field.schema is not None}
+    properties, cohere, tokens = map(_properties, (FIELDS, COHERE_FIELDS, TOKENIZE_FIELDS))
     text = _NOT_BLANK
-    properties["model"]["enum"] = [model.name for model in models]
+    for each in (properties, cohere, tokens):
+        each["model"]["enum"] = [model.name for model in models]
     properties["input"]["anyOf"] = [
         text,
         {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_items},
@@ -111,8 +180,20 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
         for field in FIELDS
         if field.required and (field.name != "model" or len(models.backends) > 1)
     ]
-    for name in properties.keys() - set(required):
-        properties[name] = _or_null(properties[name])
+    # What else may stand for texts is said in the summary.
+    cohere = {key: value for key, value in cohere.items() if key not in ("images", "inputs")}
+    cohere["texts"] |= {"items": text, "maxItems": settings.max_items}
+    cohere["input_type"]["enum"] = ["search_document", "search_query"]
+    cohere["output_dimension"]["enum"] = sorted(sizes)
+    tokens["inputs"]["anyOf"] = [text, {"type": "array", "items": text, "minItems": 1}]
+    del tokens["prompt"]
+    for each, needed in (
+        (properties, required),
+        (cohere, [*required[:-1], "texts", "input_type"]),
+        (tokens, ["inputs"]),
+    ):
+        for name in each.keys() - set(needed):
+            each[name] = _or_null(each[name])
     config = {
         "task_type": _or_null({"type": "string", "enum": ["", "query", "passage"]}),
         # Weaviate's zero stands for no size, as null does.
@@ -140,6 +221,27 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
             model=strings,
             usage=_object(prompt_tokens={"type": "integer"}, total_tokens={"type": "integer"}),
         ),
+        "CohereRequest": {
+            "type": "object",
+            "required": [*required[:-1], "texts", "input_type"],
+            "properties": cohere,
+        },
+        "CohereEmbeddings": _object(
+            id=strings,
+            response_type={"enum": ["embeddings_floats", "embeddings_by_type"]},
+            texts={"type": "array", "items": strings},
+            meta={"type": "object"},
+            embeddings={"type": ["object", "array"]},
+        ),
+        "CohereError": _object(message=strings),
+        "TokenizeRequest": {"type": "object", "required": ["inputs"], "properties": tokens},
+        "Tokens": {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "items": _object(id={"type": "integer"}, text=strings, special={"type": "boolean"}),
+            },
+        },
         "VectorsRequest": {
             "type": "object",
             "required": ["text"],
@@ -171,6 +273,10 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
         ),
         "Anything": {"type": "object"},
     }
+
+
+def _properties(fields: Sequence[Field]) -> dict[str, dict[str, Any]]:
+    return {field.name: dict(field.schema) for field in fields if field.schema is not None}
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -206,6 +312,7 @@ _STATUSES = {
     415: "The body is compressed.",
     429: "This key has sent too many requests.",
     500: "The model failed.",
+    501: "The tokenizer is elsewhere, or the model cannot do this.",
     502: "The server behind this one failed.",
     503: "The queue is full, the model is loading, or the server stops.",
     504: "The request's time ran out before the work began.",

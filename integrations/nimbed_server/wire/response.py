@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-__all__ = ["render"]
+__all__ = ["as_base64", "as_lists", "render"]
 
 
 def render(
@@ -34,7 +34,7 @@ def render(
             int8 or uint8.
     """
     rows = np.ascontiguousarray(vectors)
-    written = _base64(rows) if encoding_format == "base64" else _lists(rows)
+    written = as_base64(rows) if encoding_format == "base64" else as_lists(rows)
     data = b",".join(
         [
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, row)
@@ -52,10 +52,12 @@ def render(
     )
 
 
-def _lists(rows: NDArray[Any]) -> list[bytes]:
+def as_lists(rows: NDArray[Any]) -> list[bytes]:
+    """Return each row as a JSON list."""
     return [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows]
 
 
-def _base64(rows: NDArray[Any]) -> list[bytes]:
+def as_base64(rows: NDArray[Any]) -> list[bytes]:
+    """Return each row's bytes, little-endian, as a JSON string of base64."""
     little = rows if sys.byteorder == "little" else rows.byteswap()
     return [b'"%b"' % b2a_base64(row, newline=False) for row in little]

@@ -47,6 +47,18 @@ def test_token_ids_are_those_of_sentence_transformers(minilm, theirs):
     assert ours == [their_tokenizer(text)["input_ids"] for text in texts]
 
 
+def test_tokens_are_shown_with_their_places_and_never_cut(minilm, theirs):
+    texts = ["The heart pumps blood.", "naïve café 漢字", "words " * 400]
+    shown, bare = minilm.tokenize(texts), minilm.tokenize(texts, special=False)
+    ours = [[token.id for token in row] for row in shown]
+    assert ours == theirs.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    assert [len(row) - 2 for row in shown] == list(map(len, bare))
+    for text, row in zip(texts, bare, strict=True):
+        assert (row[0].start, row[-1].stop) == (0, len(text.rstrip()))
+    with pytest.raises(InputError, match=r"at most \d+ characters is tokenized; row 1"):
+        minilm.tokenize(["short", "x" * 10**6])
+
+
 def test_a_long_text_is_cut_where_sentence_transformers_cuts_it(minilm, theirs):
     long = " ".join(passages(6, seed=13))
     cut = minilm.embed(["short", long], input_type="passage", truncate="END")

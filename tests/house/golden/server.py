@@ -123,6 +123,18 @@ OTHERS: dict[str, tuple[str, str, bytes]] = {
         )
         for role in ("query", "passage", "")
     },
+    "cohere's, two types": (
+        "POST",
+        "/v2/embed",
+        b'{"model":"small","texts":["a cat"],"input_type":"search_document",'
+        b'"embedding_types":["float","ubinary"]}',
+    ),
+    "cohere's first version": (
+        "POST",
+        "/v1/embed",
+        b'{"model":"small","texts":["a cat"],"input_type":"search_query"}',
+    ),
+    "cohere's fault": ("POST", "/v2/embed", b'{"model":"small","texts":["a cat"]}'),
     "a transformer's fault": ("POST", "/vectors", b'{"text":""}'),
 }
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import re
 import threading
 
 import httpx
 import numpy as np
 
-from nimbed.embedder import Managed, Prepared
+from nimbed import FakeEmbedder
+from nimbed.embedder import Managed, Prepared, Token
 from nimbed.fake import FAKE_CARD
 from nimbed.inputs import check_texts
 
@@ -65,6 +67,20 @@ class Stub(Managed):
         if self.poison in rows:
             raise RuntimeError(f"cannot embed {self.poison!r}")
         return np.stack([hashed(row, self.card.dimensions) for row in rows])
+
+
+class Worded(FakeEmbedder):
+    """Tokens are words; two of them stand around every text."""
+
+    def tokenize(self, texts, *, input_type=None, special=True):
+        prompt = self.card.prompt(input_type) if input_type else ""
+        found = []
+        for text in texts:
+            words = re.finditer(r"\S+", prompt + text)
+            tokens = [Token(len(each[0]), each[0], *each.span(), False) for each in words]
+            ends = [Token(1, "[CLS]", 0, 0, True), Token(2, "[SEP]", 0, 0, True)]
+            found.append([ends[0], *tokens, ends[1]] if special else tokens)
+        return found
 
 
 def hashed(text, dimensions):

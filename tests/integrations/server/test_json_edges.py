@@ -163,7 +163,7 @@ def test_head_is_get_without_a_body(plain, path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v2/embeddings", "/v1/embedding", "/v1/chat/completions", "/%00", "/..%2f"],
+    ["/v1", "/v2/embeddings", "/v1/embedding", "/v1/chat/completions", "/%00", "/..%2f"],
 )
 def test_an_unknown_path_is_404_and_is_told_where_to_look(plain, path):
     assert "/openapi.json" in refused(plain.client.get(path), 404)

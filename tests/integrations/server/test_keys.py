@@ -30,7 +30,6 @@ REST = [
     "/v1/embeddings",
     "/vectors",
     "/nothing/here",
-    "/",
 ]
 
 

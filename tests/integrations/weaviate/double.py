@@ -30,7 +30,13 @@ from weaviate.proto.v1 import (
 from .searching import Object, asked_vector, distance, floats, matches, result
 from .stored import not_allowed, stored, stored_property, type_of
 
-MODULES = ("text2vec-nvidia", "multi2vec-nvidia", "text2vec-transformers")
+MODULES = (
+    "text2vec-nvidia",
+    "multi2vec-nvidia",
+    "text2vec-transformers",
+    "text2vec-cohere",
+    "multi2vec-cohere",
+)
 
 
 class Double(weaviate_pb2_grpc.WeaviateServicer):

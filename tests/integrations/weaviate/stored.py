@@ -18,6 +18,13 @@ MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
         "baseUrl": "https://integrate.api.nvidia.com",  # sic: read as baseURL, written so
     },
     "multi2vec-nvidia": {},
+    "text2vec-cohere": {
+        "vectorizeClassName": True,
+        "model": "embed-multilingual-v3.0",
+        "truncate": "END",
+        "baseURL": "https://api.cohere.com",
+    },
+    "multi2vec-cohere": {},
     "text2vec-transformers": {"vectorizeClassName": True, "poolingStrategy": "masked_mean"},
     "text2vec-openai": {"vectorizeClassName": True, "model": "text-embedding-3-small"},
     "none": {},

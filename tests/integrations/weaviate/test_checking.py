@@ -23,6 +23,7 @@ def test_what_vectorizer_makes_is_in_no_trap(make: Any, checked: Check) -> None:
         "Plain": vectorizer("m", base_url=f"{HOME}/v1/", source_properties=["title"]),
         "Bits": vectorizer("m", base_url=HOME, embedding_type="binary", quantizer="bq"),
         "Cloud": vectorizer("nvidia/nv-embedqa-e5-v5", base_url=NVIDIA),
+        "Fast": vectorizer("m", base_url=HOME, module="text2vec-cohere", dimensions=32),
         "Own": self_provided(FakeEmbedder().spec(embedding_type="ubinary")),
     }
     for name, config in configs.items():
@@ -115,6 +116,23 @@ def test_the_module_for_images_has_no_roles_and_no_truncation(make: Any, checked
     make("Ours", ours)
     assert "truncate" not in checked("Ours")
     assert "weights" not in checked("Ours")
+
+
+def test_coheres_modules_are_known_by_their_own_defaults(make: Any, checked: Check) -> None:
+    clients: Any = Configure.Vectors.text2vec_cohere(base_url=f"{HOME}/", model="m")
+    make("Clients", clients)
+    found = checked("Clients")
+    assert f"requests go to {HOME}//v2/embed" in found["address"][1]
+    assert "X-Cohere-Baseurl" in found["address"][1]
+    assert "COHERE_APIKEY" in found["key"][1]
+    assert found["collection name"][0] == "note"
+    make("Cloud", Configure.Vectors.text2vec_cohere(model="embed-v4.0"))
+    assert "Cohere's own" in checked("Cloud")["address"][1]
+    make("Nvidia", Configure.Vectors.text2vec_cohere(base_url=NVIDIA, model="m"))
+    assert checked("Nvidia")["address"][0] == "fail"
+    both = vectorizer("m", base_url=HOME, module="multi2vec-cohere", text_fields=["title"])
+    make("Both", both)
+    assert "text2vec-cohere sends both roles" in checked("Both")["roles"][1]
 
 
 def test_weights_want_cosine(double: Double, checked: Check) -> None:

@@ -46,3 +46,13 @@ def test_weaviate_gets_the_headers_with_every_request(double: Double) -> None:
     last = {name.lower(): value for name, value in double.headers[-1].items()}
     assert last["x-nvidia-api-key"] == "mine"
     assert last["x-nvidia-baseurl"] == "http://nimbed:8000"
+
+
+def test_coheres_module_gets_its_own_headers_and_no_limit_of_coheres() -> None:
+    assert headers(HOME, api_key="mine", redirect=True, module="text2vec-cohere") == {
+        "X-Cohere-Api-Key": "mine",
+        "X-Cohere-Baseurl": "http://nimbed:8000",
+        "X-Cohere-Ratelimit-RequestPM-Embedding": "1000000",
+    }
+    with pytest.raises(ConfigurationError, match="does not speak Cohere's API"):
+        headers(NVIDIA, api_key="x", module="multi2vec-cohere")

@@ -60,13 +60,16 @@ def ask(server: str, make: Callable[..., Any], double: Double) -> Ask:
         options.setdefault("base_url", f"{server}/v1")
         make("Docs", vectorizer(model, **options))
         vector = double.classes["Docs"]["vectorConfig"]["default"]
-        key = headers(server)["X-Nvidia-Api-Key"]
+        given = headers(server, module=options.get("module", "text2vec-nvidia"))
+        key = next(value for name, value in given.items() if name.endswith("-Api-Key"))
         bearer = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         answer = httpx.post(
             request(vector)["url"], json=body(vector, texts, role), headers=bearer, timeout=30
         )
         assert answer.status_code == 200, answer.text
         said = answer.json()
+        if "embeddings" in said:
+            return np.array(said["embeddings"]["float"], np.float32)
         rows = [said["vector"]] if "vector" in said else [it["embedding"] for it in said["data"]]
         return np.array(rows, np.float32)
 
@@ -116,3 +119,20 @@ def test_the_container_contract_chooses_a_model_by_its_path(
     small = FakeEmbedder().embed(TEXTS[:1], input_type=role, dimensions=32)
     got = ask(TEXTS, role, None, base_url=f"{server}/small", **options)
     np.testing.assert_allclose(got, small.vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("role", ["query", "passage"])
+def test_coheres_module_reaches_roles_sizes_and_aliases(ask: Ask, role: Any) -> None:
+    options: dict[str, Any] = {"module": "text2vec-cohere"}
+    expected = FakeEmbedder().embed(TEXTS, input_type=role, dimensions=32)
+    got = ask(TEXTS, role, MODEL, dimensions=32, **options)
+    np.testing.assert_allclose(got, expected.vectors, atol=1e-6)
+    bits = FakeEmbedder().embed(TEXTS, input_type=role, embedding_type="binary")
+    signs = ask(TEXTS, role, "bits", embedding_type="binary", **options)
+    np.testing.assert_array_equal(signs, bits.signs())
+
+
+def test_coheres_module_of_images_asks_questions_as_passages(ask: Ask) -> None:
+    options: dict[str, Any] = {"module": "multi2vec-cohere", "text_fields": ["title"]}
+    expected = FakeEmbedder().embed(TEXTS, input_type="passage")
+    np.testing.assert_allclose(ask(TEXTS, "query", MODEL, **options), expected.vectors, atol=1e-6)

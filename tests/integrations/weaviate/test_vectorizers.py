@@ -84,6 +84,20 @@ def test_images_and_texts_go_to_the_module_for_both(sent: Sent) -> None:
     }
 
 
+def test_coheres_module_sends_the_role_in_large_requests(sent: Sent) -> None:
+    config = vectorizer(
+        "m", base_url=f"{HOME}/v1", module="text2vec-cohere", dimensions=32, truncate="START"
+    )
+    assert request(sent(config)) == {
+        "url": f"{HOME}/v2/embed",
+        "model": "m",
+        "dimensions": 32,
+        "truncate": "START",
+        "class_name": False,
+        "properties": None,
+    }
+
+
 def test_the_container_contract_gets_an_address_alone(sent: Sent) -> None:
     config = vectorizer(base_url=f"{HOME}/vectors", module="text2vec-transformers")
     assert request(sent(config)) == {"url": f"{HOME}/vectors", "class_name": False}
@@ -143,6 +157,9 @@ def test_the_hamming_of_weaviate_counts_the_bits_of_what_is_sent() -> None:
         ({"text_fields": ["a"]}, "use source_properties"),
         ({"image_fields": ["a"]}, "use multi2vec-nvidia"),
         ({"module": "text2vec-transformers"}, "no model"),
+        ({"base_url": NVIDIA, "module": "text2vec-cohere"}, "does not speak Cohere's API"),
+        ({"dimensions": 32}, "an alias of nimbed serve with dimensions"),
+        ({"module": "multi2vec-cohere"}, "multi2vec-cohere embeds named properties alone"),
         ({"module": "multi2vec-nvidia"}, "give text_fields or image_fields"),
         ({"module": "multi2vec-nvidia", "truncate": "END"}, "no truncate"),
         ({"module": "multi2vec-nvidia", "source_properties": ["a"]}, "named fields alone"),
