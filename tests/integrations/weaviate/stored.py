@@ -27,6 +27,9 @@ MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi2vec-cohere": {},
     "text2vec-transformers": {"vectorizeClassName": True, "poolingStrategy": "masked_mean"},
     "text2vec-openai": {"vectorizeClassName": True, "model": "text-embedding-3-small"},
+    "text2vec-huggingface": {"vectorizeClassName": True},
+    "text2vec-ollama": {"vectorizeClassName": True, "apiEndpoint": "http://localhost:11434"},
+    "text2vec-weaviate": {},
     "none": {},
 }
 
