@@ -247,7 +247,7 @@ def _embed_stored(
         f"embedding the objects of {collection.name} (what is stored stays; run it again for "
         f"the rest)"
     )
-    with listing(rejects_file, on_reject) as tell, translate_errors(doing):
+    with listing(rejects_file, on_reject) as tell, translate_errors(doing), calls.watched():
         config = calls(collection.config.get)
         known = digest_properties(calls, collection, config)
         text = _text_of(config, source_properties, template)

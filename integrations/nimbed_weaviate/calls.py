@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -73,6 +74,7 @@ class Calls:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._away = False
+        self._waiting_since = math.inf
 
     def __call__(self, call: Callable[[], T | Awaitable[T]]) -> T:
         """Make a call and return its answer.
@@ -80,10 +82,7 @@ class Calls:
         Raises:
             weaviate.exceptions.WeaviateBaseError: What the client raises, once the budget is spent.
         """
-        began = time.monotonic()
-        watch = threading.Timer(_SILENT, self._watch)
-        watch.daemon = True
-        watch.start()
+        began = self._waiting_since = time.monotonic()
         try:
             while True:
                 try:
@@ -97,9 +96,24 @@ class Calls:
                 else:
                     break
         finally:
-            watch.cancel()
+            self._waiting_since = math.inf
         self._note(away=False)
         return answer
+
+    @contextlib.contextmanager
+    def watched(self) -> Generator[None]:
+        """Tell early, within the block, of a Weaviate that the client itself asks in vain.
+
+        One thread for all calls: to start one for each took half of an import's time.
+        """
+        done = threading.Event()
+        watch = threading.Thread(target=self._watch, args=[done], daemon=True)
+        if self._budget:
+            watch.start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def together(
         self, calls: Sequence[Callable[[], object]], at_once: int, refusal: type[E]
@@ -128,13 +142,15 @@ class Calls:
         made = functools.partial(_awaited, cast("Callable[[], Awaitable[T]]", call))
         return asyncio.run_coroutine_threadsafe(made(), self._loop).result()
 
-    def _watch(self) -> None:
-        """Tell early what the client keeps to itself; a batch that is slow is no news."""
-        try:
-            self._once(self._probe)
-        except Exception as error:
-            if self._budget and is_outage(error):
-                self._note(away=True)
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(_SILENT / 2):
+            if time.monotonic() - self._waiting_since < _SILENT:
+                continue
+            try:
+                self._once(self._probe)  # a batch that is slow is no news
+            except Exception as error:
+                if is_outage(error) and not done.is_set():
+                    self._note(away=True)
 
     def _note(self, *, away: bool) -> None:
         """Tell that Weaviate is away, or back; several threads notice, and one tells."""

@@ -20,7 +20,7 @@ from nimbed.bulk import PassageBatch, StoreResult
 from nimbed.errors import BackendError
 from nimbed.rows import Reject
 from nimbed_weaviate.calls import Calls
-from nimbed_weaviate.properties import ID, Digest
+from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, space_of
 
 __all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "refused"]
 
@@ -37,12 +37,10 @@ class Content:
     Attributes:
         properties: The properties, without those that nimbed adds.
         size: About how many bytes they take.
-        earlier: The digest that earlier versions made of the row.
     """
 
     properties: Mapping[str, Any]
     size: int
-    earlier: bytes
 
 
 Passages = PassageBatch[Content, list[float]]
@@ -81,6 +79,7 @@ class CollectionSink:
         self._calls = calls
         self._collection = collection
         self._field = stores.field(spec, "weaviate")
+        self._space = space_of(spec)
         self._vector = vector
         self._digests = digests
         self._others = others
@@ -111,7 +110,10 @@ class CollectionSink:
             place = places[str(each.uuid)]
             name, wanted = passages.ids[place], passages.digests[place]
             stored = Digest.parse(each.properties.get(self._digests))
-            same = stored.value in (wanted, passages.metadata[place].earlier)
+            same = stored.value == wanted
+            if stored.text and not stored.row:  # earlier versions made one digest of the row
+                encoded = encoded_row(passages.metadata[place].properties)
+                same = same or stored.text == digest(encoded, self._space)
             self._took_any |= same
             if self._others and not same:
                 self._there.add(name)
@@ -178,7 +180,7 @@ class CollectionSink:
         vectors = cast("list[list[float]]", passages.vectors)
         rows = zip(uuids, passages.ids, passages.metadata, passages.digests, vectors, strict=True)
         objects: list[DataObject[Any, Any]] = []
-        for uuid, name, content, digest, vector in rows:
+        for uuid, name, content, made, vector in rows:
             properties, others = kept.get(uuid, ({}, {}))
             objects.append(
                 DataObject(
@@ -187,7 +189,7 @@ class CollectionSink:
                         **properties,
                         **content.properties,
                         ID: name,
-                        self._digests: digest.hex(),
+                        self._digests: made.hex(),
                     },
                     vector={**others, self._vector: vector} if self._vector else vector,
                 )

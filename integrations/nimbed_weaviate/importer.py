@@ -223,7 +223,7 @@ def _import(
     def spec_of(contract: VectorSpec | None) -> VectorSpec:
         return spec_for(embedder, contract, embedding_type, dimensions, int8_scale)
 
-    with listing(rejects_file, on_reject) as tell, _importing(collection):
+    with listing(rejects_file, on_reject) as tell, _importing(collection), calls.watched():
         sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
         kept = Kept() if prune else None
         if kept is not None:
@@ -294,7 +294,7 @@ def import_embedded(
         BackendError: If Weaviate failed; what is stored stays.
     """
     calls = Calls(collection.exists, budget=restart_wait, tell=on_wait)
-    with listing(rejects_file, on_reject) as tell, _importing(collection):
+    with listing(rejects_file, on_reject) as tell, _importing(collection), calls.watched():
         sink, spec = _opened(calls, collection, vector, lambda contract: spec, chunked=False)
         check = functools.partial(
             prepare,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ __all__ = [
     "digest",
     "digest_properties",
     "digest_property",
+    "encoded_row",
     "properties_of",
     "seal",
     "space_of",
@@ -284,6 +286,11 @@ class Digest:
 def digest(data: bytes, space: bytes = b"") -> bytes:
     """Return the digest of some bytes, in a space of vectors if one is given."""
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=space).digest()
+
+
+def encoded_row(properties: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a row's digest is made of."""
+    return json.dumps(properties, sort_keys=True).encode()
 
 
 def space_of(spec: VectorSpec) -> bytes:

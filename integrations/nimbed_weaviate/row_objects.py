@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,15 @@ from nimbed.bulk import PassageBatch, SeenIds, drop_repeated
 from nimbed.errors import ConfigurationError
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
 from nimbed_weaviate.collection_sink import MESSAGE_BYTES, Content, Passages
-from nimbed_weaviate.properties import DIGEST, ID, Digest, UnfitError, digest, properties_of
+from nimbed_weaviate.properties import (
+    DIGEST,
+    ID,
+    Digest,
+    UnfitError,
+    digest,
+    encoded_row,
+    properties_of,
+)
 
 __all__ = ["Ready", "prepare", "ready_batches"]
 
@@ -54,7 +61,7 @@ def prepare(
         made.numbers.append(row.number)
         made.ids.append(str(key))
         made.texts.append(row.text)
-        made.metadata.append(Content(properties, len(encoded), digest(encoded, space)))
+        made.metadata.append(Content(properties, len(encoded)))
         if made.vectors is not None and vectors is not None:
             made.vectors.append(vectors[place])
         made.digests.append(Digest(digest(row.text.encode(), space), digest(encoded)).value)
@@ -76,7 +83,7 @@ def _content(
     if taken:
         return f"its field {min(taken)!r} would replace nimbed's own"
     properties[text_property] = row.text
-    encoded = json.dumps(properties, sort_keys=True).encode()
+    encoded = encoded_row(properties)
     if len(encoded) > MESSAGE_BYTES:
         return f"it is {len(encoded):,} bytes long; a message holds {MESSAGE_BYTES:,}"
     return properties, encoded

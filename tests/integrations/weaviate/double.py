@@ -6,12 +6,13 @@ Weaviate's own protobuf messages, as weaviate-client brings them.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -209,9 +210,8 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
             context.abort(grpc.StatusCode.UNKNOWN, said)
         found: list[tuple[str, float | None]] = [
             (uuid, None)
-            for uuid in (sorted(held) if request.after or request.limit > 1 else held)
-            if uuid > request.after
-            and (not request.HasField("filters") or matches(request.filters, uuid, held[uuid][0]))
+            for uuid in self._candidates(request, held)
+            if (not request.HasField("filters") or matches(request.filters, uuid, held[uuid][0]))
         ]
         if request.HasField("near_vector") or request.HasField("near_text"):
             found = self._nearest(request, [uuid for uuid, _ in found])
@@ -219,6 +219,15 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
             result(request, uuid, held[uuid], far) for uuid, far in found[: request.limit or 10]
         ]
         return search_get_pb2.SearchReply(took=0.01, results=results)
+
+    def _candidates(self, request: Any, held: dict[str, Object]) -> Iterable[str]:
+        """Return what can be found at all, in Weaviate's order."""
+        if request.HasField("filters") and request.filters.target.property == "_id":
+            return sorted(each for each in request.filters.value_text_array.values if each in held)
+        if not request.after:
+            return sorted(held) if request.limit > 1 else held
+        order = sorted(held)
+        return order[bisect.bisect_right(order, request.after) :][: request.limit]
 
     def _nearest(self, request: Any, uuids: list[str]) -> list[tuple[str, float | None]]:
         configs = self.classes[request.collection].get("vectorConfig", {})
