@@ -2,7 +2,8 @@
 
 :func:`vectorizer` and :func:`self_provided` make the configuration of a collection's vector,
 :func:`check` finds the traps that an existing one is in, :func:`batch_import` embeds in this
-process and stores.
+process and stores, :func:`backfill` and :func:`embed_stored` do for objects that lie there, and
+:func:`search` asks.
 """
 
 from nimbed.bulk import JobReport
@@ -14,6 +15,7 @@ try:
     from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
     from nimbed_weaviate.importer import abatch_import, batch_import, import_embedded
+    from nimbed_weaviate.search import Hit, parse_filter, search
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("weaviate", "httpx"):
@@ -24,6 +26,7 @@ LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
     "NVIDIA",
+    "Hit",
     "JobReport",
     "LoadReport",
     "Reject",
@@ -39,6 +42,8 @@ __all__ = [
     "embed_stored",
     "headers",
     "import_embedded",
+    "parse_filter",
+    "search",
     "self_provided",
     "vectorizer",
 ]

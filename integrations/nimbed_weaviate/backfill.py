@@ -104,7 +104,7 @@ def embed_stored(
         ConfigurationError: If the collection does not fit, or an option is out of range.
         BackendError: If Weaviate or the model failed; what is stored stays.
     """
-    calls = _calls(collection, options)
+    calls = _calls(options)
     return _embed_stored(calls, collection, embedder, vector=vector, **options)
 
 
@@ -116,7 +116,7 @@ async def aembed_stored(
     **options: Unpack[BackfillOptions],
 ) -> JobReport:
     """Do what :func:`embed_stored` does, through Weaviate's async client."""
-    calls = _calls(collection, options, asyncio.get_running_loop())
+    calls = _calls(options, asyncio.get_running_loop())
     same = cast("Collection[Any, Any]", collection)
     job = functools.partial(_embed_stored, calls, same, embedder, vector=vector, **options)
     return await in_thread(job, calls)
@@ -147,7 +147,7 @@ def backfill(
     Raises:
         ConfigurationError: If the server cannot add a vector; see also :func:`embed_stored`.
     """
-    calls = _calls(collection, options)
+    calls = _calls(options)
     _add_vector(calls, collection, embedder, vector, index, quantizer, options)
     return _embed_stored(calls, collection, embedder, vector=vector, **options)
 
@@ -162,7 +162,7 @@ async def abackfill(
     **options: Unpack[BackfillOptions],
 ) -> JobReport:
     """Do what :func:`backfill` does, through Weaviate's async client."""
-    calls = _calls(collection, options, asyncio.get_running_loop())
+    calls = _calls(options, asyncio.get_running_loop())
     same = cast("Collection[Any, Any]", collection)
 
     def job() -> JobReport:
@@ -172,13 +172,9 @@ async def abackfill(
     return await in_thread(job, calls)
 
 
-def _calls(
-    collection: Collection[Any, Any] | CollectionAsync[Any, Any],
-    options: BackfillOptions,
-    loop: asyncio.AbstractEventLoop | None = None,
-) -> Calls:
+def _calls(options: BackfillOptions, loop: asyncio.AbstractEventLoop | None = None) -> Calls:
     budget, tell = options.get("restart_wait", RESTART_WAIT), options.get("on_wait", ignore)
-    return Calls(collection.exists, budget=budget, tell=tell, loop=loop)
+    return Calls(budget=budget, tell=tell, loop=loop)
 
 
 def _add_vector(
@@ -247,7 +243,7 @@ def _embed_stored(
         f"embedding the objects of {collection.name} (what is stored stays; run it again for "
         f"the rest)"
     )
-    with listing(rejects_file, on_reject) as tell, translate_errors(doing), calls.watched():
+    with listing(rejects_file, on_reject) as tell, translate_errors(doing):
         config = calls(collection.config.get)
         known = digest_properties(calls, collection, config)
         text = _text_of(config, source_properties, template)

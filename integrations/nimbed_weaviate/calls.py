@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -27,8 +26,6 @@ E = TypeVar("E", bound=Exception)
 #: Seconds that a job waits for a Weaviate that went away; a large one replays its log at a start.
 RESTART_WAIT = 120.0
 
-# The client itself tries again for a quarter of a minute before it says anything.
-_SILENT = 3.0
 _PAUSE = 0.5
 _GONE = (
     exceptions.WeaviateConnectionError,
@@ -46,7 +43,6 @@ class Calls:
     Every call must be one that may be made twice.
 
     Args:
-        probe: Asks for something small by REST, to tell a slow answer from none.
         budget: Seconds that one call may wait for a restart; 0 does not wait.
         tell: Told in a sentence that Weaviate is away, and that it is back.
         loop: The loop of an async client, which these calls are made from another thread of;
@@ -58,7 +54,6 @@ class Calls:
 
     def __init__(
         self,
-        probe: Callable[[], object],
         *,
         budget: float = RESTART_WAIT,
         tell: Callable[[str], None] = ignore,
@@ -67,14 +62,12 @@ class Calls:
         if budget < 0:
             raise ConfigurationError(f"restart_wait must not be negative; got {budget}")
         self.interruptions = 0
-        self._probe = probe
         self._budget = budget
         self._tell = tell
         self._loop = loop
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._away = False
-        self._waiting_since = math.inf
 
     def __call__(self, call: Callable[[], T | Awaitable[T]]) -> T:
         """Make a call and return its answer.
@@ -82,38 +75,19 @@ class Calls:
         Raises:
             weaviate.exceptions.WeaviateBaseError: What the client raises, once the budget is spent.
         """
-        began = self._waiting_since = time.monotonic()
-        try:
-            while True:
-                try:
-                    answer = self._once(call)
-                except Exception as error:
-                    left = began + self._budget - time.monotonic()
-                    if not is_outage(error) or left <= 0:
-                        raise
-                    self._note(away=True)
-                    self._stopped.wait(min(_PAUSE, left))
-                else:
-                    break
-        finally:
-            self._waiting_since = math.inf
-        self._note(away=False)
-        return answer
-
-    @contextlib.contextmanager
-    def watched(self) -> Generator[None]:
-        """Tell early, within the block, of a Weaviate that the client itself asks in vain.
-
-        One thread for all calls: to start one for each took half of an import's time.
-        """
-        done = threading.Event()
-        watch = threading.Thread(target=self._watch, args=[done], daemon=True)
-        if self._budget:
-            watch.start()
-        try:
-            yield
-        finally:
-            done.set()
+        began = time.monotonic()
+        while True:
+            try:
+                answer = self._once(call)
+            except Exception as error:
+                left = began + self._budget - time.monotonic()
+                if not is_outage(error) or left <= 0:
+                    raise
+                self._note(away=True)
+                self._stopped.wait(min(_PAUSE, left))
+            else:
+                self._note(away=False)
+                return answer
 
     def together(
         self, calls: Sequence[Callable[[], object]], at_once: int, refusal: type[E]
@@ -137,20 +111,37 @@ class Calls:
         if self._stopped.is_set():
             raise BackendError("the job was cancelled")
         if self._loop is None:
-            with _quiet_client():
+            with self._overheard():
                 return cast(T, call())
-        made = functools.partial(_awaited, cast("Callable[[], Awaitable[T]]", call))
-        return asyncio.run_coroutine_threadsafe(made(), self._loop).result()
+        waiting = self._awaited(cast("Callable[[], Awaitable[T]]", call))
+        return asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
 
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(_SILENT / 2):
-            if time.monotonic() - self._waiting_since < _SILENT:
-                continue
-            try:
-                self._once(self._probe)  # a batch that is slow is no news
-            except Exception as error:
-                if is_outage(error) and not done.is_set():
-                    self._note(away=True)
+    async def _awaited(self, call: Callable[[], Awaitable[T]]) -> T:
+        with self._overheard():
+            return await call()
+
+    @contextlib.contextmanager
+    def _overheard(self) -> Generator[None]:
+        """Hear what the client logs meanwhile, and keep it from others.
+
+        It logs whole objects, texts and vectors, that a batch left out; and that it tries again,
+        for a quarter of a minute, before it says anything else of a server that is away.
+        """
+        own = threading.get_ident()
+        logger = logging.getLogger("weaviate-client")
+
+        def others(record: logging.LogRecord) -> bool:
+            if record.thread != own:
+                return True
+            if "Retrying" in str(record.msg):
+                self._note(away=True)
+            return False
+
+        logger.addFilter(others)
+        try:
+            yield
+        finally:
+            logger.removeFilter(others)
 
     def _note(self, *, away: bool) -> None:
         """Tell that Weaviate is away, or back; several threads notice, and one tells."""
@@ -158,32 +149,10 @@ class Calls:
             if away == self._away:
                 return
             self._away = away
-            if away:
-                self._tell(f"Weaviate does not answer; waiting up to {self._budget:g} s for it")
-            else:
-                self.interruptions += 1
-                self._tell("Weaviate answers again")
-
-
-async def _awaited(call: Callable[[], Awaitable[T]]) -> T:
-    with _quiet_client():
-        return await call()
-
-
-@contextlib.contextmanager
-def _quiet_client() -> Generator[None]:
-    """Keep the client from logging whole objects, texts and vectors, that a batch left out."""
-    own = threading.get_ident()
-    logger = logging.getLogger("weaviate-client")
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
+            self.interruptions += not away
+            if self._budget:
+                wait = f"Weaviate does not answer; waiting up to {self._budget:g} s for it"
+                self._tell(wait if away else "Weaviate answers again")
 
 
 def _in_threads(

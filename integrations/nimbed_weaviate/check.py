@@ -49,7 +49,7 @@ def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> lis
     """
     named = client.collections.get(collection) if isinstance(collection, str) else collection
     with translate_errors(f"checking the collection {named.name}"):
-        return list(_findings(Calls(named.exists, budget=0), client, named))
+        return list(_findings(Calls(budget=0), client, named))
 
 
 async def acheck(
@@ -57,7 +57,7 @@ async def acheck(
 ) -> list[Finding]:
     """Do what :func:`check` does, through Weaviate's async client."""
     named = client.collections.get(collection) if isinstance(collection, str) else collection
-    calls = Calls(named.exists, budget=0, loop=asyncio.get_running_loop())
+    calls = Calls(budget=0, loop=asyncio.get_running_loop())
     # The same methods; what they return is awaited where the calls are made.
     job = functools.partial(
         _findings, calls, cast(WeaviateClient, client), cast("Collection[Any, Any]", named)

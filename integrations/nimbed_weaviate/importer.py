@@ -147,7 +147,7 @@ def batch_import(
             first; what is stored stays.
     """
     return _import(
-        Calls(collection.exists, budget=restart_wait, tell=on_wait),
+        Calls(budget=restart_wait, tell=on_wait),
         collection,
         rows,
         embedder,
@@ -183,9 +183,7 @@ async def abatch_import(
     Rows are read and embedded in a thread, and the loop stays free for other work. Cancelled, it
     stops with the next call; what is stored stays.
     """
-    calls = Calls(
-        collection.exists, budget=restart_wait, tell=on_wait, loop=asyncio.get_running_loop()
-    )
+    calls = Calls(budget=restart_wait, tell=on_wait, loop=asyncio.get_running_loop())
     # The same methods; what they return is awaited where the calls are made.
     same = cast("Collection[Any, Any]", collection)
     job = functools.partial(_import, calls, same, rows, embedder, **options)
@@ -223,7 +221,7 @@ def _import(
     def spec_of(contract: VectorSpec | None) -> VectorSpec:
         return spec_for(embedder, contract, embedding_type, dimensions, int8_scale)
 
-    with listing(rejects_file, on_reject) as tell, _importing(collection), calls.watched():
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
         sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
         kept = Kept() if prune else None
         if kept is not None:
@@ -293,8 +291,8 @@ def import_embedded(
         ConfigurationError: If the collection does not fit, or an option is out of range.
         BackendError: If Weaviate failed; what is stored stays.
     """
-    calls = Calls(collection.exists, budget=restart_wait, tell=on_wait)
-    with listing(rejects_file, on_reject) as tell, _importing(collection), calls.watched():
+    calls = Calls(budget=restart_wait, tell=on_wait)
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
         sink, spec = _opened(calls, collection, vector, lambda contract: spec, chunked=False)
         check = functools.partial(
             prepare,

@@ -197,7 +197,7 @@ def _asked(
             f"say which vector of the collection {collection.name} to search, with vector=...: it "
             f"has {', '.join(map(repr, setups))}"
         )
-    known = digest_properties(Calls(collection.exists, budget=0), collection, config)
+    known = digest_properties(Calls(budget=0), collection, config)
     return setups[name], contract_of(config, known.get(name, ""))
 
 

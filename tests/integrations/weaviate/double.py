@@ -359,6 +359,12 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
                     known["vectorConfig"][vector] = made["vectorConfig"][vector]
             self._answer(200, known)
 
+        def do_DELETE(self) -> None:
+            name = self.path.removeprefix("/v1/schema/")
+            double.classes.pop(name, None)
+            double.objects.pop(name, None)
+            self._answer(200, {})
+
         def _sent(self) -> tuple[Any, list[str]]:
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             path = self.path.split("?")[0].removeprefix("/v1/")
