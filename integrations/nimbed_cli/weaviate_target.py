@@ -158,7 +158,7 @@ class CollectionTarget:
                         f"made cannot be changed; leave --vectorizer out, or name a new --vector"
                     )
                 return
-            config = self._vector(spec_of(self.embedder))
+            config: Any = self._vector(spec_of(self.embedder))
             if there:
                 collection = self.client.collections.get(self.name)
                 collection.config.add_vector(vector_config=config)
