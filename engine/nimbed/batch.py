@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.errors import BackendError, ConfigurationError, InputError, name_rows
-from nimbed.quantize import dequantize_int8, quantize, signs_from_bits, slice_normalize
+from nimbed.quantize import dequantize_int8, signs_from_bits, stored
 from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_same_space
 
 __all__ = ["EmbeddingBatch", "PartialResult", "Report", "concatenate"]
@@ -117,7 +117,7 @@ class EmbeddingBatch:
                 f"'float32')"
             )
         return cls(
-            vectors=quantize(slice_normalize(floats, spec.dimensions), spec),
+            vectors=stored(floats, spec),
             spec=spec,
             input_type=input_type,
             token_counts=token_counts,

@@ -6,6 +6,7 @@ gets its card from its own files; see :mod:`nimbed.local.checkpoint`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from nimbed.errors import ConfigurationError, UnknownModelError
 from nimbed.inputs import Modality
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, VectorSpec, check_literal
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Metric, VectorSpec, check_literal
 
 __all__ = ["DEFAULT_MODEL", "Modality", "ModelCard", "Pooling", "catalogue", "find", "known"]
 
@@ -38,8 +39,14 @@ class ModelCard:
         max_tokens: Longest input, prompt and special tokens included.
         pooling: How token states become one vector; several ways, if their vectors are joined.
         asymmetric: Whether queries and passages are embedded differently.
+        bidirectional: Whether a decoder's attention looks both ways, where only code beside its
+            weights says so; None where config.json does.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
+        task_prompts: Name and text of prompts for other tasks, which no role uses; see
+            :meth:`with_prompt`.
+        metric: How the vectors are compared. By ``cosine`` they have unit length; by ``dot`` and
+            ``euclidean`` they keep the length that the model gives them.
         matryoshka: Sizes the publisher offers besides the full one.
         modalities: What it can embed.
         aliases: Other names of the same weights.
@@ -48,6 +55,8 @@ class ModelCard:
         parameters: Millions of parameters, without embeddings and in all; None where unknown.
         int8_k: Standard deviations that the ``even`` int8 scale covers.
         licence: Licence of the weights, as far as public sources say.
+        successor: Id of the model that its publisher's hosted service offers since it retired this
+            one; empty if it did not, as far as is known.
         note: What is uncertain about this card.
     """
 
@@ -57,8 +66,11 @@ class ModelCard:
     max_tokens: int
     pooling: Pooling | tuple[Pooling, ...]
     asymmetric: bool
+    bidirectional: bool | None = None
     query_prompt: str = ""
     passage_prompt: str = ""
+    task_prompts: tuple[tuple[str, str], ...] = ()
+    metric: Metric = "cosine"
     matryoshka: tuple[int, ...] = ()
     modalities: tuple[Modality, ...] = ("text",)
     aliases: tuple[str, ...] = ()
@@ -67,6 +79,7 @@ class ModelCard:
     parameters: tuple[int, int] | None = None
     int8_k: float = 4.0
     licence: str = "unknown"
+    successor: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -99,6 +112,26 @@ class ModelCard:
         check_literal("input_type", input_type, InputType)
         return self.query_prompt if input_type == "query" else self.passage_prompt
 
+    def with_prompt(self, name: str) -> ModelCard:
+        """Return the card with one of its prompts before every text, in either role.
+
+        Args:
+            name: Of one of ``task_prompts``, ``query`` or ``passage`` for that role's; empty for
+                no prompt at all.
+
+        Raises:
+            ConfigurationError: If the model has no such prompt.
+        """
+        prompts = {"query": self.query_prompt, "passage": self.passage_prompt, "": ""}
+        prompts |= dict(self.task_prompts)
+        if name not in prompts:
+            raise ConfigurationError(
+                f"{self.id} has no prompt named {name!r}; prompt_name may be "
+                f"{', '.join(map(repr, prompts))}"
+            )
+        text = prompts[name]
+        return dataclasses.replace(self, query_prompt=text, passage_prompt=text, asymmetric=False)
+
     def spec(
         self,
         *,
@@ -124,6 +157,7 @@ class ModelCard:
             revision=revision,
             int8_scale=int8_scale,
             int8_k=self.int8_k,
+            metric=self.metric,
             query_prompt=self.query_prompt,
             passage_prompt=self.passage_prompt,
         )
@@ -171,4 +205,5 @@ def _card(row: Mapping[str, Any]) -> ModelCard:
     lists: list[str] = [name for name, value in row.items() if isinstance(value, list)]
     for name in lists:
         facts[name] = tuple(row[name])
+    facts["task_prompts"] = tuple(row.get("task_prompts", {}).items())
     return ModelCard(**facts)

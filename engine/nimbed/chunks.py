@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,16 @@ from nimbed.errors import ConfigurationError
 from nimbed.rows import BadRow, Item, Row, as_rows, row_id, text_fault
 from nimbed.spec import InputType
 
-__all__ = ["CHUNK_FIELDS", "Chunk", "Splitter", "TokenCounter", "document_of", "split_rows"]
+__all__ = [
+    "CHUNK_FIELDS",
+    "Chunk",
+    "ChunkColumns",
+    "Splitter",
+    "TokenCounter",
+    "chunk_row",
+    "document_of",
+    "split_rows",
+]
 
 #: What the row of a chunk has beside its document's fields: the document's id, the number of the
 #: chunk from 0, and where it begins and ends, in characters.
@@ -354,17 +363,44 @@ def split_rows(
             for chunk in chunks:
                 if chunk is chunks[-1]:
                     ended(str(document), len(chunks))
-                facts: Sequence[Any] = (document, chunk.number, chunk.start, chunk.stop)
-                yield replace(
-                    row,
-                    text=chunk.text,
-                    id=f"{document}#{chunk.number}",
-                    columns=_with(row.columns, dict(zip(CHUNK_FIELDS, facts, strict=True))),
-                )
+                yield chunk_row(row, document, chunk)
 
 
-def _with(columns: Any, facts: dict[str, Any]) -> Any:
-    return {**columns, **facts}
+class ChunkColumns(Mapping[str, Any]):
+    """The columns of a document, as they are, and those of a chunk of it.
+
+    Attributes:
+        document: The document's.
+        facts: Those named by :data:`CHUNK_FIELDS`.
+    """
+
+    __slots__ = ("document", "facts")
+
+    def __init__(self, document: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self.document = document
+        self.facts = facts
+
+    def __getitem__(self, name: str) -> Any:
+        return self.facts[name] if name in self.facts else self.document[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain(self.document, self.facts)
+
+    def __len__(self) -> int:
+        return len(self.document) + len(self.facts)
+
+
+def chunk_row(row: Row, document: str | int, chunk: Chunk) -> Row:
+    """Return the row of a chunk of a document."""
+    place = (document, chunk.number, chunk.start, chunk.stop)
+    facts = dict(zip(CHUNK_FIELDS, place, strict=True))
+    plain = isinstance(row.columns, dict)
+    return replace(
+        row,
+        text=chunk.text,
+        id=f"{document}#{chunk.number}",
+        columns={**row.columns, **facts} if plain else ChunkColumns(row.columns, facts),
+    )
 
 
 def _some(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:

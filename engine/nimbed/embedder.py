@@ -16,7 +16,16 @@ from nimbed.options import EmbedOptions
 from nimbed.progress import Progress
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-__all__ = ["Embedder", "Managed", "Prepared", "Replica", "Schedulable", "Token", "Tokenizing"]
+__all__ = [
+    "Adjustable",
+    "Embedder",
+    "Managed",
+    "Prepared",
+    "Replica",
+    "Schedulable",
+    "Token",
+    "Tokenizing",
+]
 
 
 @runtime_checkable
@@ -106,6 +115,15 @@ class Embedder(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """An embedder whose prompts and longest text can be changed without its weights."""
+
+    def with_card(self, card: ModelCard) -> Embedder:
+        """Return an embedder of the same weights, with the prompts and max_tokens of a card."""
+        ...
 
 
 class Managed:

@@ -58,6 +58,10 @@ class FakeEmbedder(Managed):
         """Facts about the pretended model."""
         return self._card
 
+    def with_card(self, card: ModelCard) -> FakeEmbedder:
+        """Return another with this card; see :class:`nimbed.embedder.Adjustable`."""
+        return FakeEmbedder(card)
+
     def spec(
         self,
         *,

@@ -27,7 +27,7 @@ __all__ = ["Dtype", "LazyEmbedder", "LoadOptions", "key_for", "load", "token_cou
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = ("card", "device", "devices", "dtype", "revision", "cache_dir")
+_LOCAL = ("card", "prompt_name", "device", "devices", "dtype", "revision", "cache_dir")
 _REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 
@@ -46,6 +46,7 @@ class LoadOptions:
 
     model: str | ModelCard | None = None
     card: str | ModelCard | None = None
+    prompt_name: str | None = None
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] | ExtraHeaders | None = field(default=None, repr=False)
@@ -101,6 +102,7 @@ class LoadOptions:
         return LocalEmbedder(
             self.model,
             card=self.card,
+            prompt_name=self.prompt_name,
             device=self.device,
             devices=self.devices,
             dtype=self.dtype,
@@ -113,6 +115,7 @@ def load(
     model: str | ModelCard | None = None,
     *,
     card: str | ModelCard | None = None,
+    prompt_name: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -134,6 +137,9 @@ def load(
             prompts and pooling.
         card: What a folder holds: a catalogued model's name, or its card. The folder is checked
             against it, and then has its prompts, sizes and fingerprint.
+        prompt_name: One of the model's prompts for tasks other than search, such as
+            ``clustering``, to be put before every text instead of its role's; empty for none. The
+            card's ``task_prompts`` has their names. Such vectors are a space of their own.
         base_url: Address of a server that runs the model.
         api_key: The server's key; None takes it from the environment.
         headers: Headers that a gateway before the server wants, such as ``{"x-tenant": "a"}``.
@@ -153,6 +159,7 @@ def load(
     return LoadOptions(
         model=model,
         card=card,
+        prompt_name=prompt_name,
         base_url=base_url,
         api_key=api_key,
         headers=headers,
@@ -237,7 +244,7 @@ def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCoun
 
     name = embedder.card.id if tokenizer is None else tokenizer
     try:
-        from nimbed.local.tokenizer import ModelTokens
+        from nimbed.local.model_tokenizer import ModelTokens
 
         located = locate(name, weights=False)
         return ModelTokens(read_checkpoint(located, revision=None, override=embedder.card))

@@ -22,6 +22,7 @@ __all__ = [
     "quantize_int8",
     "signs_from_bits",
     "slice_normalize",
+    "stored",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -49,15 +50,19 @@ def normalize(vectors: NDArray[Any]) -> FloatArray:
     return unit
 
 
-def slice_normalize(vectors: NDArray[Any], dimensions: int) -> FloatArray:
+def slice_normalize(
+    vectors: NDArray[Any], dimensions: int, *, normalized: bool = True
+) -> FloatArray:
     """Keep the first ``dimensions`` of each row, then normalise it.
 
-    In this order, since a slice of a unit vector (Matryoshka) is not a unit vector.
+    In this order, since a slice of a unit vector (Matryoshka) is not a unit vector. Not
+    ``normalized`` are the vectors of a model whose metric counts their length.
     """
     width = vectors.shape[1]
     if not 1 <= dimensions <= width:
         raise ConfigurationError(f"cannot take {dimensions} dimensions of {width}")
-    return normalize(vectors[:, :dimensions])
+    sliced = vectors[:, :dimensions]
+    return normalize(sliced) if normalized else np.asarray(sliced, dtype=np.float32)
 
 
 def quantize_int8(floats: NDArray[Any], *, scale: Int8Scale, step: float) -> NDArray[np.int8]:
@@ -107,10 +112,10 @@ def signs_from_bits(bits: NDArray[np.uint8]) -> FloatArray:
 
 
 def quantize(floats: FloatArray, spec: VectorSpec) -> NDArray[Any]:
-    """Convert unit vectors to the type and width of a spec.
+    """Convert vectors to the type and width of a spec.
 
     Args:
-        floats: Unit-length float32 rows of shape (n, spec.dimensions).
+        floats: float32 rows of shape (n, spec.dimensions), of unit length if the spec says so.
         spec: The contract to fulfil.
 
     Returns:
@@ -133,3 +138,13 @@ def quantize(floats: FloatArray, spec: VectorSpec) -> NDArray[Any]:
         raise ConfigurationError(f"{spec.embedding_type} needs an int8 scale in its spec")
     codes = quantize_int8(floats, scale=spec.int8_scale, step=spec.int8_step)
     return codes if spec.embedding_type == "int8" else (codes.view(np.uint8) ^ 0x80)
+
+
+def stored(floats: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
+    """Return a model's floats as a spec stores them: sliced, normalised and quantised.
+
+    Raises:
+        ConfigurationError: If the rows are narrower than the spec.
+    """
+    sliced = slice_normalize(floats, spec.dimensions, normalized=spec.normalized)
+    return quantize(sliced, spec)

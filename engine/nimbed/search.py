@@ -35,7 +35,8 @@ def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]
     """Return every distance, of shape (queries, passages); smaller is closer.
 
     Cosine distance (1 - cosine) for float and int8, Euclidean for uint8, the number of
-    differing bits (int32) for packed types.
+    differing bits (int32) for packed types. Floats of a model that ranks by length too: the
+    negative dot product, or the Euclidean distance.
 
     Raises:
         SpaceMismatchError: If the two batches have different fingerprints.
@@ -43,15 +44,15 @@ def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]
     require_same_space(queries.spec, passages.spec, doing="compare")
     if queries.metric == "hamming":
         return _hamming(queries.bits(), passages.bits())
-    if queries.spec.embedding_type == "float":  # unit vectors already
-        cosines: NDArray[np.float32] = queries.vectors @ passages.vectors.T
-        return np.float32(1) - cosines
+    if queries.spec.embedding_type == "float" and queries.metric != "euclidean":
+        dots: NDArray[np.float32] = queries.vectors @ passages.vectors.T
+        return -dots if queries.metric == "dot" else np.float32(1) - dots  # of unit vectors
     left, right = _levels(queries), _levels(passages)
     products: NDArray[np.float32] = left @ right.T
     left_squares, right_squares = (np.einsum("ij,ij->i", each, each) for each in (left, right))
     if queries.metric == "euclidean":
         squares = left_squares[:, None] + right_squares - 2 * products
-        step = np.float32(queries.spec.int8_step or 0)
+        step = np.float32(queries.spec.int8_step or 1)
         euclidean: NDArray[np.float32] = step * np.sqrt(np.maximum(squares, 0))
         return euclidean
     products /= np.sqrt(np.maximum(left_squares, 1))[:, None]
@@ -110,12 +111,14 @@ def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:
 
 
 def _levels(batch: EmbeddingBatch) -> NDArray[np.float32]:
-    """Return the levels of int8 and uint8 vectors, as integers around 0 in float32.
+    """Return floats as they are, and the levels of int8 and uint8 as integers around 0.
 
     Not multiplied by the step: sums of products of integers are exact in float32 up to 2^24, so
     equal distances come out equal. The zero of uint8 may be shifted, since only differences count.
     """
     codes = batch.vectors
+    if batch.spec.embedding_type == "float":
+        return codes
     if batch.spec.embedding_type == "uint8":
         codes = (codes ^ np.uint8(0x80)).view(np.int8)
     return codes.astype(np.float32)

@@ -27,12 +27,12 @@ __all__ = [
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 InputType = Literal["query", "passage"]
-Metric = Literal["cosine", "euclidean", "hamming"]
+Metric = Literal["cosine", "dot", "euclidean", "hamming"]
 Truncate = Literal["NONE", "START", "END"]
 Int8Scale = Literal["even", "nim"]
 
-# For each type: the numpy dtype of the stored array, the only metric that ranks it correctly, and
-# how many dimensions one stored element holds.
+# For each type: the numpy dtype of the stored array, the only metric that ranks unit vectors in it
+# correctly, and how many dimensions one stored element holds.
 _TYPES: dict[str, tuple[str, Metric, int]] = {
     "float": ("float32", "cosine", 1),
     "int8": ("int8", "cosine", 1),
@@ -40,6 +40,9 @@ _TYPES: dict[str, tuple[str, Metric, int]] = {
     "binary": ("int8", "hamming", 8),
     "ubinary": ("uint8", "hamming", 8),
 }
+
+# Metrics that count the length of vectors, which a model that ranks by them therefore keeps.
+_OF_LENGTH = ("dot", "euclidean")
 
 # The values of each Literal by its id, since hashing a Literal costs more than comparing its few
 # values. The Literal itself is kept so that the id stays its own.
@@ -85,7 +88,8 @@ class VectorSpec:
         bit_order: ``msb`` for packed types (dimension 0 is the highest bit of byte 0).
         int8_scale: Name of the fixed int8 scale, for int8 and uint8.
         int8_step: Float value of one int8 level, for int8 and uint8.
-        normalized: Whether the floats had unit length before they were stored.
+        normalized: Whether the floats had unit length before they were stored; not where the
+            model ranks by a metric that counts their length, ``dot`` or ``euclidean``.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
     """
@@ -130,6 +134,9 @@ class VectorSpec:
             math.isfinite(self.int8_step) and self.int8_step > 0
         ):
             raise ConfigurationError(f"int8_step must be positive; got {self.int8_step!r}")
+        if not self.normalized:
+            _check_lengths(self.embedding_type, self.metric)
+            metric = self.metric
         said = (self.dtype, self.metric, self.width, self.bit_order)
         true = (dtype, metric, self.dimensions // per_element, "msb" if per_element == 8 else None)
         if said != true:
@@ -148,6 +155,7 @@ class VectorSpec:
         revision: str | None = None,
         int8_scale: Int8Scale | None = None,
         int8_k: float = 4.0,
+        metric: Metric = "cosine",
         query_prompt: str = "",
         passage_prompt: str = "",
     ) -> VectorSpec:
@@ -160,6 +168,7 @@ class VectorSpec:
             revision: Pinned revision, or None.
             int8_scale: ``even`` (the default for int8 and uint8) or ``nim``.
             int8_k: Standard deviations that the ``even`` scale covers; from the model's card.
+            metric: How the model ranks: ``cosine``, or by the length of vectors too.
             query_prompt: Text put before a query.
             passage_prompt: Text put before a passage.
 
@@ -167,7 +176,9 @@ class VectorSpec:
             ConfigurationError: If the combination cannot be stored.
         """
         check_literal("embedding_type", embedding_type, EmbeddingType)
-        dtype, metric, per_element = _TYPES[embedding_type]
+        dtype, of_type, per_element = _TYPES[embedding_type]
+        if metric != "cosine":
+            _check_lengths(embedding_type, metric)
         if embedding_type in ("int8", "uint8"):
             int8_scale = int8_scale or "even"
             check_literal("int8_scale", int8_scale, Int8Scale)
@@ -182,7 +193,8 @@ class VectorSpec:
             revision=revision,
             dimensions=dimensions,
             embedding_type=embedding_type,
-            metric=metric,
+            metric=of_type if metric == "cosine" else metric,
+            normalized=metric == "cosine",
             dtype=dtype,
             width=dimensions // per_element if valid else 0,
             bit_order="msb" if per_element == 8 else None,
@@ -256,6 +268,24 @@ class VectorSpec:
                 f"not a vector spec: expected a JSON object, got {type(facts).__name__}"
             )
         return cls.from_dict(facts)
+
+
+def _check_lengths(embedding_type: str, metric: str) -> None:
+    """Refuse a type or metric that loses the length of vectors that are ranked by it too.
+
+    The int8 scales are made for unit vectors, and no other is known before the vectors are; bits
+    keep directions alone.
+    """
+    if metric not in _OF_LENGTH:
+        raise ConfigurationError(
+            f"vectors that are not of unit length are ranked by {' or '.join(_OF_LENGTH)}; got "
+            f"{metric!r}"
+        )
+    if embedding_type != "float":
+        raise ConfigurationError(
+            f"this model ranks by {metric}, which counts the length of vectors, and "
+            f"{embedding_type} does not keep it; use embedding_type='float'"
+        )
 
 
 def require_same_space(left: VectorSpec, right: VectorSpec, *, doing: str) -> None:

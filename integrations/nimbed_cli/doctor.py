@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nimbed_cli import options
+
 if TYPE_CHECKING:
     from nimbed.findings import Finding
 
 __all__ = ["doctor"]
-
-_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "fail": ("✗", "red")}
 
 
 def doctor(
@@ -51,9 +51,7 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="NAME", help="One of its collections; may be repeated. Default: all."),
     ] = None,
-    grpc_port: Annotated[
-        int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")
-    ] = 50051,
+    grpc_port: options.GrpcPort = 50051,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one request.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -62,6 +60,7 @@ def doctor(
     The exit code is 1 if something must be mended.
     """
     from nimbed.errors import ConfigurationError
+    from nimbed_cli.terminal import print_findings
 
     found: dict[str, list[Finding]] = {}
     if base_url is None and weaviate is None:
@@ -78,7 +77,7 @@ def doctor(
         typer.echo(json.dumps(_facts(found, what), indent=2))
     else:
         for name, findings in found.items():
-            _show(name, findings)
+            print_findings(name, findings)
     if any(each.verdict == "fail" for findings in found.values() for each in findings):
         raise typer.Exit(1)
 
@@ -114,19 +113,3 @@ def _facts(found: dict[str, list[Finding]], what: str) -> list[dict[str, str]]:
         for name, findings in found.items()
         for each in findings
     ]
-
-
-def _show(name: str, findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        mark, colour = _MARKS[finding.verdict]
-        # Text, not markup: a server's message may hold brackets.
-        table.add_row(Text(mark, style=colour), finding.name, Text(finding.detail))
-    console = Console(highlight=False)
-    if name:
-        console.print(Text(name, style="bold"))
-    console.print(table)

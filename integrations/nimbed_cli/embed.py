@@ -23,7 +23,9 @@ def embed(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="A .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input. "
+            help="A .txt (a text a line), .jsonl, .json, .csv, .tsv, .xlsx, .parquet or .feather "
+            "file (text formats also .gz, .bz2, .xz, .zst), a 'PATTERN*', a folder of .md, .txt "
+            "and .html, s3://..., or - for standard input. "
             "With --ray: [ADDRESS] 'FOLDER/*.parquet', here or in s3://...",
         ),
     ],
@@ -45,12 +47,19 @@ def embed(
         ),
     ],
     model: options.Model = None,
-    text_field: options.TextField = "text",
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
+    text_field: options.TextFields = None,
+    template: options.Template = None,
     id_field: options.IdField = None,
     input_format: options.InputFormat = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
     embedding_type: options.EmbeddingType = "float",
     dimensions: options.Dimensions = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     int8_scale: options.Int8Scale = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -78,7 +87,7 @@ def embed(
 
     keywords: dict[str, Any] = {
         "input_type": input_type,
-        "text_field": text_field,
+        "text_field": text_field or "text",
         "id_field": id_field,
         "embedding_type": embedding_type,
         "dimensions": dimensions,
@@ -88,6 +97,11 @@ def embed(
     }
     found: tuple[Any, list[str]] | None = None
     if ray:
+        if chunk is not None:
+            raise ConfigurationError("--ray embeds whole texts; split them before, or without it")
+        if len(text_field or ()) > 1 or template or encoding or delimiter:
+            raise ConfigurationError("--ray reads one column of parquet files as the text")
+        keywords["text_field"] = text_field[0] if text_field else "text"
         if input_format not in (None, "parquet"):
             raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
         if len(arguments) > 2:
@@ -102,12 +116,23 @@ def embed(
         found = opened(matching(arguments[-1]))  # before a model is loaded for nothing
     elif len(arguments) > 1:
         raise ConfigurationError(f"give one INPUT; got {len(arguments)}: {', '.join(arguments)}")
-    with options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder:
+    with options.load_embedder(
+        model,
+        card=card,
+        prompt_name=prompt_name,
+        base_url=base_url,
+        device=device,
+        dtype=dtype,
+    ) as embedder:
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None
             said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
         else:
+            keywords |= {"template": template, "encoding": encoding, "delimiter": delimiter}
+            keywords["splitter"] = options.splitter_for(
+                embedder, chunk, overlap, input_type=input_type
+            )
             said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -26,50 +27,64 @@ def load(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="[DSN] INPUT",
+            metavar="[DSN] [INPUT]",
             help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
-            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a "
-            ".jsonl, .csv, .txt or .parquet file, or - for standard input. Vectors of "
-            "`nimbed embed -o FILE.parquet` are not embedded again.",
+            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a file, a "
+            "'PATTERN*' or a folder as for `nimbed embed`, or - for standard input. Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: options.Table = None,
+    table: options.TableOrNone = None,
     collection: options.Collection = None,
     embedded: options.Embedded = None,
+    from_table: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead of INPUT: a table of the same database."),
+    ] = None,
+    from_query: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Instead of INPUT: a SELECT.")
+    ] = None,
     id_field: options.TableIdField = None,
-    text_field: options.TextField = "text",
+    text_field: options.TextFields = None,
+    template: options.Template = None,
+    vector_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A field of vectors that the model of --card made; nothing is embedded.",
+        ),
+    ] = None,
     metadata_field: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A field to keep; may be repeated. Default: all."),
     ] = None,
     input_format: options.InputFormat = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     embedding_type: options.TableEmbeddingType = None,
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
-    also: Annotated[
-        str | None,
-        typer.Option(
-            metavar="float|halfvec",
-            help="Store floats too, which rank the best candidates again.",
-        ),
-    ] = None,
+    also: options.Also = None,
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
     ] = False,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."
-        ),
-    ] = None,
+    rejects: options.Rejects = None,
     index: Annotated[
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Index the words too, for `nimbed search --hybrid LANGUAGE`.",
+        ),
+    ] = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -80,7 +95,7 @@ def load(
         typer.Option(
             metavar="MODULE",
             help="For a new collection: the module of Weaviate that embeds questions, and what is "
-            "stored later without a vector, such as text2vec-nvidia.",
+            "stored later without a vector, such as text2vec-cohere.",
         ),
     ] = None,
     server: Annotated[
@@ -105,14 +120,24 @@ def load(
     from nimbed_cli.terminal import progress_bar
     from nimbed_cli.weaviate_target import open_collection, target_name
 
-    *dsn, source = arguments
+    if from_table is None and from_query is None:
+        *dsn, source = arguments
+    else:
+        dsn, source = arguments, None
+        if embedded is None and len(dsn) != 1:
+            raise ConfigurationError("--from-table and --from-query take the place of INPUT")
+    if vector_field is not None and card is None:
+        raise ConfigurationError("say by --card NAME which model made the vectors")
     name = target_name(
         dsn,
         table,
         collection,
         tables_alone={
             "--embedded": embedded is not None,
+            "--from-table": from_table is not None,
+            "--from-query": from_query is not None,
             "--also": also is not None,
+            "--words": words is not None,
             "--no-index": not index,
         },
         collections_alone={
@@ -127,6 +152,19 @@ def load(
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )
+    given = _Input(
+        source=source,
+        table=from_table,
+        query=from_query,
+        text_field=text_field or "text",
+        id_field=id_field,
+        template=template,
+        kind=input_format,
+        encoding=encoding,
+        delimiter=delimiter,
+        vector_field=vector_field,
+        keeps=metadata_field,
+    )
     stored_as: dict[str, Any] = {
         "embedding_type": embedding_type,
         "dimensions": dimensions,
@@ -135,7 +173,7 @@ def load(
     with ExitStack() as stack:
         opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
         if collection is None:
-            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also})
+            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)
         else:
             opening = open_collection(
                 dsn[0],
@@ -150,32 +188,35 @@ def load(
         make: Callable[[Any], Any] = stack.enter_context(opening)
         target = make(None)
         common: dict[str, Any] = {
-            "source": "stdin" if source == "-" else Path(source).name,
+            "source": given.name,
             "metadata_fields": metadata_field or None,
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            found = _Found()
-            report = _load_vectors(
-                target, source, input_format, move, common, found, texts=chunk is not None or prune
-            )
+            texts = chunk is not None or prune
+            report = _load_vectors(target, given, card, move, common, texts=texts)
             if report is None:
                 embedder = options.load_embedder(
                     model,
+                    card=card,
+                    prompt_name=prompt_name,
                     base_url=base_url,
                     device=device,
                     dtype=dtype,
                     table_spec=target.find_spec(),
                 )
                 target = make(embedder)
-                common |= {
-                    "truncate": truncate,  # a word of the engine's, which checks it
-                    "chunk_tokens": chunk,
-                    "overlap": overlap,
-                    "prune": prune,
-                }
-                report = _load_texts(
-                    target, source, move, text_field, id_field, input_format, common, found
+                total = given.count()
+                report = target.load(
+                    given.rows(),
+                    truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+                    chunk_tokens=chunk,
+                    overlap=overlap,
+                    prune=prune,
+                    on_progress=lambda report: move(
+                        report.read, max(total, report.read) if total and chunk is None else 0
+                    ),
+                    **common,
                 )
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
@@ -183,131 +224,189 @@ def load(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo("\n".join(_summary(report, name, listed, found)), err=True)
+        typer.echo("\n".join(_summary(report, name, listed, given)), err=True)
         if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
-                built = target.index(on_progress=move)
+                built = target.index(words=words, on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
 
 
 @contextmanager
 def _open_table(
-    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any]
+    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any], given: _Input
 ) -> Generator[Callable[[Any], VectorTable]]:
     """Connect to PostgreSQL, and yield what makes a table of it a target."""
+    from psycopg.conninfo import make_conninfo
+
     from nimbed_pgvector import VectorTable
 
     with options.connect_database(dsn, embedded) as connection:
+        given.dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
         yield lambda embedder: VectorTable(connection, name, embedder, **stored_as)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Input:
+    """What is loaded, and what was seen of it.
+
+    Attributes:
+        source: A file; None for a table or a query of the database.
+        dsn: Of the database.
+        named: Whether the rows have ids of their own.
+        unused: Whether they have a field named id that was not taken for one.
+    """
+
+    source: str | None
+    table: str | None
+    query: str | None
+    text_field: str | list[str]
+    id_field: str | None
+    template: str | None
+    kind: str | None
+    encoding: str | None
+    delimiter: str | None
+    vector_field: str | None
+    keeps: list[str] | None
+    dsn: str = field(default="", repr=False)
+    named: bool = False
+    unused: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the ledger, and rows without an id, call it."""
+        if self.source is None:
+            return self.table or "query"
+        return "stdin" if self.source == "-" else Path(self.source).name
+
+    def rows(self) -> Iterator[Any]:
+        """Read it from its start."""
+        from nimbed.files import read_rows
+        from nimbed.files.sources import kind_of
+
+        fields: dict[str, Any] = {
+            "text_field": self.text_field,
+            "id_field": self.id_field,
+            "template": self.template,
+        }
+        if self.source is not None:
+            rows = read_rows(
+                self.source,
+                kind=self.kind,
+                encoding=self.encoding,
+                delimiter=self.delimiter,
+                **fields,
+            )
+            typed = kind_of(self.source, self.kind) in ("parquet", "feather", "xlsx")
+            return self.observed(rows, typed=typed)
+        from nimbed_pgvector.query_rows import query_rows
+
+        fields |= {"table": self.table, "query": self.query, "vector_field": self.vector_field}
+        return self.observed(query_rows(self.dsn, **fields), typed=True)
+
+    def observed(self, rows: Iterable[Any], *, typed: bool) -> Iterator[Any]:
+        """Yield rows; of a typed source with null for NaN, which JSON has not."""
+        from nimbed.files.ready_vectors import vector_in
+        from nimbed.rows import Row, without_nan
+
+        left = iter(rows)
+        for row in left:
+            if isinstance(row, Row):
+                self.named = row.id is not None
+                self.unused = not self.named and "id" in row.columns
+                vectors = vector_in(row)
+                kept = self.keeps is None or vectors in self.keeps
+                if vectors is not None and vectors != self.vector_field and kept:
+                    typer.echo(
+                        f"the field {vectors} holds {len(row.columns[vectors]):,} numbers a row, "
+                        f"which are kept as metadata; if they are vectors, --vector-field "
+                        f"{vectors} --card MODEL takes them as such, and --metadata-field names "
+                        f"what is kept",
+                        err=True,
+                    )
+                left = itertools.chain([row], left)
+                break
+            yield row
+        if not typed:
+            yield from left
+            return
+        for row in left:
+            if isinstance(row, Row) and any(
+                isinstance(value, (float, list, dict)) for value in row.columns.values()
+            ):
+                row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
+            yield row
+
+    def count(self) -> int:
+        """Return about how many rows there are, for the bar; 0 where it must be read to tell."""
+        from nimbed.files.parquet import open_parquet
+        from nimbed.files.sources import kind_of
+
+        if self.source is None or self.source == "-" or not Path(self.source).is_file():
+            return 0
+        kind = kind_of(self.source, self.kind)
+        if kind == "parquet":
+            with open_parquet(self.source) as file:
+                return int(file.metadata.num_rows)
+        if kind not in ("txt", "jsonl", "csv", "tsv") or not self.source.endswith(f".{kind}"):
+            return 0  # packed, or of another layout
+        with Path(self.source).open("rb") as file:  # lines: in a csv a record may have several
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
 
 
 def _load_vectors(
     target: VectorTable | CollectionTarget,
-    source: str,
-    kind: str | None,
+    given: _Input,
+    card: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
-    found: _Found,
     *,
     texts: bool,
 ) -> JobReport | None:
-    """Load a file of vectors; None if the file has only texts, which it must have if ``texts``."""
-    if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
-        return None
+    """Load vectors that are there; None if there are only texts, as must be if ``texts``."""
+    from nimbed.bulk import JobReport
     from nimbed.errors import ConfigurationError
+
+    mend = "--chunk and --prune are for texts that are embedded now"
+    if given.vector_field is not None:
+        from nimbed.files.ready_vectors import declared_spec, ready_parts
+
+        if texts:
+            raise ConfigurationError(f"{given.name} brings its vectors; {mend}")
+        without = JobReport()
+        spec, parts = ready_parts(
+            given.rows(),
+            given.vector_field,
+            functools.partial(declared_spec, card or ""),
+            on_reject=lambda reject: without.reject([reject], common["on_reject"]),
+        )
+        report = target.load_embedded(parts, spec, **common)
+        report.rejected += without.rejected
+        report.first_rejects = [*without.first_rejects, *report.first_rejects]
+        return report
+    source = given.source
+    if source is None or given.kind not in (None, "parquet") or not source.endswith(".parquet"):
+        return None
     from nimbed.files import open_embedded
     from nimbed.files.parquet import open_parquet
+    from nimbed.files.sources import files_of
 
+    if files_of(source) is not None:
+        return None
     with open_parquet(source) as plain:
         if b"nimbed.spec" not in (plain.schema_arrow.metadata or {}):
             return None
     if texts:
-        raise ConfigurationError(
-            f"{source} holds vectors of its texts; --chunk and --prune are for texts alone: give "
-            f"the file that it was made of"
-        )
+        raise ConfigurationError(f"{source} brings its vectors; {mend}: give the file of texts")
     with open_embedded(source) as file:
         return target.load_embedded(
-            ((list(_observed(rows, found, typed=True)), vectors) for rows, vectors in file.parts()),
+            ((list(given.observed(rows, typed=True)), vectors) for rows, vectors in file.parts()),
             file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
         )
 
 
-def _load_texts(
-    target: VectorTable | CollectionTarget,
-    source: str,
-    move: Callable[[int, int], None],
-    text_field: str,
-    id_field: str | None,
-    kind: str | None,
-    common: dict[str, Any],
-    found: _Found,
-) -> JobReport:
-    from nimbed.files import read_rows
-    from nimbed.files.sources import kind_of
-
-    total = _row_count(source, kind)
-    rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
-    return target.load(
-        _observed(rows, found, typed=kind_of(source, kind) == "parquet"),
-        on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
-        **common,
-    )
-
-
-@dataclass(slots=True)
-class _Found:
-    """What was seen of the rows.
-
-    Attributes:
-        named: Whether they have ids of their own.
-        unused: Whether they have a field named id that was not taken for one.
-    """
-
-    named: bool = False
-    unused: bool = False
-
-
-def _observed(rows: Iterable[Any], found: _Found, *, typed: bool) -> Iterator[Any]:
-    """Yield rows, those of a typed file with null where a field is NaN, which JSON has not."""
-    from nimbed.rows import Row, without_nan
-
-    left = iter(rows)
-    for row in left:
-        if isinstance(row, Row):
-            found.named = row.id is not None
-            found.unused = not found.named and "id" in row.columns
-            left = itertools.chain([row], left)
-            break
-        yield row
-    if not typed:
-        yield from left
-        return
-    for row in left:
-        if isinstance(row, Row) and any(
-            isinstance(value, (float, list, dict)) for value in row.columns.values()
-        ):
-            row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
-        yield row
-
-
-def _row_count(source: str, kind: str | None) -> int:
-    """Return about how many rows a file has, for the bar; 0 where it must be read to tell."""
-    from nimbed.files.parquet import open_parquet
-    from nimbed.files.sources import is_rereadable, kind_of
-
-    if not is_rereadable(source) or source.endswith(".gz"):
-        return 0
-    if kind_of(source, kind) == "parquet":
-        with open_parquet(source) as file:
-            return int(file.metadata.num_rows)
-    with Path(source).open("rb") as file:  # lines: in a csv a record may have several
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
-
-
-def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iterator[str]:
+def _summary(report: JobReport, table: str, listed: Path, found: _Input) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
     pruned = f", {report.removed:,} removed" if report.removed else ""
     yield (
@@ -325,3 +424,5 @@ def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iter
         yield "the rows have a field id, kept as metadata; --id-field id makes it their key"
     if report.rejected:
         yield f"the rows left out are listed with their reasons in {listed}"
+        if any("not valid UTF-8" in reject.reason for reject in report.first_rejects):
+            yield "some are not UTF-8; --encoding says what else the file is, such as cp1252"

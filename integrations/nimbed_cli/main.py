@@ -15,9 +15,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nimbed_cli.audit import audit
 from nimbed_cli.doctor import doctor
 from nimbed_cli.embed import embed
 from nimbed_cli.load import load
+from nimbed_cli.migrate import migrate
 from nimbed_cli.models import models
 from nimbed_cli.quickstart import quickstart
 from nimbed_cli.search import search
@@ -45,6 +47,8 @@ app.command(short_help="Serve models to clients of NVIDIA's NIM and of OpenAI.",
 )
 app.command(short_help="Load a file into a table of PostgreSQL, and index it.")(load)
 app.command()(search)
+app.command(short_help="Take a table to another model or type, while it is used.")(migrate)
+app.command(short_help="Say what the vectors of a table or a collection are.")(audit)
 app.command()(tradeoff)
 app.command()(models)
 app.command(short_help="Check what a server or a Weaviate can be trusted with.")(doctor)

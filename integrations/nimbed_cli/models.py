@@ -24,6 +24,18 @@ def models(
         str | None,
         typer.Argument(metavar="NAME", help="An id, an alias, an old name, or a folder."),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Say whether NAME, also a hub id, can be loaded, with which pipeline, or what "
+            "stands in the way. Reads its JSON files alone.",
+        ),
+    ] = False,
+    card: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the models the folder NAME is said to hold."),
+    ] = None,
     dimensions: options.Dimensions = None,
     store: Annotated[
         str | None,
@@ -36,9 +48,10 @@ def models(
     from nimbed.errors import ConfigurationError
 
     if name is None:
-        if dimensions is not None or store is not None:
+        if dimensions is not None or store is not None or check or card is not None:
             raise ConfigurationError(
-                "--dimensions and --store describe one model; each needs the name of a model"
+                "--check, --card, --dimensions and --store describe one model; each needs the name "
+                "of a model"
             )
         listed = cards.catalogue()
         if as_json:
@@ -46,11 +59,17 @@ def models(
         else:
             _print_catalogue(listed)
         return
-    card = _card_of_folder(name) if Path(name).is_dir() else cards.find(name)
-    specs = _specs(card, dimensions)
+    steps: list[str] | None = None
+    if check or card is not None or Path(name).is_dir():
+        described, steps = _from_files(name, card)
+    else:
+        described = cards.find(name)
+    specs = _specs(described, dimensions)
     fields = None if store is None else _fields(specs, store)
     if as_json:
-        facts = {**_facts(card), "specs": [spec.to_dict() for spec in specs]}
+        facts = {**_facts(described), "specs": [spec.to_dict() for spec in specs]}
+        if steps is not None:
+            facts["pipeline"] = steps
         if fields is not None:
             facts["fields"] = {
                 kind: found if isinstance(found, str) else found.to_dict()
@@ -58,7 +77,7 @@ def models(
             }
         typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
-        _print_card(card)
+        _print_card(described, steps)
         typer.echo()
         if fields is None:
             _print_specs(specs)
@@ -66,16 +85,21 @@ def models(
             _print_fields(fields)
 
 
-def _card_of_folder(folder: str) -> ModelCard:
-    """Return the card of a folder's model, from its JSON files alone.
+def _from_files(name: str, told: str | None) -> tuple[ModelCard, list[str]]:
+    """Return the card of a model and what happens to a text, from its JSON files alone.
 
     Raises:
+        UnknownModelError: If they are neither here nor can be downloaded.
         CheckpointError: If the model cannot be loaded; the message says what stands in the way.
     """
+    from nimbed import cards
     from nimbed.local.checkpoint import read_checkpoint
     from nimbed.local.hub import locate
 
-    return read_checkpoint(locate(folder), revision=None).card
+    located = locate(name, weights=False)
+    read = read_checkpoint(located, revision=None, told=None if told is None else cards.find(told))
+    steps = list(read.pipeline.steps()) if located.card is None else []
+    return read.card, steps
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:
@@ -89,12 +113,10 @@ def _specs(card: ModelCard, dimensions: int | None) -> list[VectorSpec]:
     from nimbed.spec import EmbeddingType
 
     size = card.spec(dimensions=dimensions).dimensions
-    packable = size % 8 == 0
-    return [
-        card.spec(embedding_type=kind, dimensions=dimensions)
-        for kind in get_args(EmbeddingType)
-        if packable or not kind.endswith("binary")
-    ]
+    kinds = [kind for kind in get_args(EmbeddingType) if size % 8 == 0 or "binary" not in kind]
+    if card.metric != "cosine":
+        kinds = ["float"]  # nothing else keeps the length of vectors
+    return [card.spec(embedding_type=kind, dimensions=dimensions) for kind in kinds]
 
 
 def _fields(specs: list[VectorSpec], store: str) -> dict[str, StoreField | str]:
@@ -114,6 +136,8 @@ def _fields(specs: list[VectorSpec], store: str) -> dict[str, StoreField | str]:
 
 
 def _print_catalogue(listed: tuple[ModelCard, ...]) -> None:
+    from rich.console import Console
+
     from nimbed_cli.terminal import Column, print_table
 
     rows: list[tuple[str, ...]] = []
@@ -121,13 +145,19 @@ def _print_catalogue(listed: tuple[ModelCard, ...]) -> None:
         inputs = "text, image" if "image" in card.modalities else "text"
         smallest = f"{card.sizes[0]}-" if len(card.sizes) > 1 else ""
         rows.append((card.id, f"{smallest}{card.dimensions}", f"{card.max_tokens:,}", inputs))
-    right = (Column(name, align="right") for name in ("dimensions", "tokens"))
-    print_table((Column("model"), *right, Column("inputs")), rows)
+    right = [Column(name, align="right") for name in ("dimensions", "tokens")]
+    columns = [Column("model"), *right, Column("inputs")]
+    console = Console()
+    shown = 3 if console.is_terminal and console.width < 100 else 4  # the names are long
+    print_table(columns[:shown], [row[:shown] for row in rows])
     # Beside the table, so that a pipe has rows alone.
+    if shown == 3:
+        images = ", ".join(card.id for card in listed if "image" in card.modalities)
+        typer.echo(f"For images, too: {images}", err=True)
     typer.echo("One of them in full: nimbed models NAME", err=True)
 
 
-def _print_card(card: ModelCard) -> None:
+def _print_card(card: ModelCard, steps: list[str] | None) -> None:
     from nimbed_cli.terminal import print_facts
 
     parameters = ""
@@ -143,11 +173,17 @@ def _print_card(card: ModelCard) -> None:
         "inputs": ", ".join(card.modalities),
         "before a query": repr(card.query_prompt),
         "before a passage": repr(card.passage_prompt),
+        "before texts of other tasks": ", ".join(
+            f"{name} {prompt!r}" for name, prompt in card.task_prompts
+        ),
         "pooling": card.pooling if isinstance(card.pooling, str) else ", ".join(card.pooling),
+        "pipeline": ", ".join(steps or ()),
+        "can be loaded": "" if steps is None else "yes, as far as its JSON files say",
         "architecture": card.architecture,
         "parameters": parameters,
-        "types of its NIM": ", ".join(card.served_types),
+        "types of its NIM": ", ".join(card.served_types) if card.metric == "cosine" else "",
         "licence": card.licence,
+        "replaced by": card.successor,
         "note": card.note,
     }
     print_facts([(name, fact) for name, fact in facts.items() if fact])

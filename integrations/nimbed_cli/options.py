@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from nimbed import Embedder
+    from nimbed.chunks import Splitter
     from nimbed.spec import VectorSpec
 
 
@@ -39,6 +41,19 @@ def _id_field(default: str) -> Any:
 # Which model, and where it runs.
 Model = Annotated[str | None, _model("MiniLM")]
 TableModel = Annotated[str | None, _model("the table's; for a new table MiniLM")]
+Card = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which model of `nimbed models` the folder of --model holds."
+    ),
+]
+PromptName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A prompt of the model for another task than search, put before every text.",
+    ),
+]
 BaseUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="Embed on the server at this address, not here.")
 ]
@@ -54,14 +69,41 @@ Dtype = Annotated[
 ]
 
 # What is read.
-TextField = Annotated[str, typer.Option(metavar="NAME", help="Field or column of the text.")]
+TextFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-field",
+        metavar="NAME",
+        help="Field or column of the text; may be repeated, and the texts are joined. Default: "
+        "text.",
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="How fields are joined to the text, such as '{title}: {body}'."
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Encoding of INPUT, such as cp1252. Default: utf-8."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHARACTER",
+        help="Between the fields of csv. Default: of comma, semicolon, tab and bar the one by "
+        "which the header names the fields.",
+    ),
+]
 IdField = Annotated[str | None, _id_field("none")]
 RowIdField = Annotated[str | None, _id_field("line numbers")]
 TableIdField = Annotated[str | None, _id_field("file name and row number")]
 InputFormat = Annotated[
     str | None,
     typer.Option(
-        metavar="txt|jsonl|csv|parquet", help="Format of INPUT, where its name does not tell."
+        metavar="txt|jsonl|json|csv|tsv|xlsx|parquet|feather",
+        help="Format of INPUT, where its name does not tell.",
     ),
 ]
 
@@ -95,9 +137,16 @@ Chunk = Annotated[
 Overlap = Annotated[
     int, typer.Option(metavar="TOKENS", help="What a chunk repeats of the one before it.")
 ]
+Also = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float|halfvec", help="Store floats too, which rank the best candidates again."
+    ),
+]
 
 # Where it is stored.
-Table = Annotated[
+Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
+TableOrNone = Annotated[
     str | None, typer.Option(metavar="NAME", help="The table, where PostgreSQL is the database.")
 ]
 Collection = Annotated[
@@ -115,6 +164,11 @@ Embedded = Annotated[
     ),
 ]
 
+Rejects = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
+]
+
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Default: in a terminal.")]
@@ -123,6 +177,8 @@ Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Defaul
 def load_embedder(
     model: str | None,
     *,
+    card: str | None = None,
+    prompt_name: str | None = None,
     base_url: str | None,
     device: str,
     dtype: str,
@@ -136,10 +192,34 @@ def load_embedder(
     import nimbed
 
     # As the engine's Literals; it refuses any other word.
-    placement: dict[str, Any] = {"base_url": base_url, "device": device, "dtype": dtype}
-    if model is None and table_spec is not None:
+    placement: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "base_url": base_url,
+        "device": device,
+        "dtype": dtype,
+    }
+    if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
-    return nimbed.load(model, **placement)
+    return nimbed.load(model, card=card, **placement)
+
+
+def splitter_for(
+    embedder: Embedder, chunk: int | None, overlap: int, *, input_type: Any = "passage"
+) -> Splitter | None:
+    """Return what divides texts into chunks, or None if they stay whole.
+
+    Raises:
+        ConfigurationError: If a size cannot be, or the model's tokenizer is not at hand.
+    """
+    from nimbed.chunks import Splitter
+    from nimbed.errors import ConfigurationError
+    from nimbed.load import token_counter
+
+    if chunk is None:
+        if overlap:
+            raise ConfigurationError("an overlap is one of chunks; give --chunk TOKENS too")
+        return None
+    return Splitter(token_counter(embedder), tokens=chunk, overlap=overlap, input_type=input_type)
 
 
 @contextmanager

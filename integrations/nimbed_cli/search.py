@@ -14,7 +14,7 @@ from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed_pgvector import Hit as TableHit
-    from nimbed_weaviate.search import Hit as CollectionHit
+    from nimbed_weaviate import Hit as CollectionHit
 
 __all__ = ["search"]
 
@@ -26,7 +26,7 @@ def search(
             metavar="[DSN] QUESTION", help="A database, as for `nimbed load`, and the question."
         ),
     ],
-    table: options.Table = None,
+    table: options.TableOrNone = None,
     collection: options.Collection = None,
     embedded: options.Embedded = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many passages to find.")] = 10,
@@ -47,7 +47,26 @@ def search(
     group: Annotated[
         bool, typer.Option("--group", help="One answer a document, where the table holds chunks.")
     ] = False,
+    hybrid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Rank by the question's words too; english, german, ... or simple.",
+        ),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DISTANCE:ID",
+            help="A page of answers, from behind this one; 'start' for the first page.",
+        ),
+    ] = None,
+    as_sql: Annotated[
+        bool, typer.Option("--sql", help="Print the search as SQL to paste; nothing is searched.")
+    ] = False,
     model: options.TableModel = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -62,6 +81,7 @@ def search(
     The question is embedded as a query, by the model that made the vectors. In a pipe the answers
     are tab-separated lines.
     """
+    from nimbed.errors import ConfigurationError, InputError, TooLongError
     from nimbed_cli.terminal import Column, print_table
     from nimbed_cli.weaviate_target import search_collection, target_name
 
@@ -73,33 +93,66 @@ def search(
         tables_alone={
             "--embedded": embedded is not None,
             "--candidates": candidates is not None,
+            "--hybrid": hybrid is not None,
+            "--after": after is not None,
+            "--sql": as_sql,
         },
         collections_alone={"--vector": vector is not None},
     )
     load = functools.partial(
-        options.load_embedder, model, base_url=base_url, device=device, dtype=dtype
+        options.load_embedder,
+        model,
+        card=card,
+        prompt_name=prompt_name,
+        base_url=base_url,
+        device=device,
+        dtype=dtype,
     )
-    if collection is not None:
-        hits: Sequence[TableHit | CollectionHit] = search_collection(
-            dsn[0],
-            name,
-            question,
-            k,
-            grpc_port=grpc_port,
-            vector=vector,
-            filters=filter or (),
-            group=group,
-            model=model,
-            load=lambda spec: load(table_spec=spec),
-        )
-    else:
-        from nimbed_pgvector import VectorTable
+    hits: Sequence[TableHit | CollectionHit]
+    try:
+        if collection is not None:
+            hits = search_collection(
+                dsn[0],
+                name,
+                question,
+                k,
+                grpc_port=grpc_port,
+                vector=vector,
+                filters=filter or (),
+                group=group,
+                load=lambda spec: load(table_spec=spec),
+                model=model,
+            )
+        else:
+            from nimbed_pgvector import VectorTable
 
-        with options.connect_database(dsn, embedded, read_only=True) as connection:
-            embedder = load(table_spec=VectorTable(connection, name).spec)
-            target = VectorTable(connection, name, embedder)
-            condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
-            hits = target.search(question, k, filter=condition, candidates=candidates, group=group)
+            with options.connect_database(dsn, embedded, read_only=True) as connection:
+                embedder = load(table_spec=VectorTable(connection, name).spec)
+                target = VectorTable(connection, name, embedder)
+                condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
+                if as_sql:
+                    if group or hybrid is not None or after is not None:
+                        raise ConfigurationError(
+                            "--sql prints a search by vectors alone; leave out --group, --hybrid "
+                            "and --after"
+                        )
+                    typer.echo(target.sql(question, k, filter=condition, candidates=candidates))
+                    return
+                hits = target.search(
+                    question,
+                    k,
+                    filter=condition,
+                    candidates=candidates,
+                    group=group,
+                    after=None if after is None else _place(after),
+                    hybrid=hybrid,
+                )
+    except TooLongError as error:
+        raise InputError(
+            f"the question has {error.length:,} tokens, the model reads {error.limit:,}; shorten it"
+        ) from error
+    if after is not None and len(hits) == k:
+        typer.echo(f"the next page: --after '{hits[-1].distance!r}:{hits[-1].id}'", err=True)
     if as_json:
         for hit in hits:
             facts = {
@@ -114,3 +167,19 @@ def search(
         return
     columns = (Column("distance", align="right"), Column("id"), Column("text", fit="cut"))
     print_table(columns, [(f"{hit.distance:.4f}", hit.id, hit.text) for hit in hits])
+
+
+def _place(typed: str) -> tuple[float, str]:
+    """Return where a page begins."""
+    from nimbed.errors import ConfigurationError
+    from nimbed_pgvector import FIRST_PAGE
+
+    if typed == "start":
+        return FIRST_PAGE
+    distance, found, name = typed.partition(":")
+    try:
+        if found:
+            return float(distance), name
+    except ValueError:
+        pass
+    raise ConfigurationError(f"--after takes 'start' or DISTANCE:ID of the last hit; got {typed!r}")

@@ -119,7 +119,8 @@ def _embedders(settings: Settings) -> dict[str, Embedder]:
 
     made: dict[str, Embedder] = {}
     for place, model in enumerate(settings.models or (None,)):
-        embedder = _load(settings, model)
+        told = settings.cards[place] if place < len(settings.cards) else "-"
+        embedder = _load(settings, model, None if told == "-" else told)
         names = settings.served_names
         name = names[place] if place < len(names) else _name(model, embedder)
         if name in made:
@@ -128,18 +129,18 @@ def _embedders(settings: Settings) -> dict[str, Embedder]:
     return made
 
 
-def _load(settings: Settings, model: str | None) -> Embedder:
+def _load(settings: Settings, model: str | None, card: str | None) -> Embedder:
     import nimbed
 
     if settings.base_url is not None:
-        return nimbed.load(model, base_url=settings.base_url)
+        return nimbed.load(model, card=card, base_url=settings.base_url)
     devices: Any = (
         {"device": settings.devices[0]}
         if len(settings.devices) == 1
         else {"devices": settings.devices}
     )
     dtype: Any = settings.dtype
-    return nimbed.load(model, dtype=dtype, **devices)
+    return nimbed.load(model, card=card, dtype=dtype, **devices)
 
 
 def _name(model: str | None, embedder: Embedder) -> str:

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-__all__ = ["Column", "print_facts", "print_table", "progress_bar"]
+if TYPE_CHECKING:
+    from nimbed.findings import Finding
+
+__all__ = ["Column", "print_facts", "print_findings", "print_table", "progress_bar"]
 
 
 #: Unicode has pictures of the old control characters; of the others the number is shown, as of
@@ -24,6 +27,9 @@ _SHOWN = {
     **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
     **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
 }
+
+
+_MARKS = {"ok": ("✓", "green"), "note": ("!", "yellow"), "fail": ("✗", "red")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,9 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         for column, cells in zip(columns, zip(*rows, strict=True), strict=False)
         if column.fit == "keep"
     )
-    # Two characters are between columns; a cell that is cut needs some, too.
-    keeps = sum(longest) + 2 * len(columns) + 8 <= console.width
+    # Two characters are between columns, one behind the last; cells that give way need some, too.
+    spare = 8 if any(column.fit != "keep" for column in columns) else 0
+    keeps = sum(longest) + 2 * len(columns) - 1 + spare <= console.width
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in columns:
         # Rich narrows the columns that may wrap first; a Text that does not wrap is then cut.
@@ -98,6 +105,30 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, fact in facts:
         table.add_row(name, Text(_visible(fact)))
+    console.print(table)
+
+
+def print_findings(name: str, findings: Sequence[Finding]) -> None:
+    """Print what a check found, a line each, under the name of what was checked.
+
+    In a pipe a line holds the name, verdict, subject and detail, separated by tabs.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        lead = [name] if name else []
+        _print_lines([[*lead, each.verdict, each.name, each.detail] for each in findings])
+        return
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        mark, colour = _MARKS[finding.verdict]
+        # Text, not markup: a server's message may hold brackets.
+        table.add_row(Text(mark, style=colour), finding.name, Text(_visible(finding.detail)))
+    if name:
+        console.print(Text(name, style="bold"))
     console.print(table)
 
 

@@ -24,7 +24,7 @@ def tradeoff(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Your passages: a .txt (a text a line), .jsonl, .csv or .parquet file, or - for "
+            help="Your passages: a file, a pattern or a folder, as for `nimbed embed`, or - for "
             "standard input.",
         ),
     ],
@@ -47,6 +47,8 @@ def tradeoff(
         typer.Option("--output", "-o", metavar="FILE", help="Write an .html page with plots, too."),
     ] = None,
     model: options.Model = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     dimensions: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Sizes to try. Default: all that the model offers."),
@@ -55,10 +57,12 @@ def tradeoff(
         float,
         typer.Option(metavar="SHARE", help="Share of float's recall that must be kept."),
     ] = 0.97,
-    text_field: options.TextField = "text",
+    text_field: options.TextFields = None,
     id_field: options.RowIdField = None,
     input_format: options.InputFormat = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -74,7 +78,14 @@ def tradeoff(
 
     target = None if output is None else _writable(output, (source, queries, judgements))
     with (
-        options.load_embedder(model, base_url=base_url, device=device, dtype=dtype) as embedder,
+        options.load_embedder(
+            model,
+            card=card,
+            prompt_name=prompt_name,
+            base_url=base_url,
+            device=device,
+            dtype=dtype,
+        ) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):
         study = nimbed_tradeoff.tradeoff(
@@ -82,12 +93,13 @@ def tradeoff(
             source,
             queries=queries,
             judgements=judgements,
-            text_field=text_field,
+            text_field=text_field or "text",
             id_field=id_field,
             kind=input_format,
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+            splitter=options.splitter_for(embedder, chunk, overlap),
             progress=move,
         )
     if target is not None:

@@ -11,8 +11,9 @@ from nimbed.rows import Reject
 try:
     from nimbed_pgvector.columns import Column, Layout
     from nimbed_pgvector.errors import connect
+    from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
-    from nimbed_pgvector.search import Hit
+    from nimbed_pgvector.search import FIRST_PAGE, Hit
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
     if error.name not in ("psycopg", "xxhash"):
@@ -22,12 +23,14 @@ except ModuleNotFoundError as error:
 LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
+    "FIRST_PAGE",
     "AsyncVectorTable",
     "Column",
     "Hit",
     "JobReport",
     "Layout",
     "LoadReport",
+    "Migration",
     "Reject",
     "VectorTable",
     "connect",

@@ -32,7 +32,7 @@ from nimbed.errors import ConfigurationError
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
 from nimbed_pgvector.columns import TEXT_BYTES, encode_json, json_fault
 from nimbed_pgvector.schema import Table, beside
-from nimbed_pgvector.statements import Copy, Procedure, Query, Runner
+from nimbed_pgvector.statements import Copy, Procedure, Query, Runner, binary_copy
 
 __all__ = [
     "BATCH_ROWS",
@@ -69,8 +69,6 @@ _TRANSACTION = 16 * 2**20
 _SOCKET_BYTES = 2**18
 _MOST_ROWS = 2048
 
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END = b"\xff\xff"
 _JSONB_VERSION = b"\x01"
 _length = struct.Struct(">i").pack
 # Stands between the rows that are encoded together; random, so no row can hold it.
@@ -416,14 +414,12 @@ def _copy_new(
     numbers: list[int] = []
 
     def blocks() -> Iterator[bytes]:
-        yield _COPY_HEADER
         for some, rows in batches:
             numbers.extend(some)
             yield rows
-        yield _COPY_END
 
     yield SETTINGS
-    yield Copy(_copy_statement(table.identifier, table), blocks())
+    yield Copy(_copy_statement(table.identifier, table), binary_copy(blocks()))
     if numbers:
         yield _ledger_row(table, source, numbers, stored=len(numbers))
     return len(numbers)
@@ -440,7 +436,7 @@ def _merge(table: Table, source: str, numbers: Sequence[int], rows: bytes) -> Pr
             "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
         ).format(staging, sql.SQL(", ").join(map(sql.Identifier, names)), table.identifier)
     )
-    yield Copy(_copy_statement(staging, table), (_COPY_HEADER, rows, _COPY_END))
+    yield Copy(_copy_statement(staging, table), binary_copy([rows]))
     merged = yield Query(
         # Locks are taken in the order of ids, so two loaders cannot wait for each other.
         sql.SQL(

@@ -124,6 +124,11 @@ def _translated(error: psycopg.Error, doing: str) -> NimbedError:
         return BackendError(f"the server cancelled {doing}: {said}; {_SAFE}")
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return BackendError(f"the connection was lost while {doing}: {said}; {_SAFE}")
+    if isinstance(error, errors.UndefinedColumn) and '"embedding' in said:
+        return ConfigurationError(
+            f"a migration exchanged the columns of vectors during {doing}; run it again, with the "
+            f"model that the table names now: {_SAFE} ({said})"
+        )
     if isinstance(error, (psycopg.ProgrammingError, psycopg.DataError)):
         return ConfigurationError(f"the server refuses {doing}: {said}")
     return BackendError(f"the server failed while {doing}: {said}")

@@ -18,7 +18,16 @@ from nimbed.errors import ConfigurationError
 from nimbed_pgvector.schema import Table, see_extension
 from nimbed_pgvector.statements import Procedure, Query, run, trusted
 
-__all__ = ["IndexPlan", "IndexProgress", "analyze", "build", "plan_index", "watching"]
+__all__ = [
+    "IndexPlan",
+    "IndexProgress",
+    "analyze",
+    "build",
+    "build_beside",
+    "create_index",
+    "plan_index",
+    "watching",
+]
 
 #: Told (rows in the index, rows in all).
 IndexProgress = Callable[[int, int], None]
@@ -110,25 +119,95 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     if (yield from _exists(table)):
         return False
     yield from see_extension(table.extension)
-    yield Query(
+    yield _settings(plan, local=True)
+    yield Query(sql.SQL("CREATE INDEX {}").format(_definition(table, plan)))
+    return True
+
+
+def build_beside(table: Table, plan: IndexPlan, name: sql.Identifier) -> Procedure[bool]:
+    """Build the index of a column while others write to the table; return whether it was built.
+
+    Each statement is a transaction of its own, so that a session's settings are changed and, at
+    the end, put back.
+    """
+    if (yield from _exists(table)):
+        return False
+    before = yield Query(
         sql.SQL(
-            "SELECT set_config('maintenance_work_mem', %s, true),"
-            " set_config('statement_timeout', '0', true),"
-            " set_config('max_parallel_maintenance_workers', %s, true)"
-        ),
-        (f"{plan.memory // 1024}kB", str(plan.workers)),
-    )
-    column = table.layout.embedding
-    yield Query(
-        sql.SQL("CREATE INDEX ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
-            table.identifier,
-            sql.Identifier(column.name),
-            trusted(column.operator_class),
-            sql.Literal(plan.m),
-            sql.Literal(plan.ef_construction),
+            "SELECT current_setting('maintenance_work_mem'), current_setting('statement_timeout'),"
+            " current_setting('max_parallel_maintenance_workers'), current_setting('search_path')"
         )
     )
-    return True
+    yield _settings(plan, local=False)
+    yield from see_extension(table.extension, local=False)
+    built = yield from create_index(table, name, _definition(table, plan), concurrently=True)
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, false),"
+            " set_config('statement_timeout', %s, false),"
+            " set_config('max_parallel_maintenance_workers', %s, false),"
+            " set_config('search_path', %s, false)"
+        ),
+        before[0],
+    )
+    return built
+
+
+def create_index(
+    table: Table, name: sql.Identifier, definition: sql.Composed, *, concurrently: bool
+) -> Procedure[bool]:
+    """Create an index unless it is there; one that a killed run left half done is dropped first.
+
+    Args:
+        table: The table.
+        name: The name of the index.
+        definition: What follows it.
+        concurrently: Let others write meanwhile; each statement must then be a transaction of its
+            own.
+    """
+    session = sql.SQL("" if concurrently else "xact_")
+    keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
+    yield Query(sql.SQL("SELECT pg_advisory_{}lock{}").format(session, keys))
+    quoted = name.as_string(None)
+    found = yield Query(
+        sql.SQL("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"), (quoted,)
+    )
+    valid = bool(found and found[0][0])
+    beside = sql.SQL("CONCURRENTLY" if concurrently else "")
+    if found and not valid:
+        yield Query(sql.SQL("DROP INDEX {} {}").format(beside, name), silent=True)
+    if not valid:
+        yield Query(
+            sql.SQL("CREATE INDEX {} {} {}").format(
+                beside, sql.Identifier(quoted.split(".")[-1].strip('"')), definition
+            ),
+            silent=True,
+        )
+    if concurrently:
+        yield Query(sql.SQL("SELECT pg_advisory_unlock{}").format(keys))
+    return not valid
+
+
+def _settings(plan: IndexPlan, *, local: bool) -> Query:
+    return Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, {local}),"
+            " set_config('statement_timeout', '0', {local}),"
+            " set_config('max_parallel_maintenance_workers', %s, {local})"
+        ).format(local=sql.Literal(local)),
+        (f"{plan.memory // 1024}kB", str(plan.workers)),
+    )
+
+
+def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
+    column = table.layout.embedding
+    return sql.SQL("ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
+        table.identifier,
+        sql.Identifier(column.name),
+        trusted(column.operator_class),
+        sql.Literal(plan.m),
+        sql.Literal(plan.ef_construction),
+    )
 
 
 def _exists(table: Table) -> Procedure[bool]:

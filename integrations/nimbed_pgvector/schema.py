@@ -22,10 +22,14 @@ from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, 
 from nimbed_pgvector.statements import Procedure, Query, trusted
 
 __all__ = [
+    "CURRENT",
+    "NEXT",
+    "PREVIOUS",
     "Table",
     "TableOptions",
     "beside",
     "check_embedder",
+    "contract_statements",
     "create_statements",
     "existing",
     "find",
@@ -35,7 +39,9 @@ __all__ = [
     "see_extension",
 ]
 
-_PREFIX = "nimbed "
+#: How the comment of a column begins that holds a contract: one that is searched, one that a
+#: migration fills, and one that it keeps for the way back.
+CURRENT, NEXT, PREVIOUS = "nimbed ", "nimbed-next ", "nimbed-previous "
 _LONGEST_NAME = 63  # PostgreSQL cuts longer names silently, and two could become one
 
 
@@ -51,6 +57,8 @@ class Table:
         extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
         chunked: Whether its rows are chunks of documents.
+        next: The columns that a migration fills.
+        previous: The columns that the last migration keeps.
     """
 
     name: str
@@ -60,27 +68,13 @@ class Table:
     extension: str = ""
     empty: bool
     chunked: bool = False
+    next: Layout | None = None
+    previous: Layout | None = None
 
     @property
     def identifier(self) -> sql.Identifier:
         """The quoted name."""
         return identifier(self.name)
-
-    def check_kind(self, *, chunked: bool) -> None:
-        """Refuse to mix chunks with whole passages: a document would be there twice.
-
-        Raises:
-            ConfigurationError: If a table that is not empty holds the other kind.
-        """
-        if not self.empty and self.chunked != chunked:
-            holds, mend = (
-                ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
-                if self.chunked
-                else ("whole passages", "leave out --chunk (chunk_tokens=)")
-            )
-            raise ConfigurationError(
-                f"the table {self.name} holds {holds}; {mend}, or load into another table"
-            )
 
 
 def identifier(name: str) -> sql.Identifier:
@@ -130,16 +124,15 @@ def find(name: str) -> Procedure[Table | None]:
     version, extension = yield from _extension()
     within = extension and f"{extension}."
     found = {column: (kind.removeprefix(within), comment) for column, kind, comment, _ in rows}
-    needed = ("id", "text", "metadata", "content_hash", EMBEDDING)
+    layout = _layout(found, CURRENT)
+    needed = ("id", "text", "metadata", "content_hash", *(() if layout else (EMBEDDING,)))
     missing = [column for column in needed if column not in found]
-    contract = found.get(EMBEDDING, ("", None))[1] or ""
-    if missing or not contract.startswith(_PREFIX):
+    if missing or layout is None:
         lack = f"lacks {', '.join(missing)}" if missing else "carries no contract of its vectors"
         raise ConfigurationError(
             f"the table {name} exists but was not made by nimbed (it {lack}); load into a table "
             f"of another name"
         )
-    layout = _layout(found)
     yield from _check_copies(name, quoted, layout)
     some = yield Query(
         sql.SQL("SELECT jsonb_exists(metadata, {}) FROM {} LIMIT 1").format(CHUNK_FIELDS[0], table)
@@ -152,6 +145,8 @@ def find(name: str) -> Procedure[Table | None]:
         extension=extension,
         empty=not some,
         chunked=bool(some and some[0][0]),
+        next=_layout(found, NEXT),
+        previous=_layout(found, PREVIOUS),
     )
 
 
@@ -213,13 +208,12 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
             require_same_space(table.layout.spec, layout.spec, doing=f"mix in the table {name}")
         except SpaceMismatchError as error:
             raise SpaceMismatchError(
-                f"{error}; to change the model or the type, load into a new table, then swap: "
-                f"ALTER TABLE ... RENAME"
+                f"{error}; nimbed migrate takes the table to another model or type"
             ) from None
-    if table.layout.rescoring != layout.rescoring:
+    rescoring = (table.layout.rescoring, layout.rescoring)
+    if len({None if column is None else column.type for column in rescoring}) > 1:
         has, asked = (
-            "no column" if column is None else f"a column of {column.type}"
-            for column in (table.layout.rescoring, layout.rescoring)
+            "no column" if column is None else f"a column of {column.type}" for column in rescoring
         )
         raise ConfigurationError(
             f"the table {name} has {has} for rescoring, but also= asks for {asked}; leave also= "
@@ -254,45 +248,62 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
         ).format(beside(name, "nimbed_ledger")),
     ]
     for column in layout.columns:
-        contract = column.spec.to_json()
-        statements += [
-            sql.SQL("COMMENT ON COLUMN {} IS {}").format(
-                sql.Identifier(*name.split("."), column.name), sql.Literal(_PREFIX + contract)
-            ),
-            sql.SQL(
-                "INSERT INTO {} (relation, column_name, fingerprint, spec)"
-                " VALUES ({}::regclass, {}, {}, {}::jsonb) ON CONFLICT (relation, column_name)"
-                " DO UPDATE SET fingerprint = EXCLUDED.fingerprint, spec = EXCLUDED.spec"
-            ).format(
-                beside(name, "nimbed_spec"),
-                *map(
-                    sql.Literal,
-                    (table.as_string(None), column.name, column.spec.fingerprint, contract),
-                ),
-            ),
-        ]
+        statements += contract_statements(name, column)
     return statements
 
 
-def _layout(found: dict[str, tuple[str, str | None]]) -> Layout:
+def contract_statements(name: str, column: Column, state: str = CURRENT) -> list[sql.Composed]:
+    """Return what notes a column's contract: its comment, and if current a row of nimbed_spec."""
+    contract = column.spec.to_json()
+    noted = sql.SQL("COMMENT ON COLUMN {} IS {}").format(
+        sql.Identifier(*name.split("."), column.name), sql.Literal(state + contract)
+    )
+    if state != CURRENT:
+        return [noted]
+    return [
+        noted,
+        sql.SQL(
+            "INSERT INTO {} (relation, column_name, fingerprint, spec)"
+            " VALUES ({}::regclass, {}, {}, {}::jsonb) ON CONFLICT (relation, column_name)"
+            " DO UPDATE SET fingerprint = EXCLUDED.fingerprint, spec = EXCLUDED.spec"
+        ).format(
+            beside(name, "nimbed_spec"),
+            *map(
+                sql.Literal,
+                (
+                    identifier(name).as_string(None),
+                    column.name,
+                    column.spec.fingerprint,
+                    contract,
+                ),
+            ),
+        ),
+    ]
+
+
+def _layout(found: dict[str, tuple[str, str | None]], state: str) -> Layout | None:
+    """Return the columns whose contracts are in a state, or None if there are none."""
     columns: dict[str, Column] = {}
-    for name in (EMBEDDING, RESCORING):
-        kind, comment = found.get(name, ("", None))
-        if comment is None or not comment.startswith(_PREFIX):
-            continue
-        spec = VectorSpec.from_json(comment.removeprefix(_PREFIX))
-        columns[name] = (
-            Column.embedding(spec)
-            if name == EMBEDDING
-            else Column.rescoring(
-                columns[EMBEDDING].spec, "float" if kind.startswith("vector") else "halfvec"
+    for stem in (EMBEDDING, RESCORING):
+        for name, (kind, comment) in found.items():
+            if not (comment or "").startswith(state) or name.partition("_")[0] != stem:
+                continue
+            spec = VectorSpec.from_json((comment or "").removeprefix(state))
+            made = (
+                Column.embedding(spec)
+                if stem == EMBEDDING
+                else Column.rescoring(
+                    columns[EMBEDDING].spec, "float" if kind.startswith("vector") else "halfvec"
+                )
             )
-        )
-        if columns[name].type != kind or columns[name].spec.fingerprint != spec.fingerprint:
-            raise SpaceMismatchError(
-                f"the column {name} is {kind} but its contract says {columns[name].type}; "
-                f"it was altered since nimbed made it"
-            )
+            if made.type != kind or made.spec.fingerprint != spec.fingerprint:
+                raise SpaceMismatchError(
+                    f"the column {name} is {kind} but its contract says {made.type}; "
+                    f"it was altered since nimbed made it"
+                )
+            columns[stem] = dataclasses.replace(made, name=name)
+    if EMBEDDING not in columns:
+        return None
     return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING))
 
 
@@ -305,7 +316,7 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
         sql.SQL(
             "SELECT spec::text FROM {} WHERE relation = to_regclass(%s) AND column_name = %s"
         ).format(noted_in),
-        (quoted, EMBEDDING),
+        (quoted, layout.embedding.name),
     )
     for (facts,) in rows:
         noted = VectorSpec.from_dict(json.loads(facts))
@@ -318,18 +329,19 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
             ) from None
 
 
-def see_extension(extension: str) -> Procedure[None]:
+def see_extension(extension: str, *, local: bool = True) -> Procedure[None]:
     """Let a transaction name the extension's types, whose schema is not on the search path.
 
     Args:
         extension: The quoted schema, or nothing.
+        local: Whether to forget it at the end of the transaction.
     """
     if extension:
         yield Query(
             sql.SQL(
                 "SELECT set_config('search_path', concat_ws(', ',"
-                " nullif(current_setting('search_path'), ''), %s::text), true)"
-            ),
+                " nullif(current_setting('search_path'), ''), %s::text), {})"
+            ).format(sql.Literal(local)),
             (extension,),
         )
 

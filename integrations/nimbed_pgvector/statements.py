@@ -7,7 +7,7 @@ A procedure is a generator that yields statements and gets their rows back; :fun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,7 @@ from nimbed.errors import ConfigurationError
 
 __all__ = [
     "AsyncConnectionSource",
+    "Call",
     "ConnectionSource",
     "Copy",
     "Procedure",
@@ -32,6 +33,7 @@ __all__ = [
     "Transaction",
     "Wire",
     "arun",
+    "binary_copy",
     "require_idle",
     "run",
     "trusted",
@@ -55,11 +57,13 @@ class Query:
         parameters: Values for its places.
         planned_with: A statement that makes settings for the planner, to the end of the
             transaction; left out inside a transaction of the caller, who would keep them.
+        silent: Whether it gives no rows although it is a transaction of its own.
     """
 
     statement: Statement
     parameters: Sequence[Any] = ()
     planned_with: Statement | None = None
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,14 @@ class Copy:
     blocks: Iterable[bytes]
 
 
-Procedure = Generator[Query | Copy, Rows, T]
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function to be called between statements, while their locks are held; it gives rows."""
+
+    function: Callable[[], Rows]
+
+
+Procedure = Generator[Query | Copy | Call, Rows, T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +99,13 @@ class Transaction:
     commits: bool = False
     each_alone: bool = False
     on_progress: Callable[[int, int], None] | None = None
+
+
+def binary_copy(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what a binary COPY is sent: rows, each as bytes of its fields, between their frame."""
+    yield b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    yield from rows
+    yield b"\xff\xff"
 
 
 def trusted(text: str) -> sql.SQL:
@@ -157,6 +175,9 @@ def run(
                 result: T = end.value
                 return result
             rows = []
+            if isinstance(asked, Call):
+                rows = asked.function()
+                continue
             if isinstance(asked, Copy):
                 with cursor.copy(asked.statement) as copy:
                     for block in asked.blocks:
@@ -167,7 +188,8 @@ def run(
                 if prelude is not None:
                     cursor.execute(prelude)
                 cursor.execute(asked.statement, asked.parameters or None, binary=True)
-            if each_alone or cursor.description:  # a pipeline of the caller's gives none yet
+            # A pipeline of the caller's gives no description yet.
+            if (each_alone and not asked.silent) or cursor.description:
                 rows = cursor.fetchall()
 
 
@@ -190,6 +212,9 @@ async def arun(
                 result: T = end.value
                 return result
             rows = []
+            if isinstance(asked, Call):
+                rows = await asyncio.to_thread(asked.function)
+                continue
             if isinstance(asked, Copy):
                 async with cursor.copy(asked.statement) as copy:
                     blocks = iter(asked.blocks)  # they may be made as they are asked for
@@ -201,7 +226,7 @@ async def arun(
                 if prelude is not None:
                     await cursor.execute(prelude)
                 await cursor.execute(asked.statement, asked.parameters or None, binary=True)
-            if each_alone or cursor.description:
+            if (each_alone and not asked.silent) or cursor.description:
                 rows = await cursor.fetchall()
 
 

@@ -35,18 +35,19 @@ from nimbed_pgvector.copy import (
     ready_batches,
 )
 from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
+from nimbed_pgvector.hybrid import hybrid_search, index_words
 from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
+from nimbed_pgvector.migrate import MigrationOperations
 from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
     Operation,
     SyncRunner,
-    TableOperations,
     async_method,
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.search import Filter, Hit, embed_question, search
+from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
     ConnectionSource,
@@ -62,7 +63,25 @@ S = TypeVar("S")
 _CHUNKS_A_DOCUMENT = 4
 
 
-class _Operations(TableOperations[S]):
+def _check_kind(table: Table, *, chunked: bool) -> None:
+    """Refuse to mix chunks with whole passages: a document would be there twice.
+
+    Raises:
+        ConfigurationError: If a table that is not empty holds the other kind.
+    """
+    if table.empty or table.chunked == chunked:
+        return
+    holds, mend = (
+        ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
+        if table.chunked
+        else ("whole passages", "leave out --chunk (chunk_tokens=)")
+    )
+    raise ConfigurationError(
+        f"the table {table.name} holds {holds}; {mend}, or load into another table"
+    )
+
+
+class _Operations(MigrationOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
     def _spec(self) -> Operation[VectorSpec]:
@@ -148,7 +167,7 @@ class _Operations(TableOperations[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
-        table.check_kind(chunked=chunk_tokens is not None)
+        _check_kind(table, chunked=chunk_tokens is not None)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
 
@@ -216,6 +235,7 @@ class _Operations(TableOperations[S]):
         ef_construction: int = 64,
         memory: int | None = None,
         workers: int | None = None,
+        words: str | None = None,
         on_progress: IndexProgress | None = None,
     ) -> Operation[bool]:
         """Build the HNSW index if there is none, then refresh the statistics.
@@ -225,10 +245,12 @@ class _Operations(TableOperations[S]):
             ef_construction: Candidates looked at for each row.
             memory: Bytes of maintenance_work_mem; None takes what the graph needs, to 2 GiB.
             workers: Parallel workers; None takes what the server allows, to 7.
+            words: A text search configuration, such as ``english``: index the words too, for
+                hybrid searches.
             on_progress: Told (rows done, rows in all) while it is built.
 
         Returns:
-            Whether an index was built.
+            Whether the index of the vectors was built.
         """
         table = yield from self._existing()
         planning = plan_index(
@@ -243,6 +265,8 @@ class _Operations(TableOperations[S]):
                 # A container's small /dev/shm cannot hold what parallel workers share.
                 building = build(table, dataclasses.replace(plan, workers=0))
                 built = yield Transaction(procedure=building, on_progress=on_progress)
+        if words is not None:
+            yield Transaction(procedure=index_words(table, words))
         yield Transaction(procedure=analyze(table))
         return built
 
@@ -255,6 +279,8 @@ class _Operations(TableOperations[S]):
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
         group: bool = False,
+        after: Page | None = None,
+        hybrid: str | None = None,
     ) -> Operation[list[Hit]]:
         """Return the k passages nearest to a question, nearest first.
 
@@ -265,26 +291,63 @@ class _Operations(TableOperations[S]):
             parameters: The values.
             candidates: How many of a packed column's nearest are rescored; None means 8 k.
             group: Return k documents, each by its nearest chunk.
+            after: Where the last page ended, as (distance, id) of its last hit; for the first
+                :data:`nimbed_pgvector.FIRST_PAGE`. Pages neither repeat nor leave out a passage.
+            hybrid: A text search configuration of PostgreSQL, such as ``english``: rank by the
+                question's words too. ``index(words=)`` makes that quick.
 
         Raises:
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
             ConfigurationError: If there is no such table, or the filter is no SQL.
         """
+        asked = functools.partial(
+            self._asked,
+            k=k,
+            where=filter,
+            parameters=parameters,
+            candidates=candidates,
+            group=group,
+            after=after,
+        )
+        if hybrid is not None:
+            if group or after is not None or candidates is not None:
+                raise ConfigurationError(
+                    "a hybrid search takes neither group, after nor candidates"
+                )
+            asked = functools.partial(
+                self._fused,
+                question=question,
+                k=k,
+                language=hybrid,
+                where=filter,
+                parameters=parameters,
+            )
         table = yield from self._existing()
         # A pool's connection is not held while a model is loaded or runs.
-        query: EmbeddingBatch = yield lambda: embed_question(
-            self._embedder_for(table), table.layout, question
-        )
-        return (
-            yield from self._nearest(
-                query,
-                k,
-                filter=filter,
-                parameters=parameters,
-                candidates=candidates,
-                group=group,
-            )
-        )
+        query: EmbeddingBatch = yield lambda: self._question(table, question)
+        try:
+            return (yield from asked(table, query))
+        except errors.UndefinedColumn as error:
+            now = yield from self._changed(table, error)
+        query = yield lambda: self._question(now, question)
+        return (yield from asked(now, query))
+
+    def _sql(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        candidates: int | None = None,
+    ) -> Operation[str]:
+        """Return a search as SQL to paste: its settings, and the question's vector as a literal.
+
+        The distances of a packed column alone are Hamming distances: what ranks its candidates by
+        the float question is no SQL. A condition's places for parameters (%s) stay as they are.
+        """
+        table = yield from self._existing()
+        query: EmbeddingBatch = yield lambda: self._question(table, question)
+        return written(table, query, k=k, where=filter, candidates=candidates)
 
     def _nearest(
         self,
@@ -295,14 +358,40 @@ class _Operations(TableOperations[S]):
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
         group: bool = False,
+        after: Page | None = None,
     ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
+        asked = functools.partial(
+            self._asked,
+            k=k,
+            where=filter,
+            parameters=parameters,
+            candidates=candidates,
+            group=group,
+            after=after,
+        )
         table = yield from self._existing()
+        try:
+            return (yield from asked(table, query))
+        except errors.UndefinedColumn as error:
+            now = yield from self._changed(table, error)
+        return (yield from asked(now, query))
+
+    def _asked(
+        self,
+        table: Table,
+        query: EmbeddingBatch,
+        *,
+        k: int,
+        group: bool,
+        after: Page | None,
+        **options: Any,
+    ) -> Operation[list[Hit]]:
+        if group and after is not None:
+            raise ConfigurationError("documents have no pages; ask for more of them, by k")
         reach = _CHUNKS_A_DOCUMENT * k if group else k
         while True:
-            found = search(
-                table, query, k=reach, where=filter, parameters=parameters, candidates=candidates
-            )
+            found = search(table, query, k=reach, after=after, **options)
             hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
             if not group:
                 return hits
@@ -310,6 +399,25 @@ class _Operations(TableOperations[S]):
             if len(best) >= k or len(hits) < reach:
                 return best[:k]
             reach *= _CHUNKS_A_DOCUMENT  # a few documents have all of the nearest chunks
+
+    def _fused(
+        self, table: Table, query: EmbeddingBatch, question: str, **options: Any
+    ) -> Operation[list[Hit]]:
+        hits: list[Hit] = yield Transaction(
+            procedure=hybrid_search(table, question, query, **options)
+        )
+        return hits
+
+    def _changed(self, before: Table, error: errors.UndefinedColumn) -> Operation[Table]:
+        """Return the table as a migration left it; raise the error if there was none."""
+        self._forget()
+        table = yield from self._existing()
+        if table.layout == before.layout:
+            raise error
+        return table
+
+    def _question(self, table: Table, question: str) -> EmbeddingBatch:
+        return embed_question(self._embedder_for(table), table.layout, question)
 
 
 class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
@@ -331,7 +439,13 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     load_embedded = sync_method("loading", _Operations._load_embedded)
     index = sync_method("indexing", _Operations._index)
     search = sync_method("searching", _Operations._search)
+    sql = sync_method("searching", _Operations._sql)
     nearest = sync_method("searching", _Operations._nearest)
+    audit = sync_method("auditing", _Operations._audit)
+    migrate = sync_method("migrating", _Operations._migrate)
+    rollback = sync_method("rolling back", _Operations._rollback)
+    finish = sync_method("finishing the migration of", _Operations._finish)
+    relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
 
@@ -358,6 +472,12 @@ class AsyncVectorTable(
     load_embedded = async_method("loading", _Operations._load_embedded)
     index = async_method("indexing", _Operations._index)
     search = async_method("searching", _Operations._search)
+    sql = async_method("searching", _Operations._sql)
     nearest = async_method("searching", _Operations._nearest)
+    audit = async_method("auditing", _Operations._audit)
+    migrate = async_method("migrating", _Operations._migrate)
+    rollback = async_method("rolling back", _Operations._rollback)
+    finish = async_method("finishing the migration of", _Operations._finish)
+    relabel = async_method("changing the contract of", _Operations._relabel)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
     spec = async_method("reading the contract of", _Operations._spec)

@@ -27,6 +27,7 @@ from nimbed.files.arrow import (
     arrow,
 )
 from nimbed.files.parquet import rows_of
+from nimbed.files.records import TextFields
 from nimbed.options import EmbedOptions
 from nimbed.rows import Row
 from nimbed.spec import (
@@ -199,7 +200,8 @@ class EmbedTexts:
         reasons: dict[int, str] = {}
         rows: list[Row] = []
         label = self.label
-        for row in rows_of(table, label.text_field, label.id_field, first_number=0):
+        text = TextFields((label.text_field,))
+        for row in rows_of(table, text, label.id_field, first_number=0):
             if isinstance(row, Row):
                 rows.append(row)
             else:

@@ -59,6 +59,12 @@ class Settings:
         flag="--model",
         metavar="NAME",
     )
+    cards: tuple[str, ...] = _setting(
+        (),
+        "Which catalogued model each folder of --model holds, in their order; - for none.",
+        flag="--card",
+        metavar="NAME",
+    )
     served_names: tuple[str, ...] = _setting(
         (),
         "What clients call the models, in their order; by default the model's own name.",
@@ -219,6 +225,11 @@ class Settings:
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(
                 f"log_level must be debug, info, warning or error; got {self.log_level!r}"
+            )
+        if len(self.cards) > len(self.models):
+            raise ConfigurationError(
+                f"cards say what the folders of models hold, in their order; got "
+                f"{len(self.cards)} for {len(self.models)} models"
             )
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port must be from 0 to 65535; got {self.port}")

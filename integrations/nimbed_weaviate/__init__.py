@@ -1,9 +1,9 @@
-"""Weaviate: configured so that it cannot misuse an embedding server, checked, and filled.
+"""Weaviate: configured so that it cannot misuse an embedding server, checked, filled, asked.
 
 :func:`vectorizer` and :func:`self_provided` make the configuration of a collection's vector,
-:func:`check` finds the traps that an existing one is in, :func:`batch_import` embeds in this
-process and stores, :func:`backfill` and :func:`embed_stored` do for objects that lie there, and
-:func:`search` asks.
+:func:`check` finds the traps that an existing one is in, :func:`audit` says what its vectors are,
+:func:`batch_import` embeds in this process and stores, :func:`backfill` and :func:`embed_stored`
+do so for objects that lie there, :func:`search` asks.
 """
 
 from nimbed.bulk import JobReport
@@ -11,6 +11,7 @@ from nimbed.errors import missing_extra
 from nimbed.rows import Reject
 
 try:
+    from nimbed_weaviate.audit import audit
     from nimbed_weaviate.backfill import abackfill, aembed_stored, backfill, embed_stored
     from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
@@ -34,6 +35,7 @@ __all__ = [
     "abatch_import",
     "acheck",
     "aembed_stored",
+    "audit",
     "backfill",
     "batch_import",
     "check",

@@ -21,7 +21,7 @@ from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
 from nimbed_weaviate.modules import ANEW, module_findings
-from nimbed_weaviate.properties import contract_of, digest_properties
+from nimbed_weaviate.properties import contract_of, digest_properties, module_options
 
 __all__ = ["acheck", "check", "check_all"]
 
@@ -116,7 +116,7 @@ def _property_names(config: CollectionConfig, used: frozenset[str]) -> Iterator[
     said = [
         each.name
         for each in config.properties
-        for module, options in _module_options(each)
+        for module, options in module_options(each)
         if module in used
         and module.startswith("text2vec")
         and options.vectorize_property_name
@@ -129,14 +129,6 @@ def _property_names(config: CollectionConfig, used: frozenset[str]) -> Iterator[
             f"put before the values that are embedded: {', '.join(sorted(set(said)))}; give "
             f"vectorize_property_name=False for them in a new collection",
         )
-
-
-def _module_options(each: Any) -> list[tuple[str, Any]]:
-    """Return a property's options for each module; an unnamed vector has one module."""
-    options = dict(each.vectorizer_configs or {})
-    if each.vectorizer is not None and each.vectorizer_config is not None:
-        options.setdefault(str(each.vectorizer), each.vectorizer_config)
-    return list(options.items())
 
 
 def _named(finding: Finding, vector: str) -> Finding:

@@ -33,7 +33,7 @@ from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import CollectionSink
 from nimbed_weaviate.connection import translate_errors
-from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, vector_setups
+from nimbed_weaviate.indexes import VectorSetup, spec_fault, vector_setups
 from nimbed_weaviate.properties import (
     ID,
     contract_of,
@@ -424,8 +424,7 @@ def fitting(
             f"{listed}"
         )
     spec = spec_of(chosen.name)
-    kind = KINDS[spec.embedding_type]
-    fault = index_fault(kind, chosen.metric, chosen.quantizers, index=chosen.index)
+    fault = spec_fault(spec, chosen.metric, chosen.quantizers, index=chosen.index)
     if fault:
         raise ConfigurationError(
             f"the collection {collection} compares {spec.embedding_type} vectors by "

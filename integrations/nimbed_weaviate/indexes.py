@@ -6,7 +6,7 @@ read from Weaviate's sources: its hamming counts unequal floats, its BQ keeps th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,6 +27,7 @@ __all__ = [
     "index_for",
     "kind_of",
     "quantizers_of",
+    "spec_fault",
     "vector_setups",
 ]
 
@@ -143,7 +144,7 @@ def _judged(index: Any, spec: VectorSpec) -> _VectorIndexConfigCreate:
         )
     metric = next(iter(metrics), metric_of_type)
     for name, each in [(kind, index), *parts.items()]:
-        fault = index_fault(KINDS[spec.embedding_type], metric, quantizers_of(each), index=name)
+        fault = spec_fault(spec, metric, quantizers_of(each), index=name)
         if fault:
             raise ConfigurationError(f"{spec.embedding_type} vectors: {fault}")
     if kind == "dynamic" and spec.packed:
@@ -180,6 +181,16 @@ def quantizers_of(index: Any) -> frozenset[str]:
     if name == "rq":
         return frozenset({f"rq-{found.bits or 8}"})  # 8 is the server's default
     return frozenset({"none" if name == "skipDefaultQuantization" else name})
+
+
+def spec_fault(
+    spec: VectorSpec, metric: str, quantizers: Collection[str], *, index: str = "hnsw"
+) -> str | None:
+    """Return why an index ranks the vectors of a spec wrongly, or None if it is right."""
+    right = stores.field(spec, "weaviate").metric
+    if not spec.normalized and metric != right:
+        return f"{spec.model} ranks by the length of its vectors too, as {right} does"
+    return index_fault(KINDS[spec.embedding_type], metric, quantizers, index=index)
 
 
 def index_fault(
@@ -247,6 +258,7 @@ class VectorSetup:
         metric: The distance.
         quantizers: What compresses the vectors; a dynamic index may have two.
         index: The type of the index.
+        source_properties: The properties that the module embeds; None for all of type text.
     """
 
     name: str
@@ -255,6 +267,7 @@ class VectorSetup:
     metric: str
     quantizers: frozenset[str]
     index: str = "hnsw"
+    source_properties: tuple[str, ...] | None = None
 
 
 def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
@@ -262,7 +275,13 @@ def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
     if config.vector_config:
         named = config.vector_config.items()
         return [
-            _setup(name, it.vectorizer.vectorizer, it.vectorizer.model, it.vector_index_config)
+            _setup(
+                name,
+                it.vectorizer.vectorizer,
+                it.vectorizer.model,
+                it.vector_index_config,
+                it.vectorizer.source_properties,
+            )
             for name, it in named
         ]
     module = config.vectorizer or Vectorizers.NONE
@@ -274,7 +293,13 @@ def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
     return [_setup("", module, settings, config.vector_index_config)]
 
 
-def _setup(name: str, module: Vectorizers | str, settings: Any, index: Any) -> VectorSetup:
+def _setup(
+    name: str,
+    module: Vectorizers | str,
+    settings: Any,
+    index: Any,
+    sources: Sequence[str] | None = None,
+) -> VectorSetup:
     metric = getattr(index, "distance_metric", VectorDistances.COSINE)
     parts = (index, getattr(index, "hnsw", None), getattr(index, "flat", None))
     return VectorSetup(
@@ -284,4 +309,5 @@ def _setup(name: str, module: Vectorizers | str, settings: Any, index: Any) -> V
         metric=metric.value,
         quantizers=frozenset().union(*map(quantizers_of, parts)),
         index="hnsw" if index is None else index.vector_index_type(),
+        source_properties=None if sources is None else tuple(sources),
     )

@@ -38,6 +38,7 @@ __all__ = [
     "digest_properties",
     "digest_property",
     "encoded_row",
+    "module_options",
     "properties_of",
     "seal",
     "space_of",
@@ -137,6 +138,14 @@ def _plain_list(name: str, values: Sequence[Any]) -> list[Any]:
             f"{name} is a list of {listed}; a list in Weaviate holds values of one plain type"
         )
     return plain
+
+
+def module_options(each: Any) -> list[tuple[str, Any]]:
+    """Return a property's options for each module; an unnamed vector has one module."""
+    options = dict(each.vectorizer_configs or {})
+    if each.vectorizer is not None and each.vectorizer_config is not None:
+        options.setdefault(str(each.vectorizer), each.vectorizer_config)
+    return list(options.items())
 
 
 def digest_property(vector: str) -> str:

@@ -163,6 +163,7 @@ def served(shape: Shape, tokenizer: Path | None) -> None:
         write(Path(temporary), shape, tokenizer=tokenizer)
         words = ["serve", "--port", "PORT", "--model", temporary, "--device", "cuda"]
         words += ["--dtype", "bfloat16", "--served-name", "m", "--truncate", "END"]
+        words += ["--max-queue", "100000", "--max-queue-tokens", "100000000"]
         texts, asked = passages(16384, seed=21), queries(8192, seed=22)
         say("### served over HTTP, MiniLM, 128 connections, one server process\n")
         with started({"nimbed": [sys.executable, "-m", "nimbed_cli.main", *words]}) as servers:

@@ -43,6 +43,33 @@ MISTRAL = {
     "head_dim": 128,
     "sliding_window": None,
 }
+QWEN3 = {  # Qwen3-Embedding-0.6B
+    **LLAMA,
+    "model_type": "qwen3",
+    "is_causal": True,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+}
+GEMMA3 = {  # EmbeddingGemma-300m, without its two dense modules
+    "model_type": "gemma3_text",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+    "max_position_embeddings": 2048,
+    "use_bidirectional_attention": True,
+    "pad_token_id": 0,
+}
 BERT = {
     "model_type": "bert",
     "vocab_size": VOCABULARY,
@@ -75,6 +102,7 @@ class Shape:
         dtypes: Of both sides; the first is the file's.
         batches: Sizes that the competitor may choose its best from.
         latent: Whether NV-Embed's latent attention stands behind it.
+        pooling: ``mean`` or ``lasttoken``.
     """
 
     config: dict[str, Any]
@@ -83,11 +111,14 @@ class Shape:
     dtypes: tuple[str, ...]
     batches: tuple[int, ...]
     latent: bool = False
+    pooling: str = "mean"
 
 
 ON_CPU = {
     "e5-large": Shape(BERT, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
     "llama-1b": Shape(LLAMA, 8, 1, ("bfloat16",), (1, 2, 4, 8)),
+    "qwen3-0.6b": Shape(QWEN3, 8, 1, ("float32", "bfloat16"), (1, 2, 4), pooling="lasttoken"),
+    "embedding-gemma": Shape(GEMMA3, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
     "nvembed": Shape(MISTRAL, 8, 1, ("bfloat16",), (1, 2, 4, 8), latent=True),
     # Pages: an image of a page costs 1800 tokens, as much as a dozen passages.
     "vl": Shape({**LLAMA, "num_hidden_layers": 4}, 4, 10, ("bfloat16",), (1, 2, 4)),
@@ -154,6 +185,10 @@ def describe(folder: Path, shape: Shape, *, tokenizer: Path | None = None) -> No
             "add_eos": False,  # the others see the same tokens
         }
     (folder / "config.json").write_text(json.dumps(facts), "utf-8")
+    if shape.pooling != "mean":
+        (folder / "1_Pooling").mkdir()
+        pooling = json.dumps({"pooling_mode": shape.pooling})
+        (folder / "1_Pooling" / "config.json").write_text(pooling, "utf-8")
     shutil.copy(tokenizer or locate(None).folder / "tokenizer.json", folder / "tokenizer.json")
 
 

@@ -6,7 +6,7 @@
 #   bash tests/benchmarks/on_gpu.sh [TOKENIZER_JSON] [SECONDS_FOR_TESTS] [SECONDS_FOR_BENCHMARK]
 set -u
 tokenizer=${1:-} tests=${2:-150} benchmark=${3:-300}
-export PYTHONPATH=engine:integrations:tests/benchmarks PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+export PYTHONPATH=engine:integrations:tests/benchmarks${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 nvidia-smi -L
 # The project's own pytest options name plugins that such a machine need not have.
 timeout "$tests" python3 -m pytest -q -o addopts=--import-mode=importlib -o filterwarnings= \

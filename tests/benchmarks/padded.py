@@ -1,4 +1,4 @@
-"""transformers as it is used: sorted by length, padded, masked, mean-pooled."""
+"""transformers as it is used: sorted by length, padded, masked, pooled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Padded:
     ) -> None:
         self._latent: LatentAttention | None = None
         config = transformers.AutoConfig.for_model(**shape.config)
-        config.is_causal = False
+        self._last = shape.pooling == "lasttoken"
+        if not self._last and shape.config["model_type"] != "gemma3_text":
+            config.is_causal = False
         model_class = transformers.AutoModel._model_mapping[type(config)]
         tensors = dict(weights or load_file(folder / "model.safetensors"))
         with torch.device(device):  # its buffers are not in the file
@@ -81,5 +83,8 @@ class Padded:
         ids, mask = ids.to(self._device), mask.to(self._device)
         hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         hidden = hidden if self._latent is None else self._latent(hidden)
+        if self._last:
+            last = torch.arange(len(rows), device=mask.device), mask.sum(1) - 1
+            return F.normalize(hidden[last].float(), dim=1)
         pooled = (hidden.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return F.normalize(pooled, dim=1)

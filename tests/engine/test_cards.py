@@ -66,7 +66,8 @@ def test_prompts_belong_to_roles():
 def test_every_card_gives_a_spec_for_every_type_and_size(card):
     assert card.dimensions in card.sizes
     for size in card.sizes:
-        for kind in ("float", "int8", "uint8", "binary", "ubinary"):
+        kinds = ("float", "int8", "uint8", "binary", "ubinary")
+        for kind in kinds if card.metric == "cosine" else kinds[:1]:
             spec = card.spec(embedding_type=kind, dimensions=size)
             assert (spec.model, spec.dimensions) == (card.id, size)
     assert card.asymmetric == (card.query_prompt != card.passage_prompt)
@@ -111,3 +112,27 @@ def test_changed_prompts_change_the_space():
 def test_a_card_that_contradicts_itself_is_refused(change):
     with pytest.raises(ConfigurationError):
         dataclasses.replace(cards.find("nvidia/llama-nemotron-embed-1b-v2"), **change)
+
+
+def test_a_retired_models_successor_is_in_the_catalogue():
+    retired = [card for card in cards.catalogue() if card.successor]
+    assert {card.id for card in retired} >= {"nvidia/nv-embedqa-e5-v5"}
+    for card in retired:
+        assert cards.find(card.successor).id == card.successor != card.id
+
+
+def test_a_card_has_prompts_for_other_tasks():
+    card = cards.find("nomic-embed-text")
+    sorting = card.with_prompt("clustering")
+    assert (sorting.query_prompt, sorting.passage_prompt) == ("clustering: ", "clustering: ")
+    assert sorting.spec().fingerprint != card.spec().fingerprint
+    assert card.with_prompt("").passage_prompt == ""
+    with pytest.raises(ConfigurationError, match="no prompt named 'sts'; .*'clustering'"):
+        card.with_prompt("sts")
+
+
+def test_models_that_rank_by_dot_have_floats_alone():
+    card = cards.find("multi-qa-mpnet-base-dot-v1")
+    assert (card.spec().metric, card.spec().normalized) == ("dot", False)
+    with pytest.raises(ConfigurationError, match="ranks by dot"):
+        card.spec(embedding_type="int8")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import nimbed
 from nimbed.errors import ConfigurationError, SpaceMismatchError
+from nimbed.fake import FAKE_CARD
 from nimbed.search import distances, nearest, rescore
 
 FAKE = nimbed.FakeEmbedder()
@@ -105,3 +108,16 @@ def test_bits_of_many_passages_are_counted_block_by_block(passages):
     )
     expected = [np.unpackbits(bits[2:] ^ one, axis=1).sum(1) for one in bits[:2]]
     np.testing.assert_array_equal(distances(queries, stored), expected)
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_floats_that_keep_their_length_are_compared_by_the_models_metric(metric):
+    embedder = nimbed.FakeEmbedder(dataclasses.replace(FAKE_CARD, metric=metric))
+    queries = embedder.embed(["a", "b"], input_type="query", dimensions=32)
+    passages = embedder.embed([str(n) for n in range(40)], input_type="passage", dimensions=32)
+    assert np.linalg.norm(passages.vectors, axis=1).std() > 0.1
+    left, right = queries.vectors.astype(np.float64), passages.vectors.astype(np.float64)
+    exact = -left @ right.T
+    if metric == "euclidean":
+        exact = np.linalg.norm(left[:, None] - right, axis=2)
+    np.testing.assert_allclose(distances(queries, passages), exact, rtol=1e-5, atol=1e-5)

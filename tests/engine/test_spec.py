@@ -131,3 +131,18 @@ def test_two_spaces_may_not_meet_and_the_message_names_the_difference():
     with pytest.raises(SpaceMismatchError, match="compare.*dimensions 64 and 32"):
         require_same_space(of(), of(dimensions=32), doing="compare")
     require_same_space(of(), of(), doing="compare")
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_a_model_may_rank_by_the_length_of_its_vectors(metric):
+    spec = of(metric=metric)
+    assert (spec.metric, spec.normalized, spec.dtype) == (metric, False, "float32")
+    assert VectorSpec.from_json(spec.to_json()) == spec
+    assert spec.fingerprint != of().fingerprint
+    assert of(metric="cosine").fingerprint == of().fingerprint
+    for kind in ("int8", "uint8", "binary", "ubinary"):
+        with pytest.raises(ConfigurationError, match=f"ranks by {metric}.*{kind} does not keep"):
+            of(metric=metric, embedding_type=kind)
+    for change in ({"normalized": True}, {"metric": "cosine"}, {"metric": "hamming"}):
+        with pytest.raises(ConfigurationError):
+            VectorSpec.from_dict({**spec.to_dict(), **change, "fingerprint": None})

@@ -9,21 +9,32 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from nimbed.local import kernels
-from nimbed.local.attention_windows import ByWindow
+from nimbed.local.attention_rectangles import ByRectangle
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 
-__all__ = ["Attention", "ByVarlen", "attention_for", "by_length", "follows_rows"]
+__all__ = [
+    "Attention",
+    "ByVarlen",
+    "DistanceBias",
+    "attention_for",
+    "by_length",
+    "follow_rows",
+]
 
 # Head sizes of nimbed.local.kernels.varlen_attention, known without importing triton.
 _FUSED_SIZES = (32, 64, 128)
+
+# Queries of a long text that attend at once through a window: fewer take more launches, more take
+# more keys that most of them do not see.
+_WINDOW_ROWS = 128
 
 
 class Attention(Protocol):
@@ -46,26 +57,66 @@ class Attention(Protocol):
         ...
 
 
-def attention_for(placement: Placement, *, causal: bool = False) -> Attention:
+class DistanceBias:
+    """What is added to a score for how far behind its query a key stands, head by head.
+
+    Args:
+        added: Of shape (heads, 2 * longest - 1): for keys from longest - 1 before the query to as
+            many behind it.
+    """
+
+    def __init__(self, added: torch.Tensor) -> None:
+        self._added = added
+        self._layout: Layout | None = None
+        self._made: dict[int, torch.Tensor] = {}
+
+    def of(self, length: int, layout: Layout) -> torch.Tensor:
+        """Return what is added in a sequence, of shape (heads, queries, keys).
+
+        It is made once a batch, and serves every layer.
+        """
+        if self._layout is not layout:
+            self._layout, self._made = layout, {}
+        if length not in self._made:
+            nearest = self._added.shape[1] // 2
+            around = self._added[:, nearest + 1 - length : nearest + length]
+            self._made[length] = around.unfold(1, length, 1).flip(1)
+        return self._made[length]
+
+
+def attention_for(
+    placement: Placement,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    bias: DistanceBias | None = None,
+) -> Attention:
     """Choose the implementation for a device and dtype.
 
     Args:
         placement: Device and dtype.
         causal: Whether a token attends to itself and those before it alone.
+        window: How many tokens it attends to on either side of itself, or before it if causal;
+            None for all. transformers' ``sliding_window`` counts the same in bidirectional models,
+            and the token itself besides in causal ones.
+        bias: What is added to the scores; for bidirectional attention to every token. On CUDA
+            such a model attends length by length.
     """
-    plain = functools.partial(by_length, causal=True) if causal else by_length
-    if placement.on_cpu and placement.dtype == torch.bfloat16 and not (_has_amx() or causal):
+    assert bias is None or not (causal or window is not None)
+    plain: Attention = functools.partial(by_length, causal=causal, window=window, bias=bias)
+    everything = not causal and window is None and bias is None
+    if placement.on_cpu and placement.dtype == torch.bfloat16 and everything and not _has_amx():
         # Without AMX torch's fused kernel multiplies bfloat16 at float32 speed; oneDNN's batched
         # products use AVX512-BF16 (measured 1.9x at 64 to 512 tokens).
-        return ByWindow()
-    if placement.device.type == "cuda" and placement.dtype != torch.float32:
-        return ByVarlen.if_available(causal=causal) or plain
+        return ByRectangle()
+    if placement.device.type == "cuda" and placement.dtype != torch.float32 and bias is None:
+        return ByVarlen.if_available(causal=causal, window=window) or plain
     return plain
 
 
-def follows_rows(placement: Placement) -> bool:
-    """Whether what attention launches depends on the number of rows alone, not on the lengths."""
-    return isinstance(attention_for(placement), ByVarlen)
+def follow_rows(attentions: Iterable[Attention]) -> bool:
+    """Whether what these launch depends on the number of rows alone, not on the lengths."""
+    return all(isinstance(attention, ByVarlen) for attention in attentions)
 
 
 def by_length(
@@ -75,6 +126,8 @@ def by_length(
     layout: Layout,
     *,
     causal: bool = False,
+    window: int | None = None,
+    bias: DistanceBias | None = None,
 ) -> torch.Tensor:
     """Attend with torch's fused kernel, once a run of equally long sequences."""
     out = torch.zeros_like(q)
@@ -88,11 +141,40 @@ def by_length(
             # Grouped heads in float32 would fall to a kernel that holds length² scores in memory.
             key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
             share = 1
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, enable_gqa=share > 1
-        )
+        if window is not None and length > window + 1:
+            attended = _within_window(query, key, value, window, causal=causal)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=None if bias is None else bias.of(length, layout),
+                is_causal=causal,
+                enable_gqa=share > 1,
+            )
         out[rows] = attended.transpose(1, 2).flatten(0, 1)
     return out.flatten(1)
+
+
+def _within_window(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, *, causal: bool
+) -> torch.Tensor:
+    """Attend a block of queries at a time to the keys that any of them sees."""
+    out, length = torch.empty_like(query), query.shape[2]
+    step = length if length <= _WINDOW_ROWS + 2 * window else _WINDOW_ROWS
+    for first in range(0, length, step):
+        last = min(first + step, length)
+        low, high = max(0, first - window), last if causal else min(length, last + window)
+        queries = torch.arange(first, last, device=query.device)
+        ahead = torch.arange(low, high, device=query.device) - queries[:, None]
+        out[:, :, first:last] = F.scaled_dot_product_attention(
+            query[:, :, first:last],
+            key[:, :, low:high],
+            value[:, :, low:high],
+            attn_mask=(ahead >= -window) & (ahead <= (0 if causal else window)),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return out
 
 
 class ByVarlen:
@@ -104,23 +186,34 @@ class ByVarlen:
     sequence independent of its batch) came with 2.13.
     """
 
-    def __init__(self, kernel: Callable[..., torch.Tensor], *, causal: bool = False) -> None:
-        self._kernel, self._causal = kernel, causal
+    def __init__(
+        self,
+        kernel: Callable[..., torch.Tensor],
+        *,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> None:
+        self._kernel, self._causal, self._window = kernel, causal, window
         known = inspect.signature(kernel).parameters
         self._groups_heads = "enable_gqa" in known
         self._options: dict[str, Any] = {"num_splits": 1} if "num_splits" in known else {}
-        if causal:
-            window = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-            self._options |= window
+        if "window_size" in known and (causal or window is not None):
+            before = -1 if window is None else window
+            self._options["window_size"] = (before, 0 if causal else before)
+        elif causal:
+            self._options["is_causal"] = True
 
     @classmethod
-    def if_available(cls, *, causal: bool = False) -> ByVarlen | None:
-        """Return it where this torch has the kernel (2.10 and later), else None."""
+    def if_available(cls, *, causal: bool = False, window: int | None = None) -> ByVarlen | None:
+        """Return it where this torch has the kernel (2.10 and later, windows later), else None."""
         try:
             module = importlib.import_module("torch.nn.attention.varlen")
         except ImportError:
             return None
-        return cls(module.varlen_attn, causal=causal)
+        kernel = module.varlen_attn
+        if window is not None and "window_size" not in inspect.signature(kernel).parameters:
+            return None
+        return cls(kernel, causal=causal, window=window)
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
@@ -129,7 +222,11 @@ class ByVarlen:
         if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
             from nimbed.local.kernels.varlen_attention import attend
 
-            return attend(q, k, v, layout.spans, layout.longest_span, causal=self._causal)
+            return attend(
+                *(q, k, v, layout.spans, layout.longest_span),
+                causal=self._causal,
+                window=self._window,
+            )
         options: dict[str, Any] = dict(self._options)
         if self._groups_heads and q.shape[1] != k.shape[1]:
             options["enable_gqa"] = True

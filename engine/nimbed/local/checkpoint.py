@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from nimbed.cards import ModelCard, Pooling, known
-from nimbed.errors import CheckpointError
+from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.local.config_keys import keys_of
 from nimbed.local.hub import Located
+from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
+from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
 from nimbed.local.models.fields import first_position, whole
-from nimbed.local.pipeline import Pipeline, read_json, read_pipeline, role_prompts
+from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
+from nimbed.local.sentence_config import Prompts, read_prompts
+from nimbed.local.tokenizer_config import read_tokenizer_changes
+from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -24,13 +30,27 @@ __all__ = ["Checkpoint", "read_checkpoint"]
 _ARCHITECTURES = {
     "bert": "bert",
     "bidir_mistral": "mistral",
+    "gemma3_text": "gemma3",
+    "camembert": "xlm_roberta",
+    "distilbert": "distilbert",
+    "gte": "gte",
+    "jina_embeddings_v3": "jina_v3",
     "llama": "llama",
     "llama_bidirec": "llama",
     "llama_nemotron_vl": "nemotron_vl",
     "ministral3": "ministral3",
+    "ministral3_bidirec": "ministral3",
     "mistral": "mistral",
+    "mistral3": "mistral3",
+    "mistral3_bidirec": "mistral3",
+    "modernbert": "modernbert",
+    "mpnet": "mpnet",
+    "new": "gte",
+    "nomic_bert": "nomic_bert",
     "nvembed": "nvembed",
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "roberta": "xlm_roberta",
     "xlm-roberta": "xlm_roberta",
 }
 
@@ -38,17 +58,27 @@ _ARCHITECTURES = {
 _TRAINED_PROMPTS = {
     "bidir_mistral": ("query: ", "passage: "),
     "llama_bidirec": ("query: ", "passage: "),
+    "ministral3_bidirec": ("query: ", "passage: "),
+    "mistral3_bidirec": ("query: ", "passage: "),
     "nvembed": (
         "Instruct: Given a question, retrieve passages that answer the question\nQuery: ",
         "",
     ),
 }
 
-# Architectures that also generate text, of which only the pooling shows that one embeds.
-_DECODERS = ("qwen3",)
+# Architectures that also generate text.
+_DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "qwen3")
+
+# Architectures whose positions begin behind the padding id.
+_OFFSET = ("mpnet", "xlm_roberta")
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
-_POOLING_NAMES: dict[str, Pooling] = {"avg": "mean", "mean": "mean", "cls": "cls"}
+_POOLING_NAMES: dict[str, Pooling] = {
+    "avg": "mean",
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+}
 
 _SAMPLE = 1 << 16
 
@@ -59,7 +89,7 @@ class Checkpoint:
 
     Attributes:
         folder: Where the network's files are.
-        config: config.json as it stands.
+        config: What config.json holds, under the usual names.
         card: Facts, from the catalogue and the checkpoint's own files.
         revision: What pins the weights, for the spec.
         pipeline: What happens to a text besides the network.
@@ -78,6 +108,7 @@ def read_checkpoint(
     revision: str | None,
     override: object = None,
     told: ModelCard | None = None,
+    prompt_name: str | None = None,
 ) -> Checkpoint:
     """Read the JSON files of a model folder.
 
@@ -86,19 +117,22 @@ def read_checkpoint(
         revision: What the caller pinned.
         override: A ModelCard whose facts outrank the files' and the catalogue's.
         told: The card of the model that a folder holds, as the caller says.
+        prompt_name: Which of the model's prompts goes before every text, instead of its role's.
 
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
             the configuration is not that of the model that the caller says it is.
+        ConfigurationError: If the caller says so of what is no folder.
     """
+    if told is not None and located.card is not None:
+        raise ConfigurationError(
+            f"card= says what a folder holds; {located.name} is no folder but has a card"
+        )
     if told is not None:
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told
         located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
-    # A catalogued model's card says all this, and its publisher's files change.
-    pipeline = Pipeline(folder=located.folder, weights=located.folder)
-    if located.card is None:
-        pipeline = read_pipeline(located.folder)
+    pipeline = _pipeline_of(located, told=told is not None)
     folder = pipeline.weights
     config = read_json(folder / "config.json", required=True)
     model_type = config.get("model_type")
@@ -108,6 +142,8 @@ def read_checkpoint(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
+    known_keys = keys_of(architecture, str(model_type))
+    config = usual_names(config, folder / "config.json", known_keys)
     if told is not None:
         _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
@@ -115,54 +151,123 @@ def read_checkpoint(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
+    prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if architecture == "mistral3":
+        prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
-        card = dataclasses.replace(override, architecture=architecture)
+        card = override
+    elif located.card is not None:
+        card = dataclasses.replace(located.card, **_of_roles(prompts))
     else:
-        card = located.card or _card_from_files(located, config, architecture, pipeline)
-        card = dataclasses.replace(card, architecture=architecture, **_own_prompts(located.folder))
+        check_keys(config, folder / "config.json", known_keys)
+        changes = read_tokenizer_changes(
+            folder, model_type=str(model_type), do_lower_case=pipeline.do_lower_case
+        )
+        pipeline = dataclasses.replace(pipeline, tokenizer=changes)
+        card = _card_from_files(located, config, architecture, pipeline, prompts)
+    card = dataclasses.replace(card, architecture=architecture)
+    if card.bidirectional is not None and config.get("is_causal") is None:
+        config = {**config, "is_causal": not card.bidirectional}
+    if architecture in _DECODERS:
+        _refuse_generators(config, architecture, card, pipeline)
+    if prompt_name is not None:
+        card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
+def _pipeline_of(located: Located, *, told: bool) -> Pipeline:
+    """Follow a folder's modules; those of a catalogued model beyond the pooling on its card.
+
+    Args:
+        located: The folder, and the catalogue's card.
+        told: Whether the card is what the caller says of the folder, and has to fit it.
+    """
+    card = located.card
+    if card is None:
+        return read_pipeline(located.folder)
+    bare = Pipeline(folder=located.folder, weights=located.folder)
+    listed = read_any_json(located.folder / "modules.json", empty=list)
+    kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]
+    if not kinds or not (told or any(kind.endswith((".Dense", ".LayerNorm")) for kind in kinds)):
+        return bare  # the card says all this, and its publisher's files change
+    followed = read_pipeline(located.folder)
+    if followed.card_pooling != card.pooling:
+        raise CheckpointError(
+            f"{located.folder} pools by {followed.card_pooling}; {card.id} pools by {card.pooling}"
+        )
+    if followed.metric != card.metric:
+        raise CheckpointError(
+            f"{located.folder} ranks by {followed.metric}; {card.id} ranks by {card.metric}"
+        )
+    last = [module.outputs for module in followed.modules if isinstance(module, DenseModule)][-1:]
+    if last and last[0] != card.dimensions:
+        raise CheckpointError(
+            f"{located.folder} gives {last[0]} dimensions; {card.id} gives {card.dimensions}"
+        )
+    return dataclasses.replace(
+        bare,
+        weights=followed.weights,
+        include_prompt=followed.include_prompt,
+        modules=followed.modules,
+        module_weights=followed.module_weights,
+    )
+
+
 def _card_from_files(
-    located: Located, config: dict[str, Any], architecture: str, pipeline: Pipeline
+    located: Located,
+    config: dict[str, Any],
+    architecture: str,
+    pipeline: Pipeline,
+    prompts: Prompts,
 ) -> ModelCard:
     folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
     if not isinstance(language, dict):
         raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
     positions = whole(language, "max_position_embeddings")
-    if architecture == "xlm_roberta":
+    if architecture in _OFFSET:
         positions -= first_position(config)
-    query, passage = pipeline.query_prompt, pipeline.passage_prompt
+    query, passage = prompts.query, prompts.passage
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
-    if architecture in _DECODERS and pipeline.pooling is None:
-        raise CheckpointError(
-            f"{folder} says nowhere how its states are pooled; a {architecture} without a "
-            f"modules.json is a text generator"
-        )
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    note = "read from the checkpoint's own files"
-    if pipeline.other_prompts:
-        note += f"; its prompts for {', '.join(pipeline.other_prompts)} belong to neither role"
+    size = min(width, pipeline.dimensions or width)
     card = ModelCard(
         id=located.name,
         architecture=architecture,
-        dimensions=min(width, pipeline.dimensions or width),
+        dimensions=size,
         max_tokens=min(pipeline.max_tokens or positions, positions),
         pooling="latent" if architecture == "nvembed" else pooling,
         asymmetric=query != passage,
         query_prompt=query,
         passage_prompt=passage,
-        matryoshka=_matryoshka(folder, config, min(width, pipeline.dimensions or width)),
-        note=note,
+        task_prompts=prompts.tasks,
+        matryoshka=_matryoshka(folder, config, size),
+        metric=pipeline.metric,
+        note="read from the checkpoint's own files",
     )
+    if architecture == "mistral3":
+        return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_own_prompts(located.folder)})
+    return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+
+
+def _refuse_generators(
+    config: dict[str, Any], architecture: str, card: ModelCard, pipeline: Pipeline
+) -> None:
+    """Refuse a causal network of which nothing shows that it embeds.
+
+    A Llama's or Qwen's files are those of a text generator; a pooling beside them, or the last
+    token on a card, shows that it was trained for vectors.
+    """
+    language = decoder_of(config, architecture)
+    if pipeline.pooling is None and card.pooling != "lasttoken":
+        refuse_causal(language)
+    is_causal(language)
 
 
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
@@ -199,9 +304,9 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
     return tuple(sorted({size for size in given if size < width}))
 
 
-def _own_prompts(folder: Path) -> dict[str, Any]:
-    """Let a catalogued model's own files have the last word about its prompts."""
-    query, passage = role_prompts(folder)
+def _of_roles(prompts: Prompts) -> dict[str, Any]:
+    """Let a model's own files have the last word about the prompts of its roles."""
+    query, passage = prompts.query, prompts.passage
     if not query and not passage:
         return {}
     return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
@@ -29,7 +30,8 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpe
 if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
     from nimbed.local.engine import Engine
     from nimbed.local.heads import M3Heads, SparseVector
-    from nimbed.local.tokenizer import InputTokenizer, ModelTokens
+    from nimbed.local.model_tokenizer import ModelTokens
+    from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
 
@@ -76,10 +78,12 @@ class LocalEmbedder(Managed):
         devices: Sequence[str] | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        prompt_name: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "card": card,
+            "prompt_name": prompt_name,
             "device": device,
             "devices": devices,
             "dtype": dtype,
@@ -97,11 +101,9 @@ class LocalEmbedder(Managed):
             cache_dir=cache_dir,
         )
         told = find(card) if isinstance(card, str) else card
-        if told is not None and located.card is not None:
-            raise ConfigurationError(
-                f"card= says what a folder holds; {located.name} is no folder but has a card"
-            )
-        self._checkpoint = read_checkpoint(located, revision=revision, override=model, told=told)
+        self._checkpoint = read_checkpoint(
+            located, revision=revision, override=model, told=told, prompt_name=prompt_name
+        )
         self._loaded: _Loaded | None = None
         self._tokens: ModelTokens | None = None
         self._m3: M3Heads | None = None
@@ -135,6 +137,33 @@ class LocalEmbedder(Managed):
     def card(self) -> ModelCard:
         """Facts about the model, its checkpoint's own prompts included."""
         return self._checkpoint.card
+
+    def with_card(self, card: ModelCard) -> LocalEmbedder:
+        """Return one that shares these weights; see :class:`nimbed.embedder.Adjustable`.
+
+        Raises:
+            ConfigurationError: If the card changes more than prompts and a shorter longest text.
+        """
+        own = self.card
+        varied = dataclasses.replace(
+            own,
+            query_prompt=card.query_prompt,
+            passage_prompt=card.passage_prompt,
+            asymmetric=card.asymmetric,
+            max_tokens=min(card.max_tokens, own.max_tokens),
+        )
+        if varied != card:
+            raise ConfigurationError(
+                f"with_card changes prompts and max_tokens, to {own.max_tokens} at most; for other "
+                f"facts of {own.id} load it with the card: nimbed.load(card)"
+            )
+        from nimbed.local.model_tokenizer import read_tokenizer
+
+        engines = self._load().engines
+        other = LocalEmbedder(self._model, **self._arguments)
+        other._checkpoint = dataclasses.replace(self._checkpoint, card=card)
+        other._loaded = _Loaded(read_tokenizer(other._checkpoint), engines)
+        return other
 
     def spec(
         self,
@@ -350,7 +379,7 @@ class LocalEmbedder(Managed):
     def _counter(self) -> ModelTokens:
         if self._tokens is None:
             try:
-                from nimbed.local.tokenizer import ModelTokens
+                from nimbed.local.model_tokenizer import ModelTokens
             except ImportError as error:
                 raise missing_extra("local", needs=error.name or "tokenizers") from error
             self._tokens = ModelTokens(self._checkpoint)

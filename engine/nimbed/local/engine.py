@@ -6,13 +6,14 @@ Plans micro-batches, runs the model on them and puts the rows back in the caller
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,55 +21,23 @@ from numpy.typing import NDArray
 
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
-from nimbed.local.attention import follows_rows
+from nimbed.local.attention import follow_rows
 from nimbed.local.batching import Layout, micro_batches, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
-from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
-from nimbed.local.models.llama import Llama
-from nimbed.local.models.ministral3 import ministral3
+from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen3 import qwen3
-from nimbed.local.models.xlm_roberta import xlm_roberta
+from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
 from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tokenizer import Row, Tokens, ids_of
 from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.reader import ImageReader, images_of
-from nimbed.local.weights import Tensors, give_back, open_tensors
+from nimbed.local.weights import give_back, open_tensors
 
 __all__ = ["Engine", "Model", "build_engine", "run"]
 
-
-class Model(Protocol):
-    """A network over packed sequences."""
-
-    @property
-    def vocabulary(self) -> int:
-        """How many token ids it knows."""
-        ...
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return states of shape (layout.rows, width) for packed ids of shape (layout.rows,)."""
-        ...
-
-
-_MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {
-    "bert": Bert,
-    "llama": Llama,
-    "ministral3": ministral3,
-    "mistral": Llama,
-    "nemotron_vl": NemotronVL,
-    "nvembed": NvEmbed,
-    "qwen3": qwen3,
-    "xlm_roberta": xlm_roberta,
-}
-
-# Post-norm encoders, whose every layer rounds the whole state in float8: no choice of layers or
-# products that leaves a gain keeps MiniLM's cosines above 0.999 (decision 0012).
-_TOO_COARSE = ("bert", "xlm_roberta")
 
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
 # take the host about as long, whatever the model.
@@ -153,7 +122,7 @@ class Engine:
         cost: TokenCost,
     ) -> None:
         self._model = model
-        self._images = ImageReader(model) if isinstance(model, NemotronVL) else None
+        self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
         self._dimensions = dimensions
@@ -169,7 +138,8 @@ class Engine:
         )
         self._forward = _forward(model, self._pool)
         self._graphs: Graphs | None = None
-        if self._stream is not None and follows_rows(placement):
+        by_rows = follow_rows(model.attentions)
+        if self._stream is not None and by_rows:
             self._graphs = Graphs(
                 self._forward,
                 device,
@@ -180,7 +150,7 @@ class Engine:
             )
         # Where attention goes length by length, a batch of few lengths is 5 to 15 % faster; more
         # than four budgets to choose from win nothing (measured).
-        self.look_ahead = 1 if follows_rows(placement) else 4
+        self.look_ahead = 1 if by_rows else 4
         self._lock = threading.Lock()
         self._lost = False
         _engines.add(self)
@@ -225,8 +195,7 @@ class Engine:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
         transfer = Transfer(out, finished)
-        plan = micro_batches([len(row) for row in ids], budget=self.budget)
-        for rows in self.ahead(ids, plan):
+        for rows in self.plan(ids, self.budget):
             self.launch(ids, rows, transfer, skip=skip)
         transfer.flush()
 
@@ -247,11 +216,12 @@ class Engine:
         transfer.flush()
         return out
 
-    def ahead(
-        self, ids: Sequence[Row], plan: Iterator[NDArray[np.intp]]
-    ) -> Iterator[NDArray[np.intp]]:
-        """Yield the micro-batches of a plan; images are decoded one batch ahead."""
-        return plan if self._images is None else self._images.ahead(ids, plan)
+    def plan(self, ids: Sequence[Row], budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the micro-batches of rows; images are decoded one batch ahead."""
+        if self._images is None:
+            return micro_batches([len(row) for row in ids], budget=budget)
+        sizes = [self._images.size(row) for row in ids]
+        return self._images.ahead(ids, micro_batches(sizes, budget=budget))
 
     def launch(
         self,
@@ -362,7 +332,8 @@ class Engine:
         return on_device(flat, lengths, self._placement.device, skip=skip, staging=self._staging)
 
     def _flat(self, ids: Sequence[Row]) -> NDArray[np.int64]:
-        flat = np.concatenate([np.fromiter(ids_of(row), np.int64, len(row)) for row in ids])
+        every = itertools.chain.from_iterable([ids_of(row) for row in ids])
+        flat = np.fromiter(every, np.int64, sum([len(row) for row in ids]))
         if flat.max() >= self._model.vocabulary:
             raise CheckpointError(
                 f"the tokenizer gave id {flat.max()}, the model knows {self._model.vocabulary}; "
@@ -384,7 +355,7 @@ def run(
     """
     ids, skip = tokens.rows, tokens.skip
     budget = min(engine.budget for engine in engines)
-    plan = engines[0].ahead(ids, micro_batches([len(row) for row in ids], budget=budget))
+    plan = engines[0].plan(ids, budget)
     taking = threading.Lock()
 
     def work(engine: Engine, transfer: Transfer) -> None:
@@ -411,13 +382,13 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         ConfigurationError: If the model does not bear the placement's dtype.
     """
     card, config = checkpoint.card, checkpoint.config
-    if placement.float8 and card.architecture in _TOO_COARSE:
+    if placement.float8 and card.architecture in TOO_COARSE:
         raise ConfigurationError(
             f"dtype 'float8' costs an encoder like {card.id} too much (of MiniLM's ten nearest it "
             f"changes one in twenty, at a mean cosine of 0.997); use dtype='bfloat16'"
         )
     with torch.inference_mode(), open_tensors(checkpoint.folder) as tensors:
-        model = _MODELS[card.architecture](config, tensors, placement)
+        model = MODELS[card.architecture](config, tensors, placement)
         tensors.refuse_leftovers()
         modules = read_modules(checkpoint.pipeline.modules, placement.device)
     give_back()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from nimbed.errors import ConfigurationError
 from nimbed.local import kernels
 
-__all__ = ["Float8Rows", "Float8Weight", "check_float8", "gated_rows"]
+__all__ = ["Float8Rows", "Float8Weight", "activate", "check_float8", "gated_rows"]
 
 _LARGEST = 448.0  # torch.finfo(torch.float8_e4m3fn).max
 # A row of zeros keeps a scale that can be divided by.
@@ -84,19 +84,26 @@ class Float8Weight(NamedTuple):
         return (product if bias is None else product.add_(bias.float())).to(self.dtype)
 
 
-def gated_rows(both: torch.Tensor, *, silu: bool) -> Float8Rows:
+def gated_rows(both: torch.Tensor, *, activation: str) -> Float8Rows:
     """Return act(gate) · up as float8 rows.
 
     Args:
         both: Of shape (rows, 2 * width): the gate's columns, then those that it multiplies.
-        silu: Whether act is SiLU; else it is the exact (erf) GELU.
+        activation: Which act: ``silu``, ``gelu`` (the exact one) or ``gelu_tanh``.
     """
     if kernels.usable(both.device):
         from nimbed.local.kernels.activations import gated_activation_float8
 
-        return Float8Rows(*gated_activation_float8(both, silu=silu))
+        return Float8Rows(*gated_activation_float8(both, activation=activation))
     gate, up = both.float().chunk(2, dim=-1)
-    return Float8Rows.of((F.silu(gate) if silu else F.gelu(gate)) * up)
+    return Float8Rows.of(activate(gate, activation) * up)
+
+
+def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    """Apply ``silu``, ``gelu`` (the exact one) or ``gelu_tanh``."""
+    if activation == "silu":
+        return F.silu(gate)
+    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 @functools.cache

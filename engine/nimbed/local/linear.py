@@ -7,6 +7,7 @@ residual into the product. On CUDA it is torch's own product, in float8 where th
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -14,11 +15,22 @@ import torch.nn.functional as F
 
 from nimbed.local import kernels
 from nimbed.local.device import Placement
-from nimbed.local.float8 import Float8Rows, Float8Weight, gated_rows
+from nimbed.local.float8 import Float8Rows, Float8Weight, activate, gated_rows
+from nimbed.local.weights import Tensors
 
-__all__ = ["Activation", "Activations", "Affine", "Dense", "Gated", "dense", "gated"]
+__all__ = [
+    "Activation",
+    "Activations",
+    "Affine",
+    "Dense",
+    "Gated",
+    "dense",
+    "gated",
+    "read_affine",
+    "read_dense",
+]
 
-Activation = Literal["silu", "gelu"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 # What a product multiplies: rows of the placement's dtype, or float8 rows where it takes those.
 Activations = torch.Tensor | Float8Rows
@@ -167,7 +179,7 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
 
 
 # oneDNN's names: activation, algorithm.
-_POINTWISE = {"silu": ("swish", ""), "gelu": ("gelu", "none")}
+_POINTWISE = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 
 
 class Affine(NamedTuple):
@@ -175,6 +187,33 @@ class Affine(NamedTuple):
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+
+    def split(self, count: int) -> list[Affine]:
+        """Return the products that were stored as this one, each with as many outputs."""
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        return list(map(Affine, self.weight.chunk(count), biases))
+
+
+def read_affine(tensors: Tensors, names: Mapping[str, int], inputs: int, *, bias: bool) -> Affine:
+    """Read the products of these names, joined into one if there are several.
+
+    Args:
+        tensors: Of the checkpoint.
+        names: Their names, without ``.weight``, and their outputs.
+        inputs: Of each.
+        bias: Whether they have biases.
+    """
+    weights = [tensors.get(f"{name}.weight", size, inputs) for name, size in names.items()]
+    biases = [tensors.get(f"{name}.bias", size) for name, size in names.items() if bias]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return Affine(weight, torch.cat(biases) if biases else None)
+
+
+def read_dense(
+    tensors: Tensors, names: Mapping[str, int], inputs: int, placement: Placement, *, bias: bool
+) -> Dense:
+    """Read the products of these names, as :func:`read_affine` does, onto a device."""
+    return dense(*read_affine(tensors, names, inputs, bias=bias), placement)
 
 
 class Gated(Protocol):
@@ -207,15 +246,14 @@ class _JoinedGate:
 
     def __call__(self, x: Activations) -> Activations:
         both = self._both(x)
-        silu = self._activation == "silu"
-        if self._float8:
-            return gated_rows(both, silu=silu)  # the product behind it takes float8 rows
+        if self._float8:  # the product behind it takes float8 rows
+            return gated_rows(both, activation=self._activation)
         if self._fused:
             from nimbed.local.kernels.activations import gated_activation
 
-            return gated_activation(both, silu=silu)
+            return gated_activation(both, activation=self._activation)
         gate, up = both.chunk(2, dim=-1)
-        return (F.silu(gate) if silu else F.gelu(gate)).mul_(up)
+        return activate(gate, self._activation).mul_(up)
 
 
 class _PrepackedGate:
@@ -256,10 +294,8 @@ def _onednn_gates(dtype: torch.dtype, activation: Activation) -> bool:
     )
     placement = Placement(torch.device("cpu"), dtype)
     pair = (Affine(gate, gate[:, 0].contiguous()), Affine(up, None))
-    activate = F.silu if activation == "silu" else F.gelu
-    plain = activate(F.linear(x.float(), gate.float(), gate[:, 0].float())) * F.linear(
-        x.float(), up.float()
-    )
+    wide = F.linear(x.float(), gate.float(), gate[:, 0].float())
+    plain = activate(wide, activation) * F.linear(x.float(), up.float())
     try:
         fused = _PrepackedGate(*pair, activation, placement)(x)
     except (RuntimeError, AttributeError, TypeError):

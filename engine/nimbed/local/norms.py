@@ -13,7 +13,7 @@ from nimbed.local.float8 import Float8Rows
 from nimbed.local.linear import Activations, Dense
 from nimbed.local.weights import Tensors
 
-__all__ = ["LayerNorm", "RmsNorm"]
+__all__ = ["LayerNorm", "OffsetRmsNorm", "RmsNorm"]
 
 # Rows normalised at a time where torch has no fused kernel: 2,048 wide they stay in the cache.
 _ROWS = 128
@@ -49,12 +49,20 @@ class LayerNorm:
 
     @classmethod
     def read(
-        cls, tensors: Tensors, name: str, width: int, placement: Placement, *, eps: float
+        cls,
+        tensors: Tensors,
+        name: str,
+        width: int,
+        placement: Placement,
+        *,
+        eps: float,
+        bias: bool = True,
     ) -> LayerNorm:
-        """Read weight and bias of a name."""
+        """Read weight and bias of a name; a norm without a bias has one of zeros."""
+        weight = tensors.placed(placement, f"{name}.weight", width)
         return cls(
-            tensors.placed(placement, f"{name}.weight", width),
-            tensors.placed(placement, f"{name}.bias", width),
+            weight,
+            tensors.placed(placement, f"{name}.bias", width) if bias else torch.zeros_like(weight),
             eps,
             kernels.usable(placement.device),
         )
@@ -140,3 +148,43 @@ class RmsNorm:
 
     def _rounded(self, x: torch.Tensor) -> Activations:
         return Float8Rows.of(x) if self.float8 else x
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRmsNorm:
+    """x / √(mean(x²) + eps) · (1 + weight), Gemma's, multiplied before it is rounded.
+
+    Attributes:
+        factor: 1 + weight, float32 of shape (width,).
+        eps: Added to the mean.
+    """
+
+    factor: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return x, whose last dimension is normalised, in a dtype."""
+        if not x.is_cpu or x.dtype == dtype == torch.float32:
+            return self._whole(x).to(dtype)
+        out = torch.empty(x.shape, dtype=dtype)
+        for part, normed in zip(torch.split(x, _ROWS), torch.split(out, _ROWS), strict=True):
+            normed.copy_(self._whole(part))
+        return out
+
+    @classmethod
+    def read(
+        cls,
+        tensors: Tensors,
+        name: str,
+        width: int,
+        placement: Placement,
+        *,
+        eps: float,
+        scale: float = 1.0,
+    ) -> OffsetRmsNorm:
+        """Read the weight of a name; what it gives is multiplied by ``scale``."""
+        weight = tensors.get(f"{name}.weight", width).to(placement.device, torch.float32)
+        return cls((1 + weight) * scale, eps)
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), self.factor.shape, self.factor, self.eps)

@@ -1,31 +1,25 @@
 """The modules of a sentence-transformers folder, followed or refused by name.
 
-``modules.json`` says what happens to a text after the network: pooling, dense layers, norms. Every
-key of the JSON files that it leads to is understood here, known to be irrelevant, or refused, since
-a module that is left out gives other vectors without a word.
+``modules.json`` says what happens to a text after the network: pooling, dense layers, norms. A
+module that is left out gives other vectors without a word, so each is followed here or refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
+from nimbed.local.json_files import FILES, check_keys, read_any_json, read_json, size_of
+from nimbed.local.sentence_config import read_sentence_config
+from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
+from nimbed.spec import InputType, Metric
 
-__all__ = [
-    "DenseModule",
-    "NormModule",
-    "Pipeline",
-    "PoolingMode",
-    "read_json",
-    "read_pipeline",
-    "role_prompts",
-]
+__all__ = ["DenseModule", "NormModule", "Pipeline", "PoolingMode", "has_routes", "read_pipeline"]
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -39,13 +33,6 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Names by which roles' prompts go in the wild.
-_QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "s2p_query", "retrieval_query")
-_PASSAGE_PROMPTS = (
-    *("passage", "document", "corpus", "doc", "search_document"),
-    *("retrieval.passage", "retrieval_passage", "retrieval_document"),
-)
-
 # In the order in which sentence-transformers looks for them.
 _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
@@ -53,6 +40,12 @@ _LENGTH_FILES = tuple(
 )
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
+
+# Names by which a router's routes go.
+_ROUTES: dict[InputType, tuple[str, ...]] = {
+    "query": ("query",),
+    "passage": ("document", "passage", "doc", "corpus"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +75,28 @@ class Pipeline:
     Attributes:
         folder: Of the checkpoint.
         weights: Folder of the network: the same, or one inside it.
+        static: Whether the network is one table of words, which pools by itself.
         pooling: Modes, whose vectors are joined; None if no file says.
         include_prompt: Whether the prompt's tokens are pooled.
         modules: What follows the pooling, in order, unit length aside.
         max_tokens: The longest text, if a file says so.
-        query_prompt: Text put before a query, if a file says so.
-        passage_prompt: Likewise before a passage.
-        other_prompts: Names of prompts for other tasks, which no role uses.
+        do_lower_case: Whether capitals are lowered before a text is tokenized.
+        tokenizer: What is changed of tokenizer.json.
+        metric: How the vectors are compared; only by cosine are they brought to unit length.
         dimensions: How many of the vector's first dimensions are kept, if a file says so.
         module_weights: Files that hold the modules' weights.
     """
 
     folder: Path
     weights: Path
+    static: bool = False
     pooling: tuple[PoolingMode, ...] | None = None
     include_prompt: bool = True
     modules: tuple[DenseModule | NormModule, ...] = ()
     max_tokens: int | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
-    other_prompts: tuple[str, ...] = ()
+    do_lower_case: bool = False
+    tokenizer: TokenizerChanges = NO_CHANGES
+    metric: Metric = "cosine"
     dimensions: int | None = None
     module_weights: tuple[Path, ...] = ()
 
@@ -115,15 +110,17 @@ class Pipeline:
     def identity(self) -> str:
         """What follows the network, as a content id has it; empty for a mean and nothing else.
 
-        Unit length is always there, and so are prompts and lengths in the spec or the limits.
+        Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
+        tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
         if self.card_pooling == "mean" and self.include_prompt and not self.modules:
-            return ""
+            return "" if tokenizer is None else repr(tokenizer)
         # The folder's name, which comes first, changes no vector.
         facts = [
             (type(module).__name__, *dataclasses.astuple(module)[1:]) for module in self.modules
         ]
-        return repr((self.card_pooling, self.include_prompt, facts))
+        named = (self.card_pooling, self.include_prompt, facts)
+        return repr(named if tokenizer is None else (*named, tokenizer))
 
     def width(self, states: int) -> int:
         """Return the width of the vector that comes of token states of a width.
@@ -142,32 +139,114 @@ class Pipeline:
             width = module.outputs if isinstance(module, DenseModule) else width
         return width
 
+    def steps(self) -> Iterator[str]:
+        """Yield what happens to a text, step by step, for people."""
+        yield "StaticEmbedding" if self.static else "Transformer"
+        if not self.static:
+            prompt = "" if self.include_prompt else ", without the prompt"
+            yield f"Pooling by {' and '.join(self.pooling or ('mean',))}{prompt}"
+        for module in self.modules:
+            if isinstance(module, DenseModule):
+                residual = " + input" if module.residual else ""
+                yield f"Dense {module.inputs} to {module.outputs}, {module.activation}{residual}"
+            else:
+                yield f"LayerNorm {module.width}"
+        if self.dimensions is not None:
+            yield f"first {self.dimensions} dimensions"
+        yield "unit length" if self.metric == "cosine" else f"compared by {self.metric}"
 
-def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return a JSON object, or an empty one if an optional file is absent."""
-    content = _json(path, required=required)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, expected an object")
-    return content
+
+class _Listed(NamedTuple):
+    """A module: its class's name, its folder, and where it is named."""
+
+    kind: str
+    path: Path
+    where: str
 
 
-def read_pipeline(folder: Path) -> Pipeline:
+def has_routes(folder: Path) -> bool:
+    """Whether queries and passages go through modules of their own."""
+    return any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
+
+
+def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
     """Follow the files of a checkpoint's folder.
+
+    Args:
+        folder: Of the checkpoint.
+        role: Whose route is followed where there are several.
 
     Raises:
         CheckpointError: If one is malformed, missing, or asks for what nimbed does not do; the
             message names the file and the key.
     """
     _refuse_other_kinds(folder)
-    listed = _json(folder / "modules.json", empty=list)
-    if not isinstance(listed, list):
-        raise CheckpointError(f"{folder / 'modules.json'} is no list of modules")
+    modules = list(_listed(folder))
+    if role is not None:
+        modules = [each for module in modules for each in _of_route(module, role)]
     reader = _Reader(folder)
-    if not listed:
+    if not modules:
         reader.read_without_modules()
-    for place, module in enumerate(listed):
+    for place, module in enumerate(modules):
         reader.read_module(place, module)
     return reader.finished()
+
+
+def _listed(folder: Path) -> Iterator[_Listed]:
+    """Yield the modules of modules.json."""
+    listed = read_any_json(folder / "modules.json", empty=list)
+    if not isinstance(listed, list):
+        raise CheckpointError(f"{folder / 'modules.json'} is no list of modules")
+    for place, module in enumerate(listed):
+        where = f"{folder / 'modules.json'}, module {place}"
+        if not isinstance(module, dict):
+            raise CheckpointError(f"{where} is {type(module).__name__}, expected an object")
+        check_keys(module, where, FILES["modules.json"])
+        yield _module(folder, str(module.get("path", "")), str(module.get("type", "")), where)
+
+
+def _module(folder: Path, path: str, kind: str, where: str) -> _Listed:
+    # Other libraries' modules, and a checkpoint's own code, may go by the same last name.
+    package, _, name = kind.rpartition(".")
+    others = ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
+    ours = package.split(".")[0] == "sentence_transformers" and not any(
+        x in package for x in others
+    )
+    if not ours or (name not in FILES and name != "Transformer"):
+        raise CheckpointError(
+            f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
+            f"{', '.join(_Reader.kinds())}, Router"
+        )
+    inside = (folder / path).resolve().is_relative_to(folder.resolve()) and (folder / path).is_dir()
+    if not inside and name != "Normalize":  # whose folder older files name and do not have
+        raise CheckpointError(f"{where} names the folder {path!r}, not found")
+    return _Listed(name, folder / path, where)
+
+
+def _of_route(module: _Listed, role: InputType) -> Iterator[_Listed]:
+    """Yield the modules that a router has for a role, or any other module itself."""
+    if module.kind not in ("Router", "Asym"):
+        yield module
+        return
+    where = module.path / "router_config.json"
+    if not where.is_file():
+        where = module.path / "config.json"
+    config = read_json(where, required=True)
+    check_keys(config, where, FILES["Router"])
+    types, structure = config.get("types"), config.get("structure")
+    if not isinstance(types, dict) or not isinstance(structure, dict):
+        raise CheckpointError(f"{where} has no objects types and structure")
+    routes = [name for name in _ROUTES[role] if name in structure]
+    strange = sorted(set(structure) - {name for names in _ROUTES.values() for name in names})
+    if len(routes) != 1 or strange:
+        raise CheckpointError(
+            f"{where} has the routes {', '.join(structure)}; nimbed follows one for queries "
+            f"(query) and one for passages ({', '.join(_ROUTES['passage'])})"
+        )
+    for name in structure[routes[0]]:
+        if name not in types:
+            raise CheckpointError(f"{where} gives no type for {name!r}")
+        yield _module(module.path, str(name), str(types[name]), f"{where}, {name},")
 
 
 class _Reader:
@@ -176,45 +255,40 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._weights = folder
+        self._static = False
         self._pooling: tuple[PoolingMode, ...] | None = None
         self._include_prompt = True
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
 
-    def read_module(self, place: int, module: object) -> None:
-        """Follow one entry of modules.json."""
-        where = f"{self._folder / 'modules.json'}, module {place}"
-        if not isinstance(module, dict):
-            raise CheckpointError(f"{where} is {type(module).__name__}, expected an object")
-        _only_keys(module, where, known=("idx", "name", "path", "type"), empty=("kwargs",))
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        path = self._folder / str(module.get("path", ""))
-        inside = path.resolve().is_relative_to(self._folder.resolve()) and path.is_dir()
-        if not inside and kind != "Normalize":  # whose folder older files name and do not have
-            raise CheckpointError(f"{where} names the folder {module.get('path')!r}, not found")
-        readers: dict[str, Callable[[Path], None]] = {
-            "Transformer": self._read_transformer,
-            "Pooling": self._read_pooling,
-            "Dense": self._read_dense,
-            "LayerNorm": self._read_norm,
-            "Normalize": self._read_normalize,
-            "Dropout": self._read_dropout,
+    @classmethod
+    def kinds(cls) -> Mapping[str, Callable[[_Reader, Path], None]]:
+        """Return what reads each kind of module."""
+        return {
+            "Transformer": _Reader._read_transformer,
+            "StaticEmbedding": _Reader._read_static,
+            "Pooling": _Reader._read_pooling,
+            "Dense": _Reader._read_dense,
+            "LayerNorm": _Reader._read_norm,
+            "Normalize": _Reader._read_normalize,
+            "Dropout": _Reader._read_dropout,
         }
-        if kind not in readers:
-            raise CheckpointError(
-                f"{where} is {module.get('type')!r}, which nimbed does not run; it follows "
-                f"{', '.join(readers)}"
-            )
-        if (kind == "Transformer") != (place == 0):
+
+    def read_module(self, place: int, module: _Listed) -> None:
+        """Follow one module."""
+        kind, path, where = module
+        if kind not in self.kinds():
+            raise CheckpointError(f"{where} is {kind}, which nimbed does not run there")
+        if (kind in ("Transformer", "StaticEmbedding")) != (place == 0):
             raise CheckpointError(f"{where} is {kind}; a Transformer comes first, and only there")
-        if kind not in ("Transformer", "Pooling") and self._pooling is None:
+        if kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
         if self._normalized and kind != "Dropout":
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
-        readers[kind](path)
+        self.kinds()[kind](self, path)
 
     def read_without_modules(self) -> None:
         """Read what a folder without modules.json may have all the same."""
@@ -222,57 +296,31 @@ class _Reader:
             self._read_pooling(self._folder / "1_Pooling")
 
     def finished(self) -> Pipeline:
-        """Return what was found, the prompts and lengths beside it included."""
-        where = self._folder / "config_sentence_transformers.json"
-        facts = read_json(where)
-        _only_keys(
-            facts,
-            where,
-            known=(
-                *("__version__", "prompts", "default_prompt_name", "similarity_fn_name"),
-                *("truncate_dim", "model_type"),
-            ),
-        )
-        _only_value(facts, where, "model_type", None, "SentenceTransformer")
-        metric = facts.get("similarity_fn_name")
-        if metric not in (None, "cosine") and not (
-            self._normalized and metric in ("dot", "euclidean")
-        ):
-            raise CheckpointError(
-                f"{where} ranks by similarity_fn_name {metric!r}, and not by cosine on unit "
-                f"vectors, as nimbed's are ranked: its answers would come in another order"
-            )
-        cut = facts.get("truncate_dim")
-        dimensions = None if cut is None else _size(facts, where, "truncate_dim")
-        query, passage, others = _prompts(facts, where)
+        """Return what was found, the metric and lengths beside it included."""
+        said = read_sentence_config(self._folder, normalized=self._normalized)
+        longest, lowers = self._of_transformer()
         return Pipeline(
             folder=self._folder,
             weights=self._weights,
+            static=self._static,
             pooling=self._pooling,
             include_prompt=self._include_prompt,
             modules=tuple(self._modules),
-            max_tokens=self._longest(),
-            query_prompt=query,
-            passage_prompt=passage,
-            other_prompts=others,
-            dimensions=dimensions,
+            max_tokens=longest,
+            do_lower_case=lowers,
+            metric=said.metric,
+            dimensions=said.dimensions,
             module_weights=tuple(self._module_weights),
         )
 
     def _read_transformer(self, path: Path) -> None:
         self._weights = path
 
+    def _read_static(self, path: Path) -> None:
+        self._weights, self._static, self._pooling = path, True, ("mean",)
+
     def _read_pooling(self, path: Path) -> None:
-        where = path / "config.json"
-        config = read_json(path / "config.json", required=True)
-        _only_keys(
-            config,
-            where,
-            known=(
-                *("embedding_dimension", "word_embedding_dimension", "pooling_mode"),
-                *("include_prompt", *_FLAGS),
-            ),
-        )
+        config, where = _config(path, "Pooling")
         if self._pooling is not None:
             raise CheckpointError(f"{where} is a second pooling")
         named = config.get("pooling_mode")
@@ -291,19 +339,8 @@ class _Reader:
         self._include_prompt = config.get("include_prompt", True) is not False
 
     def _read_dense(self, path: Path) -> None:
-        where = path / "config.json"
-        config = read_json(path / "config.json", required=True)
-        _only_keys(
-            config,
-            where,
-            known=(
-                *("in_features", "out_features", "bias", "activation_function"),
-                *("module_input_name", "module_output_name", "use_residual"),
-            ),
-        )
-        for name in ("module_input_name", "module_output_name"):
-            _only_value(config, where, name, None, "sentence_embedding")
-        inputs, outputs = (_size(config, where, name) for name in ("in_features", "out_features"))
+        config, where = _config(path, "Dense")
+        inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
         activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
         if activation not in _ACTIVATIONS:
             raise CheckpointError(
@@ -323,26 +360,24 @@ class _Reader:
         self._module_weights.extend(_weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
-        where = path / "config.json"
-        config = read_json(path / "config.json", required=True)
-        _only_keys(config, where, known=("dimension",))
-        width = _size(config, where, "dimension")
-        self._modules.append(NormModule(path, width))
+        config, where = _config(path, "LayerNorm")
+        self._modules.append(NormModule(path, size_of(config, where, "dimension")))
         self._module_weights.extend(_weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
-        config = read_json(path / "config.json")
-        where = path / "config.json"
-        _only_keys(config, where, known=("module_input_name", "module_output_name"))
-        for name in ("module_input_name", "module_output_name"):
-            _only_value(config, where, name, None, "sentence_embedding")
+        _config(path, "Normalize", required=False)
         self._normalized = True
 
     def _read_dropout(self, path: Path) -> None:
-        _only_keys(read_json(path / "config.json"), path / "config.json", known=("dropout",))
+        _config(path, "Dropout", required=False)
 
-    def _longest(self) -> int | None:
-        """Return the longest text; a sentence_*_config.json outranks the tokenizer's own."""
+    def _of_transformer(self) -> tuple[int | None, bool]:
+        """Return the longest text, and whether capitals are lowered.
+
+        A sentence_*_config.json outranks the tokenizer's own length.
+        """
+        if self._static:
+            return None, False
         for name in _LENGTH_FILES:
             config = read_json(self._weights / name)
             if config:
@@ -350,70 +385,29 @@ class _Reader:
         else:
             name, config = "", {}
         where = self._weights / name
-        _only_keys(
-            config,
-            where,
-            known=(
-                *("max_seq_length", "do_lower_case", "transformer_task", "module_output_name"),
-                *("modality_config", "unpad_inputs"),
-            ),
-            empty=(
-                *("processing_kwargs", "query_length", "document_length", "query_expansion"),
-                *("model_args", "tokenizer_args", "config_args", "processor_args"),
-            ),
-        )
-        _only_value(config, where, "transformer_task", None, "feature-extraction")
-        _only_value(config, where, "module_output_name", None, "token_embeddings")
+        check_keys(config, where, FILES["Transformer"])
         text = {"method": "forward", "method_output_name": "last_hidden_state"}
         given = config.get("modality_config") or {}
         if not isinstance(given, dict) or given.get("text", text) != text:
             raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
-        if config.get("do_lower_case") and not _lowers(self._weights / "tokenizer.json"):
-            raise CheckpointError(
-                f"{where} asks for do_lower_case, but tokenizer.json keeps capitals; save the "
-                f"tokenizer with do_lower_case, or take the key out"
-            )
+        lowers = bool(config.get("do_lower_case"))
         if config.get("max_seq_length") is not None:
-            return _size(config, where, "max_seq_length")
+            return size_of(config, where, "max_seq_length"), lowers
         where, key = self._weights / "tokenizer_config.json", "model_max_length"
         tokenizer = read_json(where)
         # transformers writes 10^30 where no length is known.
-        known = tokenizer.get(key) is not None and not float(tokenizer[key]) > 1e9
-        return _size(tokenizer, where, key) if known else None
+        length = tokenizer.get(key)
+        endless = isinstance(length, int | float) and length > 1e9
+        known = length is not None and not endless
+        return size_of(tokenizer, where, key) if known else None, lowers
 
 
-def role_prompts(folder: Path) -> tuple[str, str]:
-    """Return the prompts that a folder has for queries and passages; empty if it has none.
-
-    Raises:
-        CheckpointError: If a role has several, or another prompt goes before every text.
-    """
-    where = folder / "config_sentence_transformers.json"
-    return _prompts(read_json(where), where)[:2]
-
-
-def _prompts(facts: Mapping[str, Any], where: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Return the prompts of the two roles by their usual names, and the names of the others."""
-    prompts = facts.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise CheckpointError(f"{where} has bad prompts")
-    roles = []
-    for names in (_QUERY_PROMPTS, _PASSAGE_PROMPTS):
-        found = {prompts[name]: name for name in names if prompts.get(name)}
-        if len(found) > 1:
-            raise CheckpointError(
-                f"{where} has several prompts for one role: {', '.join(found.values())}; leave one"
-            )
-        roles.append(next(iter(found), ""))
-    known = (*_QUERY_PROMPTS, *_PASSAGE_PROMPTS)
-    default = facts.get("default_prompt_name")
-    if default is not None and default not in known:
-        raise CheckpointError(
-            f"{where} puts the prompt {default!r} before every text by default_prompt_name; nimbed "
-            f"has prompts for queries ({', '.join(_QUERY_PROMPTS)}) and passages "
-            f"({', '.join(_PASSAGE_PROMPTS)})"
-        )
-    return roles[0], roles[1], tuple(name for name in prompts if name not in known)
+def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
+    """Return a module's configuration, whose keys are known, and where it stands."""
+    where = path / "config.json"
+    config = read_json(where, required=required)
+    check_keys(config, where, FILES[kind])
+    return config, where
 
 
 def _refuse_other_kinds(folder: Path) -> None:
@@ -438,59 +432,3 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 def _weights_in(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def _lowers(tokenizer: Path) -> bool:
-    """Whether a tokenizer.json lowers capitals."""
-
-    def lowers(normalizer: Any) -> bool:
-        if not isinstance(normalizer, dict):
-            return False
-        parts = normalizer.get("normalizers") or []
-        lowering = normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True
-        return lowering or any(map(lowers, parts))
-
-    return lowers(read_json(tokenizer).get("normalizer"))
-
-
-def _only_keys(
-    config: Mapping[str, Any],
-    where: object,
-    *,
-    known: tuple[str, ...],
-    empty: tuple[str, ...] = (),
-) -> None:
-    """Refuse a key that is not understood; those of ``empty`` must say nothing."""
-    for key, value in config.items():
-        if key in known or (key in empty and value in (None, {}, [], "")):
-            continue
-        raise CheckpointError(
-            f"{where} has the key {key!r} ({str(value)[:60]!r}), which nimbed does not understand; "
-            f"without it the vectors might be others"
-        )
-
-
-def _size(config: Mapping[str, Any], where: object, key: str) -> int:
-    size = config.get(key)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise CheckpointError(f"{where} gives {key} {size!r}, expected a positive integer")
-    return size
-
-
-def _only_value(config: Mapping[str, Any], where: object, key: str, *values: object) -> None:
-    """Refuse a value that is not listed; the last one is what nimbed does."""
-    if config.get(key) not in values:
-        raise CheckpointError(
-            f"{where} gives {key} {config[key]!r}; nimbed knows only {values[-1]!r} there"
-        )
-
-
-def _json(path: Path, *, required: bool = False, empty: Callable[[], Any] = dict) -> Any:
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path} is missing; is this the folder of a model?")
-        return empty()
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error

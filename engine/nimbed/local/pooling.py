@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local import kernels
-from nimbed.local.batching import Layout
+from nimbed.local.batching import Layout, padded_total
+from nimbed.local.device import Placement
+from nimbed.local.linear import dense
 from nimbed.local.pipeline import DenseModule, NormModule
 from nimbed.local.weights import Tensors, open_tensors
 
@@ -129,18 +131,35 @@ def _dense(module: DenseModule, tensors: Tensors, device: torch.device) -> Modul
     if not module.bias and "linear.bias" in tensors:
         raise CheckpointError(f"{module.folder} has a bias that its config.json denies")
     bias = get("linear.bias", module.outputs) if module.bias else None
+    product = _product(weight, bias)
     projection = None
     if module.residual and module.inputs != module.outputs:
-        projection = get("residual.weight", module.outputs, module.inputs)
+        projection = _product(get("residual.weight", module.outputs, module.inputs), None)
 
-    def dense(x: torch.Tensor) -> torch.Tensor:
-        out = F.linear(x, weight, bias)
+    def dense_module(x: torch.Tensor) -> torch.Tensor:
+        out = product(x)
         out = out if module.activation == "Identity" else _ACTIVATIONS[module.activation](out)
         if not module.residual:
             return out
-        return out + (x if projection is None else F.linear(x, projection))
+        return out + (x if projection is None else projection(x))
 
-    return dense
+    return dense_module
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor | None) -> Module:
+    """Return x·Wᵀ + b, the same to the bit whatever else a batch holds.
+
+    A plain product chooses its algorithm, and so its sums, by the number of rows; the one that the
+    network has gives every row the same in whole blocks of rows.
+    """
+    made = dense(weight, bias, Placement(weight.device, torch.float32))
+    if not weight.is_cpu:
+        return made
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return made(F.pad(x, (0, 0, 0, padded_total(len(x)) - len(x))))[: len(x)]
+
+    return product
 
 
 def _norm(module: NormModule, tensors: Tensors, device: torch.device) -> Module:

@@ -106,14 +106,16 @@ def rope_for(
         frequencies, factor = plain, 1.0
     elif kind == "linear":
         frequencies, factor = plain / real(asked, "factor"), 1.0
+    elif kind == "ntk":
+        frequencies, factor = _ntk(base, head_dim, asked), 1.0
     elif kind == "llama3":
         frequencies, factor = _llama3(plain, asked), 1.0
     elif kind == "yarn":
         frequencies, factor = _yarn(base, head_dim, asked), _yarn_factor(asked)
     else:
         raise CheckpointError(
-            f"config.json asks for {kind!r} rotary positions; nimbed has default, linear, llama3 "
-            f"and yarn"
+            f"config.json asks for {kind!r} rotary positions; nimbed has default, linear, "
+            f"llama3, ntk and yarn"
         )
     return Rope(frequencies, factor, device=device, dtype=dtype)
 
@@ -137,6 +139,16 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if asked["partial_rotary_factor"] not in (None, 1):
         raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")
     return asked
+
+
+def _ntk(base: float, head_dim: int, asked: Mapping[str, Any]) -> torch.Tensor:
+    """Return the frequencies of Alibaba's encoders (formula 6 of kexue.fm/archives/9706)."""
+    if asked.get("mixed_b") is not None:
+        raise CheckpointError("config.json mixes its rotary scaling by mixed_b; nimbed does not")
+    factor = real(asked, "factor")
+    slower = (base * factor) ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    frequencies: torch.Tensor = 1.0 / slower / factor ** (2 / head_dim)
+    return frequencies
 
 
 def _llama3(plain: torch.Tensor, asked: Mapping[str, Any]) -> torch.Tensor:

@@ -5,6 +5,7 @@ Wraps the ``tokenizers`` library: tokenizer.json is the ground truth.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,17 +23,15 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
-from nimbed.local.checkpoint import Checkpoint
-from nimbed.spec import InputType, Truncate
+from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
+from nimbed.spec import Truncate
 
 __all__ = [
     "InputTokenizer",
-    "ModelTokens",
     "TextTokenizer",
     "Tokens",
     "bounded",
     "ids_of",
-    "read_tokenizer",
     "tokenized",
 ]
 
@@ -132,6 +131,7 @@ class TextTokenizer:
         suffix: Put behind every text before it is tokenized; it may be cut off like the rest.
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
         skip_head: Whether the special tokens before a prompt are left out with it.
+        changes: What other files change of tokenizer.json.
     """
 
     def __init__(
@@ -142,9 +142,11 @@ class TextTokenizer:
         suffix: str = "",
         skip_prompt: bool = False,
         skip_head: bool = False,
+        changes: TokenizerChanges = NO_CHANGES,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            _change(self._tokenizer, changes)
             # Files in the wild have both baked in, at a length that is not the model's.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
@@ -169,6 +171,11 @@ class TextTokenizer:
     def opens(self) -> bool:
         """Whether every text begins with a special token."""
         return self._head > 0
+
+    @property
+    def closes(self) -> bool:
+        """Whether every text ends with a special token."""
+        return self._tail > 0
 
     def encode(
         self, texts: Sequence[str], *, prompt: str, truncate: Truncate, first_row: int = 0
@@ -353,6 +360,19 @@ class TextTokenizer:
         )
 
 
+def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
+    if changes.bert_normalizer:
+        arguments: dict[str, Any] = dict(changes.bert_normalizer)
+        tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**arguments)
+    if changes.lowercase:
+        own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+        lower = tokenizers.normalizers.Lowercase()
+        tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, *own])
+    tokenizer.add_tokens(
+        [tokenizers.AddedToken(**dataclasses.asdict(token)) for token in changes.added]
+    )
+
+
 def _is_panic(error: BaseException) -> bool:
     """Whether Rust code of the tokenizers library gave up; the class cannot be imported."""
     return type(error).__name__ == "PanicException"
@@ -413,61 +433,3 @@ def _windows(count: int, on_host: bool) -> list[int]:
         start += size
         size = min(2 * size, _WINDOW)
     return starts or [0]
-
-
-def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
-    """Read a checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: If tokenizer.json is damaged or does not suit the model.
-    """
-    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
-    if card.architecture == "nemotron_vl":
-        from nimbed.local.vision.prompts import vision_tokenizer
-
-        return vision_tokenizer(checkpoint)
-    if card.architecture != "nvembed":
-        texts = TextTokenizer(
-            path,
-            max_tokens=card.max_tokens,
-            skip_prompt=not checkpoint.pipeline.include_prompt,
-            skip_head=True,
-        )
-        if card.pooling == "cls" and not texts.opens:
-            raise CheckpointError(
-                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
-                f"text: the vector would be that of the first word"
-            )
-        return texts
-    # NV-Embed was trained with its end token in the text, before truncation, and with the
-    # instruction left out of the mean.
-    return TextTokenizer(
-        path,
-        max_tokens=card.max_tokens,
-        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
-        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
-    )
-
-
-class ModelTokens:
-    """Counts tokens as a checkpoint's model reads them; weights are not needed.
-
-    A :class:`nimbed.chunks.TokenCounter`.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._card = checkpoint.card
-        self.tokenizer = read_tokenizer(checkpoint)
-
-    @property
-    def text_tokens(self) -> int:
-        """Tokens of the longest text, prompt and special tokens included."""
-        return self.tokenizer.max_tokens
-
-    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
-        """Return the tokens of each text, prompt and special tokens included, however many."""
-        return self.tokenizer.count(texts, prompt=self._card.prompt(input_type))
-
-    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Return where the tokens of each text alone begin and end; see TextTokenizer.spans."""
-        return self.tokenizer.spans(texts)

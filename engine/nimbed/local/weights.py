@@ -11,21 +11,28 @@ import ctypes
 import functools
 import math
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from nimbed.errors import CheckpointError, missing_extra
 from nimbed.local.device import Placement
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 
 __all__ = ["Tensors", "give_back", "open_tensors"]
 
 # Bytes read between two calls of the C library, which take a millisecond or so each.
 _GIVE_BACK_EVERY = 1 << 26
 
+# Numbers of a table that are read at a time: a vocabulary of 260,000 words is two thirds of a small
+# model, and would lie in memory twice while it is copied from the mapped file.
+_ROWS_AT_ONCE = 1 << 24
+
 _READABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# BERT checkpoints converted from TensorFlow call LayerNorm's parameters so.
+_TENSORFLOW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 # A tensor inside a numbered layer takes part in every forward pass. Heads, poolers and position
 # ids lie outside; rotary frequencies inside, but older exporters wrote them needlessly.
@@ -40,7 +47,10 @@ class Tensors:
         read: Gives the tensor of a name.
         folder: For messages.
         strip: Key prefixes that some exporters add, such as ``bert.`` or ``model.``.
+        renamed: Parts of names, and what the network calls them.
         used: Names that have been read so far, to share among views of one checkpoint.
+        read_rows: Gives some rows of the tensor of a name, and the shape of the whole; None if
+            reading it whole takes no memory.
     """
 
     def __init__(
@@ -50,35 +60,43 @@ class Tensors:
         *,
         folder: Path,
         strip: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
         used: set[str] | None = None,
+        read_rows: Callable[[str, slice], tuple[torch.Tensor, tuple[int, ...]]] | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._read_rows = read, read_rows
         self._folder = folder
         self._used: set[str] = set() if used is None else used
         self._strip = strip
+        self._renamed = {**(renamed or {}), **_TENSORFLOW}
         self._unreturned = 0
-        self._stored = {self._short(name, strip): name for name in names}
+        self._stored = {self._short(name): name for name in names}
 
-    @staticmethod
-    def _short(name: str, strip: tuple[str, ...]) -> str:
-        for prefix in strip:
+    def _short(self, name: str) -> str:
+        for prefix in self._strip:
             name = name.removeprefix(prefix)
-        # BERT checkpoints converted from TensorFlow call LayerNorm's parameters gamma and beta.
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        )
+        for part, other in self._renamed.items():
+            name = name.replace(part, other)
+        return name
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def stripped(self, *prefixes: str) -> Tensors:
-        """Return the same tensors with these prefixes taken off their names, in order."""
+    def stripped(self, *prefixes: str, renamed: Mapping[str, str] | None = None) -> Tensors:
+        """Return the same tensors with these prefixes taken off their names, in order.
+
+        Args:
+            *prefixes: What may stand before a name.
+            renamed: Parts of names to replace after that, in order.
+        """
         return Tensors(
             self._stored.values(),
             self._read,
             folder=self._folder,
             strip=(*self._strip, *prefixes),  # a part's prefixes stand behind those of the whole
+            renamed={**self._renamed, **(renamed or {})},
             used=self._used,
+            read_rows=self._read_rows,
         )
 
     def refuse_leftovers(self) -> None:
@@ -97,8 +115,13 @@ class Tensors:
                     f"for; are both of the same model?"
                 )
 
-    def get(self, name: str, *shape: int) -> torch.Tensor:
+    def get(self, name: str, *shape: int, rows: slice | None = None) -> torch.Tensor:
         """Return one tensor as it is stored, mapped from its file: read it, do not keep it.
+
+        Args:
+            name: Which.
+            *shape: Of the whole tensor.
+            rows: Which of its rows alone; only where :meth:`placed` asks for them.
 
         Raises:
             CheckpointError: If it is missing, misshapen, not floating point, or not finite.
@@ -111,7 +134,11 @@ class Tensors:
             give_back()
             self._unreturned = 0
         try:
-            tensor = self._read(stored)
+            if rows is None or self._read_rows is None:
+                tensor = self._read(stored)
+                whole = tuple(tensor.shape)
+            else:
+                tensor, whole = self._read_rows(stored, rows)
         except Exception as error:
             # The readers raise whatever the bytes provoke: their own errors, OS errors, struct's.
             raise CheckpointError(f"{self._folder}: cannot read {stored}: {error}") from error
@@ -120,10 +147,9 @@ class Tensors:
                 f"{self._folder}: {stored} is packed 4-bit numbers (NVFP4 or the like), which "
                 f"nimbed does not read; take the model's bfloat16 or float8 checkpoint"
             )
-        if tuple(tensor.shape) != shape:
+        if whole != shape:
             raise CheckpointError(
-                f"{self._folder}: {stored} has shape {tuple(tensor.shape)}, config.json "
-                f"promises {shape}"
+                f"{self._folder}: {stored} has shape {whole}, config.json promises {shape}"
             )
         if tensor.dtype == torch.float8_e4m3fn:
             tensor = self._unscaled(name, tensor)
@@ -166,7 +192,14 @@ class Tensors:
         Raises:
             CheckpointError: As :meth:`get` does.
         """
-        return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
+        step = max(1, _ROWS_AT_ONCE // math.prod(shape[1:]))
+        if self._read_rows is None or shape[0] <= step or f"{name}_scale" in self._stored:
+            return self.get(name, *shape).to(placement.device, placement.dtype, copy=True)
+        out = torch.empty(shape, dtype=placement.dtype, device=placement.device)
+        for first in range(0, shape[0], step):
+            rows = slice(first, min(first + step, shape[0]))
+            out[rows] = self.get(name, *shape, rows=rows)
+        return out
 
 
 def _input_scale(name: str) -> str:
@@ -224,7 +257,12 @@ def _safetensors(files: list[Path], folder: Path) -> Tensors:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
-    return Tensors(owner, read, folder=folder)
+    def read_rows(name: str, rows: slice) -> tuple[torch.Tensor, tuple[int, ...]]:
+        with safe_open(owner[name], framework="pt") as file:
+            whole = file.get_slice(name)
+            return whole[rows], tuple(whole.get_shape())
+
+    return Tensors(owner, read, folder=folder, read_rows=read_rows)
 
 
 def _pickled(files: list[Path], folder: Path) -> Tensors:

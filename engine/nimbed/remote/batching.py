@@ -19,7 +19,7 @@ from nimbed.batch import EmbeddingBatch, PartialResult, Report
 from nimbed.errors import RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
-from nimbed.quantize import quantize, slice_normalize
+from nimbed.quantize import stored
 from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
 from nimbed.remote.discovery import unknown_card
@@ -487,4 +487,4 @@ def _stored(vectors: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
     if vectors.dtype == np.uint8:  # packed by the server; a slice's bits are a slice of the bits
         bits = vectors[:, : spec.width]
         return bits if spec.embedding_type == "ubinary" else (bits ^ 0x80).view(np.int8)
-    return quantize(slice_normalize(vectors, spec.dimensions), spec)
+    return stored(vectors, spec)

@@ -273,7 +273,7 @@ class Client:
         else:
             outcome = self._failure(reply)
         if isinstance(outcome, Failure):
-            raise error_of(outcome, server="the server", rows=(), keyless=self._keyless)
+            raise self.error(outcome, (), server="the server")
         return outcome
 
     async def list_models(self) -> list[str]:
@@ -290,9 +290,10 @@ class Client:
         probe = functools.partial(self._probe, traffic=Traffic())
         return await find_space(self.address, probe, model=self.model or "")
 
-    def error(self, failure: Failure, rows: Sequence[int]) -> RemoteError:
+    def error(self, failure: Failure, rows: Sequence[int], *, server: str = "") -> RemoteError:
         """Return the error to raise for a failure that concerns some of the caller's rows."""
-        return error_of(failure, server=self.http.server, rows=rows, keyless=self._keyless)
+        at, keyless = server or self.http.server, self._keyless
+        return error_of(failure, server=at, model=self.model, rows=rows, keyless=keyless)
 
     async def _get(self, url: str, traffic: Traffic) -> bytes | None:
         """Return a page that is needed, or None if the server has no such page.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from nimbed.cards import known
 from nimbed.errors import ConfigurationError, InputError, OverloadedError, RemoteError, name_rows
 
 __all__ = [
@@ -256,18 +257,23 @@ def _number(text: str | None) -> float | None:
     return number if number is not None and math.isfinite(number) and number >= 0 else None
 
 
-def error_of(failure: Failure, *, server: str, rows: Sequence[int], keyless: bool) -> RemoteError:
+def error_of(
+    failure: Failure, *, server: str, model: str | None, rows: Sequence[int], keyless: bool
+) -> RemoteError:
     """Return the error that a failure becomes when nothing can be done about it.
 
     Args:
         failure: What went wrong.
         server: The server's address, for the message.
+        model: What was asked for, as far as is known.
         rows: The caller's row numbers that are concerned.
         keyless: Whether no key was sent, which explains most refusals.
     """
     status = f"[{failure.status}] " if failure.status else ""
     where = f" ({name_rows(rows)})" if rows else ""
     hint = _HINTS.get(failure.status or 0, "")
+    if failure.status == 410:
+        hint = _instead(model)
     if failure.about_key and failure.status != 403:
         hint = _HINTS[401]
     if keyless and failure.about_key:
@@ -292,3 +298,19 @@ def error_of(failure: Failure, *, server: str, rows: Sequence[int], keyless: boo
         retryable=failure.transient,
         rows=rows,
     )
+
+
+def _instead(model: str | None) -> str:
+    """Say what may be used in place of a model that a server has retired."""
+    card = known(model or "")
+    ways = []
+    if card is not None and card.weights and card.architecture != "unknown":
+        ways.append(
+            f"its weights give the same vectors here: nimbed.load({card.id!r}) without base_url"
+        )
+    if card is not None and card.successor:
+        ways.append(
+            f"its publisher offers {card.successor} in its place, whose vectors are a space of "
+            f"their own: embed everything anew"
+        )
+    return "; or ".join(ways)

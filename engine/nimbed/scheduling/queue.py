@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Replica
 from nimbed.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError
-from nimbed.quantize import quantize, slice_normalize
+from nimbed.quantize import stored
 from nimbed.scheduling.batch_delay import BatchDelay
 from nimbed.scheduling.deadlines import in_order
 from nimbed.scheduling.fairness import PriorityQueue, QueuedRow
@@ -449,7 +449,7 @@ def _joined(group: Sequence[Request]) -> list[tuple[Request, _Outcome]] | None:
     lengths = [len(each.token_counts) for each in group]
     starts = itertools.accumulate(lengths, initial=0)
     batch = EmbeddingBatch(
-        vectors=quantize(slice_normalize(floats, first.spec.dimensions), first.spec),
+        vectors=stored(floats, first.spec),
         spec=first.spec,
         input_type=first.input_type,
         token_counts=np.concatenate([each.token_counts for each in group]),

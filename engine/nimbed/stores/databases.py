@@ -2,7 +2,7 @@
 
 One entry a database and, in it, one template for each of ``float``, ``int8``, ``uint8`` and
 ``packed`` (the bits of ``binary`` and ``ubinary``). The sources are the databases' documentation
-and runs of those that can be embedded. Three rules hold throughout:
+and runs of those that can be embedded. Four rules hold throughout:
 
 - int8 is compared by cosine, which no common scale can change, so its codes are stored as they
   are; where a database has no signed bytes they are stored as floats, which hold every code.
@@ -10,18 +10,22 @@ and runs of those that can be embedded. Three rules hold throughout:
   int8 where a database has signed bytes only.
 - Bits are compared by Hamming distance. Where a database has none, the template names another
   metric that gives exactly the same neighbours, and says why.
+- Floats of a model that ranks by ``dot`` or ``euclidean`` keep their length, and are compared by
+  that metric; :data:`_LENGTHS` has how each database spells it, if it has it at all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nimbed.errors import ConfigurationError
 from nimbed.spec import VectorSpec
 from nimbed.stores.payloads import Payload
 
-__all__ = ["DATABASES", "Database", "Template"]
+__all__ = ["DATABASES", "Database", "Template", "keeping_lengths"]
 
 # Placeholders: the number of dimensions, and of the bytes that hold their bits.
 _D, _W = "{d}", "{w}"
@@ -94,6 +98,94 @@ _BITS_BY_L2 = "squared L2 distance over 0 and 1 counts the differing bits"
 _HALFVEC = Template(
     "halfvec({d})", "cosine", "<=>", "vector text", _hnsw("halfvec_cosine_ops"), most=4_000
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """How a database compares floats by another metric; what is empty is as for cosine.
+
+    Attributes:
+        metric: The metric.
+        operator: What a query orders by.
+        option: The word that stands in the options in place of cosine's; the metric if empty.
+        type: Type of the field or column.
+        payload: Name of what the client takes.
+    """
+
+    metric: str
+    operator: str
+    option: str = ""
+    type: str = ""
+    payload: Payload | None = None
+
+
+def _alike(dot: str, euclidean: str) -> dict[str, _Spelling]:
+    """Return the metrics of a database whose queries name the metric itself."""
+    return {"dot": _Spelling(dot, dot), "euclidean": _Spelling(euclidean, euclidean)}
+
+
+_LENGTHS: Mapping[str, Mapping[str, _Spelling]] = {
+    "pgvector": {
+        "dot": _Spelling("inner product", "<#>", "ip"),
+        "euclidean": _Spelling("euclidean", "<->", "l2"),
+    },
+    "weaviate": _alike("dot", "l2-squared"),
+    "milvus": _alike("IP", "L2"),
+    "qdrant": _alike("Dot", "Euclid"),
+    "lancedb": _alike("dot", "l2"),
+    "faiss": {
+        "dot": _Spelling("METRIC_INNER_PRODUCT", "search", payload="float array"),
+        "euclidean": _Spelling("METRIC_L2", "search", type="IndexFlatL2", payload="float array"),
+    },
+    "usearch": _alike("ip", "l2sq"),
+    "sqlite-vec": {"euclidean": _Spelling("l2", "vec_distance_l2")},  # it has no dot product
+    # By dot_product Elasticsearch takes unit vectors alone.
+    "elasticsearch": {
+        "dot": _Spelling("max_inner_product", "knn"),
+        "euclidean": _Spelling("l2_norm", "knn"),
+    },
+    "opensearch": {"dot": _Spelling("innerproduct", "knn"), "euclidean": _Spelling("l2", "knn")},
+    "redis": {"dot": _Spelling("IP", "KNN"), "euclidean": _Spelling("L2", "KNN")},
+    "mongodb": {"euclidean": _Spelling("euclidean", "$vectorSearch")},  # dotProduct: unit vectors
+    "vespa": {
+        "dot": _Spelling("dotproduct", "nearestNeighbor"),
+        "euclidean": _Spelling("euclidean", "nearestNeighbor"),
+    },
+    "chroma": _alike("ip", "l2"),
+    "oracle": {
+        "dot": _Spelling("DOT", "VECTOR_DISTANCE"),
+        "euclidean": _Spelling("EUCLIDEAN", "VECTOR_DISTANCE"),
+    },
+}
+
+
+def keeping_lengths(store: str, template: Template, metric: str) -> Template:
+    """Return a template of unit floats for floats that keep their length.
+
+    Raises:
+        ConfigurationError: If the database does not compare such vectors by that metric.
+    """
+    spelled = _LENGTHS[store].get(metric)
+    if spelled is None:
+        having = [name for name, spellings in _LENGTHS.items() if metric in spellings]
+        raise ConfigurationError(
+            f"{store} does not rank vectors that are not of unit length by {metric}, as this model "
+            f"does; use one of {', '.join(sorted(having))}"
+        )
+    word = spelled.option or spelled.metric
+    options = {
+        name: value.replace(template.metric, word) if isinstance(value, str) else value
+        for name, value in template.options.items()
+    }
+    return dataclasses.replace(
+        template,
+        metric=spelled.metric,
+        operator=spelled.operator,
+        options=options,
+        type=spelled.type or template.type,
+        payload=spelled.payload or template.payload,
+    )
+
 
 #: Every database by its name.
 DATABASES: Mapping[str, Database] = {

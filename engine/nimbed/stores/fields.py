@@ -10,7 +10,7 @@ from typing import Any
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.spec import VectorSpec, require_same_space
-from nimbed.stores.databases import DATABASES
+from nimbed.stores.databases import DATABASES, keeping_lengths
 from nimbed.stores.payloads import PAYLOADS, Payload, Vectors
 
 __all__ = ["StoreField", "field", "names"]
@@ -95,6 +95,8 @@ def field(
         )
     database = DATABASES[store]
     template = database.template(spec)
+    if not spec.normalized:
+        template = keeping_lengths(store, template, spec.metric)
     if template.most is not None and spec.dimensions > template.most:
         bits = database.packed.most is None or spec.dimensions <= database.packed.most
         raise ConfigurationError(
@@ -121,6 +123,10 @@ def field(
 
 def _wrong_metric(spec: VectorSpec, metric: str | None) -> str:
     fault = f"{metric} does not rank {spec.embedding_type} vectors correctly"
+    if not spec.normalized:
+        return (
+            f"the vectors of {spec.model} keep their length, which it ranks by; use {spec.metric}"
+        )
     if spec.packed:
         return (
             f"{fault}: a byte holds eight signs, not a number; use hamming, or store "

@@ -200,14 +200,37 @@ class Bomb:
 
 
 def sentence_transformers_files(
-    folder: Path, *, pooling: str, prompts: Mapping[str, str] | None, longest: int
+    folder: Path,
+    *,
+    pooling: str,
+    prompts: Mapping[str, str] | None,
+    longest: int,
+    dense: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
-    """Write what sentence-transformers adds beside a model."""
+    """Write what sentence-transformers adds beside a model.
+
+    Args:
+        folder: Of the model.
+        pooling: How its states become a vector.
+        prompts: For config_sentence_transformers.json; None leaves that file out.
+        longest: Tokens of the longest text.
+        dense: Folders of dense modules without bias or activation, and their inputs and outputs.
+    """
+    dense = dense or {}
+    last = f"{len(dense) + 2}"
     modules = [
         ("0", "", "Transformer"),
         ("1", "1_Pooling", "Pooling"),
-        ("2", "2_Normalize", "Normalize"),
+        *((path[0], path, "Dense") for path in dense),
+        (last, f"{last}_Normalize", "Normalize"),
     ]
+    for seed, (path, (inputs, outputs)) in enumerate(dense.items()):
+        (folder / path).mkdir(exist_ok=True)
+        weight = random_weights({"linear.weight": (outputs, inputs)}, seed=seed)
+        save_file(weight, folder / path / "model.safetensors")
+        facts = {"in_features": inputs, "out_features": outputs, "bias": False}
+        identity = {"activation_function": "torch.nn.modules.linear.Identity"}
+        write_json(folder / path / "config.json", {**facts, **identity})
     (folder / "modules.json").write_text(
         json.dumps(
             [

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tests.engine.local.checkpoints import tiny_bert, tiny_m3, tiny_xlmr
+from tests.engine.local.mistral3_checkpoint import tiny_mistral3
 from tests.engine.local.tiny_decoders import (
+    tiny_causal,
+    tiny_gemma,
     tiny_llama,
     tiny_ministral,
     tiny_mistral,
     tiny_nvembed,
     tiny_qwen3,
+)
+from tests.engine.local.tiny_encoders import (
+    tiny_distilbert,
+    tiny_gte,
+    tiny_modernbert,
+    tiny_mpnet,
+    tiny_nomic,
 )
 
 import nimbed
@@ -37,6 +48,16 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ministral3": tiny_ministral,
     "nvembed": tiny_nvembed,
     "qwen3": tiny_qwen3,
+    "causal-llama": functools.partial(tiny_causal, kind="llama"),
+    "causal-mistral": functools.partial(tiny_causal, kind="mistral"),
+    "gemma3": tiny_gemma,
+    "mistral3": tiny_mistral3,
+    "qwen2": functools.partial(tiny_causal, kind="qwen2"),
+    "modernbert": tiny_modernbert,
+    "mpnet": tiny_mpnet,
+    "distilbert": tiny_distilbert,
+    "nomic-bert": tiny_nomic,
+    "gte": tiny_gte,
 }
 
 

@@ -20,11 +20,13 @@ from tokenizers import Tokenizer
 CLASSES = {
     "bert": ("BertConfig", "BertModel"),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3TextModel"),
     "llama": ("LlamaConfig", "LlamaModel"),
     "llama_bidirec": ("LlamaConfig", "LlamaModel"),
     "mistral": ("MistralConfig", "MistralModel"),
     "bidir_mistral": ("MistralConfig", "MistralModel"),
     "ministral3": ("Ministral3Config", "Ministral3Model"),
+    "qwen2": ("Qwen2Config", "Qwen2Model"),
     "qwen3": ("Qwen3Config", "Qwen3Model"),
 }
 
@@ -46,11 +48,11 @@ def network(
     """Return transformers' model with these weights, all of them and no others."""
     config_class, model_class = (getattr(transformers, n) for n in CLASSES[config["model_type"]])
     facts = {n: v for n, v in config.items() if n not in ("model_type", "auto_map", "is_causal")}
-    if "sliding_window" in facts:
+    if config["model_type"] == "bidir_mistral":
         facts["sliding_window"] = None  # NVIDIA's bidirectional models ignore it
     settings = config_class(**facts, attn_implementation="eager")
     decoder = config["model_type"] not in ("bert", "xlm-roberta")
-    if decoder:
+    if decoder and config["model_type"] != "gemma3_text":
         settings.is_causal = causal  # as an argument to from_pretrained it would be dropped
     model = model_class(settings) if decoder else model_class(settings, add_pooling_layer=False)
     model.load_state_dict(weights, strict=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.local.varlen import varlen
 
-from nimbed.local.attention import ByVarlen, attention_for, by_length
-from nimbed.local.attention_windows import ByWindow, windows
+from nimbed.local.attention import ByVarlen, DistanceBias, attention_for, by_length
+from nimbed.local.attention_rectangles import ByRectangle, rectangles
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 
 LENGTHS = [19, 19, 7, 7, 7, 1, 33]
 
 
-def reference(q, k, v, lengths, *, causal=False):
+def reference(q, k, v, lengths, *, causal=False, window=None, added=None):
     """Attend in float64, a sequence at a time, by the definition."""
     out, start = torch.zeros(q.shape, dtype=torch.float64), 0
     share = q.shape[1] // k.shape[1]
@@ -24,9 +26,13 @@ def reference(q, k, v, lengths, *, causal=False):
         for head in range(q.shape[1]):
             key = k[rows, head // share].double()
             scores = q[rows, head].double() @ key.T / q.shape[2] ** 0.5
+            ahead = torch.arange(length)[None] - torch.arange(length)[:, None]
+            if added is not None:
+                scores += added[head][ahead + added.shape[1] // 2]
             if causal:
-                future = torch.ones(length, length, dtype=torch.bool).triu(1)
-                scores = scores.masked_fill(future, float("-inf"))
+                scores = scores.masked_fill(ahead > 0, float("-inf"))
+            if window is not None:
+                scores = scores.masked_fill(ahead.abs() > window, float("-inf"))
             out[rows, head] = torch.softmax(scores, -1) @ v[rows, head // share].double()
         start += length
     return out.flatten(1)
@@ -40,7 +46,7 @@ def tensors(key_heads, dtype, scale=1.0, lengths=LENGTHS):
     return *fused.split([4, key_heads, key_heads], dim=1), layout
 
 
-@pytest.mark.parametrize("attend", [ByWindow(), by_length])
+@pytest.mark.parametrize("attend", [ByRectangle(), by_length])
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)])
 def test_every_implementation_follows_the_definition(attend, key_heads, dtype, off):
@@ -61,14 +67,14 @@ def test_every_implementation_follows_the_definition(attend, key_heads, dtype, o
 def test_sequences_whose_scores_do_not_fit_the_cache_follow_it_too(key_heads, lengths):
     q, k, v, layout = tensors(key_heads, torch.float32, lengths=lengths)
     expected = reference(q, k, v, lengths)[: layout.tokens]
-    got = ByWindow()(q, k, v, layout)[: layout.tokens].double()
+    got = ByRectangle()(q, k, v, layout)[: layout.tokens].double()
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_scores_beyond_the_range_of_exp_fall_back_to_a_shifted_softmax(scale):
     q, k, v, layout = tensors(4, torch.float32, scale)
-    got = ByWindow()(q, k, v / scale, layout)
+    got = ByRectangle()(q, k, v / scale, layout)
     expected = reference(q, k, v / scale, LENGTHS)
     torch.testing.assert_close(
         got[: layout.tokens].double(), expected[: layout.tokens], atol=1e-4, rtol=1e-4
@@ -78,13 +84,15 @@ def test_scores_beyond_the_range_of_exp_fall_back_to_a_shifted_softmax(scale):
 def test_inputs_are_left_as_they_were():
     q, k, v, layout = tensors(1, torch.bfloat16)
     before = [x.clone() for x in (q, k, v)]
-    ByWindow()(q, k, v, layout)
+    ByRectangle()(q, k, v, layout)
     for x, old in zip((q, k, v), before, strict=True):
         torch.testing.assert_close(x, old, atol=0, rtol=0)
 
 
 def test_float32_on_the_cpu_uses_the_fused_kernel():
-    assert attention_for(Placement(torch.device("cpu"), torch.float32)) is by_length
+    attend = attention_for(Placement(torch.device("cpu"), torch.float32))
+    assert isinstance(attend, functools.partial)
+    assert attend.func is by_length
 
 
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=40))
@@ -92,14 +100,15 @@ def test_windows_cover_every_row_once_and_never_look_across_a_border(lengths):
     lengths = sorted(lengths, reverse=True)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     covered = []
-    for window in windows(lengths):
-        source = window.source.numpy().reshape(window.count, window.length)
+    for rectangle in rectangles(lengths):
+        source = rectangle.source.numpy().reshape(rectangle.count, rectangle.length)
         for row in source:  # a window stays inside one sequence
             assert len(set(owner[row].tolist())) == 1
-        target = source.reshape(-1)[window.kept.numpy()]
-        assert target.tolist() == list(range(window.start, window.stop))
+        target = source.reshape(-1)[rectangle.kept.numpy()]
+        assert target.tolist() == list(range(rectangle.start, rectangle.stop))
         covered += target.tolist()
-        inside = np.ones(source.shape) if window.inside is None else window.inside.numpy()[:, 0]
+        inside = rectangle.inside
+        inside = np.ones(source.shape) if inside is None else inside.numpy()[:, 0]
         for row, mask in zip(source, inside, strict=True):
             assert mask.sum() == lengths[owner[row[0]]]
     assert covered == list(range(sum(lengths)))
@@ -110,7 +119,7 @@ def test_windows_come_in_few_shapes():
     shapes = set()
     for _ in range(300):
         lengths = sorted(generator.integers(5, 257, size=generator.integers(1, 40)).tolist())
-        shapes |= {(window.count, window.length) for window in windows(lengths)}
+        shapes |= {(rectangle.count, rectangle.length) for rectangle in rectangles(lengths)}
     assert len(shapes) < 300
 
 
@@ -119,7 +128,7 @@ def test_a_mixed_batch_gives_the_rows_of_each_sequence_alone():
     layout = Layout.of(lengths, torch.device("cpu"))
     torch.manual_seed(1)
     q, k, v = torch.randn(layout.rows, 3, 4, 8).unbind(1)
-    together = ByWindow()(q, k, v, layout)
+    together = ByRectangle()(q, k, v, layout)
     start = 0
     for length in lengths:
         rows = slice(start, start + length)
@@ -128,7 +137,7 @@ def test_a_mixed_batch_gives_the_rows_of_each_sequence_alone():
         for target, source in zip(padded, (q, k, v), strict=True):
             target[:length] = source[rows]
         torch.testing.assert_close(
-            ByWindow()(*padded, alone)[:length], together[rows], atol=1e-6, rtol=1e-6
+            ByRectangle()(*padded, alone)[:length], together[rows], atol=1e-6, rtol=1e-6
         )
         start += length
 
@@ -198,3 +207,49 @@ def test_the_variable_length_kernel_is_told_that_it_is_causal(newer):
     q, k, v, layout = tensors(4, torch.float32)
     ByVarlen(with_window if newer else with_flag, causal=True)(q, k, v, layout)
     assert seen["how"] == ((-1, 0) if newer else True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("key_heads", [4, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("window", "lengths"), [(6, LENGTHS), (6, [300, 141, 7, 1]), (0, [5])])
+def test_a_window_hides_what_is_further_away(dtype, key_heads, causal, window, lengths):
+    q, k, v, layout = tensors(key_heads, dtype, lengths=lengths)
+    attend = attention_for(Placement(torch.device("cpu"), dtype), causal=causal, window=window)
+    got = attend(q, k, v, layout)[: layout.tokens]
+    expected = reference(q, k, v, lengths, causal=causal, window=window)[: layout.tokens]
+    off = 2e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(got.double(), expected, atol=off, rtol=off)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_bias_for_the_distance_is_added_to_the_scores(dtype):
+    q, k, v, layout = tensors(4, dtype)
+    added = torch.randn(4, 2 * 40 - 1, generator=torch.Generator().manual_seed(3))
+    attend = attention_for(Placement(torch.device("cpu"), dtype), bias=DistanceBias(added))
+    expected = reference(q, k, v, LENGTHS, added=added)[: layout.tokens]
+    off = 2e-6 if dtype == torch.float32 else 3e-2
+    for _ in range(2):  # as two layers would
+        got = attend(q, k, v, layout)[: layout.tokens]
+        torch.testing.assert_close(got.double(), expected, atol=off, rtol=off)
+    other = Layout.of([40, 3], torch.device("cpu"))
+    q, k, v, other = tensors(4, dtype, lengths=[40, 3])
+    torch.testing.assert_close(
+        attend(q, k, v, other)[:43].double(),
+        reference(q, k, v, [40, 3], added=added)[:43],
+        atol=off,
+        rtol=off,
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_variable_length_kernel_is_told_the_window(causal):
+    seen = {}
+
+    def attend(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1)):
+        seen["window"] = window_size
+        return q
+
+    q, k, v, layout = tensors(4, torch.float32)
+    ByVarlen(attend, causal=causal, window=6)(q, k, v, layout)
+    assert seen["window"] == (6, 0 if causal else 6)

@@ -120,7 +120,7 @@ def test_an_encoder_that_it_would_harm_is_refused():
 
 @pytest.mark.slow
 def test_what_it_costs_a_real_model_is_what_the_refusal_says(monkeypatch):
-    monkeypatch.setattr("nimbed.local.engine._TOO_COARSE", ())
+    monkeypatch.setattr("nimbed.local.engine.TOO_COARSE", ())
     kept, asked = passages(150, seed=1), queries(50, seed=2)
     stored, found = [], []
     for dtype in ("bfloat16", "float8"):

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.local.families import FAMILIES, TEXTS
-from tests.engine.local.varlen import varlen
+from tests.engine.local.varlen import attend_as_on_cuda
 
 import nimbed
-from nimbed.local.attention import ByVarlen
-from nimbed.local.models import bert, llama
 
 kernels = pytest.importorskip("nimbed.local.kernels.selftest", reason="needs triton")
 
@@ -48,7 +46,9 @@ def test_it_gives_what_torch_gives(dtype, width):
 
 
 def test_a_wrong_kernel_is_named(monkeypatch):
-    monkeypatch.setattr(kernels, "gated_activation", lambda both, silu: both.chunk(2, dim=-1)[0])
+    monkeypatch.setattr(
+        kernels, "gated_activation", lambda both, activation: both.chunk(2, dim=-1)[0]
+    )
     assert "the gated activation differs from torch" in kernels.disagreement(DEVICE)
 
 
@@ -66,12 +66,7 @@ def through_kernels(monkeypatch):
     if DEVICE.type == "cuda":
         pytest.skip("test_gpu.py runs the real thing")
     monkeypatch.setattr(kernels, "usable", lambda device: True)
-    for module in (bert, llama):
-        monkeypatch.setattr(
-            module,
-            "attention_for",
-            lambda placement, causal=False: ByVarlen(varlen, causal=causal),
-        )
+    attend_as_on_cuda(monkeypatch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,6 +114,36 @@ def test_attention_follows_the_definition_whatever_lies_around_a_sequence(
         query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
         expected = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, enable_gqa=key_heads != 4
+        )
+        torch.testing.assert_close(
+            got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3
+        )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 20, 200])
+def test_attention_through_a_window_follows_the_definition(window, causal):
+    from nimbed.local.kernels.varlen_attention import attend
+
+    lengths = [70, 1, 150]
+    generator = torch.Generator().manual_seed(window)
+    q, k, v = (
+        torch.randn(sum(lengths), 3, 2, 32, generator=generator)
+        .to(DEVICE, torch.float16)
+        .unbind(dim=1)
+    )
+    ends = np.cumsum(lengths)
+    spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+    got = attend(q, k, v, spans, 150, causal=causal, window=window)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
+        place = torch.arange(end - start, device=DEVICE)
+        ahead = place[None] - place[:, None]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=(ahead >= -window) & (ahead <= (0 if causal else window)),
         )
         torch.testing.assert_close(
             got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3

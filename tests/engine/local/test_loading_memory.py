@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.engine.local.checkpoints import write_json
+from tests.engine.local.checkpoints import change_config, change_tensors, write_json
 from tests.engine.local.oracles import config_of
-from tests.engine.local.tiny_decoders import decoder_shapes, tiny_llama
+from tests.engine.local.tiny_decoders import decoder_shapes, tiny_gemma, tiny_llama
 
 SHAPE = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 10,
@@ -69,3 +69,17 @@ def test_the_weights_are_never_twice_in_memory(folders, dtype, width):
     assert numbers * 2 > 300e6
     beside = peak(large, dtype) - peak(tiny, dtype)
     assert beside <= 1.25 * width * numbers, f"{beside / (width * numbers):.2f} times the weights"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_table_of_words_is_never_twice_in_memory(tmp_path):
+    """EmbeddingGemma's has two thirds of its numbers; here it is nearly the whole checkpoint."""
+    tiny = tiny_gemma(tmp_path / "tiny", dense=False)
+    large = tiny_gemma(tmp_path / "large", dense=False)
+    change_config(large, vocab_size=3_000_000)
+    shape = (3_000_000, config_of(large)["hidden_size"])
+    table = torch.empty(shape).normal_(std=0.02)
+    change_tensors(large, lambda tensors: tensors.update({"embed_tokens.weight": table}))
+    assert table.nbytes > 300e6
+    assert peak(large, "float32") - peak(tiny, "float32") <= 1.25 * table.nbytes

@@ -8,19 +8,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.sentence_folders import (
+    MODES,
+    TEXTS,
+    assert_same,
+    edit,
+    saved,
+    transformer,
+    width_of,
+)
 
 import nimbed
-from nimbed.errors import CheckpointError
+from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.hub import locate
-
-TEXTS = ["what is nvidia", "a cat sleeps under the warm sky", "the lazy dogs jumped over york"]
-MODES = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +34,6 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="module")
 def minilm():
     return locate(None).folder
-
-
-def transformer(folder, **options):
-    return Transformer(str(folder), **options)
-
-
-def width_of(folder):
-    return json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
-
-
-def saved(folder, modules, **options):
-    """Save modules as sentence-transformers does, and return it with what it gives."""
-    torch.manual_seed(0)
-    model = SentenceTransformer(modules=modules, device="cpu", **options).eval()
-    model.save(str(folder))
-    return model
-
-
-def assert_same(folder, theirs, *, texts=TEXTS, atol=1e-5):
-    ours = nimbed.load(str(folder), device="cpu", dtype="float32")
-    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
-        got = ours.embed(texts, input_type=role, truncate="END").vectors
-        expected = encode(texts, normalize_embeddings=True)
-        assert got.shape == expected.shape
-        np.testing.assert_allclose(got, expected, atol=atol, rtol=0)
-        for row, text in enumerate(texts):
-            alone = ours.embed([text], input_type=role, truncate="END").vectors[0]
-            np.testing.assert_allclose(alone, expected[row], atol=atol, rtol=0)
-    return ours
 
 
 @pytest.mark.parametrize("mode", [*MODES, ("cls", "mean"), ("max", "lasttoken", "weightedmean")])
@@ -126,7 +100,7 @@ def test_prompts_are_roles_under_their_usual_names(network, query, passage, tmp_
     ours = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="float32")
     assert (ours.card.query_prompt, ours.card.passage_prompt) == ("ask: ", "keep: ")
     assert ours.card.asymmetric
-    assert "clustering" in ours.card.note
+    assert ours.card.task_prompts == (("clustering", "sort: "),)
     for role, prompt in (("query", "ask: "), ("passage", "keep: ")):
         got = ours.embed(TEXTS, input_type=role).vectors
         expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
@@ -178,11 +152,6 @@ def folder(network, tmp_path):
     return tmp_path / "model"
 
 
-def edit(path, change):
-    content = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps(change(content) or content), "utf-8")
-
-
 FILES = [
     "1_Pooling/config.json",
     "2_Dense/config.json",
@@ -227,7 +196,17 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             ],
             "SpladePooling', which nimbed does not run",
         ),
-        ("modules.json", lambda m: [{**m[0], "kwargs": ["task"]}, *m[1:]], "has the key 'kwargs'"),
+        ("modules.json", lambda m: [{**m[0], "kwargs": ["task"]}, *m[1:]], "gives kwargs"),
+        (
+            "modules.json",
+            lambda m: [{**m[0], "type": "custom_st.Transformer"}, *m[1:]],
+            "is 'custom_st.Transformer', which nimbed does not run",
+        ),
+        (
+            "config_sentence_transformers.json",
+            lambda c: {**c, "similarity_fn_name": "dot", "truncate_dim": 4},
+            "of which nothing keeps its length",
+        ),
         ("1_Pooling/config.json", lambda c: {**c, "pooling_mode": "median"}, "pools by 'median'"),
         (
             "1_Pooling/config.json",
@@ -260,7 +239,7 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
         (
             "config_sentence_transformers.json",
             lambda c: {**c, "prompts": {"tidy": "a"}, "default_prompt_name": "tidy"},
-            "puts the prompt 'tidy' before every text",
+            "puts the prompt 'tidy' before every text.*say prompt_name='tidy'",
         ),
         (
             "config_sentence_transformers.json",
@@ -270,7 +249,7 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
         (
             "sentence_bert_config.json",
             lambda c: {**c, "query_expansion": True},
-            "has the key 'query_expansion'",
+            "gives query_expansion 'True'",
         ),
         (
             "sentence_bert_config.json",
@@ -284,15 +263,6 @@ def test_what_is_not_followed_is_refused(folder, file, change, message):
     edit(folder / file, change)
     with pytest.raises(CheckpointError, match=message):
         nimbed.load(str(folder), device="cpu").warmup()
-
-
-def test_dot_without_unit_length_is_refused_and_with_it_is_cosine(folder):
-    name = folder / "config_sentence_transformers.json"
-    edit(name, lambda config: {**config, "similarity_fn_name": "dot"})
-    assert nimbed.load(str(folder), device="cpu").spec().metric == "cosine"
-    edit(folder / "modules.json", lambda modules: modules[:-1])
-    with pytest.raises(CheckpointError, match="similarity_fn_name 'dot', and not by cosine"):
-        nimbed.load(str(folder), device="cpu")
 
 
 def test_a_classifier_is_refused(network, tmp_path):
@@ -313,13 +283,6 @@ def test_an_adapter_is_refused(network, tmp_path):
         nimbed.load(str(tmp_path / "model"), device="cpu")
 
 
-def test_lower_case_that_the_tokenizer_does_not_know_is_refused(folder):
-    edit(folder / "sentence_bert_config.json", lambda c: {**c, "do_lower_case": True})
-    edit(folder / "tokenizer.json", lambda tokenizer: {**tokenizer, "normalizer": None})
-    with pytest.raises(CheckpointError, match="do_lower_case, but tokenizer.json keeps capitals"):
-        nimbed.load(str(folder), device="cpu")
-
-
 def test_cls_without_a_token_before_the_text_is_refused(network, tmp_path):
     saved(tmp_path / "model", [transformer(network), Pooling(width_of(network), "cls")])
     edit(tmp_path / "model" / "tokenizer.json", lambda t: {**t, "post_processor": None})
@@ -335,39 +298,73 @@ def test_matryoshka_sizes_are_read_from_the_configuration(network, tmp_path):
     assert ours.embed(["cat"], input_type="query", dimensions=8).vectors.shape == (1, 8)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+def test_a_prompt_of_another_task_is_used_where_it_is_named(network, tmp_path):
+    prompts = {"query": "ask: ", "clustering": "sort: "}
+    modules = [transformer(network), Pooling(width_of(network))]
+    theirs = saved(tmp_path / "model", modules, prompts=prompts, default_prompt_name="clustering")
+    folder = str(tmp_path / "model")
+    specs = {nimbed.load(folder, device="cpu").spec().fingerprint}
+    for name, prompt in (("clustering", "sort: "), ("query", "ask: "), ("", "")):
+        ours = nimbed.load(folder, prompt_name=name, device="cpu", dtype="float32")
+        assert not ours.card.asymmetric
+        expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
+        for role in ("query", "passage"):
+            got = ours.embed(TEXTS, input_type=role).vectors
+            np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+        specs.add(ours.spec().fingerprint)
+    assert len(specs) == 4
+    with pytest.raises(ConfigurationError, match="no prompt named 'sort'.*'clustering'"):
+        nimbed.load(folder, prompt_name="sort", device="cpu")
+    with pytest.raises(ConfigurationError, match="prompt_name can only be used with a local model"):
+        nimbed.load("m", prompt_name="sort", base_url="http://localhost:1/v1")
+
+
+def test_the_models_own_metric_ranks_and_keeps_the_length_of_vectors(network, tmp_path):
+    for metric in ("dot", "euclidean"):
+        folder = tmp_path / metric
+        modules = [transformer(network), Pooling(width_of(network), "cls"), Dense(32, 8)]
+        theirs = saved(folder, modules, similarity_fn_name=metric)
+        ours = assert_same(folder, theirs)
+        spec = ours.spec()
+        assert (spec.metric, spec.normalized) == (metric, False)
+        queries, passages = (ours.embed(TEXTS, input_type=role) for role in ("query", "passage"))
+        similar = theirs.similarity(queries.vectors, passages.vectors).numpy()
+        order = np.argsort(-similar, axis=1, kind="stable")
+        np.testing.assert_array_equal(nimbed.search.nearest(queries, passages, 3).rows, order)
+        for kind in ("int8", "uint8", "binary", "ubinary"):
+            with pytest.raises(ConfigurationError, match=f"ranks by {metric}.*'float'"):
+                ours.embed(TEXTS, input_type="query", embedding_type=kind)
+        edit(folder / "modules.json", lambda modules: [*modules, NORMALIZE])
+        assert nimbed.load(str(folder), device="cpu").spec().metric == "cosine"
+
+
+NORMALIZE = {
+    "idx": 3,
+    "name": "3",
+    "path": "3_Normalize",
+    "type": "sentence_transformers.models.Normalize",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: Pooling(384, "cls"), "pools by cls; sentence-transformers/all-MiniLM"),
+        (lambda: Pooling(384, "mean"), None),
+    ],
 )
-@given(data=st.data())
-def test_any_folder_is_followed_or_refused(network, tmp_path_factory, data):
-    width = width_of(network)
-    modes = data.draw(st.lists(st.sampled_from(MODES), min_size=1, max_size=2, unique=True))
-    include = data.draw(st.booleans())
-    modules = [
-        transformer(network, max_seq_length=data.draw(st.sampled_from([12, 20, 60]))),
-        Pooling(width, pooling_mode=tuple(modes), include_prompt=include),
-    ]
-    size = width * len(modes)
-    for kind in data.draw(st.lists(st.sampled_from(["dense", "norm", "dropout"]), max_size=3)):
-        if kind == "dense":
-            after = data.draw(st.sampled_from([8, 12]))
-            residual = data.draw(st.booleans())
-            modules.append(Dense(size, after, bias=data.draw(st.booleans()), use_residual=residual))
-            size = after
-        else:
-            modules.append(LayerNorm(size) if kind == "norm" else Dropout(0.2))
-    modules.extend([Normalize()] if data.draw(st.booleans()) else [])
-    options = {
-        "prompts": data.draw(
-            st.sampled_from([{}, {"query": "ask: "}, {"query": "ask: ", "document": "keep the: "}])
-        ),
-        "truncate_dim": data.draw(st.sampled_from([None, 5])),
-        "similarity_fn_name": data.draw(st.sampled_from([None, "cosine", "dot"])),
-    }
-    folder = tmp_path_factory.mktemp("any") / "model"
-    theirs = saved(folder, modules, **{k: v for k, v in options.items() if v is not None})
-    if options["similarity_fn_name"] == "dot" and not isinstance(modules[-1], Normalize):
-        with pytest.raises(CheckpointError, match="similarity_fn_name 'dot'"):
-            nimbed.load(str(folder), device="cpu")
+def test_a_card_that_does_not_fit_its_folder_is_refused(minilm, change, message, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [transformer(minilm), change()])
+    if message is None:
+        assert nimbed.load(str(folder), card="minilm", device="cpu").card.id.endswith("L6-v2")
         return
-    assert_same(folder, theirs, atol=2e-5)
+    with pytest.raises(CheckpointError, match=message):
+        nimbed.load(str(folder), card="minilm", device="cpu")
+
+
+def test_a_card_of_a_bare_network_does_not_hide_a_dense_layer(minilm, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [transformer(minilm), Pooling(384), Dense(384, 64)])
+    with pytest.raises(CheckpointError, match="64 dimensions"):
+        nimbed.load(str(folder), card="minilm", device="cpu")

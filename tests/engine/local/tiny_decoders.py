@@ -1,4 +1,4 @@
-"""Tiny random Llama, Mistral, Ministral and NV-Embed checkpoints, laid out as the real ones are."""
+"""Tiny random decoders, laid out on disk as the real ones are."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, processors
 __all__ = [
     "decoder_config",
     "decoder_shapes",
+    "tiny_causal",
+    "tiny_gemma",
     "tiny_llama",
     "tiny_ministral",
     "tiny_mistral",
@@ -96,26 +98,52 @@ def tiny_mistral(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
 def tiny_qwen3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a ``qwen3`` checkpoint that sentence-transformers can load too (Qwen3-Embedding)."""
-    tokenizer = llama3_tokenizer()
+    return tiny_causal(folder, "qwen3", seed=seed, **{"rope_theta": 1000000.0, **changes})
+
+
+def tiny_causal(
+    folder: Path, kind: str, *, pooling: str = "lasttoken", seed: int = 0, **changes: Any
+) -> Path:
+    """Write a stock decoder that embeds by its last token, the end of the text.
+
+    Args:
+        folder: Made if it does not exist.
+        kind: ``llama``, ``mistral``, ``qwen2`` or ``qwen3``: its model_type.
+        pooling: In 1_Pooling/config.json.
+        seed: Of the weights.
+        **changes: To config.json.
+    """
+    tokenizer = llama3_tokenizer(merged=kind == "qwen2")
     end = tokenizer.token_to_id("<|end_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|end_of_text|>", special_tokens=[("<|end_of_text|>", end)]
     )
+    named = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     config = {
-        "model_type": "qwen3",
-        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": kind,
+        "architectures": [f"{named}ForCausalLM"],
         **decoder_config(tokenizer),
-        "rope_theta": 1000000.0,
+        "rope_theta": 10000.0,
         "max_position_embeddings": 256,
-        "use_sliding_window": False,
-        "attention_bias": False,
         "tie_word_embeddings": True,
         **changes,
     }
+    if kind == "mistral":
+        config = {"sliding_window": 5, **config}  # texts are longer
+    if kind == "qwen2":
+        config = {
+            "use_sliding_window": False,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            **config,
+        }
     shapes = decoder_shapes(config)
     for number in range(config["num_hidden_layers"]):
-        for name in ("q_norm", "k_norm"):
-            shapes[f"layers.{number}.self_attn.{name}.weight"] = (config["head_dim"],)
+        own = f"layers.{number}.self_attn"
+        if kind == "qwen3":
+            shapes |= {f"{own}.{x}_norm.weight": (config["head_dim"],) for x in "qk"}
+        if kind == "qwen2":
+            shapes |= {f"{own}.{x}_proj.bias": shapes[f"{own}.{x}_proj.weight"][:1] for x in "qkv"}
     write(folder, config, random_weights(shapes, seed=seed), tokenizer)
     special = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
     write_json(
@@ -123,7 +151,52 @@ def tiny_qwen3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special},
     )
     prompts = {"query": "Instruct: find it\nQuery:", "document": ""}
-    sentence_transformers_files(folder, pooling="lasttoken", prompts=prompts, longest=200)
+    sentence_transformers_files(folder, pooling=pooling, prompts=prompts, longest=200)
+    return folder
+
+
+def tiny_gemma(folder: Path, *, dense: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """Write a ``gemma3_text`` checkpoint as EmbeddingGemma's, its two dense modules included.
+
+    Args:
+        folder: Made if it does not exist.
+        dense: Whether the dense modules are there.
+        seed: Of the weights.
+        **changes: To config.json; None takes an entry out.
+    """
+    tokenizer = llama3_tokenizer(merged=True)
+    sizes = decoder_config(tokenizer)
+    del sizes["hidden_act"]
+    config = {
+        **{"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], **sizes},
+        **{"num_hidden_layers": 3, "hidden_activation": "gelu_pytorch_tanh"},
+        **{"query_pre_attn_scalar": 5, "use_bidirectional_attention": True},
+        # A token sees three on either side; texts are longer.
+        **{"sliding_window": 6, "sliding_window_pattern": 2, "max_position_embeddings": 256},
+        **{"rope_theta": 1000000.0, "rope_local_base_freq": 50.0},
+        **{"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        **{"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        **changes,
+    }
+    config = {n: v for n, v in config.items() if v is not None or n.endswith("softcapping")}
+    shapes = decoder_shapes(config)
+    for number in range(config["num_hidden_layers"]):
+        at = f"layers.{number}"
+        shapes |= {f"{at}.self_attn.{x}_norm.weight": (config["head_dim"],) for x in "qk"}
+        shapes |= {f"{at}.{x}_feedforward_layernorm.weight": (WIDTH,) for x in ("pre", "post")}
+    weights = random_weights(shapes, seed=seed)
+    for name, weight in weights.items():
+        if "norm" in name:
+            weight -= 1  # 1 is added
+    write(folder, config, weights, tokenizer)
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|end_of_text|>", **special},
+    )
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    extra = {"2_Dense": (WIDTH, 48), "3_Dense": (48, WIDTH)} if dense else {}
+    sentence_transformers_files(folder, pooling="mean", prompts=prompts, longest=200, dense=extra)
     return folder
 
 

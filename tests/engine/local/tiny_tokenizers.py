@@ -74,11 +74,12 @@ def xlmr_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def llama3_tokenizer(*, extra: tuple[str, ...] = ()) -> Tokenizer:
+def llama3_tokenizer(*, extra: tuple[str, ...] = (), merged: bool = False) -> Tokenizer:
     """Byte-level BPE whose whole words need no merges, ``<|begin_of_text|> …``.
 
     Args:
         extra: More special tokens, such as ``<IMG_CONTEXT>``; they take the last ids.
+        merged: Whether whole words need merges all the same, as Qwen's do.
     """
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -88,7 +89,7 @@ def llama3_tokenizer(*, extra: tuple[str, ...] = ()) -> Tokenizer:
     merges = list(_merges(spelt[::2]))
     pieces += [left + right for left, right in merges] + spelt
     vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=not merged))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), byte_level]
     )

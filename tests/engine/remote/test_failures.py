@@ -304,7 +304,7 @@ def test_a_secret_is_blotted_out_before_the_message_is_cut():
 
 def test_an_error_survives_a_pickle_whole():
     failure = Failure(kind="status", message="m", status=400, code="c", request_id="r")
-    made = error_of(failure, server="http://h/v1", rows=(3,), keyless=False)
+    made = error_of(failure, server="http://h/v1", model="m", rows=(3,), keyless=False)
     copy = pickle.loads(pickle.dumps(made))
     assert type(copy) is RejectedInputError
     assert copy.__dict__ == made.__dict__

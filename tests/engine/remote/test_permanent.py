@@ -43,6 +43,12 @@ PERMANENT = {
         "Not Found .*; check the model's name",
     ),
     "an error as 200": (as_json({"error": {"message": "no such thing"}}), "no such thing"),
+    "a retired model": (
+        Response(
+            410, b'{"status": 410, "detail": "The model has reached its end of life on 2026-08-25"}'
+        ),
+        "end of life on 2026-08-25.*its publisher offers nvidia/nemotron-3-embed-1b in its place",
+    ),
     "a code as 200": (
         as_json({"error": {"message": "credits are gone", "code": 402}}),
         r"\[402\] credits are gone",
@@ -59,6 +65,18 @@ def test_a_server_that_will_not_answer_is_tried_twice_at_most(serve, name, diale
     with pytest.raises(RemoteError, match=words):
         raise raised
     assert len(double.posts) <= 2
+
+
+def test_the_weights_of_a_retired_model_run_here(serve):
+    double = serve(lambda request: Response(410, b'{"detail": "gone"}'))
+    with (
+        RemoteEmbedder("nvidia/llama-3.2-nv-embedqa-1b-v2", base_url=double.url) as embedder,
+        pytest.raises(RemoteError) as caught,
+    ):
+        embedder.embed(["a"], input_type="query")
+    said = str(caught.value)
+    assert "nimbed.load('nvidia/llama-nemotron-embed-1b-v2') without base_url" in said
+    assert "offers nvidia/nemotron-3-embed-1b in its place" in said
 
 
 def test_a_port_where_nobody_listens(serve):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from nimbed import EmbeddingBatch, FakeEmbedder, search, stores
-from nimbed.spec import EmbeddingType
+from nimbed.errors import ConfigurationError
+from nimbed.fake import FAKE_CARD
+from nimbed.spec import EmbeddingType, Metric
 from nimbed.stores import StoreField
 
 K = 10
@@ -20,8 +23,10 @@ PASSAGES, QUERIES = 600, 5
 Search = Callable[[StoreField, Any, Any], tuple[NDArray[Any], NDArray[Any]]]
 
 
-def batches(embedding_type: EmbeddingType) -> tuple[EmbeddingBatch, EmbeddingBatch]:
-    embedder = FakeEmbedder()
+def batches(
+    embedding_type: EmbeddingType, metric: Metric = "cosine"
+) -> tuple[EmbeddingBatch, EmbeddingBatch]:
+    embedder = FakeEmbedder(dataclasses.replace(FAKE_CARD, metric=metric))
     passages = embedder.embed(
         [f"passage {number}" for number in range(PASSAGES)],
         input_type="passage",
@@ -130,17 +135,17 @@ def with_sqlite_vec(field: StoreField, queries: Any, passages: Any) -> tuple[Any
     )
 
 
+REAL: list[tuple[str, Search]] = [
+    ("faiss", with_faiss),
+    ("usearch", with_usearch),
+    ("lancedb", with_lancedb),
+    ("qdrant", with_qdrant),
+    ("sqlite-vec", with_sqlite_vec),
+]
+
+
 @pytest.mark.parametrize("embedding_type", get_args(EmbeddingType))
-@pytest.mark.parametrize(
-    ("store", "run"),
-    [
-        ("faiss", with_faiss),
-        ("usearch", with_usearch),
-        ("lancedb", with_lancedb),
-        ("qdrant", with_qdrant),
-        ("sqlite-vec", with_sqlite_vec),
-    ],
-)
+@pytest.mark.parametrize(("store", "run"), REAL)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_real_store_returns_the_exact_neighbours(
     store: str, run: Search, embedding_type: EmbeddingType
@@ -161,6 +166,25 @@ def test_a_real_store_returns_the_exact_neighbours(
     else:
         np.testing.assert_allclose(distances, expected.distances, atol=2e-6)
         assert [set(row) for row in rows.tolist()] == [set(row) for row in expected.rows.tolist()]
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+@pytest.mark.parametrize(("store", "run"), REAL)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_real_store_ranks_floats_by_the_metric_of_their_model(
+    store: str, run: Search, metric: Metric
+) -> None:
+    queries, passages = batches("float", metric)
+    expected = search.nearest(queries, passages, K)
+    cosines = search.nearest(*batches("float"), K)
+    assert not np.array_equal(expected.rows, cosines.rows)
+    if (store, metric) == ("sqlite-vec", "dot"):
+        with pytest.raises(ConfigurationError, match="sqlite-vec does not rank.*by dot.*pgvector"):
+            stores.field(passages.spec, store)
+        return
+    field = stores.field(passages.spec, store)
+    rows, _ = run(field, field.encode(queries), field.encode(passages))
+    assert [set(row) for row in rows.tolist()] == [set(row) for row in expected.rows.tolist()]
 
 
 def test_sqlite_vec_quantises_a_query_to_the_bits_that_nimbed_stores() -> None:

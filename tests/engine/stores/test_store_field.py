@@ -145,3 +145,20 @@ def test_a_database_is_added_by_an_entry_in_the_table(monkeypatch: pytest.Monkey
 def test_an_index_that_is_too_narrow_for_bits_too_is_not_answered_with_bits() -> None:
     with pytest.raises(ConfigurationError, match="use fewer dimensions$"):
         stores.field(spec_of("ubinary", 4104), "elasticsearch")
+
+
+@pytest.mark.parametrize("store", stores.names())
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_vectors_that_keep_their_length_are_never_compared_by_cosine(store, metric):
+    spec = VectorSpec.of(model="m", dimensions=64, metric=metric)
+    unit = stores.field(VectorSpec.of(model="m", dimensions=64), store)
+    if (store, metric) in {("sqlite-vec", "dot"), ("mongodb", "dot")}:
+        with pytest.raises(ConfigurationError, match="by dot, as this model does; use one of"):
+            stores.field(spec, store)
+        return
+    field = stores.field(spec, store, metric=metric)
+    assert (field.metric, field.operator) != (unit.metric, unit.operator) or store == "faiss"
+    assert "cos" not in json.dumps(field.to_dict()).lower()
+    assert set(field.options) == set(unit.options)
+    with pytest.raises(ConfigurationError, match=f"keep their length.*use {metric}"):
+        stores.field(spec, store, metric="cosine")

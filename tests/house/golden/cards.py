@@ -28,6 +28,8 @@ def _forms(card: cards.ModelCard) -> dict[str, str]:
         ):
             if kind.endswith("binary") and dimensions % 8:
                 continue
+            if kind != "float" and card.metric != "cosine":
+                continue  # no other type keeps the length of vectors
             spec = card.spec(embedding_type=kind, dimensions=dimensions, int8_scale=scale)
             forms[f"{kind} {scale or ''} {dimensions}".replace("  ", " ")] = spec.fingerprint
     forms["float, pinned"] = card.spec(revision=REVISION).fingerprint

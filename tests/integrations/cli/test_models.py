@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
+from tests.engine.local.checkpoints import change_config, tiny_bert
 
 from nimbed import VectorSpec, cards
 from nimbed.spec import EmbeddingType
@@ -135,3 +137,77 @@ def test_a_folder_is_described_by_its_own_files(nimbed_command, tmp_path):
     outcome = nimbed_command("models", folder)
     assert outcome.code != 0
     assert "Router', which nimbed does not run" in " ".join(outcome.err.split())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_bert(tmp_path / "mine", pooling="cls", prompts={"query": "q: ", "sort": "s: "})
+
+
+def test_a_folder_is_described_from_its_json_files_alone(nimbed_command, folder):
+    (folder / "model.safetensors").unlink()
+    outcome = nimbed_command("models", str(folder), "--json")
+    facts = json.loads(outcome.out)
+    assert (facts["id"], facts["dimensions"], facts["query_prompt"]) == ("mine", 32, "q: ")
+    assert facts["task_prompts"] == [["sort", "s: "]]
+    assert facts["pipeline"] == ["Transformer", "Pooling by cls", "unit length"]
+    shown = nimbed_command("models", str(folder), "--check").out
+    assert "can be loaded" in shown
+    assert "sort 's: '" in shown
+
+
+def test_what_stands_in_the_way_is_said(nimbed_command, folder):
+    change_config(folder, twist=1)
+    outcome = nimbed_command("models", str(folder), "--check")
+    assert outcome.code != 0
+    assert "has the key 'twist'" in outcome.err
+
+
+def test_a_hub_id_is_checked_in_the_cache_and_offline_says_so(nimbed_command, folder, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    cache = folder.parent / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    outcome = nimbed_command("models", "someone/model", "--check")
+    assert outcome.code != 0
+    assert "not in the Hugging Face cache and the hub cannot be reached" in outcome.err
+    base = cache / "models--someone--model"
+    shutil.copytree(folder, base / "snapshots" / "0123")
+    (base / "snapshots" / "0123" / "model.safetensors").unlink()
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("0123")
+    facts = json.loads(nimbed_command("models", "someone/model", "--check", "--json").out)
+    assert (facts["id"], facts["pipeline"][1]) == ("someone/model", "Pooling by cls")
+
+
+def test_a_folder_is_checked_against_the_model_it_is_said_to_hold(nimbed_command, folder):
+    outcome = nimbed_command("models", str(folder), "--card", "minilm")
+    assert outcome.code != 0
+    assert "pools by cls; sentence-transformers/all-MiniLM-L6-v2 pools by mean" in outcome.err
+    outcome = nimbed_command("models", "minilm", "--card", "minilm")
+    assert "card= says what a folder holds" in outcome.err
+
+
+def test_a_model_that_ranks_by_dot_has_one_type(nimbed_command):
+    out = nimbed_command("models", "multi-qa-mpnet-base-dot-v1", "--store", "pgvector").out
+    assert "<#>" in out
+    assert "int8" not in out
+
+
+def test_every_command_takes_a_card_and_a_prompt(nimbed_command, folder, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the river\n")
+    ask = ("embed", str(texts), "-o", str(tmp_path / "v.npy"), "--input-type", "query")
+    outcome = nimbed_command(*ask, "--model", str(folder), "--card", "minilm")
+    assert "pools by cls" in outcome.err
+    outcome = nimbed_command(*ask, "--model", str(folder), "--prompt-name", "sort")
+    assert outcome.code == 0
+    outcome = nimbed_command(*ask, "--model", str(folder), "--prompt-name", "tidy")
+    assert "prompt_name may be 'query', 'passage', '', 'sort'" in outcome.err
+    for command in ("load", "search", "tradeoff"):
+        help_text = nimbed_command(command, "--help").out
+        assert "--card" in help_text
+        assert "--prompt-name" in help_text
+    outcome = nimbed_command("serve", "--check", "--model", str(folder), "--card", "minilm")
+    assert "pools by cls" in outcome.err

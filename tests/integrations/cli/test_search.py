@@ -93,10 +93,10 @@ def test_json_has_a_line_for_each_passage(nimbed_command):
 def test_the_model_is_the_tables_unless_another_is_named(nimbed_command, table_of_hits):
     nimbed_command(*SEARCH)
     nimbed_command(*SEARCH, "--model", "other", "--device", "cpu")
-    anywhere = {"base_url": None, "device": "auto", "dtype": "auto"}
+    anywhere = {"prompt_name": None, "base_url": None, "device": "auto", "dtype": "auto"}
     assert table_of_hits == [
         ("some/model", {"revision": "abc", **anywhere}),
-        ("other", {**anywhere, "device": "cpu"}),
+        ("other", {**anywhere, "card": None, "device": "cpu"}),
     ]
 
 

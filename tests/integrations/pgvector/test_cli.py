@@ -279,3 +279,35 @@ def test_documents_are_loaded_as_chunks_and_found_by_document(dsn: str) -> None:
     assert "0 new, 1 changed, 0 unchanged, 0 left out" in again.output
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT id, text FROM t").fetchall() == [("0#0", "Short now.")]
+
+
+def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
+    file = written("rows.jsonl", rows(60))
+    words = ["load", dsn, "--table", "t", file, "--id-field", "id", "--words", "simple"]
+    assert typed(*words).exit_code == 0
+    asked = ["search", dsn, "--table", "t", "passage 17"]
+    best = typed(*asked, "--hybrid", "simple", "-k", "2", "--json")
+    assert any(json.loads(line)["id"] == "17" for line in best.output.splitlines())
+    seen, after = [], "start"
+    for _ in range(3):
+        page = typed(*asked, "-k", "20", "--json", "--after", after)
+        lines = page.output.splitlines()
+        seen += [json.loads(line)["id"] for line in lines if line.startswith("{")]
+        ((after,),) = [
+            line.split("'")[1::2] for line in lines if line.startswith("the next page: --after")
+        ]
+    assert sorted(seen, key=int) == [str(n) for n in range(60)]
+    printed = typed(*asked, "-k", "2", "--filter", "metadata->>'lang' = 'en'", "--sql").output
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        *settings, statement, commit = printed.strip().split(";\n")
+        assert [settings[0], commit] == ["BEGIN", "COMMIT;"]
+        assert len(connection.execute(statement).fetchall()) == 2
+    for options, sentence in (
+        (["--after", "soon"], "'start' or DISTANCE:ID"),
+        (["--sql", "--group"], "leave out --group"),
+        (["--hybrid", "simple", "--group"], "neither group"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            raise typed(*asked, *options).exception or AssertionError("nothing was refused")
+    long = typed("search", dsn, "--table", "t", "word " * 600)
+    assert "the question has 602 tokens, the model reads 512; shorten it" in str(long.exception)

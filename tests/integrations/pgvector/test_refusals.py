@@ -74,7 +74,9 @@ def test_another_model_type_or_size_is_refused_and_the_way_out_named(
     other = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="other/model"))
     with pytest.raises(SpaceMismatchError, match=r"nimbed/fake.*other/model"):
         VectorTable(connection, "t", other).load(ITEMS)
-    with pytest.raises(SpaceMismatchError, match=r"embedding_type 'ubinary' and 'int8'.*swap"):
+    with pytest.raises(
+        SpaceMismatchError, match=r"embedding_type 'ubinary' and 'int8'.*nimbed migrate"
+    ):
         VectorTable(connection, "t", FakeEmbedder(), embedding_type="int8").load(ITEMS)
     with pytest.raises(SpaceMismatchError, match="dimensions 64 and 32"):
         VectorTable(connection, "t", FakeEmbedder(), dimensions=32).load(ITEMS)

@@ -46,6 +46,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
     Attributes:
         classes: Schema answers by name.
         objects: By class and uuid: properties and vectors by name.
+        updated: When an object was written, in milliseconds, if a test says so.
         batches: The uuids of each batch that came.
         refuse: The error for an object (its properties), or None.
         break_at: Number of the batch, from 0, at which the connection breaks before storing.
@@ -62,6 +63,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.allowed_compression: frozenset[str] = frozenset()
         self.classes: dict[str, dict[str, Any]] = {}
         self.objects: dict[str, dict[str, Object]] = {}
+        self.updated: dict[str, int] = {}
         self.batches: list[list[str]] = []
         self.headers: list[dict[str, str]] = []
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda properties: None
@@ -216,7 +218,8 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         if request.HasField("near_vector") or request.HasField("near_text"):
             found = self._nearest(request, [uuid for uuid, _ in found])
         results = [
-            result(request, uuid, held[uuid], far) for uuid, far in found[: request.limit or 10]
+            result(request, uuid, held[uuid], far, self.updated)
+            for uuid, far in found[: request.limit or 10]
         ]
         return search_get_pb2.SearchReply(took=0.01, results=results)
 

@@ -79,7 +79,9 @@ def value_of(value: Any) -> Any:
     return properties_pb2.Value(text_value=str(value))
 
 
-def result(request: Any, uuid: str, held: Object, far: float | None) -> Any:
+def result(
+    request: Any, uuid: str, held: Object, far: float | None, updated: dict[str, int]
+) -> Any:
     """Return an object as the request wants it."""
     properties, vectors = held
     if not request.HasField("properties") or request.properties.return_all_nonref_properties:
@@ -92,6 +94,9 @@ def result(request: Any, uuid: str, held: Object, far: float | None) -> Any:
         metadata.id_as_bytes = UUID(uuid).bytes
     if request.metadata.distance and far is not None:
         metadata.distance, metadata.distance_present = far, True
+    if request.metadata.last_update_time_unix:
+        metadata.last_update_time_unix = updated.get(uuid, 1_700_000_000_000)
+        metadata.last_update_time_unix_present = True
     wanted = set(request.metadata.vectors) or (set(vectors) if request.metadata.vector else set())
     for name, vector in vectors.items():
         if name in wanted:

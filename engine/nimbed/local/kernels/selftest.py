@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
+from nimbed.local.float8 import activate
 from nimbed.local.kernels.activations import gated_activation, gated_activation_float8
 from nimbed.local.kernels.normalization import (
     layer_norm_of_sum,
@@ -61,10 +62,10 @@ def comparisons(
         scale = torch.rsqrt(value.float().pow(2).mean(-1, keepdim=True) + _EPS)
         return value.float() * scale * weight.float()
 
-    for silu in (True, False):
-        plain = (F.silu(gate) if silu else F.gelu(gate)) * up
-        yield "the gated activation", gated_activation(both, silu=silu), plain
-        values, scales = gated_activation_float8(both, silu=silu)
+    for activation in ("silu", "gelu", "gelu_tanh"):
+        plain = activate(gate, activation) * up
+        yield "the gated activation", gated_activation(both, activation=activation), plain
+        values, scales = gated_activation_float8(both, activation=activation)
         yield "the float8 gated activation", values.float() * scales, plain
     normed = F.layer_norm(
         x.float() + residual.float(), (width,), weight.float(), bias.float(), _EPS

@@ -19,7 +19,7 @@ _LOG2_E = 1.4426950408889634
 def _step(
     query, total, weight, highest, keys, values, stride, place, length, scale,
     first, SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     row = place + tl.arange(0, KEYS)
     column = tl.arange(0, SIZE)
@@ -34,10 +34,15 @@ def _step(
     score = tl.dot(query, tl.trans(key)) * scale
     if MASKED:
         seen = row[None, :] < length
+        ahead = row[None, :] - (first + tl.arange(0, QUERIES)[:, None])
         if CAUSAL:
-            seen = seen & (row[None, :] <= first + tl.arange(0, QUERIES)[:, None])
+            seen = seen & (ahead <= 0)
+        if WINDOW >= 0:
+            seen = seen & (ahead >= -WINDOW) & (ahead <= WINDOW)
         score = tl.where(seen, score, float("-inf"))
     peak = tl.maximum(highest, tl.max(score, axis=1))
+    if WINDOW >= 0:  # a query may see none of these keys
+        peak = tl.maximum(peak, -1e30)
     shrunk = tl.exp2(highest - peak)
     share = tl.exp2(score - peak[:, None])
     weight = weight * shrunk + tl.sum(share, axis=1)
@@ -49,7 +54,8 @@ def _step(
 def _attend(
     q, k, v, out, spans, q_stride, k_stride, v_stride, scale,
     HEADS: tl.constexpr, SHARE: tl.constexpr, SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, TO_LONGEST: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    TO_LONGEST: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     start = tl.load(spans + tl.program_id(2)).to(tl.int64)
@@ -71,7 +77,14 @@ def _attend(
             for at in range(0, TO_LONGEST, KEYS):
                 total, weight, highest = _step(
                     query, total, weight, highest, keys, values, k_stride, at, length, scale,
-                    first, SIZE, QUERIES, KEYS, True, CAUSAL,
+                    first, SIZE, QUERIES, KEYS, True, CAUSAL, WINDOW,
+                )  # fmt: skip
+        elif WINDOW >= 0:
+            last = tl.minimum(length, first + QUERIES + (0 if CAUSAL else WINDOW))
+            for at in range(tl.maximum(first - WINDOW, 0) // KEYS * KEYS, last, KEYS):
+                total, weight, highest = _step(
+                    query, total, weight, highest, keys, values, k_stride, at, length, scale,
+                    first, SIZE, QUERIES, KEYS, True, CAUSAL, WINDOW,
                 )  # fmt: skip
         else:
             # Up to the block of queries itself, every query sees every key.
@@ -80,13 +93,15 @@ def _attend(
             for at in range(0, whole, KEYS):
                 total, weight, highest = _step(
                     query, total, weight, highest, keys, values, k_stride, at, length, scale,
-                    first, SIZE, QUERIES, KEYS, False, CAUSAL,
+                    first, SIZE, QUERIES, KEYS, False, CAUSAL, WINDOW,
                 )  # fmt: skip
             for at in range(whole, last, KEYS):
                 total, weight, highest = _step(
                     query, total, weight, highest, keys, values, k_stride, at, length, scale,
-                    first, SIZE, QUERIES, KEYS, True, CAUSAL,
+                    first, SIZE, QUERIES, KEYS, True, CAUSAL, WINDOW,
                 )  # fmt: skip
+        if WINDOW >= 0:  # nor does a query beyond the end, which is not written
+            weight = tl.where(weight > 0, weight, 1.0)
         place = (start + row)[:, None] * (HEADS * SIZE) + head * SIZE + column[None, :]
         tl.store(out + place, (total / weight[:, None]).to(out.dtype.element_ty), mask=known)
 
@@ -99,6 +114,7 @@ def attend(
     longest: int,
     *,
     causal: bool = False,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Return softmax(q·kᵀ/√head_dim)·v within each sequence.
 
@@ -110,6 +126,7 @@ def attend(
         spans: int32: where each sequence begins, then where the last ends.
         longest: Rows of the longest sequence, or more.
         causal: Whether a row attends to itself and those before it alone.
+        window: How many rows it attends to on either side of itself; None for all.
 
     Returns:
         Tensor of shape (rows, heads * head_dim); rows outside the spans are not written.
@@ -120,7 +137,7 @@ def attend(
     _attend[(triton.cdiv(longest, queries), heads, len(spans) - 1)](
         q, k, v, out, spans, q.stride(0), k.stride(0), v.stride(0),
         size**-0.5 * _LOG2_E, HEADS=heads, SHARE=heads // k.shape[1], SIZE=size,
-        QUERIES=queries, KEYS=keys, CAUSAL=causal,
+        QUERIES=queries, KEYS=keys, CAUSAL=causal, WINDOW=-1 if window is None else window,
         # Triton's interpreter cannot loop to a number that was loaded, but to a constant.
         TO_LONGEST=longest if q.is_cpu else 0,
         num_warps=warps, num_stages=stages,

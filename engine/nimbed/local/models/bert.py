@@ -1,4 +1,4 @@
-"""BERT (MiniLM, E5, arctic-embed, BGE).
+"""BERT (MiniLM, E5, arctic-embed, BGE), and the encoders that share its layers.
 
 A post-norm transformer with learnt positions, run over packed sequences. The state dict is that of
 ``transformers.BertModel``.
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from nimbed.errors import ConfigurationError
-from nimbed.local.attention import Attention, attention_for
+from nimbed.local.attention import Attention, DistanceBias, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, dense
-from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.models.fields import heads_fit, real, whole
 from nimbed.local.norms import LayerNorm
 from nimbed.local.weights import Tensors
 
@@ -50,6 +50,7 @@ class Bert:
         placement: Device and dtype.
         padding: Token id that takes no position, and the row of the position table that it takes
             instead; those behind it are the positions. None if there is no such id.
+        bias: What every layer adds to its scores.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, or the configuration asks for
@@ -63,11 +64,12 @@ class Bert:
         placement: Placement,
         *,
         padding: int | None = None,
+        bias: DistanceBias | None = None,
     ) -> None:
-        only(config, hidden_act="gelu", position_embedding_type="absolute")
         tensors = tensors.stripped("bert.")
         self._placement = placement
-        self._attention = attention_for(placement)
+        self._attention = attention_for(placement, bias=bias)
+        self.attentions = (self._attention,)
         self._heads = whole(config, "num_attention_heads")
         width, eps = whole(config, "hidden_size"), real(config, "layer_norm_eps", default=1e-12)
         heads_fit(width, self._heads)
@@ -89,22 +91,19 @@ class Bert:
 
         self.vocabulary = whole(config, "vocab_size")
         self._words = table("word", self.vocabulary)
-        # Every token is of type 0, so its embedding is added to the positions once, here.
-        types = tensors.get(
-            "embeddings.token_type_embeddings.weight",
-            whole(config, "type_vocab_size", default=2),
-            width,
-        )
         positions = tensors.get(
             "embeddings.position_embeddings.weight",
             whole(config, "max_position_embeddings"),
             width,
-        )
+        ).float()
+        # Every token is of type 0, so its embedding is added to the positions once, here.
+        if config.get("type_vocab_size", 2):
+            types = whole(config, "type_vocab_size", default=2)
+            name = "embeddings.token_type_embeddings.weight"
+            positions = positions + tensors.get(name, types, width)[0].float()
         self._padding = padding
         self._learnt = len(positions) - (0 if padding is None else padding + 1)
-        self._positions = (positions.float() + types[0].float()).to(
-            placement.device, placement.dtype
-        )
+        self._positions = positions.to(placement.device, placement.dtype, copy=True)
         self._norm = norm("embeddings.LayerNorm")
         inner = whole(config, "intermediate_size")
         self._layers: list[_Layer] = []

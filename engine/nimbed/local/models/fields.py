@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from nimbed.errors import CheckpointError
 
-__all__ = ["first_position", "heads_fit", "only", "real", "whole"]
+__all__ = ["first_position", "gate_activation", "heads_fit", "only", "real", "whole"]
 
 
 def whole(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
@@ -60,6 +60,20 @@ def only(config: Mapping[str, Any], **values: object) -> None:
             )
 
 
+def gate_activation(config: Mapping[str, Any]) -> Literal["gelu", "silu"]:
+    """Return what a gated MLP activates its gate with; GELU if the configuration does not say.
+
+    Raises:
+        CheckpointError: If it is something else.
+    """
+    asked = config.get("hidden_act", "gelu")
+    if asked not in ("gelu", "silu"):
+        raise CheckpointError(
+            f"config.json asks for hidden_act {asked!r}; nimbed's gates have gelu and silu"
+        )
+    return "silu" if asked == "silu" else "gelu"
+
+
 def heads_fit(width: int, heads: int) -> int:
     """Return width / heads.
 
@@ -74,7 +88,7 @@ def heads_fit(width: int, heads: int) -> int:
 
 
 def first_position(config: Mapping[str, Any]) -> int:
-    """Return the row of an XLM-R's position table that the first token takes.
+    """Return the row of the position table that the first token of an XLM-R or MPNet takes.
 
     fairseq numbers positions as it numbers tokens, from behind the padding id.
 

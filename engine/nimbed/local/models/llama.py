@@ -1,4 +1,4 @@
-"""Llama and Mistral, bidirectional, and the decoders that share their layers.
+"""Llama, and the layers that it shares with Mistral, Ministral, Qwen and Pixtral.
 
 A pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
 sequences. The state dict is that of ``transformers.LlamaModel``.
@@ -6,7 +6,7 @@ sequences. The state dict is that of ``transformers.LlamaModel``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,37 +14,28 @@ import torch
 import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
-from nimbed.local.attention import attention_for
+from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.linear import Affine, Dense, Gated, dense, gated
+from nimbed.local.linear import Activation, Affine, Dense, Gated, gated, read_affine, read_dense
+from nimbed.local.models.causality import is_causal, refuse_causal
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
 
-__all__ = ["Llama", "QueryScale"]
+__all__ = ["GatedLayers", "LayerShape", "Llama", "QueryScale", "llama"]
 
 QueryScale = Callable[[Layout], torch.Tensor | None]
 
-# Types whose very name says that their attention looks both ways.
-_BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral")
 
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    norm: RmsNorm
-    qkv: Dense
-    q_norm: RmsNorm | None
-    k_norm: RmsNorm | None
-    attended: Dense
-    mlp_norm: RmsNorm
-    gated: Gated
-    down: Dense
+def llama(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Llama, which looks both ways if its configuration says so."""
+    return Llama(config, tensors, placement, causal=is_causal(config))
 
 
 class Llama:
-    """A Llama or Mistral encoder on one device.
+    """A Llama, or a network that differs from it in a few details, on one device.
 
     Args:
         config: config.json of the checkpoint, or the part of it that describes this network.
@@ -53,6 +44,9 @@ class Llama:
         query_scale: Gives a factor a row for the queries, of shape (rows,), or None for 1.
         causal: Whether a token sees its past alone; None refuses a network that was trained so.
         head_norms: Whether queries and keys are normalised head by head.
+        windows: How far each layer's tokens see, as :func:`attention_for` counts; None for all.
+        qkv_bias: Whether queries, keys and values alone have biases, whatever the configuration
+            says.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, the network is causal, or the
@@ -68,33 +62,53 @@ class Llama:
         query_scale: QueryScale | None = None,
         causal: bool | None = None,
         head_norms: bool = False,
+        windows: Sequence[int | None] | None = None,
+        qkv_bias: bool = False,
     ) -> None:
         if causal is None:
             refuse_causal(config)
         only(config, hidden_act="silu")
         tensors = tensors.stripped("model.")
         width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
-        self._heads = heads
-        self._key_heads = whole(config, "num_key_value_heads", default=heads)
-        heads_fit(heads, self._key_heads)
-        self._head_dim = (
-            whole(config, "head_dim") if config.get("head_dim") else heads_fit(width, heads)
+        bias = bool(config.get("attention_bias"))
+        shape = LayerShape(
+            width=width,
+            inner=whole(config, "intermediate_size"),
+            heads=heads,
+            key_heads=whole(config, "num_key_value_heads", default=heads),
+            head_dim=whole(config, "head_dim")
+            if config.get("head_dim")
+            else heads_fit(width, heads),
+            eps=real(config, "rms_norm_eps"),
+            qkv_bias=bias or qkv_bias,
+            attended_bias=bias,
+            mlp_bias=bool(config.get("mlp_bias")),
+            head_norms=head_norms,
         )
+        heads_fit(heads, shape.key_heads)
         self._rope = rope_for(
-            config, self._head_dim, device=placement.device, dtype=placement.dtype
+            config, shape.head_dim, device=placement.device, dtype=placement.dtype
         )
         self._query_scale = query_scale
-        self._attention = attention_for(placement, causal=bool(causal))
+        count = whole(config, "num_hidden_layers")
+        windows = [None] * count if windows is None else windows
+        kinds = {
+            window: attention_for(placement, causal=bool(causal), window=window)
+            for window in dict.fromkeys(windows)
+        }
+        self.attentions = tuple(kinds.values())
         self.vocabulary = whole(config, "vocab_size")
         self._words = tensors.placed(placement, "embed_tokens.weight", self.vocabulary, width)
-        read = _Reader(config, tensors, placement)
-        self._layers = [
-            read.layer(f"layers.{number}", self._heads, self._key_heads, self._head_dim, head_norms)
-            for number in range(whole(config, "num_hidden_layers"))
-        ]
-        last = read.norm("norm", before_product=False)
-        # A layer ends with the sum that the next one's first norm takes.
-        self._next_norms = [*(layer.norm for layer in self._layers[1:]), last]
+        self._layers = GatedLayers(
+            shape,
+            tensors,
+            placement,
+            [kinds[window] for window in windows],
+            at="layers",
+            last=RmsNorm.read(
+                tensors, "norm", width, placement, eps=shape.eps, before_product=False
+            ),
+        )
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the normed states of the last layer.
@@ -106,21 +120,135 @@ class Llama:
         Returns:
             Tensor of shape (layout.rows, width).
         """
-        return self.encode(self.embed_tokens(ids), layout)
+        return self._encode(F.embedding(ids, self._words), layout)
 
-    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the input states of token ids, of shape (rows, width)."""
-        return F.embedding(ids, self._words)
+    def with_images(
+        self, ids: torch.Tensor, layout: Layout, images: torch.Tensor, *, mark: int, key: str
+    ) -> torch.Tensor:
+        """Return states for packed ids, some of which stand for a piece of an image.
 
-    def encode(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Run the layers over input states of shape (layout.rows, width), which it overwrites."""
+        Args:
+            ids: Packed token ids of shape (layout.rows,).
+            layout: Where the sequences lie.
+            images: The images' states in the order of their tokens, of shape (tokens, width).
+            mark: The id that stands for a piece.
+            key: What config.json calls it, for the message.
+
+        Raises:
+            CheckpointError: If there are not as many such tokens as states.
+        """
+        places = (ids == mark).nonzero()[:, 0]
+        if len(places) != len(images):
+            raise CheckpointError(
+                f"{len(places)} context tokens met {len(images)} image states; "
+                f"{key} {mark} is not the tokenizer's"
+            )
+        return self._encode(F.embedding(ids, self._words).index_copy(0, places, images), layout)
+
+    def _encode(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
         turn = self._rope.at(layout.positions)
         scale = self._query_scale(layout) if self._query_scale is not None else None
+        return self._layers(x, layout, turn, scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """What the layers of a network have in common.
+
+    Attributes:
+        width: Of a state.
+        inner: Of the gated MLP.
+        heads: Of the queries.
+        key_heads: Of keys and values.
+        head_dim: Of a head.
+        eps: Of the norms.
+        activation: Of the MLP's gate.
+        qkv_bias: Whether queries, keys and values have biases.
+        attended_bias: Whether the product behind the attention has one.
+        mlp_bias: Whether those of the MLP have.
+        head_norms: Whether queries and keys are normalised head by head.
+        names: Of the attention, its last product, the MLP, and the norms before both.
+    """
+
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    eps: float
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    attended_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False
+    names: tuple[str, str, str, str] = (
+        *("self_attn", "mlp"),
+        *("input_layernorm", "post_attention_layernorm"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention: Attention
+    norm: RmsNorm
+    qkv: Dense
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
+    attended: Dense
+    mlp_norm: RmsNorm
+    gated: Gated
+    down: Dense
+
+
+class GatedLayers:
+    """Pre-norm layers: attention with rotary positions, then a gated MLP.
+
+    Args:
+        shape: Their sizes and names.
+        tensors: Their weights.
+        placement: Device and dtype.
+        attentions: What each layer attends with; as many as there are layers.
+        at: What stands before the layers' numbers in the weights' names.
+        last: A norm behind the last layer, if there is one.
+
+    Raises:
+        CheckpointError: If a weight is missing or misshapen.
+    """
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        tensors: Tensors,
+        placement: Placement,
+        attentions: Sequence[Attention],
+        *,
+        at: str,
+        last: RmsNorm | None,
+    ) -> None:
+        self._shape, self._tensors, self._placement = shape, tensors, placement
+        self._layers = [self._read(f"{at}.{n}", attend) for n, attend in enumerate(attentions)]
+        del self._tensors
+        # A layer ends with the sum that the next one's first norm takes.
+        self._next_norms = [*(layer.norm for layer in self._layers[1:]), last]
+
+    def __call__(
+        self, x: torch.Tensor, layout: Layout, turn: Turn, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the states behind the last layer, normed if a norm follows it.
+
+        Args:
+            x: Input states of shape (layout.rows, width), which are overwritten.
+            layout: Where the sequences lie.
+            turn: The rotation of each row.
+            scale: A factor a row for the queries, of shape (layout.rows,).
+        """
         normed = self._layers[0].norm(x)
         for layer, next_norm in zip(self._layers, self._next_norms, strict=True):
             q, k, v = self._projected(layer, layer.qkv(normed), turn, scale)
-            attended = self._attention(q, k, v, layout)
+            attended = layer.attention(q, k, v, layout)
             x, normed = layer.mlp_norm.after(layer.attended, attended, x)
+            if next_norm is None:
+                return layer.down.plus(layer.gated(normed), x)
             x, normed = next_norm.after(layer.down, layer.gated(normed), x)
         assert isinstance(normed, torch.Tensor)  # no product follows the last norm
         return normed
@@ -128,106 +256,55 @@ class Llama:
     def _projected(
         self, layer: _Layer, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        qkv = qkv.view(qkv.shape[0], -1, self._head_dim)
+        heads, key_heads = self._shape.heads, self._shape.key_heads
+        qkv = qkv.view(qkv.shape[0], -1, self._shape.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             for part, norm in (
-                (qkv[:, : self._heads], layer.q_norm),
-                (qkv[:, self._heads : self._heads + self._key_heads], layer.k_norm),
+                (qkv[:, :heads], layer.q_norm),
+                (qkv[:, heads : heads + key_heads], layer.k_norm),
             ):
                 part.copy_(norm.of_heads(part))
-        turned = turn(qkv[:, : self._heads + self._key_heads])  # qkv itself, on CUDA
-        q, k = turned[:, : self._heads], turned[:, self._heads :]
+        turned = turn(qkv[:, : heads + key_heads])  # qkv itself, on CUDA
+        q, k = turned[:, :heads], turned[:, heads:]
         if scale is not None:
             q.mul_(scale[:, None, None])
-        return q, k, qkv[:, self._heads + self._key_heads :]
+        return q, k, qkv[:, heads + key_heads :]
 
+    def _read(self, at: str, attention: Attention) -> _Layer:
+        shape, placement = self._shape, self._placement
+        own, mlp, norm, mlp_norm = (f"{at}.{name}" for name in shape.names)
+        queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
 
-class _Reader:
-    """Reads layers."""
+        def product(names: dict[str, int], inputs: int, bias: bool) -> Dense:
+            return read_dense(self._tensors, names, inputs, placement, bias=bias)
 
-    def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
-        self._tensors, self._placement = tensors, placement
-        self._width = whole(config, "hidden_size")
-        self._inner = whole(config, "intermediate_size")
-        self._eps = real(config, "rms_norm_eps")
-        self._attention_bias = bool(config.get("attention_bias"))
-        self._mlp_bias = bool(config.get("mlp_bias"))
+        def half(name: str) -> Affine:
+            names = {f"{mlp}.{name}": shape.inner}
+            return read_affine(self._tensors, names, shape.width, bias=shape.mlp_bias)
 
-    def layer(self, at: str, heads: int, key_heads: int, head_dim: int, head_norms: bool) -> _Layer:
-        queries, keys = heads * head_dim, key_heads * head_dim
-        attention, mlp = f"{at}.self_attn", f"{at}.mlp"
         # Each product is read and laid out before the next is read: one is held twice, not all.
         return _Layer(
-            norm=self.norm(f"{at}.input_layernorm"),
-            qkv=self._joined(
-                [
-                    (f"{attention}.{x}_proj", n)
-                    for x, n in zip("qkv", (queries, keys, keys), strict=True)
-                ]
+            attention=attention,
+            norm=self._norm(norm),
+            qkv=product(
+                {f"{own}.q_proj": queries, f"{own}.k_proj": keys, f"{own}.v_proj": keys},
+                shape.width,
+                shape.qkv_bias,
             ),
-            q_norm=self._head_norm(f"{attention}.q_norm", head_dim) if head_norms else None,
-            k_norm=self._head_norm(f"{attention}.k_norm", head_dim) if head_norms else None,
-            attended=dense(
-                *self._affine(f"{attention}.o_proj", self._width, queries, self._attention_bias),
-                self._placement,
-            ),
-            mlp_norm=self.norm(f"{at}.post_attention_layernorm"),
-            gated=gated(
-                self._affine(f"{mlp}.gate_proj", self._inner, self._width, self._mlp_bias),
-                self._affine(f"{mlp}.up_proj", self._inner, self._width, self._mlp_bias),
-                "silu",
-                self._placement,
-            ),
-            down=dense(
-                *self._affine(f"{mlp}.down_proj", self._width, self._inner, self._mlp_bias),
-                self._placement,
-            ),
+            q_norm=self._norm(f"{own}.q_norm", of_heads=True) if shape.head_norms else None,
+            k_norm=self._norm(f"{own}.k_norm", of_heads=True) if shape.head_norms else None,
+            attended=product({f"{own}.o_proj": shape.width}, queries, shape.attended_bias),
+            mlp_norm=self._norm(mlp_norm),
+            gated=gated(half("gate_proj"), half("up_proj"), shape.activation, placement),
+            down=product({f"{mlp}.down_proj": shape.width}, shape.inner, shape.mlp_bias),
         )
 
-    def _joined(self, outputs: list[tuple[str, int]]) -> Dense:
-        parts = [self._affine(n, size, self._width, self._attention_bias) for n, size in outputs]
-        biases = [part.bias for part in parts if part.bias is not None]
-        weight = torch.cat([part.weight for part in parts])
-        return dense(weight, torch.cat(biases) if biases else None, self._placement)
-
-    def norm(self, name: str, *, before_product: bool = True) -> RmsNorm:
+    def _norm(self, name: str, *, of_heads: bool = False) -> RmsNorm:
         return RmsNorm.read(
             self._tensors,
             name,
-            self._width,
+            self._shape.head_dim if of_heads else self._shape.width,
             self._placement,
-            eps=self._eps,
-            before_product=before_product,
+            eps=self._shape.eps,
+            before_product=not of_heads,
         )
-
-    def _head_norm(self, name: str, head_dim: int) -> RmsNorm:
-        return RmsNorm.read(
-            self._tensors, name, head_dim, self._placement, eps=self._eps, before_product=False
-        )
-
-    def _affine(self, name: str, outputs: int, inputs: int, bias: bool) -> Affine:
-        weight = self._tensors.get(f"{name}.weight", outputs, inputs)
-        return Affine(weight, self._tensors.get(f"{name}.bias", outputs) if bias else None)
-
-
-def refuse_causal(config: dict[str, Any]) -> None:
-    """Refuse a network whose tokens see only their past, or that may be one.
-
-    A decoder's weights run through bidirectional attention without a fault and give vectors that
-    mean nothing, so something in the configuration has to say that it was trained both ways.
-
-    Raises:
-        CheckpointError: If nothing says so.
-    """
-    kind = config.get("model_type")
-    named = kind in _BIDIRECTIONAL or any(
-        "bidirec" in str(name).lower() for name in config.get("architectures") or ()
-    )
-    causal = config.get("is_causal")
-    if causal is False or (named and causal is None):
-        return
-    raise CheckpointError(
-        f"config.json describes a causal {kind}, a text generator; nimbed runs embedding models "
-        f"whose attention looks both ways. If this one was trained so, put "
-        f'"is_causal": false into its config.json'
-    )

@@ -5,18 +5,23 @@ The Llama reads an image's states in the places of its context tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
+from nimbed.local.linear import read_dense
 from nimbed.local.models.fields import whole
 from nimbed.local.models.llama import Llama
 from nimbed.local.norms import LayerNorm
 from nimbed.local.vision.settings import VisionSettings
-from nimbed.local.vision.siglip import Siglip, read_affine
+from nimbed.local.vision.siglip import Siglip
+from nimbed.local.vision.tiles import Tiles
 from nimbed.local.weights import Tensors
 
 __all__ = ["NemotronVL", "pixel_shuffle"]
@@ -49,17 +54,40 @@ class NemotronVL:
         self._tower = Siglip(vision, tensors, placement)
         self._settings, self._placement = VisionSettings.read(config), placement
         self.vocabulary = self._language.vocabulary
-        self.patches_a_tile = self._tower.patches_a_side**2
+        self.attentions = self._language.attentions
+        self._patches_a_tile = self._tower.patches_a_side**2
         joined = self._tower.width * self._settings.shrink**2
         width = whole(language, "hidden_size")
         tensors = tensors.stripped("model.")
         self._norm = LayerNorm.read(tensors, "mlp1.0", joined, placement, eps=1e-5)
-        self._up = read_affine(tensors, ["mlp1.1"], width, joined, placement)
-        self._down = read_affine(tensors, ["mlp1.3"], width, width, placement)
+        self._up = read_dense(tensors, {"mlp1.1": width}, joined, placement, bias=True)
+        self._down = read_dense(tensors, {"mlp1.3": width}, width, placement, bias=True)
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return states of shape (layout.rows, width) for packed ids without images."""
         return self._language(ids, layout)
+
+    def patches(self, cutting: Tiles) -> int:
+        """Return how many patches the tower reads of an image."""
+        return cutting.grid.tiles * self._patches_a_tile
+
+    def read_images(
+        self, images: Sequence[NDArray[np.uint8]], *, budget: int
+    ) -> list[torch.Tensor]:
+        """Return what the language model reads for images, whosever tiles the tower has at a time.
+
+        Args:
+            images: Their tiles, uint8 of shape (tiles, side, side, 3).
+            budget: Patches that the tower may hold at a time.
+
+        Returns:
+            A tensor an image, of shape (tiles * tokens a tile, width).
+        """
+        tiles = torch.from_numpy(np.concatenate(images))
+        parts = torch.split(tiles, max(1, budget // self._patches_a_tile))
+        states = torch.cat([self.image_states(part) for part in parts])
+        tokens = len(states) // len(tiles)
+        return list(torch.split(states, [len(image) * tokens for image in images]))
 
     def image_states(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return what the language model reads for tiles.
@@ -88,14 +116,10 @@ class NemotronVL:
         Raises:
             CheckpointError: If there are not as many context tokens as states.
         """
-        places = (ids == self._settings.context_id).nonzero()[:, 0]
-        if len(places) != len(images):
-            raise CheckpointError(
-                f"{len(places)} context tokens met {len(images)} image states; "
-                f"img_context_token_id {self._settings.context_id} is not the tokenizer's"
-            )
-        x = self._language.embed_tokens(ids)
-        return self._language.encode(x.index_copy(0, places, images), layout)
+        mark = self._settings.context[1]
+        return self._language.with_images(
+            ids, layout, images, mark=mark, key="img_context_token_id"
+        )
 
 
 def pixel_shuffle(x: torch.Tensor, shrink: int, *, legacy: bool) -> torch.Tensor:

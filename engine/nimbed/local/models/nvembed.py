@@ -48,6 +48,7 @@ class NvEmbed:
             placement.plain,
         )
         self.vocabulary = self._mistral.vocabulary
+        self.attentions = self._mistral.attentions
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return the states that are pooled, of shape (layout.rows, width)."""

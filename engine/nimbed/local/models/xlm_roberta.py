@@ -1,6 +1,7 @@
-"""XLM-R: BERT whose positions begin behind the padding id (bge-m3, multilingual-e5).
+"""RoBERTa, CamemBERT, XLM-R: BERT whose positions begin behind the padding id.
 
-The state dict is that of ``transformers.XLMRobertaModel``.
+bge-m3, multilingual-e5, all-distilroberta. The state dicts are those of
+``transformers.RobertaModel`` and its kin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["xlm_roberta"]
 
 
 def xlm_roberta(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
-    """Read an XLM-R encoder; see :class:`nimbed.local.models.bert.Bert`."""
+    """Read a RoBERTa, CamemBERT or XLM-R encoder; see :class:`nimbed.local.models.bert.Bert`."""
     return Bert(
         config,
         tensors.stripped("roberta.", "xlm_roberta."),

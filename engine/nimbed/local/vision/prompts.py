@@ -1,8 +1,7 @@
 """Tokenization of texts, images and pairs of both for a vision-language model.
 
-An image becomes ``<img>``, one context token a piece of every tile, ``</img>``; its prompt and
-its text stand around that. What a user writes never becomes one of these marks: it is read as
-plain text.
+An image becomes tokens, one or more a piece of it; its prompt and its text stand around them. What
+a user writes never becomes one of these tokens: it is read as plain text.
 """
 
 from __future__ import annotations
@@ -20,18 +19,14 @@ from nimbed.errors import CheckpointError, InputError, TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint
-from nimbed.local.pipeline import read_json
+from nimbed.local.json_files import read_json
 from nimbed.local.tokenizer import TextTokenizer, Tokens, bounded
+from nimbed.local.vision.pixtral_settings import PixtralSettings
 from nimbed.local.vision.reader import ImageRow
-from nimbed.local.vision.settings import VisionSettings
+from nimbed.local.vision.settings import ImageSettings, VisionSettings
 from nimbed.spec import Truncate
 
 __all__ = ["VisionTokenizer", "vision_tokenizer"]
-
-_CONTEXT = "<IMG_CONTEXT>"
-_MARKS = ("<image>", "<img>", "</img>", _CONTEXT)
-# What the publisher allows a text alone (models.md 1.3); with an image the card's limit holds.
-_TEXT_TOKENS = 8192
 
 
 def vision_tokenizer(checkpoint: Checkpoint) -> VisionTokenizer:
@@ -40,13 +35,18 @@ def vision_tokenizer(checkpoint: Checkpoint) -> VisionTokenizer:
     Raises:
         CheckpointError: If a file is damaged or does not suit the model.
     """
-    folder = checkpoint.folder
-    processor = read_json(folder / "processor_config.json")
-    return VisionTokenizer(
-        folder / "tokenizer.json",
-        card=checkpoint.card,
-        settings=VisionSettings.read(checkpoint.config, processor),
-    )
+    folder, config = checkpoint.folder, checkpoint.config
+    if not checkpoint.pipeline.include_prompt:
+        raise CheckpointError(
+            f"{folder} pools without the prompt (include_prompt false), which nimbed does not do "
+            f"for models that read images"
+        )
+    settings: ImageSettings
+    if checkpoint.card.architecture == "mistral3":
+        settings = PixtralSettings.read(config, folder)
+    else:
+        settings = VisionSettings.read(config, read_json(folder / "processor_config.json"))
+    return VisionTokenizer(folder / "tokenizer.json", card=checkpoint.card, settings=settings)
 
 
 class VisionTokenizer:
@@ -58,9 +58,13 @@ class VisionTokenizer:
         settings: How the model wants its images.
     """
 
-    def __init__(self, path: Path, *, card: ModelCard, settings: VisionSettings) -> None:
+    def __init__(self, path: Path, *, card: ModelCard, settings: ImageSettings) -> None:
         self._path, self._card, self._settings = path, card, settings
-        self._texts = TextTokenizer(path, max_tokens=min(card.max_tokens, _TEXT_TOKENS))
+        self._longest_text = min(card.max_tokens, settings.longest_text or card.max_tokens)
+        self._texts = TextTokenizer(path, max_tokens=self._longest_text)
+        marks = settings.marks
+        self._marks = _special_tokens(path) if marks is None else marks
+        self._openings = {mark[0] for mark in self._marks}
 
     def encode(
         self, inputs: Sequence[Input], *, prompt: str, truncate: Truncate, first_row: int = 0
@@ -81,7 +85,7 @@ class VisionTokenizer:
                 damaged, animated or too large.
             MissingExtraError: If there is an image and Pillow is not installed.
         """
-        plain = [text for text in inputs if isinstance(text, str) and not _marked(text)]
+        plain = [text for text in inputs if isinstance(text, str) and not self._marked(text)]
         if len(plain) == len(inputs):
             return self._texts.encode(plain, prompt=prompt, truncate=truncate, first_row=first_row)
         ids: list[list[int]] = []
@@ -114,7 +118,7 @@ class VisionTokenizer:
         """Return how many tokens each ``prompt + text`` has; as :meth:`TextTokenizer.count`."""
         counts = self._texts.count(texts, prompt=prompt)
         for row, text in enumerate(texts):
-            if _marked(text):
+            if self._marked(text):
                 head, body = self._divided(text, prompt)
                 counts[row] = len(head) + len(self._literal.ids(body)) + len(self._literal.tail)
         return counts
@@ -135,24 +139,24 @@ class VisionTokenizer:
         self, item: Input, prompt: str, truncate: Truncate, row: int
     ) -> tuple[list[int], bool]:
         if isinstance(item, str):
-            if not _marked(item):
+            if not self._marked(item):
                 found = self._texts.encode([item], prompt=prompt, truncate=truncate, first_row=row)
                 return found.ids[0], bool(found.truncated)
             head, body = self._divided(item, prompt)
-            most = min(self._card.max_tokens, _TEXT_TOKENS)
-            return self._fitted(head, body, most, truncate, row)
+            return self._fitted(head, body, self._longest_text, truncate, row)
         text, image = ("", item) if isinstance(item, Image) else item
+        settings = self._settings
         try:
-            grid = self._settings.tiling.grid(*image.size)
+            names, cutting = settings.shown(*image.size)
         except InputError as error:
             raise InputError(f"row {row}: {error}", rows=[row]) from error
-        head = self._literal.head(f"{prompt}<img>{_CONTEXT}</img>")
-        at = head.index(self._settings.context_id)
-        head[at : at + 1] = [head[at]] * (grid.tiles * self._settings.tokens_a_tile)
-        # The reference puts the space after </img> whether or not a text follows.
-        ids, cut = self._fitted(head, f" {text}", self._card.max_tokens, truncate, row)
-        side = self._settings.tiling.side
-        return ImageRow(ids, image=image, grid=grid, side=side, row=row), cut
+        mark, context_id = settings.context
+        head = self._literal.head(f"{prompt}{settings.before}{mark}{settings.after}")
+        at = head.index(context_id)
+        head[at : at + 1] = [self._literal.mark(name) for name in names]
+        body = f" {text}" if text or settings.spaced else ""
+        ids, cut = self._fitted(head, body, self._card.max_tokens, truncate, row)
+        return ImageRow(ids, image=image, cutting=cutting, row=row), cut
 
     def _fitted(
         self, head: list[int], body: str, most: int, truncate: Truncate, row: int
@@ -160,9 +164,10 @@ class VisionTokenizer:
         """Join head and body, the body read literally and cut to fit."""
         read = bounded(body, max_tokens=most, truncate=truncate)
         ids, tail = self._literal.ids(read), self._literal.tail
-        if self._settings.context_id in ids:
+        mark, context_id = self._settings.context
+        if context_id in ids:
             raise InputError(
-                f"row {row} holds {_CONTEXT}, which this model's tokenizer cannot read as text",
+                f"row {row} holds {mark}, which this model's tokenizer cannot read as text",
                 rows=[row],
             )
         room, length = most - len(head) - len(tail), len(head) + len(ids) + len(tail)
@@ -183,13 +188,17 @@ class VisionTokenizer:
     def _literal(self) -> _Literal:
         # Made when the first image or mark is met: a vocabulary takes half a second to read.
         literal = _Literal(self._path)
-        probe = literal.head(f"<img>{_CONTEXT}</img>")
-        if probe.count(self._settings.context_id) != 1:
+        mark, context_id = self._settings.context
+        if literal.mark(mark) != context_id:
             raise CheckpointError(
-                f"{self._path} does not read {_CONTEXT} as the one token "
-                f"{self._settings.context_id} that config.json promises"
+                f"{self._path} does not read {mark} as the one token {context_id} that "
+                f"config.json promises"
             )
         return literal
+
+    def _marked(self, text: str) -> bool:
+        openings = any(opening in text for opening in self._openings)
+        return openings and any(mark in text for mark in self._marks)
 
 
 class _Literal:
@@ -201,6 +210,8 @@ class _Literal:
 
     def __init__(self, path: Path) -> None:
         # TextTokenizer has read the file, so it is sound.
+        self._path = path
+        self._ids: dict[str, int] = {}
         self._marks = tokenizers.Tokenizer.from_file(str(path))
         self._marks.no_truncation()
         self._marks.no_padding()
@@ -215,11 +226,28 @@ class _Literal:
         """Return the ids of what stands before a user's text, beginning token included."""
         return [*self._begin, *self._marks.encode(text, add_special_tokens=False).ids]
 
+    def mark(self, name: str) -> int:
+        """Return the id of a token that is read as one.
+
+        Raises:
+            CheckpointError: If it is not.
+        """
+        if name not in self._ids:
+            ids = self._marks.encode(name, add_special_tokens=False).ids
+            if len(ids) != 1:
+                raise CheckpointError(
+                    f"{self._path} does not read {name} as the one token that it is in an image"
+                )
+            self._ids[name] = ids[0]
+        return self._ids[name]
+
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text in which nothing has a special meaning."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
 
-def _marked(text: str) -> bool:
-    return "<" in text and any(mark in text for mark in _MARKS)
+def _special_tokens(path: Path) -> tuple[str, ...]:
+    """Return the texts that a tokenizer.json reads as special tokens."""
+    added = read_json(path).get("added_tokens") or []
+    return tuple(token["content"] for token in added if token.get("special"))

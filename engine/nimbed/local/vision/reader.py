@@ -1,14 +1,15 @@
 """Images of a batch, and what a language model reads in their places.
 
-Decodes ahead of the device, runs the tower over the tiles of all images of a batch, and remembers
-the latest results by content.
+Decodes ahead of the device, runs the tower over all images of a batch, and remembers the latest
+results by content.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +18,28 @@ from numpy.typing import NDArray
 from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.local.batching import Layout
-from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.vision.tiles import Grid, cut, decoders
+from nimbed.local.vision.tiles import Cutting, decoders
 
-__all__ = ["ImageReader", "ImageRow", "images_of"]
+__all__ = ["ImageReader", "ImageRow", "VisionModel", "images_of"]
 
 # Bytes of states kept on the device: some 36 pages of the 1B model in bfloat16.
 _REMEMBERED = 256 * 2**20
+
+
+class VisionModel(Protocol):
+    """A language model with a tower before it."""
+
+    def patches(self, cutting: Any) -> int:
+        """Return how many patches the tower reads of an image that becomes pixels so."""
+        ...
+
+    def read_images(self, images: Sequence[NDArray[Any]], *, budget: int) -> list[torch.Tensor]:
+        """Return the states of images, of shape (tokens, width), from their pixels."""
+        ...
+
+    def with_images(self, ids: torch.Tensor, layout: Layout, images: torch.Tensor) -> torch.Tensor:
+        """Return states of shape (layout.rows, width) for ids, some of which stand for images."""
+        ...
 
 
 class ImageRow(list[int]):
@@ -32,33 +48,30 @@ class ImageRow(list[int]):
     Args:
         ids: Token ids, special and context tokens included.
         image: What the context tokens stand for.
-        grid: How it is cut.
-        side: Pixels of a tile's side.
+        cutting: How it becomes pixels.
         row: The caller's number of this input, for messages.
     """
 
-    __slots__ = ("_decoding", "grid", "image", "row", "side")
+    __slots__ = ("_decoding", "cutting", "image", "row")
 
-    def __init__(
-        self, ids: Sequence[int], *, image: Image, grid: Grid, side: int, row: int
-    ) -> None:
+    def __init__(self, ids: Sequence[int], *, image: Image, cutting: Cutting, row: int) -> None:
         super().__init__(ids)
-        self.image, self.grid, self.side, self.row = image, grid, side, row
-        self._decoding: Future[NDArray[np.uint8]] | None = None
+        self.image, self.cutting, self.row = image, cutting, row
+        self._decoding: Future[NDArray[Any]] | None = None
 
     @property
-    def key(self) -> tuple[str, Grid]:
-        """What decides the tiles: the image's content and its grid."""
-        return self.image.digest, self.grid
+    def key(self) -> tuple[str, Cutting]:
+        """What decides the pixels: the image's content and how it is cut."""
+        return self.image.digest, self.cutting
 
-    def decode(self) -> Future[NDArray[np.uint8]]:
+    def decode(self) -> Future[NDArray[Any]]:
         """Begin to decode in a thread, if that has not begun yet."""
         if self._decoding is None:
-            self._decoding = decoders().submit(cut, self.image, self.grid, self.side)
+            self._decoding = decoders().submit(self.cutting, self.image)
         return self._decoding
 
-    def take(self) -> NDArray[np.uint8]:
-        """Return the tiles, of shape (tiles, side, side, 3), and let go of them.
+    def take(self) -> NDArray[Any]:
+        """Return the pixels, and let go of them.
 
         Raises:
             InputError: If the image is damaged.
@@ -84,10 +97,19 @@ class ImageReader:
         remembered: Bytes of states to keep.
     """
 
-    def __init__(self, model: NemotronVL, *, remembered: int = _REMEMBERED) -> None:
+    def __init__(self, model: VisionModel, *, remembered: int = _REMEMBERED) -> None:
         self._model = model
         self._room = remembered
-        self._known: OrderedDict[tuple[str, Grid], torch.Tensor] = OrderedDict()
+        self._known: OrderedDict[tuple[str, Cutting], torch.Tensor] = OrderedDict()
+
+    def size(self, row: Sized) -> int:
+        """Return a row's share of a batch's tokens: of an image the tower reads more of them.
+
+        A batch whose images fill the tower once is over soon, so that the first does not wait for
+        many to be decoded.
+        """
+        patches = self._model.patches(row.cutting) if isinstance(row, ImageRow) else 0
+        return max(len(row), patches)
 
     def ahead(
         self, ids: Sequence[object], plan: Iterator[NDArray[np.intp]]
@@ -123,8 +145,8 @@ class ImageReader:
     def _states(self, rows: Sequence[ImageRow], budget: int) -> torch.Tensor:
         """Return the states of images, one after the other."""
         self._decode(rows)
-        found: dict[tuple[str, Grid], torch.Tensor] = {}
-        unread: dict[tuple[str, Grid], ImageRow] = {}
+        found: dict[tuple[str, Cutting], torch.Tensor] = {}
+        unread: dict[tuple[str, Cutting], ImageRow] = {}
         for row in rows:
             known = self._known.get(row.key)
             if known is None:
@@ -142,20 +164,16 @@ class ImageReader:
 
     def _read(
         self, rows: list[ImageRow], budget: int
-    ) -> Iterator[tuple[tuple[str, Grid], torch.Tensor]]:
-        """Run the tower, as many tiles at a time as the budget allows, whosever they are."""
+    ) -> Iterator[tuple[tuple[str, Cutting], torch.Tensor]]:
+        """Run the tower over images that are not known yet."""
         if not rows:
             return
-        tiles = torch.from_numpy(np.concatenate([row.take() for row in rows]))
-        step = max(1, budget // self._model.patches_a_tile)
-        states = torch.cat([self._model.image_states(part) for part in torch.split(tiles, step)])
-        tokens = len(states) // len(tiles)
-        lengths = [row.grid.tiles * tokens for row in rows]
-        for row, own in zip(rows, torch.split(states, lengths), strict=True):
+        states = self._model.read_images([row.take() for row in rows], budget=budget)
+        for row, own in zip(rows, states, strict=True):
             yield row.key, own
             self._remember(row.key, own)
 
-    def _remember(self, key: tuple[str, Grid], states: torch.Tensor) -> None:
+    def _remember(self, key: tuple[str, Cutting], states: torch.Tensor) -> None:
         # Cloned: a slice would keep the whole batch of states alive.
         self._known[key] = states.clone()
         self._room -= states.nbytes

@@ -4,35 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nimbed.errors import CheckpointError
 from nimbed.local.models.fields import only, whole
-from nimbed.local.vision.tiles import Tiling
+from nimbed.local.vision.tiles import Cutting, Tiles, Tiling
 
-__all__ = ["VisionSettings", "vision_facts"]
+__all__ = ["ImageSettings", "VisionSettings", "vision_facts"]
+
+_CONTEXT = "<IMG_CONTEXT>"
 
 # A tile costs hundreds of tokens, so a checkpoint that asks for more is damaged.
 _MOST_TILES = 64
 
 
+class ImageSettings(Protocol):
+    """How a model wants its images, and how their tokens stand in a text."""
+
+    @property
+    def context(self) -> tuple[str, int]:
+        """The token whose place an image's states take, and its id in config.json."""
+        ...
+
+    @property
+    def before(self) -> str:
+        """What stands before an image's tokens."""
+        ...
+
+    @property
+    def after(self) -> str:
+        """What stands behind them."""
+        ...
+
+    @property
+    def spaced(self) -> bool:
+        """Whether a space follows an image that no text follows."""
+        ...
+
+    @property
+    def marks(self) -> tuple[str, ...] | None:
+        """What a user may not write to any effect; None for every special token."""
+        ...
+
+    @property
+    def longest_text(self) -> int | None:
+        """The most tokens of a text without an image, where that is less than the card's."""
+        ...
+
+    def shown(self, width: int, height: int) -> tuple[list[str], Cutting]:
+        """Return the tokens of an image of a size in pixels, and how it becomes pixels.
+
+        Raises:
+            InputError: If the model cannot be shown an image of this size.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class VisionSettings:
-    """How one model wants its images.
+    """How a Nemotron VL wants its images; an :class:`ImageSettings`.
 
     Attributes:
         tiling: How an image is cut.
         shrink: Patches a side that one image token joins: 2 joins 2x2.
         legacy_shuffle: Whether the joined patches lie transposed (``ps_version`` v1).
         tokens_a_tile: Image tokens a tile.
-        context_id: Token id that an image's states replace.
+        context: The token whose place an image's states take, and its id.
     """
 
     tiling: Tiling
     shrink: int
     legacy_shuffle: bool
     tokens_a_tile: int
-    context_id: int
+    context: tuple[str, int]
+    before: str = "<img>"
+    after: str = "</img>"
+    spaced: bool = True  # in the reference whether or not a text follows
+    marks: tuple[str, ...] | None = ("<image>", "<img>", "</img>", _CONTEXT)
+    longest_text: int | None = 8192  # the publisher's (models.md 1.3)
 
     @classmethod
     def read(
@@ -76,8 +125,13 @@ class VisionSettings:
             shrink=shrink,
             legacy_shuffle=version == "v1",
             tokens_a_tile=(a_side // shrink) ** 2,
-            context_id=whole(config, "img_context_token_id"),
+            context=(_CONTEXT, whole(config, "img_context_token_id")),
         )
+
+    def shown(self, width: int, height: int) -> tuple[list[str], Cutting]:
+        """Return the tokens of an image of this size in pixels, and how it is cut into tiles."""
+        grid = self.tiling.grid(width, height)
+        return [_CONTEXT] * (grid.tiles * self.tokens_a_tile), Tiles(grid, self.tiling.side)
 
 
 def vision_facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.linear import Dense, dense
+from nimbed.local.linear import Dense, dense, read_dense
 from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.norms import LayerNorm
 from nimbed.local.weights import Tensors
 
-__all__ = ["Siglip", "patches", "read_affine"]
+__all__ = ["Siglip", "patches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,18 @@ class Siglip:
     def _layer(self, tensors: Tensors, at: str, inner: int, eps: float) -> _Layer:
         width, placement, own = self.width, self._placement, f"{at}.self_attn"
         names = [f"{own}.q_proj", f"{own}.k_proj", f"{own}.v_proj"]
+
+        def product(names: list[str], outputs: int, inputs: int) -> Dense:
+            sizes = dict.fromkeys(names, outputs)
+            return read_dense(tensors, sizes, inputs, placement, bias=True)
+
         return _Layer(
             norm=LayerNorm.read(tensors, f"{at}.layer_norm1", width, placement, eps=eps),
-            qkv=read_affine(tensors, names, width, width, placement),
-            attended=read_affine(tensors, [f"{own}.out_proj"], width, width, placement),
+            qkv=product(names, width, width),
+            attended=product([f"{own}.out_proj"], width, width),
             mlp_norm=LayerNorm.read(tensors, f"{at}.layer_norm2", width, placement, eps=eps),
-            up=read_affine(tensors, [f"{at}.mlp.fc1"], inner, width, placement),
-            down=read_affine(tensors, [f"{at}.mlp.fc2"], width, inner, placement),
+            up=product([f"{at}.mlp.fc1"], inner, width),
+            down=product([f"{at}.mlp.fc2"], width, inner),
         )
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -116,18 +121,6 @@ class Siglip:
         for layer in self._layers:
             x = layer(x, layout, self._attention, self._heads)
         return self._norm(x[: layout.tokens]).view(count, a_side, a_side, self.width)
-
-
-def read_affine(
-    tensors: Tensors, names: list[str], outputs: int, inputs: int, placement: Placement
-) -> Dense:
-    """Read the products of these names, each (outputs, inputs) with a bias, joined into one."""
-    # Converted one by one, so that no second copy in another dtype is ever whole in memory.
-    weight, bias = (
-        torch.cat([tensors.get(f"{n}.{part}", *shape).to(placement.dtype) for n in names])
-        for part, shape in (("weight", (outputs, inputs)), ("bias", (outputs,)))
-    )
-    return dense(weight, bias, placement)
 
 
 def patches(tiles: torch.Tensor, patch: int, dtype: torch.dtype) -> torch.Tensor:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.images import Image
 
-__all__ = ["Grid", "Tiling", "cut", "decoders"]
+__all__ = ["Cutting", "Grid", "Tiles", "Tiling", "cut", "decoders"]
 
 _ENOUGH_AREA = 0.6
 
@@ -33,6 +34,25 @@ class Grid(NamedTuple):
     def tiles(self) -> int:
         """Tiles in all, the thumbnail included."""
         return self.columns * self.rows + self.thumbnail
+
+
+class Cutting(Hashable, Protocol):
+    """How one image becomes the pixels that a tower reads."""
+
+    def __call__(self, image: Image, /) -> NDArray[Any]:
+        """Return the pixels; raises InputError if the image is damaged."""
+        ...
+
+
+class Tiles(NamedTuple):
+    """How one image becomes tiles: its grid, and pixels of a tile's side."""
+
+    grid: Grid
+    side: int
+
+    def __call__(self, image: Image) -> NDArray[np.uint8]:
+        """Return the tiles; see :func:`cut`."""
+        return cut(image, self.grid, self.side)
 
 
 class Tiling(NamedTuple):

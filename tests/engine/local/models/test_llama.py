@@ -221,7 +221,7 @@ def test_smaller_sizes_are_sliced_before_they_are_normalized(tmp_path):
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor None"),
         ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "expected one table"),
         ({"partial_rotary_factor": 0.5}, "only part of each head"),
-        ({"pooling": "last"}, "pools by last"),
+        ({"pooling": "colbert"}, "pools by colbert"),
     ],
 )
 def test_a_configuration_it_cannot_follow_is_refused(tmp_path, changes, message):

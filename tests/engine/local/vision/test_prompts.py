@@ -85,7 +85,7 @@ def test_marks_in_a_text_are_words_and_nothing_else(ours, theirs, prompt, text):
     found = encode(ours, [text], prompt).ids[0]
     literal = theirs(prompt + text, split_special_tokens=True)["input_ids"]
     assert found == literal
-    assert ours._settings.context_id not in found
+    assert ours._settings.context[1] not in found
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
@@ -94,7 +94,7 @@ def test_marks_in_a_pair_never_change_the_count_of_context_tokens(ours, theirs, 
     head = theirs(f"passage: {context(7)}")["input_ids"]
     body = theirs(f" {text}", split_special_tokens=True, add_special_tokens=False)["input_ids"]
     assert found == head + body
-    assert found.count(ours._settings.context_id) == 7 * 4
+    assert found.count(ours._settings.context[1]) == 7 * 4
 
 
 def test_a_mark_that_cannot_be_read_as_words_is_refused(tmp_path):
@@ -118,14 +118,14 @@ def test_a_long_text_is_cut_and_its_image_is_not(folder, theirs, truncate):
     assert truncated == [1]
     room = 60 - head
     assert ids[1] == (whole[:60] if truncate == "END" else whole[:head] + whole[-room:])
-    assert ids[1].count(ours._settings.context_id) == 28
+    assert ids[1].count(ours._settings.context[1]) == 28
     with pytest.raises(InputError, match=r"exceeds maximum allowed token size 60 \(row 8\)"):
         encode(ours, [SMALL, (words, LARGE)], first_row=7)
 
 
 def test_an_image_beyond_the_limit_is_refused_whatever_truncate_says(folder):
     ours = tokenizer(folder, max_tokens=30)
-    assert encode(ours, [SMALL]).ids[0].count(ours._settings.context_id) == 4
+    assert encode(ours, [SMALL]).ids[0].count(ours._settings.context[1]) == 4
     for item in (LARGE, ("a text", LARGE)):
         with pytest.raises(InputError, match="the image fills them alone and cannot be cut"):
             encode(ours, [item], truncate="END")

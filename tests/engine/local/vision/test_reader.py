@@ -17,7 +17,7 @@ from tests.engine.pictures import encoded, picture
 from nimbed.errors import InputError
 from nimbed.images import Image
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.vision import reader
+from nimbed.local.vision import tiles
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import Scheduler
 
@@ -36,8 +36,8 @@ def decoded(monkeypatch):
         seen.append(image.digest)
         return cut(image, grid, side)
 
-    cut = reader.cut
-    monkeypatch.setattr(reader, "cut", counting)
+    cut = tiles.cut
+    monkeypatch.setattr(tiles, "cut", counting)
     return seen
 
 

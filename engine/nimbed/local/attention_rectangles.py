@@ -1,7 +1,7 @@
-"""Attention by plain batched products over windows, for CPUs whose fused kernel is slow.
+"""Attention by plain batched products over rectangles, for CPUs whose fused kernel is slow.
 
-Sequences of nearly one length share a rectangle of windows, each as long as the longest rounded
-up: oneDNN prepares code for every shape of a product (about 1 ms each), so shapes must be few.
+Sequences of nearly one length share a rectangle, as wide as the longest of them rounded up: oneDNN
+prepares code for every shape of a product (about 1 ms each), so shapes must be few.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from nimbed.local.batching import Layout
 
-__all__ = ["ByWindow", "Window", "windows"]
+__all__ = ["ByRectangle", "Rectangle", "rectangles"]
 
 _Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -35,30 +35,30 @@ _ONES = 16
 _SCORES = 1 << 21
 
 
-class ByWindow:
+class ByRectangle:
     """Attend with two batched products a rectangle of similarly long sequences."""
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
-        self._windows: list[Window] = []
+        self._rectangles: list[Rectangle] = []
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`nimbed.local.attention.Attention`."""
         if self._layout is not layout:  # the same for every layer of a model
-            self._layout, self._windows = layout, windows(layout.lengths)
+            self._layout, self._rectangles = layout, rectangles(layout.lengths)
         out = q.new_empty(q.shape)
         out[layout.tokens :] = 0
-        for window in self._windows:
-            attended = _within(window, *(x.index_select(0, window.source) for x in (q, k, v)))
-            torch.index_select(attended, 0, window.kept, out=out[window.start : window.stop])
+        for of in self._rectangles:
+            attended = _within(of, *(x.index_select(0, of.source) for x in (q, k, v)))
+            torch.index_select(attended, 0, of.kept, out=out[of.start : of.stop])
         return out.flatten(1)
 
 
-def _within(window: Window, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attend in every window of a rectangle; tensors of shape (count * length, heads, width)."""
-    count, length = window.count, window.length
+def _within(of: Rectangle, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend in all sequences of a rectangle; tensors of shape (count * length, heads, width)."""
+    count, length = of.count, of.length
     heads, key_heads, width = q.shape[1], k.shape[1], q.shape[2]
     share = heads // key_heads
 
@@ -69,10 +69,10 @@ def _within(window: Window, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     key = k.view(count, length, key_heads, width).transpose(1, 2).flatten(0, 1)
     value = v.new_empty(count, key_heads, length, width + _ONES)
     by_head = v.view(count, length, key_heads, width).transpose(1, 2)
-    if window.inside is None:
+    if of.inside is None:
         value[..., :width], value[..., width:] = by_head, 1
     else:
-        inside = window.inside.to(v.dtype).view(count, 1, length, 1)
+        inside = of.inside.to(v.dtype).view(count, 1, length, 1)
         torch.mul(by_head, inside, out=value[..., :width])
         value[..., width:] = inside
 
@@ -133,18 +133,18 @@ def _parts(batch: int, queries: int, keys: int) -> Iterator[_Part]:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """A rectangle of ``count`` windows of ``length`` rows each.
+class Rectangle:
+    """A rectangle of ``count`` sequences of ``length`` places each.
 
     Attributes:
-        count: Windows, repetitions that only fill up the shape included.
-        length: Rows a window.
-        source: Packed row of every window row, int64 of shape (count * length,). Beyond a
+        count: Sequences, repetitions that only fill up the shape included.
+        length: Places a sequence.
+        source: Packed row of every place, int64 of shape (count * length,). Beyond a
             sequence's end it repeats that sequence's last row.
-        kept: Window rows that stand for the packed rows start … stop, int64, in their order.
+        kept: Places that stand for the packed rows start … stop, int64, in their order.
         start: The first packed row of the rectangle's sequences.
         stop: One past their last.
-        inside: 1 where a window row belongs to its sequence and 0 beyond its end, float32 of
+        inside: 1 where a place belongs to its sequence and 0 beyond its end, float32 of
             shape (count, 1, length); None if every row does.
     """
 
@@ -157,7 +157,7 @@ class Window:
     inside: torch.Tensor | None
 
 
-def windows(lengths: Sequence[int]) -> list[Window]:
+def rectangles(lengths: Sequence[int]) -> list[Rectangle]:
     """Cut packed sequences, laid end to end in this order, into rectangles.
 
     Args:
@@ -165,16 +165,16 @@ def windows(lengths: Sequence[int]) -> list[Window]:
     """
     counts = np.asarray(lengths, dtype=np.int64)
     starts = np.cumsum(counts) - counts
-    found: list[Window] = []
+    found: list[Rectangle] = []
     first = 0
     for length, run in itertools.groupby(map(_rounded, lengths)):
         last = first + sum(1 for _ in run)
-        found.append(_window(length, starts[first:last], counts[first:last]))
+        found.append(_rectangle(length, starts[first:last], counts[first:last]))
         first = last
     return found
 
 
-def _window(length: int, starts: _Rows, counts: _Rows) -> Window:
+def _rectangle(length: int, starts: _Rows, counts: _Rows) -> Rectangle:
     real = len(starts)
     filled = _few(real)
     if filled > real:
@@ -183,7 +183,7 @@ def _window(length: int, starts: _Rows, counts: _Rows) -> Window:
     place = np.arange(length)
     source = starts[:, None] + np.minimum(place, counts[:, None] - 1)
     inside = place < counts[:, None]
-    return Window(
+    return Rectangle(
         count=filled,
         length=length,
         source=torch.from_numpy(source.reshape(-1)),

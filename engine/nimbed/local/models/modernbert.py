@@ -1,0 +1,180 @@
+"""ModernBERT (gte-modernbert, nomic's modernbert-embed, granite-embedding r2).
+
+A pre-norm encoder with rotary positions and a gated MLP. Most layers see the tokens around each
+token alone; every third sees the whole text and turns its positions more slowly. The state dict is
+that of ``transformers.ModernBertModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nimbed.errors import CheckpointError
+from nimbed.local.attention import Attention, attention_for
+from nimbed.local.batching import Layout
+from nimbed.local.device import Placement
+from nimbed.local.linear import Affine, Dense, Gated, dense, gated
+from nimbed.local.models.fields import gate_activation, heads_fit, real, whole
+from nimbed.local.norms import LayerNorm
+from nimbed.local.rope import Rope, rope_for
+from nimbed.local.weights import Tensors
+
+__all__ = ["ModernBert"]
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    kind: str
+    norm: LayerNorm | None
+    qkv: Dense
+    attended: Dense
+    mlp_norm: LayerNorm
+    gated: Gated
+    down: Dense
+
+
+class ModernBert:
+    """A ModernBERT encoder on one device.
+
+    Args:
+        config: config.json of the checkpoint.
+        tensors: Its weights.
+        placement: Device and dtype.
+
+    Raises:
+        CheckpointError: If a weight is missing or misshapen, or the configuration asks for
+            something that this network does not do.
+    """
+
+    def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
+        tensors = tensors.stripped("model.")
+        width, inner = whole(config, "hidden_size"), whole(config, "intermediate_size")
+        self._heads = whole(config, "num_attention_heads")
+        head_dim = heads_fit(width, self._heads)
+        activation = gate_activation(config)
+        eps = real(config, "norm_eps", default=1e-5)
+
+        def norm(name: str) -> LayerNorm:
+            bias = bool(config.get("norm_bias"))
+            return LayerNorm.read(tensors, name, width, placement, eps=eps, bias=bias)
+
+        def affine(name: str, outputs: int, inputs: int, bias: str) -> Affine:
+            weight = tensors.get(f"{name}.weight", outputs, inputs)
+            return Affine(
+                weight, tensors.get(f"{name}.bias", outputs) if config.get(bias) else None
+            )
+
+        def product(name: str, outputs: int, inputs: int, bias: str) -> Dense:
+            return dense(*affine(name, outputs, inputs, bias), placement)
+
+        kinds = _layer_kinds(config)
+        self._ropes: dict[str, Rope] = {
+            kind: rope_for(
+                _rotation(config, kind), head_dim, device=placement.device, dtype=placement.dtype
+            )
+            for kind in set(kinds)
+        }
+        self._attention: dict[str, Attention] = {
+            _FULL: attention_for(placement),
+            # Half of it lies on either side.
+            _SLIDING: attention_for(
+                placement, window=whole(config, "local_attention", default=128) // 2
+            ),
+        }
+        self.attentions = tuple(self._attention[kind] for kind in set(kinds))
+        self.vocabulary = whole(config, "vocab_size")
+        self._words = tensors.placed(
+            placement, "embeddings.tok_embeddings.weight", self.vocabulary, width
+        )
+        self._norm = norm("embeddings.norm")
+        self._layers: list[_Layer] = []
+        for number, kind in enumerate(kinds):
+            at = f"layers.{number}"
+            joined = affine(f"{at}.mlp.Wi", 2 * inner, width, "mlp_bias")
+            gate, up = joined.split(2)
+            self._layers.append(
+                _Layer(
+                    kind=kind,
+                    norm=norm(f"{at}.attn_norm") if number else None,
+                    qkv=product(f"{at}.attn.Wqkv", 3 * width, width, "attention_bias"),
+                    attended=product(f"{at}.attn.Wo", width, width, "attention_bias"),
+                    mlp_norm=norm(f"{at}.mlp_norm"),
+                    gated=gated(gate, up, activation, placement),
+                    down=product(f"{at}.mlp.Wo", width, inner, "mlp_bias"),
+                )
+            )
+        self._last_norm = norm("final_norm")
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the normed states of the last layer.
+
+        Args:
+            ids: Packed token ids of shape (layout.rows,).
+            layout: Where the sequences lie.
+
+        Returns:
+            Tensor of shape (layout.rows, width).
+        """
+        turns = {kind: rope.at(layout.positions) for kind, rope in self._ropes.items()}
+        x = self._norm(F.embedding(ids, self._words))
+        for layer in self._layers:
+            normed = x if layer.norm is None else layer.norm(x)
+            qkv = layer.qkv(normed).view(layout.rows, 3 * self._heads, -1)
+            turned = turns[layer.kind](qkv[:, : 2 * self._heads])
+            attended = self._attention[layer.kind](
+                turned[:, : self._heads],
+                turned[:, self._heads :],
+                qkv[:, 2 * self._heads :],
+                layout,
+            )
+            x = layer.attended.plus(attended, x)
+            x = layer.down.plus(layer.gated(layer.mlp_norm(x)), x)
+        return self._last_norm(x)
+
+
+def _layer_kinds(config: Mapping[str, Any]) -> list[str]:
+    """Return what each layer sees; older configurations say how often it is everything.
+
+    Raises:
+        CheckpointError: If they are not known, or as many as there are layers.
+    """
+    count = whole(config, "num_hidden_layers")
+    given = config.get("layer_types")
+    if given is None:
+        every = whole(config, "global_attn_every_n_layers", default=3)
+        return [_SLIDING if number % every else _FULL for number in range(count)]
+    if not isinstance(given, list) or len(given) != count or not {_FULL, _SLIDING} >= set(given):
+        raise CheckpointError(
+            f"config.json gives layer_types {given!r}, expected {_FULL} or {_SLIDING} for each of "
+            f"{count} layers"
+        )
+    return given
+
+
+def _rotation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the rotary parameters of a kind of layer, as a configuration of their own.
+
+    Raises:
+        CheckpointError: If they are no table a kind.
+    """
+    theta = config.get("global_rope_theta", 160000.0)
+    if kind == _SLIDING and config.get("local_rope_theta", 10000.0) is not None:
+        theta = config.get("local_rope_theta", 10000.0)
+    given = config.get("rope_parameters")
+    own = {} if given is None else given.get(kind) if isinstance(given, dict) else None
+    if not isinstance(own, dict):
+        raise CheckpointError(
+            f"config.json gives rope_parameters {given!r}, expected a table for {_FULL} and one "
+            f"for {_SLIDING}"
+        )
+    return {
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "rope_parameters": {"rope_theta": theta, **own},
+    }

@@ -1,0 +1,125 @@
+"""config_sentence_transformers.json: prompts of roles and tasks, metric, and length of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nimbed.errors import CheckpointError
+from nimbed.local.json_files import FILES, check_keys, read_json, size_of
+from nimbed.spec import Metric
+
+__all__ = ["Prompts", "SentenceConfig", "read_prompts", "read_sentence_config"]
+
+_FILE = "config_sentence_transformers.json"
+
+# Names by which roles' prompts go in the wild.
+_QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "s2p_query", "retrieval_query")
+_PASSAGE_PROMPTS = (
+    *("passage", "document", "corpus", "doc", "search_document"),
+    *("retrieval.passage", "retrieval_passage", "retrieval_document"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """The prompts of a folder.
+
+    Attributes:
+        query: Put before a query; empty for none.
+        passage: Likewise before a passage.
+        tasks: Name and text of those that belong to neither role.
+    """
+
+    query: str = ""
+    passage: str = ""
+    tasks: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceConfig:
+    """What the file says, beside the prompts.
+
+    Attributes:
+        metric: How the model's vectors are compared: ``cosine``, or by another metric that counts
+            their length.
+        dimensions: How many of the first dimensions are kept, if the file says so.
+    """
+
+    metric: Metric = "cosine"
+    dimensions: int | None = None
+
+
+def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
+    """Read all but the prompts.
+
+    Args:
+        folder: Of the checkpoint.
+        normalized: Whether its modules end in unit vectors.
+
+    Raises:
+        CheckpointError: If a key is not known, or asks for what nimbed does not do.
+    """
+    where = folder / _FILE
+    facts = read_json(where)
+    check_keys(facts, where, FILES[_FILE])
+    cut = facts.get("truncate_dim")
+    dimensions = None if cut is None else size_of(facts, where, "truncate_dim")
+    metric: Any = facts.get("similarity_fn_name") or "cosine"
+    if metric not in ("cosine", "dot", "euclidean"):
+        raise CheckpointError(
+            f"{where} ranks by similarity_fn_name {metric!r}; nimbed ranks by cosine, dot and "
+            f"euclidean"
+        )
+    if normalized and metric != "cosine":
+        if dimensions is not None:
+            raise CheckpointError(
+                f"{where} ranks by similarity_fn_name {metric!r} and cuts unit vectors by "
+                f"truncate_dim {dimensions}, of which nothing keeps its length; take one out"
+            )
+        metric = "cosine"  # unit vectors come in one order by all three
+    return SentenceConfig(metric=metric, dimensions=dimensions)
+
+
+def read_prompts(folder: Path, *, told: bool = False) -> Prompts:
+    """Sort the prompts of a folder into those of the two roles and those of other tasks.
+
+    Args:
+        folder: Of the checkpoint.
+        told: Whether the caller names the prompt that goes before every text.
+
+    Raises:
+        CheckpointError: If a role has several, or another task's prompt goes before its texts.
+    """
+    where = folder / _FILE
+    facts = read_json(where)
+    prompts = facts.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise CheckpointError(f"{where} has bad prompts")
+    query, passage = (
+        _of_role(prompts, names, where) for names in (_QUERY_PROMPTS, _PASSAGE_PROMPTS)
+    )
+    known = (*_QUERY_PROMPTS, *_PASSAGE_PROMPTS)
+    default = facts.get("default_prompt_name")
+    both = all(
+        any(name in prompts for name in names) for names in (_QUERY_PROMPTS, _PASSAGE_PROMPTS)
+    )
+    if default is not None and default not in known and not both and not told:
+        raise CheckpointError(
+            f"{where} puts the prompt {default!r} before every text by default_prompt_name, and "
+            f"has none for queries ({', '.join(_QUERY_PROMPTS)}) or passages "
+            f"({', '.join(_PASSAGE_PROMPTS)}); say prompt_name={default!r}, or '' for no prompt"
+        )
+    tasks = tuple((name, text) for name, text in prompts.items() if name not in known)
+    return Prompts(query=query, passage=passage, tasks=tasks)
+
+
+def _of_role(prompts: Mapping[str, Any], names: tuple[str, ...], where: Path) -> str:
+    found = {prompts[name]: name for name in names if prompts.get(name)}
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{where} has several prompts for one role: {', '.join(found.values())}; leave one"
+        )
+    return next(iter(found), "")

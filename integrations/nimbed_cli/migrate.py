@@ -1,0 +1,130 @@
+"""The ``nimbed migrate`` command: takes a table of PostgreSQL to another model or type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nimbed_cli import options
+
+if TYPE_CHECKING:
+    from nimbed_pgvector import Migration
+
+__all__ = ["migrate"]
+
+
+def migrate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DSN]", help="A database, as for `nimbed load`."),
+    ] = None,
+    table: options.Table = "",
+    embedded: options.Embedded = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The new model: a name, a folder or a hub id."),
+    ] = None,
+    embedding_type: options.TableEmbeddingType = None,
+    dimensions: options.Dimensions = None,
+    int8_scale: options.Int8Scale = None,
+    also: options.Also = None,
+    truncate: options.Truncate = "NONE",
+    rejects: options.Rejects = None,
+    switch: Annotated[
+        bool, typer.Option(help="Search by the new vectors once they are there and checked.")
+    ] = True,
+    same_vectors: Annotated[
+        bool,
+        typer.Option(
+            "--same-vectors",
+            help="Change the table's contract alone, if an audit proves that the model makes the "
+            "stored vectors.",
+        ),
+    ] = False,
+    rollback: Annotated[
+        bool,
+        typer.Option(
+            "--rollback", help="Search by the old vectors again, or drop unfinished new ones."
+        ),
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Drop the old vectors, after which nothing is undone.")
+    ] = False,
+    base_url: options.BaseUrl = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    progress: options.Progress = None,
+) -> None:
+    """Take a table to another model, type or size while readers and writers go on.
+
+    New vectors are stored beside the old and checked; then searches use them, from one moment to
+    the next. Killed at any moment and typed again, it goes on. `nimbed search` and `nimbed load`
+    take the table's model; programs that name the old one are refused.
+    """
+    from nimbed.bulk import listing
+    from nimbed.errors import ConfigurationError
+    from nimbed_cli.terminal import print_findings, progress_bar
+    from nimbed_pgvector import VectorTable
+
+    if not table:
+        raise ConfigurationError("say which table: --table NAME")
+    if same_vectors + rollback + finish > 1 or ((rollback or finish) and embedding_type):
+        raise ConfigurationError(
+            "--same-vectors, --rollback and --finish are different commands; give one, and no "
+            "--embedding-type"
+        )
+    with ExitStack() as stack:
+        connection = stack.enter_context(options.connect_database(arguments or [], embedded))
+        target = VectorTable(connection, table)
+        if finish:
+            _tell(target.finish(), table)
+            return
+        asked = model is not None or embedding_type is not None or dimensions is not None
+        if not rollback and not asked:
+            raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
+        embedder: Any = None
+        if not rollback or model is not None:
+            embedder = options.load_embedder(
+                model, base_url=base_url, device=device, dtype=dtype, table_spec=target.spec
+            )
+        if same_vectors:
+            found = target.relabel(embedder)
+            print_findings(table, found.findings)
+            typer.echo(f"{table} has the contract of {embedder.card.id} now", err=True)
+            return
+        listed = rejects or Path(f"{table}.rejects.jsonl")
+        on_reject = stack.enter_context(listing(listed))
+        move = stack.enter_context(progress_bar("embedding", before="reading", show=progress))
+        telling: Callable[[Any], None] = lambda report: move(report.loaded, 0)  # noqa: E731
+        common: dict[str, Any] = {
+            "truncate": truncate,
+            "on_reject": on_reject,
+            "on_progress": telling,
+        }
+        if rollback:
+            done = target.rollback(embedder, **common)
+        else:
+            common |= {"embedding_type": embedding_type, "dimensions": dimensions, "also": also}
+            common |= {"int8_scale": int8_scale, "switch": switch, "on_index": move}
+            done = target.migrate(embedder, **common)
+    print_findings(table, done.findings)
+    _tell(done, table)
+
+
+def _tell(done: Migration, table: str) -> None:
+    """Say what was done, and what can be done next."""
+    spec = done.spec
+    holds = f"{table} holds {spec.embedding_type} vectors of {spec.model}, {spec.dimensions} wide"
+    rows = f"{done.report.loaded:,} rows were embedded in {done.report.seconds:,.1f} s"
+    said = {
+        "prepared": f"{rows}; searches still use the old ones: run it again without --no-switch",
+        "switched": f"{rows}; {holds} now. --rollback goes back, --finish drops the old ones",
+        "rolled back": f"{rows}; {holds} again. --rollback undoes this, --finish drops the others",
+        "abandoned": f"the unfinished new vectors are dropped; {holds}",
+        "finished": f"the old vectors are dropped; {holds}",
+    }
+    typer.echo(said[done.state], err=True)

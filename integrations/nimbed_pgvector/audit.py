@@ -1,0 +1,150 @@
+"""Audit of a table: a sample of its rows is embedded again, and every vector column is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from nimbed import Embedder
+from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
+from nimbed.errors import ConfigurationError
+from nimbed.quantize import signs_from_bits
+from nimbed_pgvector.columns import Column
+from nimbed_pgvector.operations import Operation, TableOperations
+from nimbed_pgvector.schema import Table
+from nimbed_pgvector.statements import Procedure, Query, Transaction, trusted
+
+__all__ = ["AuditOperations", "audit_columns", "decode", "sample_rows", "sent"]
+
+S = TypeVar("S")
+_FORMS = {"vector": ">f4", "halfvec": ">f2"}
+
+
+class AuditOperations(TableOperations[S]):
+    """What tells what a table's vectors are."""
+
+    def _audit(
+        self,
+        *,
+        rows: int = AUDITED,
+        others: Mapping[str, Callable[[], Embedder]] | None = None,
+    ) -> Operation[Audit]:
+        """Say what the vectors of the table are, by embedding a sample of its texts again.
+
+        Args:
+            rows: How many rows to look at, chosen by chance.
+            others: Models that may have made the vectors instead, and how each is loaded.
+
+        Raises:
+            SpaceMismatchError: If the embedder cannot make the vectors that the table promises.
+            ConfigurationError: If there is no such table, or ``rows`` is less than 1.
+        """
+        self._forget()  # a migration may have exchanged the columns
+        table = yield from self._existing()
+        sample: list[StoredSample] = yield Transaction(
+            procedure=sample_rows(table, table.layout.columns, rows)
+        )
+        found: Audit = yield lambda: audit_columns(
+            table.layout.columns, sample, self._embedder_for(table), others
+        )
+        return found
+
+
+def audit_columns(
+    columns: tuple[Column, ...],
+    samples: list[StoredSample],
+    embedder: Embedder,
+    others: Mapping[str, Callable[[], Embedder]] | None = None,
+) -> Audit:
+    """Audit the columns of a layout, and join what was found; a row is sound in all or in none."""
+    audits = [audit(sample, embedder, others=others) for sample in samples]
+    several = len(columns) > 1
+    findings = [
+        dataclasses.replace(finding, name=f"{column.name}: {finding.name}") if several else finding
+        for column, each in zip(columns, audits, strict=True)
+        for finding in each.findings
+    ]
+    return Audit(
+        rows=audits[0].rows,
+        sound=min(each.sound for each in audits),
+        difference=max(each.difference for each in audits),
+        findings=tuple(findings),
+    )
+
+
+def sample_rows(
+    table: Table, columns: tuple[Column, ...], rows: int, *, filled: bool = False
+) -> Procedure[list[StoredSample]]:
+    """Return a sample of the rows for each of some columns.
+
+    Args:
+        table: The table.
+        columns: Columns of it.
+        rows: How many rows.
+        filled: Whether to leave out rows that wait for their vectors.
+
+    Raises:
+        ConfigurationError: If fewer than one row is asked for.
+    """
+    if rows < 1:
+        raise ConfigurationError(f"an audit looks at 1 row or more; got {rows}")
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    found = yield Query(
+        sql.SQL(
+            "SELECT id, text, metadata::text, {vectors} FROM {table}"
+            " WHERE id IN (SELECT id FROM {table} {among} ORDER BY random() LIMIT {rows})"
+            " ORDER BY id"
+        ).format(
+            among=sql.SQL("WHERE {} IS NOT NULL").format(sql.Identifier(columns[0].name))
+            if filled
+            else sql.SQL(""),
+            vectors=sql.SQL(", ").join(sent(table, column) for column in columns),
+            table=table.identifier,
+            rows=sql.Literal(rows),
+        )
+    )
+    ids, texts = [row[0] for row in found], [row[1] for row in found]
+    variants = field_variants(texts, [_fields(row[2]) for row in found])
+    return [
+        StoredSample(
+            spec=column.spec,
+            ids=ids,
+            texts=texts,
+            vectors=[decode(column, row[place]) for row in found],
+            variants=variants,
+        )
+        for place, column in enumerate(columns, 3)
+    ]
+
+
+def sent(table: Table, column: Column) -> sql.Composed:
+    """Return the expression of a column in its binary form, as :func:`decode` reads it.
+
+    A client may have registered loaders of its own for pgvector's types.
+    """
+    within = f"{table.extension}." if table.extension and column.kind != "bit" else ""
+    return sql.SQL("{}({})").format(
+        trusted(f"{within}{column.kind}_send"), sql.Identifier(column.name)
+    )
+
+
+def decode(column: Column, data: bytes | None) -> NDArray[np.float32] | None:
+    """Return the numbers of a vector that was sent: floats, codes, or bits as +1 and -1."""
+    if data is None:
+        return None
+    if column.kind == "bit":
+        signs: NDArray[np.float32] = signs_from_bits(np.frombuffer(data, np.uint8)[None, 4:])[0]
+        return signs
+    numbers: NDArray[Any] = np.frombuffer(data, _FORMS[column.kind], offset=4)
+    return numbers.astype(np.float32)
+
+
+def _fields(metadata: str | None) -> dict[str, Any]:
+    fields = json.loads(metadata or "{}")
+    return fields if isinstance(fields, dict) else {}

@@ -1,0 +1,239 @@
+"""Backfill of a column of vectors: rows that lack one are read, embedded and updated in batches.
+
+A batch is one transaction, and nothing but the column tells what is done: killed at any moment and
+run again, it goes on. A row whose text was changed meanwhile keeps waiting for its new text.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from psycopg import errors, sql
+
+from nimbed import EmbeddingBatch
+from nimbed.bulk import JobReport, embed_accepted, ignore
+from nimbed.errors import InputError
+from nimbed.rows import Reject, text_fault
+from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.schema import Table, see_extension
+from nimbed_pgvector.statements import (
+    Copy,
+    Procedure,
+    Query,
+    Rows,
+    Runner,
+    binary_copy,
+    trusted,
+)
+
+__all__ = ["Embed", "Pending", "backfill", "embedded", "pending", "store"]
+
+Embed = Callable[[Sequence[str]], EmbeddingBatch]
+
+_ATTEMPTS = 5
+_STAGING = sql.Identifier("nimbed_staging")
+_length = struct.Struct(">i").pack
+
+
+class Pending(NamedTuple):
+    """A row that waits: its key, its text, and the server's digest of the text."""
+
+    id: str
+    text: str
+    digest: str
+
+
+def pending(table: Table, layout: Layout, *, after: str, rows: int) -> Procedure[list[Pending]]:
+    """Return rows without a vector in a layout's columns, in the order of their ids.
+
+    Args:
+        table: The table.
+        layout: Columns of it.
+        after: The id after which to begin; empty for the first.
+        rows: How many.
+    """
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    found = yield Query(
+        sql.SQL(
+            "SELECT id, text, md5(text) FROM {} WHERE {} IS NULL AND id > %s ORDER BY id LIMIT {}"
+        ).format(table.identifier, sql.Identifier(layout.embedding.name), sql.Literal(rows)),
+        (after,),
+    )
+    return [Pending(*row) for row in found]
+
+
+def embedded(
+    rows: Sequence[Pending], layout: Layout, embed: Embed, refuse: Callable[[Pending, str], None]
+) -> Rows:
+    """Return (id, digest, fields of a COPY) of the rows that can be embedded.
+
+    Args:
+        rows: The rows.
+        layout: The columns that the vectors are for.
+        embed: Makes the vectors.
+        refuse: Told each row that cannot be embedded, and why.
+    """
+    sound: list[Pending] = []
+    for row in rows:
+        fault = text_fault(row.text)
+        if fault:
+            refuse(row, fault)
+        else:
+            sound.append(row)
+
+    def refused(places: list[int], error: InputError) -> None:
+        for place in places:
+            refuse(sound[place], str(error))
+
+    if not sound:
+        return []
+    places, batch = embed_accepted([row.text for row in sound], embed, refused)
+    if not places:
+        return []
+    fields = layout.fields(layout.batches(batch))
+    return [
+        (sound[place].id, sound[place].digest, data)
+        for place, data in zip(places, fields, strict=True)
+    ]
+
+
+def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
+    """Store vectors in a layout's columns where the texts are still the same; return how many."""
+    if not rows:
+        return 0
+    yield from see_extension(table.extension)
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('synchronous_commit', 'off', true),"
+            " set_config('client_encoding', 'UTF8', true),"
+            " set_config('statement_timeout', '0', true)"
+        )
+    )
+    yield Query(
+        sql.SQL("CREATE TEMPORARY TABLE {} (id text, digest text, {}) ON COMMIT DROP").format(
+            _STAGING,
+            sql.SQL(", ").join(
+                sql.SQL("{} {}").format(sql.Identifier(column.name), trusted(column.type))
+                for column in layout.columns
+            ),
+        )
+    )
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in layout.columns)
+    fields = (
+        (2 + len(layout.columns)).to_bytes(2, "big")
+        + _field(name.encode())
+        + _field(digest.encode())
+        + bytes(data)
+        for name, digest, data in rows
+    )
+    yield Copy(
+        sql.SQL("COPY {} (id, digest, {}) FROM STDIN WITH (FORMAT BINARY)").format(_STAGING, names),
+        binary_copy([b"".join(fields)]),
+    )
+    # Locks are taken in the order of ids, as loaders take them.
+    updated = yield Query(
+        sql.SQL(
+            "WITH same AS (SELECT t.id FROM {table} t JOIN {staging} s ON s.id = t.id"
+            " WHERE md5(t.text) = s.digest ORDER BY t.id FOR UPDATE OF t),"
+            " updated AS (UPDATE {table} t SET {new} FROM same JOIN {staging} s USING (id)"
+            " WHERE t.id = same.id RETURNING 1) SELECT count(*) FROM updated"
+        ).format(
+            table=table.identifier,
+            staging=_STAGING,
+            new=sql.SQL(", ").join(
+                sql.SQL("{0} = s.{0}").format(sql.Identifier(column.name))
+                for column in layout.columns
+            ),
+        )
+    )
+    yield Query(sql.SQL("DROP TABLE {}").format(_STAGING))
+    return int(updated[0][0])
+
+
+def backfill(
+    run: Runner,
+    ticks: Iterator[object],
+    table: Table,
+    layout: Layout,
+    embed: Embed,
+    *,
+    batch_rows: int,
+    report: JobReport,
+    on_reject: Callable[[Reject], None] = ignore,
+    on_progress: Callable[[JobReport], None] = ignore,
+) -> JobReport:
+    """Fill a layout's columns wherever they are empty, until a pass finds next to nothing.
+
+    One thread reads and stores, this one embeds meanwhile.
+
+    Args:
+        run: Runs a procedure in a transaction.
+        ticks: One a batch; it ends early if the caller gives up.
+        table: The table.
+        layout: Columns of it.
+        embed: Makes the vectors.
+        batch_rows: Rows a transaction.
+        report: Carried on: stored and rejected rows are counted.
+        on_reject: Told each row that cannot be embedded, once.
+        on_progress: Told the report after each batch.
+    """
+    start = time.perf_counter() - report.seconds
+    rejected: dict[str, str] = {}
+
+    def refuse(row: Pending, why: str) -> None:
+        rejected[row.id] = row.digest
+        report.reject([Reject(report.rejected + 1, row.id, why)], on_reject)
+
+    def counting(batch: Sequence[str]) -> EmbeddingBatch:
+        made = embed(batch)
+        report.count_embedded(made)
+        return made
+
+    def settle(storing: Future[int] | None) -> int:
+        stored = 0 if storing is None else storing.result()
+        report.loaded += stored
+        report.seconds = time.perf_counter() - start
+        on_progress(report)
+        return stored
+
+    with ThreadPoolExecutor(1, "nimbed-store") as server:
+
+        def read(after: str) -> Future[list[Pending]]:
+            return server.submit(run, pending(table, layout, after=after, rows=batch_rows))
+
+        storing: Future[int] | None = None
+        reading, in_pass = read(""), 0
+        for _ in ticks:
+            page = reading.result()
+            if not page:
+                in_pass += settle(storing)
+                storing = None
+                if in_pass <= batch_rows:  # what came meanwhile; the rest is done under a lock
+                    return report
+                reading, in_pass = read(""), 0
+                continue
+            reading = read(page[-1].id)
+            new = [row for row in page if rejected.get(row.id) != row.digest]
+            ready = embedded(new, layout, counting, refuse)
+            in_pass += settle(storing)
+            storing = server.submit(stored_again, run, table, layout, ready)
+        settle(storing)
+    return report
+
+
+def stored_again(run: Runner, table: Table, layout: Layout, rows: Rows) -> int:
+    """Store vectors, again where another transaction was in the way."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return run(store(table, layout, rows))
+        except (errors.DeadlockDetected, errors.SerializationFailure):
+            time.sleep(0.05 * 2**attempt)
+    return run(store(table, layout, rows))
+
+
+def _field(data: bytes) -> bytes:
+    return _length(len(data)) + data

@@ -1,0 +1,344 @@
+"""Statements of a migration: columns of another space are added, exchanged with the old, dropped.
+
+The columns of a space end in its fingerprint (``embedding_1f2e3d4c``; a table's first have none),
+in ``_next`` while they are filled, and in ``_previous`` once others are searched. A trigger empties
+the columns that are not searched where a text changes. Every procedure here is one transaction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from psycopg import sql
+
+from nimbed.errors import ConfigurationError, SpaceMismatchError
+from nimbed.findings import Finding
+from nimbed_pgvector.backfill import Embed, Pending, embedded, pending, store
+from nimbed_pgvector.columns import Column, Layout
+from nimbed_pgvector.index import create_index
+from nimbed_pgvector.schema import (
+    CURRENT,
+    NEXT,
+    PREVIOUS,
+    Table,
+    beside,
+    contract_statements,
+    existing,
+    find,
+    see_extension,
+)
+from nimbed_pgvector.statements import Call, Procedure, Query, trusted
+
+__all__ = [
+    "begin",
+    "compare_neighbours",
+    "drop",
+    "exchange",
+    "hnsw_name",
+    "index_pending",
+    "relabel",
+    "require_not_null",
+]
+
+_NEXT, _PREVIOUS = "_next", "_previous"
+_TRIGGER = sql.Identifier("nimbed_migration")
+# Below deadlock_timeout; readers queue behind one who waits for such a lock.
+_LOCK_TIMEOUT = "400ms"
+_PROBES, _COMPARED, _NEIGHBOURS = 20, 2_000_000, 10
+
+
+def begin(name: str, layout: Layout) -> Procedure[Table]:
+    """Add the columns of a layout, empty, and the trigger; those of an earlier run are kept.
+
+    Raises:
+        ConfigurationError: If the table is in this space, or on its way to another.
+    """
+    table = yield from _locked(name)
+    fingerprint = layout.spec.fingerprint
+    if table.next is not None:
+        if _types(table.next) == _types(layout) and table.next.spec.fingerprint == fingerprint:
+            return table
+        raise ConfigurationError(
+            f"the table {name} is on its way to {_said(table.next)}; go on with the same options, "
+            f"or drop what was done with --rollback"
+        )
+    if table.layout.spec.fingerprint == fingerprint and _types(table.layout) == _types(layout):
+        raise ConfigurationError(f"the table {name} holds {_said(layout)} already")
+    if table.layout.spec.fingerprint == fingerprint:
+        raise ConfigurationError(
+            f"the table {name} holds vectors of this space already; a migration does not change "
+            f"the column for rescoring alone"
+        )
+    if table.previous is not None:
+        raise ConfigurationError(
+            f"the table {name} still keeps {_said(table.previous)} of its last migration; drop "
+            f"them with --finish, or go back to them with --rollback"
+        )
+    yield from see_extension(table.extension)
+    added = [
+        dataclasses.replace(column, name=f"{column.name}_{fingerprint[:8]}{_NEXT}")
+        for column in layout.columns
+    ]
+    for column in added:
+        yield Query(
+            sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(
+                table.identifier, sql.Identifier(column.name), trusted(column.type)
+            )
+        )
+        for statement in contract_statements(name, column, NEXT):
+            yield Query(statement)
+    yield from _watch(table, added)
+    yield Query(
+        sql.SQL("CREATE TRIGGER {} BEFORE UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
+            _TRIGGER, table.identifier, _function(table)
+        )
+    )
+    return existing((yield from find(name)), name)
+
+
+def exchange(
+    table: Table, embed: Embed | None, refuse: Callable[[Pending, str], None], *, most: int
+) -> Procedure[int | None]:
+    """Search by the columns that wait, and keep those that were searched.
+
+    Args:
+        table: As it was looked at; its ``next`` columns wait, or else its ``previous``.
+        embed: Embeds the rows that were written since the last look; None if there must be none.
+        refuse: Told each row that cannot be embedded.
+        most: How many rows are embedded while everybody waits.
+
+    Returns:
+        How many rows were embedded; None if more wait, and nothing was done.
+
+    Raises:
+        SpaceMismatchError: If the table was changed since it was looked at.
+    """
+    found = yield from _locked(table.name)
+    incoming = table.next or table.previous
+    if incoming is None or (found.next or found.previous) != incoming:
+        raise SpaceMismatchError(
+            f"another migration of the table {table.name} was faster; look at it again"
+        )
+    left = yield from pending(table, incoming, after="", rows=most + 1)
+    if len(left) > most:
+        return None
+    if left:
+        if embed is None:
+            raise SpaceMismatchError(f"rows of {table.name} were written meanwhile; run it again")
+        by = embed
+        rows = yield Call(lambda: embedded(left, incoming, by, refuse))
+        if (yield from store(table, incoming, rows)) < len(left):
+            return None  # some are rejected: the caller finds which
+    yield from see_extension(table.extension)
+    searched = [
+        dataclasses.replace(column, name=_plain(column.name)) for column in incoming.columns
+    ]
+    kept = [
+        dataclasses.replace(column, name=column.name + _PREVIOUS) for column in table.layout.columns
+    ]
+    for old, new in zip(
+        (*table.layout.columns, *incoming.columns), (*kept, *searched), strict=True
+    ):
+        yield Query(
+            sql.SQL("ALTER TABLE {} RENAME COLUMN {} TO {}").format(
+                table.identifier, sql.Identifier(old.name), sql.Identifier(new.name)
+            )
+        )
+    for column in kept:
+        yield Query(_altered(table, "DROP CONSTRAINT IF EXISTS {}", _check(column)))
+        yield Query(_altered(table, "ALTER COLUMN {} DROP NOT NULL", column.name))
+        for statement in contract_statements(table.name, column, PREVIOUS):
+            yield Query(statement)
+    noted = beside(table.name, "nimbed_spec")
+    yield Query(
+        sql.SQL("DELETE FROM {} WHERE relation = to_regclass(%s)").format(noted),
+        (table.identifier.as_string(None),),
+    )
+    for column in searched:
+        # To look at every row would keep everybody waiting; that is done when it is finished.
+        yield Query(
+            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} IS NOT NULL) NOT VALID").format(
+                table.identifier, sql.Identifier(_check(column)), sql.Identifier(column.name)
+            )
+        )
+        for statement in contract_statements(table.name, column, CURRENT):
+            yield Query(statement)
+    yield from _watch(table, kept)
+    yield Query(sql.SQL("DROP INDEX IF EXISTS {}").format(_pending_index(table)))
+    return len(left)
+
+
+def drop(table: Table, layout: Layout) -> Procedure[None]:
+    """Drop the columns of a layout, and what belonged to the migration."""
+    found = yield from _locked(table.name)
+    if layout not in (found.next, found.previous):
+        raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
+    yield Query(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(_TRIGGER, table.identifier))
+    yield Query(sql.SQL("DROP FUNCTION IF EXISTS {}()").format(_function(table)))
+    yield Query(sql.SQL("DROP INDEX IF EXISTS {}").format(_pending_index(table)))
+    for column in layout.columns:
+        yield Query(_altered(table, "DROP COLUMN {}", column.name))
+    if layout == found.previous:
+        for column in found.layout.columns:
+            # The valid constraint spares it the look at every row.
+            yield Query(_altered(table, "ALTER COLUMN {} SET NOT NULL", column.name))
+            yield Query(_altered(table, "DROP CONSTRAINT IF EXISTS {}", _check(column)))
+
+
+def require_not_null(table: Table) -> Procedure[None]:
+    """Look whether every row has a vector in the columns that are searched; writers go on."""
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    for column in table.layout.columns:
+        found = yield Query(
+            sql.SQL("SELECT 1 FROM pg_constraint WHERE conrelid = %s AND conname = %s"),
+            (table.oid, _check(column)),
+        )
+        if found:
+            yield Query(_altered(table, "VALIDATE CONSTRAINT {}", _check(column)))
+
+
+def relabel(table: Table, columns: tuple[Column, ...]) -> Procedure[None]:
+    """Give the columns that are searched other contracts; their vectors stay."""
+    found = yield from _locked(table.name)
+    if found.layout != table.layout:
+        raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
+    for column in columns:
+        for statement in contract_statements(table.name, column):
+            yield Query(statement)
+
+
+def index_pending(table: Table, layout: Layout, *, concurrently: bool) -> Procedure[bool]:
+    """Index the rows without a vector by their ids, so that the last of them are found at once."""
+    return (
+        yield from create_index(
+            table,
+            _pending_index(table),
+            sql.SQL("ON {} (id) WHERE {} IS NULL").format(
+                table.identifier, sql.Identifier(layout.embedding.name)
+            ),
+            concurrently=concurrently,
+        )
+    )
+
+
+def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list[Finding]]:
+    """Compare the nearest rows of a few rows of the table, by both columns and by the new index.
+
+    A row's own vectors ask, so that it needs neither of the models.
+    """
+    yield from see_extension(table.extension)
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    ((rows,),) = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
+    if rows < 2:
+        return []
+    probes = max(3, min(_PROBES, _COMPARED // rows))
+    ids = yield Query(
+        sql.SQL("SELECT id FROM {} WHERE {} IS NOT NULL ORDER BY random() LIMIT {}").format(
+            table.identifier, sql.Identifier(new.embedding.name), sql.Literal(probes)
+        )
+    )
+    nearest = min(_NEIGHBOURS, rows - 1)
+    shared = {"same": 0, "found": 0}
+    for (name,) in ids:
+        lists: list[set[str]] = []
+        for column, exact in ((old.embedding, True), (new.embedding, True), (new.embedding, False)):
+            yield Query(
+                sql.SQL("SELECT set_config('enable_indexscan', %s, true)"),
+                ("off" if exact else "on",),
+            )
+            found = yield Query(
+                sql.SQL(
+                    "SELECT id FROM {table} WHERE id <> %s ORDER BY {column} {operator}"
+                    " (SELECT {column} FROM {table} WHERE id = %s) LIMIT {k}"
+                ).format(
+                    table=table.identifier,
+                    column=sql.Identifier(column.name),
+                    operator=trusted(column.operator),
+                    k=sql.Literal(nearest),
+                ),
+                (name, name),
+            )
+            lists.append({row[0] for row in found})
+        shared["same"] += len(lists[0] & lists[1])
+        shared["found"] += len(lists[1] & lists[2])
+    asked = len(ids) * nearest
+    same, recall = shared["same"] / asked, shared["found"] / asked
+    return [
+        Finding(
+            "neighbours",
+            "note",
+            f"of the {nearest} nearest rows of {len(ids)} rows, {same:.0%} are the same by "
+            f"{old.spec.model} and by {new.spec.model}",
+        ),
+        Finding(
+            "index",
+            "ok" if recall >= 0.9 else "note",
+            f"it gives {recall:.0%} of the {nearest} nearest rows by the new vectors",
+        ),
+    ]
+
+
+def _locked(name: str) -> Procedure[Table]:
+    """Return the table, once nobody else reads it or writes to it until the transaction ends."""
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('lock_timeout', %s, true),"
+            " set_config('statement_timeout', '0', true)"
+        ),
+        (_LOCK_TIMEOUT,),
+    )
+    before = existing((yield from find(name)), name)
+    yield Query(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(before.identifier))
+    return existing((yield from find(name)), name)
+
+
+def _watch(table: Table, columns: list[Column]) -> Procedure[None]:
+    """Let the trigger empty some columns wherever a text changes."""
+    emptied = sql.SQL(" ").join(
+        sql.SQL("NEW.{} := NULL;").format(sql.Identifier(column.name)) for column in columns
+    )
+    body = sql.SQL(
+        "BEGIN IF NEW.text IS DISTINCT FROM OLD.text THEN {} END IF; RETURN NEW; END"
+    ).format(emptied)
+    yield Query(
+        sql.SQL("CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS {}").format(
+            _function(table), sql.Literal(body.as_string(None))
+        )
+    )
+
+
+def _function(table: Table) -> sql.Identifier:
+    return beside(table.name, f"nimbed_migration_{table.oid}")
+
+
+def hnsw_name(table: Table, layout: Layout) -> sql.Identifier:
+    """Return the name of the index of columns that are not searched yet."""
+    return beside(table.name, f"nimbed_hnsw_{table.oid}_{layout.spec.fingerprint[:8]}")
+
+
+def _pending_index(table: Table) -> sql.Identifier:
+    return beside(table.name, f"nimbed_pending_{table.oid}")
+
+
+def _check(column: Column) -> str:
+    return f"nimbed_{column.spec.fingerprint[:8]}_{column.name.partition('_')[0]}"
+
+
+def _altered(table: Table, change: str, name: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE {} {}").format(
+        table.identifier, trusted(change).format(sql.Identifier(name))
+    )
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(_NEXT).removesuffix(_PREVIOUS)
+
+
+def _types(layout: Layout) -> list[str]:
+    return [column.type for column in layout.columns]
+
+
+def _said(layout: Layout) -> str:
+    spec = layout.spec
+    return f"{spec.embedding_type} vectors of {spec.model}, {spec.dimensions} dimensions"

@@ -1,0 +1,68 @@
+"""Folders that sentence-transformers saves, and what it gives for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+
+import nimbed
+
+TEXTS = ["what is nvidia", "a cat sleeps under the warm sky", "the lazy dogs jumped over york"]
+MODES = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+def transformer(folder: Path, **options: Any) -> Transformer:
+    """Return the first module of a model, of the network in a folder."""
+    return Transformer(str(folder), **options)
+
+
+def width_of(folder: Path) -> int:
+    """Return the width of the states of the network in a folder."""
+    return int(json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"])
+
+
+def saved(folder: Path, modules: Sequence[Any], **options: Any) -> SentenceTransformer:
+    """Save modules as sentence-transformers does, and return it with what it gives."""
+    torch.manual_seed(0)
+    model = SentenceTransformer(modules=list(modules), device="cpu", **options).eval()
+    model.save(str(folder))
+    return model
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    """Let a function change what a JSON file holds."""
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(change(content) or content), "utf-8")
+
+
+def assert_same(
+    folder: Path,
+    theirs: SentenceTransformer,
+    *,
+    texts: Sequence[str] = TEXTS,
+    atol: float = 1e-5,
+    alone: bool = True,
+) -> Any:
+    """Compare a folder's vectors with sentence-transformers', in both roles, packed and alone.
+
+    Returns:
+        Our embedder.
+    """
+    ours = nimbed.load(str(folder), device="cpu", dtype="float32")
+    unit = ours.card.metric == "cosine"
+    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+        got = ours.embed(texts, input_type=role, truncate="END").vectors  # type: ignore[arg-type]
+        expected = np.asarray(encode(list(texts), normalize_embeddings=unit))
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-6)
+        for row, text in enumerate(texts if alone else ()):
+            one = ours.embed([text], input_type=role, truncate="END")  # type: ignore[arg-type]
+            np.testing.assert_allclose(one.vectors[0], expected[row], atol=atol, rtol=1e-6)
+    return ours
