@@ -29,8 +29,9 @@ def load(
         typer.Argument(
             metavar="[DSN] [INPUT]",
             help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
-            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a file, a "
-            "'PATTERN*' or a folder as for `nimbed embed`, or - for standard input. Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
+            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a "
+            "file, a 'PATTERN*' or a folder as for `nimbed embed`, or - for standard input. "
+            "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
     table: options.TableOrNone = None,
