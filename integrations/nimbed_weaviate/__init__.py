@@ -16,6 +16,7 @@ try:
     from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
     from nimbed_weaviate.importer import abatch_import, batch_import, import_embedded
+    from nimbed_weaviate.migrate import Migration, finish, migrate, rollback
     from nimbed_weaviate.search import Hit, parse_filter, search
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
@@ -30,6 +31,7 @@ __all__ = [
     "Hit",
     "JobReport",
     "LoadReport",
+    "Migration",
     "Reject",
     "abackfill",
     "abatch_import",
@@ -42,9 +44,12 @@ __all__ = [
     "check_all",
     "connect",
     "embed_stored",
+    "finish",
     "headers",
     "import_embedded",
+    "migrate",
     "parse_filter",
+    "rollback",
     "search",
     "self_provided",
     "vectorizer",

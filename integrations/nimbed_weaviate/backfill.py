@@ -52,7 +52,7 @@ from nimbed_weaviate.properties import (
 if TYPE_CHECKING:
     from nimbed_weaviate.indexes import Index, Quantizer
 
-__all__ = ["BackfillOptions", "abackfill", "aembed_stored", "backfill", "embed_stored"]
+__all__ = ["BackfillOptions", "abackfill", "aembed_stored", "backfill", "embed_stored", "text_of"]
 
 # A PATCH changes one object; Weaviate takes so many beside each other.
 _AT_ONCE = 16
@@ -321,6 +321,20 @@ def _text_of(config: CollectionConfig, names: Sequence[str], template: str | Non
                 f"{', '.join(map(repr, texts)) or 'none'}"
             )
     return _Text(tuple(wanted), template)
+
+
+def text_of(
+    config: CollectionConfig,
+    *,
+    source_properties: Sequence[str] = ("text",),
+    template: str | None = None,
+) -> Callable[[Mapping[str, Any]], str]:
+    """Return a function from an object's properties to the text that :func:`embed_stored` embeds.
+
+    Raises:
+        ConfigurationError: If a property is unknown or no text, or the template is none.
+    """
+    return _text_of(config, source_properties, template).of
 
 
 def _fields(template: str) -> list[str]:

@@ -39,6 +39,7 @@ from nimbed_weaviate.properties import (
     contract_of,
     digest_properties,
     digest_property,
+    places_of,
     seal,
     space_of,
 )
@@ -342,7 +343,7 @@ def _opened(
     known = digest_properties(calls, collection, config)
     setups = vector_setups(config)
     setup, spec = fitting(
-        setups, vector, collection.name,
+        setups, vector or places_of(config).searched, collection.name,
         lambda name: spec_of(contract_of(config, known.get(name, ""))),
     )  # fmt: skip
     digests = known.get(setup.name, digest_property(setup.name))

@@ -32,13 +32,16 @@ __all__ = [
     "DIGEST",
     "ID",
     "Digest",
+    "Places",
     "UnfitError",
     "contract_of",
     "digest",
     "digest_properties",
     "digest_property",
     "encoded_row",
+    "ensure_id",
     "module_options",
+    "places_of",
     "properties_of",
     "seal",
     "space_of",
@@ -201,6 +204,31 @@ def digest_properties(
     return found | dict.fromkeys(candidates, DIGEST)
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which vectors a migration has to do with, by name; None where there is none.
+
+    Attributes:
+        searched: The one that is searched, where several are filled.
+        previous: The one that was searched before.
+        next: The one that is being filled.
+    """
+
+    searched: str | None = None
+    previous: str | None = None
+    next: str | None = None
+
+
+def places_of(config: CollectionConfig) -> Places:
+    """Return what migrations have noted in a collection."""
+    said = next((each.description or "" for each in config.properties if each.name == ID), "")
+    try:
+        noted = json.loads(said[said.index("{") :])
+        return Places(**noted)
+    except (ValueError, TypeError):
+        return Places()
+
+
 def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | None:
     """Return the contract that a property holds, or None if there is no such property.
 
@@ -231,16 +259,20 @@ def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name:
     Raises:
         SpaceMismatchError: If the collection holds vectors of another space.
     """
+    ensure_id(calls, collection)
     config = calls(collection.config.get)
-    there = {each.name for each in config.properties}
-    if ID not in there:
-        _add(calls, collection, _property(ID, "the row's id", filterable=True))
-    if name not in there:
+    if all(each.name != name for each in config.properties):
         _add(calls, collection, _property(name, spec.to_json(), filterable=False))
         config = calls(collection.config.get)  # another import may have been faster
     sealed = contract_of(config, name)
     if sealed is not None:
         require_same_space(sealed, spec, doing=f"import into the collection {config.name}")
+
+
+def ensure_id(calls: Calls, collection: Collection[Any, Any]) -> None:
+    """Make the property of rows' ids where it is not there."""
+    if all(each.name != ID for each in calls(collection.config.get).properties):
+        _add(calls, collection, _property(ID, "the row's id", filterable=True))
 
 
 def _property(name: str, description: str, *, filterable: bool) -> Property:

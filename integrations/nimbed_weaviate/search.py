@@ -21,7 +21,7 @@ from nimbed.spec import require_same_space
 from nimbed_weaviate.calls import Calls
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import VectorSetup, vector_setups
-from nimbed_weaviate.properties import DIGEST, ID, contract_of, digest_properties
+from nimbed_weaviate.properties import DIGEST, ID, contract_of, digest_properties, places_of
 
 __all__ = ["Hit", "find_contract", "parse_filter", "search"]
 
@@ -191,6 +191,7 @@ def _asked(
     collection: Collection[Any, Any], config: CollectionConfig, vector: str | None
 ) -> tuple[VectorSetup, VectorSpec | None]:
     setups = {setup.name: setup for setup in vector_setups(config)}
+    vector = vector or places_of(config).searched
     name = next(iter(setups)) if vector is None and len(setups) == 1 else vector
     if name is None or name not in setups:
         raise ConfigurationError(

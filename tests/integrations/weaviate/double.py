@@ -347,6 +347,11 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
         def do_PUT(self) -> None:
             sent, (_, name) = self._sent()
             known = double.classes[name]
+            for new, old in zip(sent["properties"], known["properties"], strict=True):
+                old["description"] = new.get("description", "")
+            if sent["vectorConfig"].keys() <= known["vectorConfig"].keys():
+                self._answer(200, known)
+                return
             if tuple(map(int, double.version.split(".")[:2])) < (1, 31):
                 said = "additional vectors cannot be added to an existing collection"
                 self._answer(422, {"error": [{"message": said}]})
