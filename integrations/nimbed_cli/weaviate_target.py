@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from nimbed.bulk import JobReport
     from nimbed_weaviate.search import Hit
 
-__all__ = ["CollectionTarget", "is_weaviate", "open_collection", "search_collection", "target_name"]
+__all__ = [
+    "CollectionTarget",
+    "is_weaviate",
+    "migrate_collection",
+    "open_collection",
+    "search_collection",
+    "target_name",
+]
 
 
 def is_weaviate(place: Sequence[str]) -> bool:
@@ -266,3 +273,79 @@ def search_collection(
             filters=condition,
             group=group,
         )
+
+
+def migrate_collection(
+    url: str,
+    name: str,
+    *,
+    grpc_port: int,
+    step: str,
+    load: Callable[..., Embedder] | None,
+    asked: bool,
+    on_reject: Callable[[Any], None],
+    on_progress: Callable[[Any], None],
+    truncate: Any,
+    options: Mapping[str, Any],
+) -> None:
+    """Take one step of a migration, and say what was done and what can be done next.
+
+    Args:
+        url: The address of Weaviate.
+        name: The collection.
+        grpc_port: Where Weaviate speaks gRPC.
+        step: ``migrate``, ``rollback`` or ``finish``.
+        load: Loads the model that was asked for, or the one that made vectors of a contract; None
+            leaves that to the rollback.
+        asked: Whether a model, a type or a size was asked for.
+        on_reject: Told each object that cannot be embedded.
+        on_progress: Told the counts after each batch.
+        truncate: What happens to a text that is too long.
+        options: Those of :func:`nimbed_weaviate.migrate`.
+
+    Raises:
+        ConfigurationError: If nothing was asked for.
+    """
+    from nimbed.errors import ConfigurationError
+    from nimbed_cli.terminal import print_findings
+    from nimbed_weaviate import connect, finish, migrate, rollback
+    from nimbed_weaviate.search import find_contract
+
+    told: dict[str, Any] = {"on_reject": on_reject, "on_progress": on_progress}
+    with connect(url, grpc_port=grpc_port) as client:
+        collection = client.collections.get(name)
+        if step == "finish":
+            done = finish(collection)
+        elif step == "rollback":
+            embedder = None if load is None else load()
+            done = rollback(collection, embedder, truncate=truncate, **told)
+        elif not asked or load is None:
+            raise ConfigurationError(
+                "say what the collection is to hold: --model, or --embedding-type"
+            )
+        else:
+            embedder = load(table_spec=find_contract(collection))
+            done = migrate(
+                collection, embedder, truncate=truncate, on_wait=_tell, **told, **options
+            )
+    print_findings(name, done.findings)
+    spec = done.spec
+    what = "its module's vectors"
+    if spec is not None:
+        what = f"{spec.embedding_type} vectors of {spec.model}, {spec.dimensions} wide"
+    holds = f"{name} is searched by {done.vector!r}: {what}"
+    rows = f"{done.report.loaded:,} objects were embedded in {done.report.seconds:,.1f} s"
+    line = f"other programs ask for it with target_vector={done.vector!r}"
+    drop = (
+        f"Weaviate keeps the vector {done.left!r}; from 1.37 on "
+        f"`curl -X DELETE {url.rstrip('/')}/v1/schema/{name}/vectors/{done.left}/index` frees its "
+        f"memory"
+    )
+    said = {
+        "prepared": f"{rows}; searches still use the old ones: run it again without --no-switch",
+        "switched": f"{rows}; {holds} now, {line}. --rollback goes back, --finish ends it",
+        "rolled back": f"{rows}; {holds} again, {line}. --rollback undoes this, --finish ends it",
+        "abandoned": f"the unfinished new vectors are given up; {holds}. {drop}",
+        "finished": f"{holds}. {drop}",
+    }
+    _tell(said[done.state])

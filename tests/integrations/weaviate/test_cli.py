@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from weaviate.util import generate_uuid5
 import nimbed
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, InputError
+from nimbed.fake import FAKE_CARD
 from nimbed_cli.load import load
+from nimbed_cli.migrate import migrate
 from nimbed_cli.search import search
 from nimbed_weaviate import self_provided
 
@@ -31,6 +34,7 @@ def typed(double: Double, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     app = typer.Typer()
     app.command()(load)
     app.command()(search)
+    app.command()(migrate)
     monkeypatch.setattr(nimbed, "load", lambda model=None, **options: FakeEmbedder())
     monkeypatch.chdir(tmp_path)
 
@@ -169,6 +173,36 @@ def test_a_vector_is_added_and_filled_beside_the_others(double: Double, typed: T
     assert "it has 'a', 'b'" in str(
         typed("search", double.url, "q", "--collection", "Docs").exception
     )
+
+
+def test_a_collection_is_migrated_step_by_step(
+    double: Double, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(FAKE_CARD, id="nimbed/other")
+
+    def pretend(model: str | None = None, **options: Any) -> FakeEmbedder:
+        return FakeEmbedder(other if model == "nimbed/other" else FAKE_CARD)
+
+    monkeypatch.setattr(nimbed, "load", pretend)
+    file = written("rows.jsonl", rows(9))
+    load_words = (double.url, file, "--collection", "Docs", "--id-field", "id")
+    assert typed("load", *load_words, "--vector", "first").exit_code == 0
+    words = ("migrate", double.url, "--collection", "Docs")
+    done = typed(*words, "--model", "nimbed/other", "--no-switch")
+    assert "9 objects were embedded" in done.stderr, done.exception
+    assert "run it again without --no-switch" in done.stderr
+    done = typed(*words, "--model", "nimbed/other")
+    assert "Docs is searched by 'other': float vectors of nimbed/other, 64 wide now" in done.stderr
+    assert "target_vector='other'" in done.stderr
+    # What names no vector follows.
+    assert "9 unchanged" in typed("load", *load_words).stderr
+    assert typed("search", double.url, "which?", "--collection", "Docs").exit_code == 0
+    assert "searched by 'first'" in typed(*words, "--rollback").stderr
+    assert "searched by 'other'" in typed(*words, "--rollback").stderr
+    done = typed(*words, "--finish")
+    assert "/v1/schema/Docs/vectors/first/index` frees its memory" in done.stderr
+    assert "say what the collection is to hold" in str(typed(*words).exception)
+    assert "--also is for PostgreSQL" in str(typed(*words, "--also", "float").exception)
 
 
 @pytest.mark.parametrize(
