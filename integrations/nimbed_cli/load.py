@@ -119,7 +119,6 @@ def load(
     from nimbed.errors import ConfigurationError, InputError
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
-    from nimbed_cli.weaviate_target import open_collection, target_name
 
     if from_table is None and from_query is None:
         *dsn, source = arguments
@@ -129,7 +128,7 @@ def load(
             raise ConfigurationError("--from-table and --from-query take the place of INPUT")
     if vector_field is not None and card is None:
         raise ConfigurationError("say by --card NAME which model made the vectors")
-    name = target_name(
+    name = options.target_name(
         dsn,
         table,
         collection,
@@ -176,6 +175,8 @@ def load(
         if collection is None:
             opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)
         else:
+            from nimbed_cli.weaviate_target import open_collection
+
             opening = open_collection(
                 dsn[0],
                 name,

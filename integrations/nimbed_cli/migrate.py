@@ -87,9 +87,8 @@ def migrate(
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError
     from nimbed_cli.terminal import print_findings, progress_bar
-    from nimbed_cli.weaviate_target import migrate_collection, target_name
 
-    name = target_name(
+    name = options.target_name(
         arguments or [],
         table,
         collection,
@@ -110,6 +109,8 @@ def migrate(
             "--embedding-type"
         )
     if collection is not None:
+        from nimbed_cli.weaviate_target import migrate_collection
+
         with ExitStack() as stack:
             listed = rejects or Path(f"{name}.rejects.jsonl")
             bar = stack.enter_context(progress_bar("embedding", before="reading", show=progress))

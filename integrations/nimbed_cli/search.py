@@ -83,10 +83,9 @@ def search(
     """
     from nimbed.errors import ConfigurationError, InputError, TooLongError
     from nimbed_cli.terminal import Column, print_table
-    from nimbed_cli.weaviate_target import search_collection, target_name
 
     *dsn, question = arguments
-    name = target_name(
+    name = options.target_name(
         dsn,
         table,
         collection,
@@ -111,6 +110,8 @@ def search(
     hits: Sequence[TableHit | CollectionHit]
     try:
         if collection is not None:
+            from nimbed_cli.weaviate_target import search_collection
+
             hits = search_collection(
                 dsn[0],
                 name,

@@ -11,6 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from weaviate import WeaviateClient
+    from weaviate.collections.classes.config_vectors import (
+        _VectorConfigCreate,  # pyright: ignore[reportPrivateUsage]
+    )
 
     from nimbed import Embedder, VectorSpec
     from nimbed.bulk import JobReport
@@ -18,56 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CollectionTarget",
-    "is_weaviate",
     "migrate_collection",
     "open_collection",
     "search_collection",
-    "target_name",
 ]
-
-
-def is_weaviate(place: Sequence[str]) -> bool:
-    """Whether the words in front of an input or a question are the address of a Weaviate."""
-    return len(place) == 1 and place[0].lower().startswith(("http://", "https://"))
-
-
-def target_name(
-    place: Sequence[str],
-    table: str | None,
-    collection: str | None,
-    *,
-    tables_alone: Mapping[str, bool],
-    collections_alone: Mapping[str, bool],
-) -> str:
-    """Return the name of the table or collection that was asked for.
-
-    Args:
-        place: The words in front of the input or the question.
-        table: What ``--table`` says.
-        collection: What ``--collection`` says.
-        tables_alone: Options that PostgreSQL alone has, and whether they were given.
-        collections_alone: Options that Weaviate alone has, and whether they were given.
-
-    Raises:
-        ConfigurationError: If there is no name, or an option of the other database was given.
-    """
-    from nimbed.errors import ConfigurationError
-
-    if is_weaviate(place):
-        here, there, name = "Weaviate", "PostgreSQL", collection
-        asked, strange = "--collection", {"--table": table is not None, **tables_alone}
-    else:
-        here, there, name = "PostgreSQL", "Weaviate", table
-        asked, strange = "--table", {"--collection": collection is not None, **collections_alone}
-    given = [option for option, was in strange.items() if was]
-    if given:
-        raise ConfigurationError(
-            f"{', '.join(given)} is for {there}, and {place[0] if place else 'this'} is "
-            f"{'its address' if here == there else f'one of {here}'}"
-        )
-    if not name:
-        raise ConfigurationError(f"say which one to use in {here}, with {asked} NAME")
-    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +122,14 @@ class CollectionTarget:
                         f"made cannot be changed; leave --vectorizer out, or name a new --vector"
                     )
                 return
-            config: Any = self._vector(spec_of(self.embedder))
+            config = self._vector(spec_of(self.embedder))
             if there:
                 collection = self.client.collections.get(self.name)
                 collection.config.add_vector(vector_config=config)
             else:
                 self.client.collections.create(self.name, vector_config=config)
 
-    def _vector(self, spec: VectorSpec) -> Any:
+    def _vector(self, spec: VectorSpec) -> _VectorConfigCreate:
         from nimbed.errors import ConfigurationError
         from nimbed_weaviate import self_provided, vectorizer
 
