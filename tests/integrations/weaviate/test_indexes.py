@@ -132,6 +132,17 @@ def test_the_signs_of_rotated_codes_from_0_say_little() -> None:
     assert index_fault("codes", "cosine", {"rq-1"}) is None
 
 
+def test_bq_of_floats_ranks_as_ubinary_does() -> None:
+    """What the page of ``nimbed tradeoff`` says of it: the same bits, the same distances."""
+    texts = [str(n) for n in range(50)]
+    floats = FakeEmbedder().embed(texts, input_type="passage").vectors
+    packed = FakeEmbedder().embed(texts, input_type="passage", embedding_type="ubinary")
+    bits = np.unpackbits(packed.vectors, axis=1)
+    kept = floats < 0  # binary_quantization.go
+    ours = (bits[0] != bits).sum(1)
+    np.testing.assert_array_equal((kept[0] != kept).sum(1), ours)
+
+
 def test_what_the_operator_does_not_allow_is_named(
     double: Double, make: Callable[..., Any], client: Any
 ) -> None:
