@@ -123,9 +123,9 @@ class Tradeoff:
             )
         said.append(
             "binary holds the same bits as ubinary, so its numbers are the same. So does "
-            "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: a row of "
-            "ubinary that is rescored is its recall with so many candidates (rescoreLimit). Its "
-            "rq-8 and sq hold a byte a dimension as int8 does, at scales of their own, which are "
+            "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: "
+            "a row of ubinary that is rescored is its recall with so many candidates "
+            "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of their own, which are "
             "not computed here."
         )
         said.append(
