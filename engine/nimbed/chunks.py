@@ -118,7 +118,8 @@ class Splitter:
                 f"same model, or nimbed.load.token_counter(embedder)"
             )
         most = counter.text_tokens
-        self._counter, self._input_type, self._before = counter, input_type, before
+        self._counter, self._before = counter, before
+        self._input_type: InputType = input_type
         self._tokens = most if tokens is None else tokens
         around = self.count("a") - len(counter.token_spans(["a"])[0])
         self._room, self._overlap = self._tokens - around, overlap
@@ -393,7 +394,7 @@ class ChunkColumns(Mapping[str, Any]):
 def chunk_row(row: Row, document: str | int, chunk: Chunk) -> Row:
     """Return the row of a chunk of a document."""
     place = (document, chunk.number, chunk.start, chunk.stop)
-    facts = dict(zip(CHUNK_FIELDS, place, strict=True))
+    facts: dict[str, Any] = dict(zip(CHUNK_FIELDS, place, strict=True))
     plain = isinstance(row.columns, dict)
     return replace(
         row,

@@ -94,7 +94,7 @@ class Kept:
     def __init__(self) -> None:
         self.seen = SeenIds()
         self._nameless: Reject | None = None
-        self._documents: set[str] = set()
+        self._left_out: set[str] = set()
 
     def noting(self, tell: Callable[[Reject], None]) -> Callable[[Reject], None]:
         """Return a function that remembers a row that was left out, and tells it."""
@@ -103,8 +103,8 @@ class Kept:
             if row.id is None:
                 self._nameless = self._nameless or row
             else:
-                self.seen.repeated([str(row.id)])
-                self._documents.add(document_of(str(row.id)))
+                name = str(row.id)
+                self._left_out |= {name, document_of(name)}
             tell(row)
 
         return reject
@@ -115,7 +115,7 @@ class Kept:
         return [
             name
             for place, name in enumerate(ids)
-            if place not in known and (document_of(name) or name) not in self._documents
+            if place not in known and self._left_out.isdisjoint((name, document_of(name) or name))
         ]
 
     def prune(self, table: Table) -> Procedure[int]:
@@ -129,7 +129,7 @@ class Kept:
                 f"nothing was pruned, for it is not known which row of the table is row "
                 f"{self._nameless.number}: {self._nameless.reason}; mend it, then load again"
             )
-        if not self.seen:
+        if not len(self.seen) and not self._left_out:
             raise InputError("nothing was pruned: the input holds no row at all")
         yield SETTINGS
         names = (table.identifier,)

@@ -212,10 +212,15 @@ def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
 
 def _exists(table: Table) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
+    return (yield from find_index(table)) is not None
+
+
+def find_index(table: Table) -> Procedure[str | None]:
+    """Return the quoted name of the index that searches use, or None if there is none."""
     column = table.layout.embedding
     rows = yield Query(
         sql.SQL(
-            "SELECT 1 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
+            "SELECT i.oid::regclass::text FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
             " JOIN pg_am am ON am.oid = i.relam JOIN pg_opclass o ON o.oid = x.indclass[0]"
             " JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]"
             " WHERE x.indrelid = to_regclass(%s) AND a.attname = %s AND x.indisvalid"
@@ -223,7 +228,7 @@ def _exists(table: Table) -> Procedure[bool]:
         ),
         (table.identifier.as_string(None), column.name, column.operator_class),
     )
-    return bool(rows)
+    return str(rows[0][0]) if rows else None
 
 
 def analyze(table: Table) -> Procedure[None]:

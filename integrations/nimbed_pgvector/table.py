@@ -36,7 +36,7 @@ from nimbed_pgvector.copy import (
 )
 from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
 from nimbed_pgvector.hybrid import hybrid_search, index_words
-from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
+from nimbed_pgvector.index import IndexProgress, analyze, build, find_index, plan_index
 from nimbed_pgvector.migrate import MigrationOperations
 from nimbed_pgvector.operations import (
     AsyncRunner,
@@ -96,6 +96,14 @@ class _Operations(MigrationOperations[S]):
         """Return the contract of the table's vectors, or None if there is no table yet."""
         found: Table | None = yield Transaction(procedure=find(self._name))
         return None if found is None else found.layout.spec
+
+    def _find_index(self) -> Operation[str | None]:
+        """Return the name of the index that searches use, as SQL; None if there is none."""
+        found: Table | None = yield Transaction(procedure=find(self._name))
+        if found is None:
+            return None
+        name: str | None = yield Transaction(procedure=find_index(found))
+        return name
 
     def _load(
         self,
@@ -447,6 +455,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     finish = sync_method("finishing the migration of", _Operations._finish)
     relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
+    find_index = sync_method("looking at", _Operations._find_index)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
 
     @property
@@ -480,4 +489,5 @@ class AsyncVectorTable(
     finish = async_method("finishing the migration of", _Operations._finish)
     relabel = async_method("changing the contract of", _Operations._relabel)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
+    find_index = async_method("looking at", _Operations._find_index)
     spec = async_method("reading the contract of", _Operations._spec)

@@ -139,7 +139,8 @@ def embed_file(
         spec=embedder.spec(**options.of_spec),
         input_type=input_type,
         text_field=text.name,
-        id_field=id_field,
+        # A document of a folder is called by its path.
+        id_field="id" if reader.kind == "folder" else id_field,
     )
     embed = functools.partial(
         embedder.embed, input_type=input_type, truncate=truncate, **options.of_spec

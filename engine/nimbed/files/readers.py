@@ -308,7 +308,12 @@ def _elements(stream: IO[bytes], name: str, encoding: str | None) -> Iterator[An
             except (ValueError, RecursionError):
                 if over or len(text) - at > _LONGEST_RECORD:
                     raise
-                text, at = text[at:] + more(), 0
+                # As much again as there is, so that a long element is not begun for each block.
+                parts, size = [text[at:]], 0
+                while size <= len(parts[0]) and not over:
+                    parts.append(more())
+                    size += len(parts[-1])
+                text, at = "".join(parts), 0
                 continue
             yield element
             number += 1

@@ -107,7 +107,7 @@ def kind_of(source: Source, kind: str | None = None) -> Kind:
         return "txt"
     files = files_of(source)
     if files is not None:
-        kinds = {kind_of(path) for path in files}
+        kinds: set[Kind] = {kind_of(path) for path in files}
         if len(kinds) > 1:
             raise ConfigurationError(
                 f"{str(source)!r} names files of several formats, {', '.join(sorted(kinds))}; load "

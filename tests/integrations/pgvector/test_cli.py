@@ -286,7 +286,7 @@ def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
     words = ["load", dsn, "--table", "t", file, "--id-field", "id", "--words", "simple"]
     assert typed(*words).exit_code == 0
     asked = ["search", dsn, "--table", "t", "passage 17"]
-    best = typed(*asked, "--hybrid", "simple", "-k", "2", "--json")
+    best = typed(*asked[:-1], "17", "--hybrid", "simple", "-k", "2", "--json")
     assert any(json.loads(line)["id"] == "17" for line in best.output.splitlines())
     seen, after = [], "start"
     for _ in range(3):
@@ -310,4 +310,15 @@ def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
         with pytest.raises(ConfigurationError, match=sentence):
             raise typed(*asked, *options).exception or AssertionError("nothing was refused")
     long = typed("search", dsn, "--table", "t", "word " * 600)
-    assert "the question has 602 tokens, the model reads 512; shorten it" in str(long.exception)
+    assert "the question has 601 tokens, the model reads 512; shorten it" in str(long.exception)
+
+
+def test_many_new_rows_for_an_index_are_told(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nimbed_cli.load._MANY_NEW", 1500)
+    words = ["load", dsn, "--table", "t", "--id-field", "id"]
+    first = typed(*words, written("some.jsonl", rows(2000)))
+    assert "DROP INDEX" not in first.output  # the index came after the rows
+    again = typed(*words, written("some.jsonl", rows(2000)))
+    more = typed(*words, written("more.jsonl", rows(5000)))
+    assert "DROP INDEX" not in again.output
+    assert more.output.count("DROP INDEX t_embedding_idx;") == 1
