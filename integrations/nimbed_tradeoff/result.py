@@ -125,8 +125,8 @@ class Tradeoff:
             "binary holds the same bits as ubinary, so its numbers are the same. So does "
             "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: "
             "a row of ubinary that is rescored is its recall with so many candidates "
-            "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of their own, which are "
-            "not computed here."
+            "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of "
+            "their own, which are not computed here."
         )
         said.append(
             f"Times are of nimbed.search, exact and in memory, on this machine ({self.machine}), "

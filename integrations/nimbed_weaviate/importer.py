@@ -18,6 +18,7 @@ from weaviate.outputs.config import CollectionConfig
 
 from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
+    InputIds,
     JobReport,
     embedding_passages,
     ignore,
@@ -43,7 +44,8 @@ from nimbed_weaviate.properties import (
     seal,
     space_of,
 )
-from nimbed_weaviate.pruning import Kept, trim
+from nimbed_weaviate.pruning import prune as prune_collection
+from nimbed_weaviate.pruning import trim
 from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
 __all__ = [
@@ -224,7 +226,7 @@ def _import(
 
     with listing(rejects_file, on_reject) as tell, _importing(collection):
         sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
-        kept = Kept() if prune else None
+        kept = InputIds() if prune else None
         if kept is not None:
             tell = kept.noting(tell)
         ended: list[tuple[str, int]] = []
@@ -250,7 +252,7 @@ def _import(
         if not sink.was_empty:
             report.removed += trim(calls, collection, ended)
         if kept is not None:
-            report.removed += kept.prune(calls, collection)
+            report.removed += prune_collection(calls, collection, kept)
         return report
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from weaviate.classes.query import Filter
 from weaviate.util import generate_uuid5
 
-from nimbed.bulk import SeenIds
+from nimbed.bulk import InputIds
 from nimbed.chunks import document_of
-from nimbed.errors import InputError
-from nimbed.rows import Reject
 from nimbed_weaviate.calls import Calls
 from nimbed_weaviate.properties import ID
 
-__all__ = ["Kept", "trim"]
+__all__ = ["prune", "trim"]
 
 # Objects that are read at a time, and looked for or deleted by one request.
 _PAGE = 1000
@@ -24,53 +22,16 @@ _PAGE = 1000
 _STEP = 64
 
 
-class Kept:
-    """The ids of an input, by which objects are known that it has not.
+def prune(calls: Calls, collection: Any, kept: InputIds) -> int:
+    """Delete the objects of imports that the input has not; return how many.
 
-    Rows that were rejected keep what the collection has of them.
+    Raises:
+        InputError: If there was no row, or one whose id could not be read.
     """
-
-    def __init__(self) -> None:
-        self.seen = SeenIds()
-        self._nameless: Reject | None = None
-        self._documents: set[str] = set()
-
-    def noting(self, tell: Callable[[Reject], None]) -> Callable[[Reject], None]:
-        """Return a function that remembers a row that was left out, and tells it."""
-
-        def reject(row: Reject) -> None:
-            if row.id is None:
-                self._nameless = self._nameless or row
-            else:
-                self.seen.repeated([str(row.id)])
-                self._documents.add(document_of(str(row.id)))
-            tell(row)
-
-        return reject
-
-    def prune(self, calls: Calls, collection: Any) -> int:
-        """Delete the objects of imports that the input has not; return how many.
-
-        Raises:
-            InputError: If there was no row, or one whose id could not be read.
-        """
-        if self._nameless is not None:
-            raise InputError(
-                f"nothing was pruned, for it is not known which object of the collection is row "
-                f"{self._nameless.number}: {self._nameless.reason}; mend it, then load again"
-            )
-        if not self.seen:
-            raise InputError("nothing was pruned: the input holds no row at all")
-        removed = 0
-        for names in _imported(calls, collection):
-            known = self.seen.known(names)
-            gone = [
-                name
-                for place, name in enumerate(names)
-                if place not in known and (document_of(name) or name) not in self._documents
-            ]
-            removed += _delete(calls, collection, gone)
-        return removed
+    kept.require_all()
+    return sum(
+        _delete(calls, collection, kept.vanished(names)) for names in _imported(calls, collection)
+    )
 
 
 def trim(calls: Calls, collection: Any, documents: Sequence[tuple[str, int]]) -> int:
