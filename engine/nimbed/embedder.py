@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpe
 
 __all__ = [
     "Adjustable",
+    "Backend",
     "Embedder",
     "Managed",
     "Prepared",
@@ -26,6 +27,9 @@ __all__ = [
     "Token",
     "Tokenizing",
 ]
+
+#: What runs a local model; see :func:`nimbed.load`.
+Backend = Literal["auto", "torch", "onnxruntime"]
 
 
 @runtime_checkable

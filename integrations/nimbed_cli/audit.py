@@ -43,7 +43,12 @@ def audit(
     sample: Annotated[
         int, typer.Option(metavar="N", help="Rows to look at, chosen by chance.")
     ] = 100,
-    model: options.TableModel = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Compare with this model. Default: the one that is named there."
+        ),
+    ] = None,
     instead: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,9 +56,12 @@ def audit(
             help="A model that may have made the vectors instead; may be repeated.",
         ),
     ] = None,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Embed a sample of stored texts again, and say what the stored vectors are.
@@ -66,11 +74,11 @@ def audit(
     from nimbed.errors import ConfigurationError
 
     # The engine checks the words.
-    placement: dict[str, Any] = {"device": device, "dtype": dtype}
+    placement: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
     others = {name: functools.partial(nimbed.load, name, **placement) for name in instead or ()}
-    load = functools.partial(
-        options.load_embedder, model, base_url=base_url, device=device, dtype=dtype
-    )
+    how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
+    how |= placement
+    load = functools.partial(options.load_embedder, model, **how)
     address = (arguments or [""])[0]
     if address.startswith(("http://", "https://")):
         from nimbed_weaviate import audit as audit_collection
@@ -81,7 +89,7 @@ def audit(
         with connect(address, grpc_port=grpc_port) as client:
             found = audit_collection(
                 client.collections.get(collection),
-                None if model is None and base_url is None else load(),
+                None if model is None and base_url is None and card is None else load(),
                 vector=vector,
                 text_property=text_property,
                 rows=sample,
@@ -93,8 +101,10 @@ def audit(
         if table is None or collection is not None:
             raise ConfigurationError("say which table of this database: --table NAME")
         with options.connect_database(arguments or [], embedded, read_only=True) as connection:
-            embedder = load(table_spec=VectorTable(connection, table).spec)
-            found = VectorTable(connection, table, embedder).audit(rows=sample, others=others)
+            target = VectorTable(connection, table)
+            named = model is not None or card is not None
+            target = VectorTable(connection, table, None if named else load(table_spec=target.spec))
+            found = target.audit(load() if named else None, rows=sample, others=others)
     _show(collection or table or "", found, as_json)
     if not found.ok:
         raise typer.Exit(1)

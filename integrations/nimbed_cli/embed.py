@@ -64,6 +64,7 @@ def embed(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     on_error: Annotated[
         str,
         typer.Option(
@@ -123,6 +124,7 @@ def embed(
         base_url=base_url,
         device=device,
         dtype=dtype,
+        backend=backend,
     ) as embedder:
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None

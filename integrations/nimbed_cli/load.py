@@ -92,6 +92,7 @@ def load(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
     vector: options.Vector = None,
     vectorizer: Annotated[
@@ -208,6 +209,7 @@ def load(
                     base_url=base_url,
                     device=device,
                     dtype=dtype,
+                    backend=backend,
                     table_spec=target.find_spec(),
                 )
                 target = make(embedder)
@@ -315,8 +317,7 @@ class _Input:
 
     def observed(self, rows: Iterable[Any], *, typed: bool) -> Iterator[Any]:
         """Yield rows; of a typed source with null for NaN, which JSON has not."""
-        from nimbed.files.ready_vectors import vector_in
-        from nimbed.rows import Row, without_nan
+        from nimbed.rows import Row, vector_in, without_nan
 
         left = iter(rows)
         for row in left:

@@ -24,6 +24,7 @@ from nimbed_cli.models import models
 from nimbed_cli.quickstart import quickstart
 from nimbed_cli.search import search
 from nimbed_cli.serve import SERVE_OPTIONS, serve
+from nimbed_cli.sync import sync
 from nimbed_cli.tradeoff import tradeoff
 
 __all__ = ["app", "main"]
@@ -51,6 +52,7 @@ app.command(short_help="Serve models to clients of NVIDIA's NIM and of OpenAI.",
 )
 app.command(short_help="Load a file into a table of PostgreSQL, and index it.")(load)
 app.command()(search)
+app.command(short_help="Embed a table that exists, and follow its changes.")(sync)
 app.command(short_help="Take a table to another model or type, while it is used.")(migrate)
 app.command(short_help="Say what the vectors of a table or a collection are.")(audit)
 app.command()(tradeoff)

@@ -56,9 +56,12 @@ def migrate(
     finish: Annotated[
         bool, typer.Option("--finish", help="Drop the old vectors, after which nothing is undone.")
     ] = False,
+    card: options.Card = None,
+    prompt_name: options.PromptName = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
     vector: Annotated[
         str | None,
@@ -108,6 +111,8 @@ def migrate(
             "--same-vectors, --rollback and --finish are different commands; give one, and no "
             "--embedding-type"
         )
+    how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     if collection is not None:
         from nimbed_cli.weaviate_target import migrate_collection
 
@@ -121,9 +126,7 @@ def migrate(
                 step="finish" if finish else "rollback" if rollback else "migrate",
                 load=None
                 if model is None and rollback
-                else functools.partial(
-                    options.load_embedder, model, base_url=base_url, device=device, dtype=dtype
-                ),
+                else functools.partial(options.load_embedder, model, **how),
                 asked=model is not None or embedding_type is not None or dimensions is not None,
                 on_reject=stack.enter_context(listing(listed)),
                 on_progress=lambda report: bar(report.read, 0),
@@ -152,9 +155,7 @@ def migrate(
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
-            embedder = options.load_embedder(
-                model, base_url=base_url, device=device, dtype=dtype, table_spec=target.spec
-            )
+            embedder = options.load_embedder(model, table_spec=target.spec, **how)
         if same_vectors:
             found = target.relabel(embedder)
             print_findings(name, found.findings)

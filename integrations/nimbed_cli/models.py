@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -95,11 +95,19 @@ def _from_files(name: str, told: str | None) -> tuple[ModelCard, list[str]]:
     from nimbed import cards
     from nimbed.local.checkpoint import read_checkpoint
     from nimbed.local.hub import locate
+    from nimbed.local.pipeline import has_routes
+    from nimbed.spec import InputType
 
     located = locate(name, weights=False)
-    read = read_checkpoint(located, revision=None, told=None if told is None else cards.find(told))
-    steps = list(read.pipeline.steps()) if located.card is None else []
-    return read.card, steps
+    card = None if told is None else cards.find(told)
+    if located.card is not None or card is not None or not has_routes(located.folder):
+        read = read_checkpoint(located, revision=None, told=card)
+        return read.card, list(read.pipeline.steps()) if located.card is None else []
+    routes = {
+        role: read_checkpoint(located, revision=None, role=role) for role in get_args(InputType)
+    }
+    steps = [f"{role}: {step}" for role, route in routes.items() for step in route.pipeline.steps()]
+    return routes["passage"].card, steps
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:
@@ -108,8 +116,6 @@ def _facts(card: ModelCard) -> dict[str, Any]:
 
 def _specs(card: ModelCard, dimensions: int | None) -> list[VectorSpec]:
     """Return the contract of every type that can hold that many dimensions."""
-    from typing import get_args
-
     from nimbed.spec import EmbeddingType
 
     size = card.spec(dimensions=dimensions).dimensions

@@ -67,6 +67,13 @@ Dtype = Annotated[
         help="Precision that a local model computes in.",
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|torch|onnxruntime",
+        help="What runs a local model; auto is torch where it is installed.",
+    ),
+]
 
 # What is read.
 TextFields = Annotated[
@@ -182,6 +189,7 @@ def load_embedder(
     base_url: str | None,
     device: str,
     dtype: str,
+    backend: str,
     table_spec: VectorSpec | None = None,
 ) -> Embedder:
     """Load the model that was asked for, or else the one that made a table's vectors.
@@ -197,6 +205,7 @@ def load_embedder(
         "base_url": base_url,
         "device": device,
         "dtype": dtype,
+        "backend": backend,
     }
     if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)

@@ -70,6 +70,7 @@ def search(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each passage.")
     ] = False,
@@ -106,6 +107,7 @@ def search(
         base_url=base_url,
         device=device,
         dtype=dtype,
+        backend=backend,
     )
     hits: Sequence[TableHit | CollectionHit]
     try:

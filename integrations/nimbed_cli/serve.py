@@ -140,7 +140,8 @@ def _load(settings: Settings, model: str | None, card: str | None) -> Embedder:
         else {"devices": settings.devices}
     )
     dtype: Any = settings.dtype
-    return nimbed.load(model, card=card, dtype=dtype, **devices)
+    backend: Any = settings.backend
+    return nimbed.load(model, card=card, dtype=dtype, backend=backend, **devices)
 
 
 def _name(model: str | None, embedder: Embedder) -> str:

@@ -66,6 +66,7 @@ def tradeoff(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     as_json: options.Json = False,
     progress: options.Progress = None,
 ) -> None:
@@ -85,6 +86,7 @@ def tradeoff(
             base_url=base_url,
             device=device,
             dtype=dtype,
+            backend=backend,
         ) as embedder,
         progress_bar("embedding", before="reading", show=progress) as move,
     ):

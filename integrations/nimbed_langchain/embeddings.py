@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.load import Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.load import Backend, Dtype, LazyEmbedder, LoadOptions, key_for
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -53,6 +53,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         revision: Branch, tag or commit on the hub.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
+        backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
         dialect: A server's dialect; ``auto`` finds out.
         cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
         concurrency: Requests in flight at a server at most; 32 if None.
@@ -74,6 +75,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     revision: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
+    backend: Backend = "auto"
     dialect: str = "auto"
     cache_dir: str | None = None
     concurrency: int | None = Field(default=None, gt=0)
@@ -186,6 +188,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             api_key=self.api_key.get_secret_value() if self.api_key else None,
             device=self.device,
             dtype=self.dtype,
+            backend=self.backend,
             revision=self.revision,
             dialect=self.dialect,
             cache_dir=self.cache_dir,

@@ -19,7 +19,7 @@ from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.load import Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.load import Backend, Dtype, LazyEmbedder, LoadOptions, key_for
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -57,6 +57,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         dialect: A server's dialect; ``auto`` finds out.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
+        backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
         cache_dir: Folder of the Hugging Face cache, if it is not the usual one.
         progress: Whether passages show a bar on standard error.
         cache: A key-value store for vectors. A store given as ``embeddings_cache`` is used in
@@ -84,6 +85,7 @@ class NimbedEmbedding(MultiModalEmbedding):
     dialect: str = "auto"
     device: str = Field(default="auto", exclude=True)
     dtype: Dtype = Field(default="auto", exclude=True)
+    backend: Backend = Field(default="auto", exclude=True)
     cache_dir: str | None = Field(default=None, exclude=True)
     progress: bool = Field(default=False, exclude=True)
     cache: BaseKVStore | None = Field(default=None, exclude=True)
@@ -255,6 +257,7 @@ class NimbedEmbedding(MultiModalEmbedding):
             api_key=self.api_key.get_secret_value() if self.api_key else None,
             device=self.device,
             dtype=self.dtype,
+            backend=self.backend,
             revision=self.revision,
             dialect=self.dialect,
             cache_dir=self.cache_dir,

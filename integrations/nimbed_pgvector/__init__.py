@@ -14,6 +14,7 @@ try:
     from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.search import FIRST_PAGE, Hit
+    from nimbed_pgvector.sync import AsyncSyncedTable, SyncedTable
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
     if error.name not in ("psycopg", "xxhash"):
@@ -24,6 +25,7 @@ LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
     "FIRST_PAGE",
+    "AsyncSyncedTable",
     "AsyncVectorTable",
     "Column",
     "Hit",
@@ -32,6 +34,7 @@ __all__ = [
     "LoadReport",
     "Migration",
     "Reject",
+    "SyncedTable",
     "VectorTable",
     "connect",
     "create_statements",

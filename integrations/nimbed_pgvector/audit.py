@@ -14,13 +14,14 @@ from psycopg import sql
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
 from nimbed.errors import ConfigurationError
+from nimbed.findings import Finding
 from nimbed.quantize import signs_from_bits
 from nimbed_pgvector.columns import Column
 from nimbed_pgvector.operations import Operation, TableOperations
 from nimbed_pgvector.schema import Table
 from nimbed_pgvector.statements import Procedure, Query, Transaction, trusted
 
-__all__ = ["AuditOperations", "audit_columns", "decode", "sample_rows", "sent"]
+__all__ = ["AuditOperations", "audit_columns", "claimed", "decode", "sample_rows", "sent"]
 
 S = TypeVar("S")
 _FORMS = {"vector": ">f4", "halfvec": ">f2"}
@@ -31,6 +32,7 @@ class AuditOperations(TableOperations[S]):
 
     def _audit(
         self,
+        embedder: Embedder | None = None,
         *,
         rows: int = AUDITED,
         others: Mapping[str, Callable[[], Embedder]] | None = None,
@@ -38,22 +40,47 @@ class AuditOperations(TableOperations[S]):
         """Say what the vectors of the table are, by embedding a sample of its texts again.
 
         Args:
+            embedder: Another model than the table names, to be tried in its place; whatever the
+                vectors are, it is then found that the contract says something else.
             rows: How many rows to look at, chosen by chance.
             others: Models that may have made the vectors instead, and how each is loaded.
 
         Raises:
-            SpaceMismatchError: If the embedder cannot make the vectors that the table promises.
+            SpaceMismatchError: If the embedder cannot make such vectors.
             ConfigurationError: If there is no such table, or ``rows`` is less than 1.
         """
         self._forget()  # a migration may have exchanged the columns
         table = yield from self._existing()
-        sample: list[StoredSample] = yield Transaction(
-            procedure=sample_rows(table, table.layout.columns, rows)
-        )
+        columns = table.layout.columns if embedder is None else claimed(table, embedder)
+        sample: list[StoredSample] = yield Transaction(procedure=sample_rows(table, columns, rows))
         found: Audit = yield lambda: audit_columns(
-            table.layout.columns, sample, self._embedder_for(table), others
+            columns, sample, embedder or self._embedder_for(table), others
         )
-        return found
+        if columns[0].spec.fingerprint == table.layout.spec.fingerprint:
+            return found
+        said = (
+            f"the table names {table.layout.spec.model}, and was compared with "
+            f"{columns[0].spec.model}"
+        )
+        if found.ok and found.rows:
+            said += "; its vectors are that model's: nimbed migrate --same-vectors says so to all"
+        finding = Finding("contract", "fail", said)
+        return dataclasses.replace(found, findings=(*found.findings, finding))
+
+
+def claimed(table: Table, embedder: Embedder) -> tuple[Column, ...]:
+    """Return the columns of a table as they would be if an embedder had made their vectors."""
+    return tuple(
+        dataclasses.replace(
+            column,
+            spec=embedder.spec(
+                embedding_type=column.spec.embedding_type,
+                dimensions=column.spec.dimensions,
+                int8_scale=column.spec.int8_scale,
+            ),
+        )
+        for column in table.layout.columns
+    )
 
 
 def audit_columns(

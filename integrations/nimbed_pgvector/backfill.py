@@ -30,7 +30,7 @@ from nimbed_pgvector.statements import (
     trusted,
 )
 
-__all__ = ["Embed", "Pending", "backfill", "embedded", "pending", "store"]
+__all__ = ["Embed", "Pending", "backfill", "embedded", "pending", "staged", "store"]
 
 Embed = Callable[[Sequence[str]], EmbeddingBatch]
 
@@ -105,7 +105,30 @@ def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
     """Store vectors in a layout's columns where the texts are still the same; return how many."""
     if not rows:
         return 0
-    yield from see_extension(table.extension)
+    staging = yield from staged(table.extension, layout, rows)
+    # Locks are taken in the order of ids, as loaders take them.
+    updated = yield Query(
+        sql.SQL(
+            "WITH same AS (SELECT t.id FROM {table} t JOIN {staging} s ON s.id = t.id"
+            " WHERE md5(t.text) = s.digest ORDER BY t.id FOR UPDATE OF t),"
+            " updated AS (UPDATE {table} t SET {new} FROM same JOIN {staging} s USING (id)"
+            " WHERE t.id = same.id RETURNING 1) SELECT count(*) FROM updated"
+        ).format(
+            table=table.identifier,
+            staging=staging,
+            new=sql.SQL(", ").join(
+                sql.SQL("{0} = s.{0}").format(sql.Identifier(column.name))
+                for column in layout.columns
+            ),
+        )
+    )
+    yield Query(sql.SQL("DROP TABLE {}").format(staging))
+    return int(updated[0][0])
+
+
+def staged(extension: str, layout: Layout, rows: Rows) -> Procedure[sql.Identifier]:
+    """Copy (id, digest, fields of a COPY) into a temporary table, and return its name."""
+    yield from see_extension(extension)
     yield Query(
         sql.SQL(
             "SELECT set_config('synchronous_commit', 'off', true),"
@@ -134,24 +157,7 @@ def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
         sql.SQL("COPY {} (id, digest, {}) FROM STDIN WITH (FORMAT BINARY)").format(_STAGING, names),
         binary_copy([b"".join(fields)]),
     )
-    # Locks are taken in the order of ids, as loaders take them.
-    updated = yield Query(
-        sql.SQL(
-            "WITH same AS (SELECT t.id FROM {table} t JOIN {staging} s ON s.id = t.id"
-            " WHERE md5(t.text) = s.digest ORDER BY t.id FOR UPDATE OF t),"
-            " updated AS (UPDATE {table} t SET {new} FROM same JOIN {staging} s USING (id)"
-            " WHERE t.id = same.id RETURNING 1) SELECT count(*) FROM updated"
-        ).format(
-            table=table.identifier,
-            staging=_STAGING,
-            new=sql.SQL(", ").join(
-                sql.SQL("{0} = s.{0}").format(sql.Identifier(column.name))
-                for column in layout.columns
-            ),
-        )
-    )
-    yield Query(sql.SQL("DROP TABLE {}").format(_STAGING))
-    return int(updated[0][0])
+    return _STAGING
 
 
 def backfill(

@@ -25,7 +25,7 @@ from nimbed.errors import BackendError, ConfigurationError, InputError, SpaceMis
 from nimbed.findings import Finding
 from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
-from nimbed_pgvector.audit import AuditOperations, audit_columns, sample_rows
+from nimbed_pgvector.audit import AuditOperations, audit_columns, claimed, sample_rows
 from nimbed_pgvector.backfill import Embed, Pending, backfill, pending
 from nimbed_pgvector.columns import Also, Layout
 from nimbed_pgvector.copy import BATCH_ROWS
@@ -237,17 +237,7 @@ class MigrationOperations(AuditOperations[S]):
             raise ConfigurationError(
                 f"a migration of the table {self._name} is not finished; finish it or undo it first"
             )
-        columns = tuple(
-            dataclasses.replace(
-                column,
-                spec=embedder.spec(
-                    embedding_type=column.spec.embedding_type,
-                    dimensions=column.spec.dimensions,
-                    int8_scale=column.spec.int8_scale,
-                ),
-            )
-            for column in table.layout.columns
-        )
+        columns = claimed(table, embedder)
         sample = yield Transaction(procedure=sample_rows(table, columns, rows))
         found: Audit = yield lambda: audit_columns(columns, sample, embedder, others)
         if not found.ok or not found.rows:

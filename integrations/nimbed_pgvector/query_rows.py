@@ -10,8 +10,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from nimbed.errors import ConfigurationError
-from nimbed.files.records import RecordReader, TextFields
-from nimbed.rows import BadRow, Row
+from nimbed.rows import BadRow, RecordReader, Row, TextFields
 from nimbed_pgvector.errors import connect, translate_errors
 from nimbed_pgvector.schema import identifier
 from nimbed_pgvector.statements import Statement, trusted

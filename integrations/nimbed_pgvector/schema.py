@@ -34,6 +34,7 @@ __all__ = [
     "existing",
     "find",
     "identifier",
+    "lock_own_tables",
     "prepare_table",
     "same_table",
     "see_extension",
@@ -189,11 +190,7 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
         SpaceMismatchError: If the table holds vectors of another space.
         ConfigurationError: If it has other columns than are asked for.
     """
-    # Two loaders that start together, even for two tables, would both create what they share:
-    # the extension, nimbed_spec and nimbed_ledger; and one would fail.
-    yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
-    yield from _require_utf8()
-    _, extension = yield from _extension()
+    extension = yield from lock_own_tables()
     table = yield from find(name)
     layout = layout_of(table)
     if table is None:
@@ -220,6 +217,20 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
             f"out to keep what the table has, or load into a new table"
         )
     return table
+
+
+def lock_own_tables() -> Procedure[str]:
+    """Let nobody else make tables of nimbed's until the transaction ends; return pgvector's schema.
+
+    Raises:
+        ConfigurationError: If the database cannot hold every text, or has no pgvector.
+    """
+    # Two loaders that start together, even for two tables, would both create what they share:
+    # the extension, nimbed_spec and nimbed_ledger; and one would fail.
+    yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
+    yield from _require_utf8()
+    _, extension = yield from _extension()
+    return extension
 
 
 def create_statements(name: str, layout: Layout) -> list[sql.Composed]:

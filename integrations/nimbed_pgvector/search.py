@@ -335,7 +335,11 @@ def _statement(
     passages = sql.SQL("{} {}").format(identifier(way.name), where)
     if way.exact:
         # No index orders what comes out of a subquery with an offset.
-        passages = sql.SQL("(SELECT tableoid, * FROM {} OFFSET 0) AS matching").format(passages)
+        names = [column.name for column in layout.columns]
+        passages = sql.SQL("(SELECT {} FROM {} OFFSET 0) AS matching").format(
+            sql.SQL(", ").join(map(sql.Identifier, ["tableoid", "id", "text", "metadata", *names])),
+            passages,
+        )
     places: dict[str, sql.Composable] = {
         "passages": passages,
         "distance": distance_to(

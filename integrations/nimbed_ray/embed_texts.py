@@ -27,9 +27,8 @@ from nimbed.files.arrow import (
     arrow,
 )
 from nimbed.files.parquet import rows_of
-from nimbed.files.records import TextFields
 from nimbed.options import EmbedOptions
-from nimbed.rows import Row
+from nimbed.rows import Row, TextFields
 from nimbed.spec import (
     EmbeddingType,
     InputType,

@@ -114,6 +114,9 @@ class Settings:
     dtype: str = _setting(
         "auto", "float32, bfloat16, float16, float8 or auto.", "NIM_ENGINE_PRECISION"
     )
+    backend: str = _setting(
+        "auto", "What runs the models: torch, onnxruntime or auto, torch where it is installed."
+    )
     api_keys: tuple[str, ...] = _setting(
         (),
         "A key that clients must send; give it again for more, or set NIMBED_API_KEYS, which no "

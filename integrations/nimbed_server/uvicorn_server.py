@@ -432,7 +432,9 @@ def run(app: App, settings: Settings) -> None:
     _raise_file_limit()
     with bind(settings) as bound:
         names = ", ".join(model.name for model in app.state.models)
-        LOG.info("serving %s on %s", names, _address(bound, settings))
+        runtimes = {each.runtime for each in app.state.models.backends.values()} - {None}
+        by = f" by {', '.join(sorted(map(str, runtimes)))}" if runtimes else ""
+        LOG.info("serving %s%s on %s", names, by, _address(bound, settings))
         if settings.open_to_all:
             LOG.warning("everybody on the network may use this server; give it an --api-key")
         Server(app, settings).run(sockets=[bound])

@@ -194,7 +194,7 @@ def answered(port: int, inputs: list[str], each: int) -> float:
         request(json.dumps({**common, "input": inputs[n : n + each]}).encode())
         for n in range(0, len(inputs), each)
     ]
-    for seconds in (1.0, 3.0):  # the first warms up
+    for seconds in (1.0, 2.0):  # the first warms up
         load = asyncio.run(drive(port, bodies, connections=128, seconds=seconds))
     assert set(load.statuses) == {200}, set(load.statuses)
     return load.rate * each

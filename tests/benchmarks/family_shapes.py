@@ -89,6 +89,29 @@ MINILM = {
     "num_hidden_layers": 6,
     "num_attention_heads": 12,
 }
+MPNET = {
+    "model_type": "mpnet",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 514,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "relative_attention_num_buckets": 32,
+}
+MODERNBERT = {
+    "model_type": "modernbert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 8192,
+    "local_attention": 128,
+    "pad_token_id": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,9 @@ ON_CPU = {
     "llama-1b": Shape(LLAMA, 8, 1, ("bfloat16",), (1, 2, 4, 8)),
     "qwen3-0.6b": Shape(QWEN3, 8, 1, ("float32", "bfloat16"), (1, 2, 4), pooling="lasttoken"),
     "embedding-gemma": Shape(GEMMA3, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
+    "mpnet-base": Shape(MPNET, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
+    "modernbert-base": Shape(MODERNBERT, 16, 1, ("float32", "bfloat16"), (1, 2, 4)),
+    "modernbert-long": Shape(MODERNBERT, 4, 12, ("float32", "bfloat16"), (1, 2)),
     "nvembed": Shape(MISTRAL, 8, 1, ("bfloat16",), (1, 2, 4, 8), latent=True),
     # Pages: an image of a page costs 1800 tokens, as much as a dozen passages.
     "vl": Shape({**LLAMA, "num_hidden_layers": 4}, 4, 10, ("bfloat16",), (1, 2, 4)),

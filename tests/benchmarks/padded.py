@@ -53,7 +53,8 @@ class Padded:
         self._model.load_state_dict(tensors, assign=True)
         self._model = self._model.to(device, dtype).eval()
         self._device = device
-        assert self._model.config._attn_implementation == "sdpa"
+        # MPNet, whose scores have a bias, attends by plain products alone.
+        assert self._model.config._attn_implementation == "sdpa" or config.model_type == "mpnet"
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(8192, config.max_position_embeddings))
         self._tokenizer.no_padding()

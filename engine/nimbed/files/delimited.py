@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nimbed.errors import ConfigurationError, InputError, missing_extra
-from nimbed.files.records import RecordReader
 from nimbed.files.sources import Source, lines, name_of, random_access
 from nimbed.inputs import encodable
-from nimbed.rows import BadRow, Row
+from nimbed.rows import BadRow, RecordReader, Row
 
 __all__ = ["csv_rows", "xlsx_rows"]
 

@@ -33,9 +33,8 @@ from nimbed.files.arrow import (
     arrow,
     parquet,
 )
-from nimbed.files.records import RecordReader, TextFields
 from nimbed.files.sources import Source, name_of, random_access
-from nimbed.rows import BadRow, Row, id_fault, text_fault
+from nimbed.rows import BadRow, RecordReader, Row, TextFields, id_fault, text_fault
 
 __all__ = [
     "ArrowColumns",

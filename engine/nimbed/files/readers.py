@@ -19,7 +19,6 @@ from nimbed.files.delimited import csv_rows, xlsx_rows
 from nimbed.files.folders import folder_rows
 from nimbed.files.ipc import open_ipc
 from nimbed.files.parquet import arrow_rows, open_parquet
-from nimbed.files.records import RecordReader, TextFields
 from nimbed.files.sources import (
     NUMBERED,
     Kind,
@@ -31,7 +30,7 @@ from nimbed.files.sources import (
     name_of,
     opened,
 )
-from nimbed.rows import BLANK, BadRow, Row, text_fault
+from nimbed.rows import BLANK, BadRow, RecordReader, Row, TextFields, text_fault
 
 __all__ = ["RowReader", "read_rows"]
 

@@ -18,11 +18,9 @@ from nimbed.quantize import normalize
 from nimbed.rows import BadRow, Reject, Row
 from nimbed.spec import VectorSpec
 
-__all__ = ["declared_spec", "ready_parts", "vector_in"]
+__all__ = ["declared_spec", "ready_parts"]
 
 _PART_ROWS = 1024
-# Numbers of a list that is taken for a vector where nobody said so, to warn of it.
-_LEAST_WIDTH = 64
 
 
 def declared_spec(card: str, width: int) -> VectorSpec:
@@ -33,14 +31,6 @@ def declared_spec(card: str, width: int) -> VectorSpec:
         ConfigurationError: If the model gives no vectors of that width.
     """
     return find(card).spec(dimensions=width)
-
-
-def vector_in(row: Row) -> str | None:
-    """Return the first field that holds as many numbers as a vector has, or None."""
-    for name, value in row.columns.items():
-        if isinstance(value, list) and len(value) >= _LEAST_WIDTH and isinstance(value[0], float):
-            return name
-    return None
 
 
 def ready_parts(

@@ -71,7 +71,7 @@ class DistanceBias:
         self._made: dict[int, torch.Tensor] = {}
 
     def of(self, length: int, layout: Layout) -> torch.Tensor:
-        """Return what is added in a sequence, of shape (heads, queries, keys).
+        """Return what is added in a sequence, of shape (1, heads, queries, keys).
 
         It is made once a batch, and serves every layer.
         """
@@ -80,7 +80,7 @@ class DistanceBias:
         if length not in self._made:
             nearest = self._added.shape[1] // 2
             around = self._added[:, nearest + 1 - length : nearest + length]
-            self._made[length] = around.unfold(1, length, 1).flip(1)
+            self._made[length] = around.unfold(1, length, 1).flip(1)[None]
         return self._made[length]
 
 

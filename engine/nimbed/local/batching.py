@@ -1,4 +1,4 @@
-"""Batches of packed sequences: which texts share one, and where each lies in it.
+"""Batches of packed sequences: where each lies in its batch.
 
 Sequences stand end to end in one row of tokens, without padding between them; the tail is padded
 to a size that the matrix products have seen before.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,28 +19,10 @@ from numpy.typing import NDArray
 
 from nimbed.local.transfer import Staging
 
-__all__ = ["Group", "Layout", "Shape", "micro_batches", "on_device", "pack", "padded_total"]
+__all__ = ["Group", "Layout", "Shape", "on_device", "pack", "padded_total"]
 
 # (up to this many tokens, round to a multiple of this)
 _STEPS = ((128, 16), (512, 32), (1024, 64), (4096, 128))
-
-
-def micro_batches(lengths: Sequence[int], *, budget: int) -> Iterator[NDArray[np.intp]]:
-    """Yield row numbers in groups whose lengths add up to at most ``budget``.
-
-    Longest first: a batch that does not fit the memory shows at once, and neighbours in a batch
-    have similar lengths, which attention likes. A row longer than the budget rides alone.
-    """
-    counts = np.asarray(lengths, dtype=np.int64)
-    order = np.argsort(-counts, kind="stable")
-    ends = np.cumsum(counts[order])
-    start = 0
-    while start < len(order):
-        spent = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, spent + budget, side="right"))
-        stop = max(stop, start + 1)
-        yield order[start:stop]
-        start = stop
 
 
 def padded_total(tokens: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
 from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
+from nimbed.spec import InputType
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
@@ -43,6 +45,7 @@ _ARCHITECTURES = {
     "mistral": "mistral",
     "mistral3": "mistral3",
     "mistral3_bidirec": "mistral3",
+    "model2vec": "static",
     "modernbert": "modernbert",
     "mpnet": "mpnet",
     "new": "gte",
@@ -80,6 +83,9 @@ _POOLING_NAMES: dict[str, Pooling] = {
     "last": "lasttoken",
 }
 
+# A table of words reads texts of any length; what is tokenized at once has to end somewhere.
+_STATIC_TOKENS = 32_768
+
 _SAMPLE = 1 << 16
 
 
@@ -109,6 +115,7 @@ def read_checkpoint(
     override: object = None,
     told: ModelCard | None = None,
     prompt_name: str | None = None,
+    role: InputType | None = None,
 ) -> Checkpoint:
     """Read the JSON files of a model folder.
 
@@ -118,6 +125,7 @@ def read_checkpoint(
         override: A ModelCard whose facts outrank the files' and the catalogue's.
         told: The card of the model that a folder holds, as the caller says.
         prompt_name: Which of the model's prompts goes before every text, instead of its role's.
+        role: Whose modules are followed where queries and passages have their own.
 
     Raises:
         CheckpointError: If a file is missing, malformed or of an architecture nimbed lacks, or if
@@ -132,10 +140,10 @@ def read_checkpoint(
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told
         located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
-    pipeline = _pipeline_of(located, told=told is not None)
+    pipeline = _pipeline_of(located, told=told is not None, role=role)
     folder = pipeline.weights
-    config = read_json(folder / "config.json", required=True)
-    model_type = config.get("model_type")
+    config = read_json(folder / "config.json", required=not pipeline.static)
+    model_type = "model2vec" if pipeline.static else config.get("model_type")
     architecture = _ARCHITECTURES.get(str(model_type))
     if architecture is None:
         raise CheckpointError(
@@ -143,6 +151,8 @@ def read_checkpoint(
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
     known_keys = keys_of(architecture, str(model_type))
+    catalogued = located.card is not None or isinstance(override, ModelCard)
+    check_keys(config, folder / "config.json", known_keys, unknown=catalogued)
     config = usual_names(config, folder / "config.json", known_keys)
     if told is not None:
         _check_told(folder, config, architecture, told)
@@ -158,8 +168,9 @@ def read_checkpoint(
         card = override
     elif located.card is not None:
         card = dataclasses.replace(located.card, **_of_roles(prompts))
+    elif architecture == "static":
+        card = _static_card(located, pipeline, prompts)
     else:
-        check_keys(config, folder / "config.json", known_keys)
         changes = read_tokenizer_changes(
             folder, model_type=str(model_type), do_lower_case=pipeline.do_lower_case
         )
@@ -177,16 +188,17 @@ def read_checkpoint(
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
-def _pipeline_of(located: Located, *, told: bool) -> Pipeline:
+def _pipeline_of(located: Located, *, told: bool, role: InputType | None) -> Pipeline:
     """Follow a folder's modules; those of a catalogued model beyond the pooling on its card.
 
     Args:
         located: The folder, and the catalogue's card.
         told: Whether the card is what the caller says of the folder, and has to fit it.
+        role: Whose modules are followed where there are several.
     """
     card = located.card
     if card is None:
-        return read_pipeline(located.folder)
+        return read_pipeline(located.folder, role=role)
     bare = Pipeline(folder=located.folder, weights=located.folder)
     listed = read_any_json(located.folder / "modules.json", empty=list)
     kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]
@@ -270,10 +282,54 @@ def _refuse_generators(
     is_causal(language)
 
 
+def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
+    folder = pipeline.weights
+    if pipeline.modules:
+        raise CheckpointError(
+            f"{folder} has {pipeline.modules[0].folder.name} behind its StaticEmbedding, which "
+            f"nimbed does not run there"
+        )
+    width = _table_width(folder)
+    return ModelCard(
+        id=located.name,
+        architecture="static",
+        dimensions=min(width, pipeline.dimensions or width),
+        max_tokens=_STATIC_TOKENS,
+        pooling="mean",
+        asymmetric=prompts.query != prompts.passage,
+        query_prompt=prompts.query,
+        passage_prompt=prompts.passage,
+        task_prompts=prompts.tasks,
+        metric=pipeline.metric,
+        note="read from the checkpoint's own files",
+    )
+
+
+def _table_width(folder: Path) -> int:
+    """Return the width of a table of words, from the head of its file.
+
+    Raises:
+        CheckpointError: If there is none, or the file is damaged.
+    """
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
+        table = head.get("embedding.weight") or head["embeddings"]
+        _, width = table["shape"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'} holds no table of words, embedding.weight or "
+            f"embeddings ({error!r})"
+        ) from error
+    return whole({"width": width}, "width")
+
+
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
     """Refuse a configuration that cannot be of the model that the caller says it is."""
     language = config.get("text_config", config.get("llm_config", config))
     width = language.get("hidden_size") if isinstance(language, dict) else None
+    if architecture == "static":
+        width = _table_width(folder)
     if (architecture, width) != (told.architecture, told.dimensions):
         raise CheckpointError(
             f"{folder / 'config.json'} describes a {architecture} of {width} dimensions; "
@@ -323,8 +379,9 @@ def _content_id(folder: Path, pipeline: Pipeline) -> str:
     digest = hashlib.sha256()
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     digest.update(pipeline.identity.encode())
+    configuration = [folder / "config.json"] if (folder / "config.json").is_file() else []
     for path in [
-        folder / "config.json",
+        *configuration,
         folder / "tokenizer.json",
         *weights,
         *pipeline.module_weights,

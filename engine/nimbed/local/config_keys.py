@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nimbed.local.json_files import NOTHING, Keys, words
+from nimbed.local.json_files import FILES, NOTHING, Keys, words
 
 __all__ = ["keys_of"]
 
 # What transformers writes into any config.json: how a model was made, trained and asked to
 # generate, which an embedding does not depend on.
 _ANY = Keys(
-    read=words("model_type architectures pooling matryoshka_dimensions"),
+    read=words("model_type architectures auto_map pooling matryoshka_dimensions"),
     idle=words(
         """
-        _name_or_path name_or_path _commit_hash auto_map transformers_version torch_dtype dtype
+        _name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
         use_cache output_hidden_states output_attentions output_scores output_past return_dict
         return_dict_in_generate torchscript tie_word_embeddings tie_encoder_decoder use_bfloat16
         initializer_range initializer_factor initializer_cutoff_factor gradient_checkpointing
@@ -33,14 +33,14 @@ _ANY = Keys(
         begin_suppress_tokens tf_legacy_loss attn_implementation _attn_implementation
         _attn_implementation_autoset _attn_implementation_internal deterministic_flash_attn
         unsloth_version unsloth_fixed sentence_transformers model_name
-        sbert_ce_default_activation_function sparse_prediction sparse_pred_ignore_index
+        sbert_ce_default_activation_function sparse_prediction sparse_pred_ignore_index xla_device
         """
     ),
     only={
-        "is_decoder": (None, False),
-        "is_encoder_decoder": (None, False),
-        "add_cross_attention": (None, False),
-        "cross_attention_hidden_size": (None,),
+        "is_decoder": (False,),
+        "is_encoder_decoder": (False,),
+        "add_cross_attention": (False,),
+        "cross_attention_hidden_size": (),
         **dict.fromkeys(
             words("pruned_heads quantization_config compression_config adapters adapter_fusion"),
             NOTHING,
@@ -86,17 +86,17 @@ _QWEN = _DECODER | Keys(
     read=words("use_sliding_window sliding_window max_window_layers layer_types")
 )
 
-_XLMR = _ENCODER | Keys(read=words("pad_token_id"))
+_BERT = _ENCODER | Keys(only={"hidden_act": ("gelu",), "position_embedding_type": ("absolute",)})
+_XLMR = _BERT | Keys(read=words("pad_token_id"))
 _ROTARY = _ENCODER | _ROPE | Keys(read=words("pad_token_id"))
 
 # By the file of local/models/ that runs the architecture, or by the model_type of those that have
 # keys of their own.
 _ARCHITECTURES: Mapping[str, Keys] = {
-    "bert": _ENCODER,
-    "distilbert": _ENCODER
+    "bert": _BERT,
+    "distilbert": _BERT
     | Keys(
         idle=words("sinusoidal_pos_embds qa_dropout seq_classif_dropout tie_weights_"),
-        only={"hidden_act": ("gelu",)},
         aliases={
             "activation": "hidden_act",
             "dim": "hidden_size",
@@ -114,7 +114,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
         # transformers keeps the pattern by its second name and makes nothing of it; the others
         # are a text generator's.
         idle=words("_sliding_window_pattern final_logit_softcapping cache_implementation"),
-        only={"attn_logit_softcapping": (None,)},
+        only={"attn_logit_softcapping": ()},
     ),
     "gte": _ROTARY | Keys(only={"position_embedding_type": ("absolute",)}),
     "jina_v3": _ROTARY
@@ -136,6 +136,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
                     "image_size patch_size hidden_size intermediate_size num_hidden_layers "
                     "num_attention_heads head_dim hidden_act num_channels rope_theta"
                 ),
+                idle=words("vocab_size"),  # transformers writes one for a tower, too
                 nested={"rope_parameters": Keys(read=words("rope_theta rope_type"))},
             ),
         },
@@ -148,14 +149,10 @@ _ARCHITECTURES: Mapping[str, Keys] = {
             "local_attention local_rope_theta mlp_bias norm_bias norm_eps"
         ),
         idle=words("reference_compile repad_logits_with_grad decoder_bias"),
-        only={"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": (None,)},
+        only={"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": ()},
         aliases={"hidden_activation": "hidden_act"},
     ),
-    "mpnet": _ENCODER
-    | Keys(
-        read=words("pad_token_id"),
-        only={"hidden_act": ("gelu",), "relative_attention_num_buckets": (32,)},
-    ),
+    "mpnet": _BERT | Keys(only={"pad_token_id": (1,), "relative_attention_num_buckets": (32,)}),
     "nemotron_vl": _ANY
     | Keys(
         read=words(
@@ -205,8 +202,8 @@ _ARCHITECTURES: Mapping[str, Keys] = {
             "prenorm": (False,),
             "rotary_emb_fraction": (1,),
             "rotary_emb_interleaved": (False,),
-            "rotary_emb_scale_base": (None,),
-            "rotary_scaling_factor": (None,),
+            "rotary_emb_scale_base": (),
+            "rotary_scaling_factor": (),
             "scale_attn_by_inverse_layer_idx": (False,),
             "scale_attn_weights": (True,),
             "use_rms_norm": (False,),
@@ -238,6 +235,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
     ),
     "qwen2": _QWEN,
     "qwen3": _QWEN,
+    "static": FILES["StaticEmbedding"],
     "xlm_roberta": _XLMR,
 }
 

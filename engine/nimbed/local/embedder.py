@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
 from nimbed.embedder import Managed, Prepared, Replica, Token
-from nimbed.errors import ConfigurationError, missing_extra
+from nimbed.errors import ConfigurationError
 from nimbed.inputs import Input, check_inputs
+from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
+from nimbed.local.plan import run
+from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
-if TYPE_CHECKING:  # torch and tokenizers are imported with the weights, not before
-    from nimbed.local.engine import Engine
+if TYPE_CHECKING:  # torch is imported with the weights, not before
     from nimbed.local.heads import M3Heads, SparseVector
-    from nimbed.local.model_tokenizer import ModelTokens
-    from nimbed.local.tokenizer import InputTokenizer
 
 __all__ = ["LocalEmbedder"]
 
@@ -41,11 +41,6 @@ def _ignore(rows: int) -> None:
 
 
 _SILENT = contextlib.nullcontext(_ignore)
-
-
-class _Loaded(NamedTuple):
-    tokenizer: InputTokenizer
-    engines: tuple[Engine, ...]
 
 
 _embedders: weakref.WeakSet[LocalEmbedder] = weakref.WeakSet()
@@ -77,16 +72,20 @@ class LocalEmbedder(Managed):
         device: str = "auto",
         devices: Sequence[str] | None = None,
         dtype: str = "auto",
+        backend: str = "auto",
         revision: str | None = None,
         prompt_name: str | None = None,
+        route: InputType | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "card": card,
             "prompt_name": prompt_name,
+            "route": route,
             "device": device,
             "devices": devices,
             "dtype": dtype,
+            "backend": backend,
             "revision": revision,
             "cache_dir": cache_dir,
         }
@@ -95,6 +94,7 @@ class LocalEmbedder(Managed):
             raise ConfigurationError("give either device or a non-empty list of devices")
         self._devices = tuple(devices or (device,))
         self._dtype = dtype
+        self._asked_backend = backend
         located = locate(
             model.id if isinstance(model, ModelCard) else model,
             revision=revision,
@@ -102,9 +102,15 @@ class LocalEmbedder(Managed):
         )
         told = find(card) if isinstance(card, str) else card
         self._checkpoint = read_checkpoint(
-            located, revision=revision, override=model, told=told, prompt_name=prompt_name
+            located,
+            revision=revision,
+            override=model,
+            told=told,
+            prompt_name=prompt_name,
+            role=route,
         )
-        self._loaded: _Loaded | None = None
+        check_backend(backend, self._checkpoint, devices=self._devices, dtype=dtype)
+        self._loaded: Loaded | None = None
         self._tokens: ModelTokens | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
@@ -113,7 +119,8 @@ class LocalEmbedder(Managed):
 
     def __repr__(self) -> str:
         return (
-            f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r}"
+            f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r}, "
+            f"backend={self.backend!r}"
             f"{f', computing in {self.arithmetic}' if self.arithmetic else ''})"
         )
 
@@ -126,8 +133,14 @@ class LocalEmbedder(Managed):
         """
         if self._loaded is None:
             return None
-        places = [engine.placement for engine in self._loaded.engines]
-        return f"{places[0].name} on {', '.join(str(place.device) for place in places)}"
+        engines = self._loaded.engines
+        on = ", ".join(engine.computes_on for engine in engines)
+        return f"{engines[0].computes_in} on {on}"
+
+    @property
+    def backend(self) -> str:
+        """What runs it: ``torch`` or ``onnxruntime``; ``numpy`` for a table of words."""
+        return chosen_backend(self._asked_backend, self._checkpoint)
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
@@ -157,12 +170,12 @@ class LocalEmbedder(Managed):
                 f"with_card changes prompts and max_tokens, to {own.max_tokens} at most; for other "
                 f"facts of {own.id} load it with the card: nimbed.load(card)"
             )
-        from nimbed.local.model_tokenizer import read_tokenizer
+        loaded = self._load()
+        from nimbed.local.tokenizer import read_tokenizer
 
-        engines = self._load().engines
         other = LocalEmbedder(self._model, **self._arguments)
         other._checkpoint = dataclasses.replace(self._checkpoint, card=card)
-        other._loaded = _Loaded(read_tokenizer(other._checkpoint), engines)
+        other._loaded = loaded._replace(tokenizer=read_tokenizer(other._checkpoint))
         return other
 
     def spec(
@@ -180,11 +193,16 @@ class LocalEmbedder(Managed):
             revision=self._checkpoint.revision,
         )
 
+    def pin(self, revision: str) -> None:
+        """Let the vectors' contract name this revision: of a whole whose part this model is."""
+        self._checkpoint = dataclasses.replace(self._checkpoint, revision=revision)
+        self._resolved.clear()
+
     def warmup(self) -> None:
         """Read the weights now rather than at the first call.
 
         Raises:
-            MissingExtraError: If torch is not installed.
+            MissingExtraError: If the backend is not installed.
             CheckpointError: If the weights are damaged.
             ConfigurationError: If the device does not exist.
         """
@@ -215,9 +233,7 @@ class LocalEmbedder(Managed):
         spec, prompt = self._resolve(options)
         items = self._check(inputs, options)
         loaded = self._load()
-        from nimbed.local.engine import run
         from nimbed.local.tokenizer import tokenized
-        from nimbed.local.transfer import Transfer
 
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts = np.empty(len(items), np.int32)
@@ -230,14 +246,14 @@ class LocalEmbedder(Managed):
                 with telling:  # each replica has a thread of its own
                     finished(rows)
 
-            transfers = [Transfer(out, tell) for _ in loaded.engines]
+            results = [engine.results(out, tell) for engine in loaded.engines]
             for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
                 stop = start + len(tokens.rows)
                 counts[start:stop] = [len(row) for row in tokens.rows]
                 truncated.extend(start + row for row in tokens.truncated)
-                run(loaded.engines, tokens, transfers, start)
-            for transfer in transfers:
-                transfer.flush()
+                run(loaded.engines, tokens, results, start)
+            for each in results:
+                each.flush()
         return EmbeddingBatch.from_floats(
             out,
             spec=spec,
@@ -339,13 +355,12 @@ class LocalEmbedder(Managed):
 
     def close(self) -> None:
         """Release the weights; the next call would read them again."""
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None:
             return
-        devices = {engine.placement.device for engine in self._loaded.engines}
-        self._loaded = self._m3 = None  # the last references, unless a call is under way
-        from nimbed.local.device import release
-
-        release(devices)
+        release = loaded.release
+        self._loaded = self._m3 = loaded = None  # the last references, unless a call is under way
+        release()
 
     def forked(self) -> None:
         """Know that this is a child of the process that made the embedder."""
@@ -371,34 +386,30 @@ class LocalEmbedder(Managed):
     def _heads(self) -> M3Heads:
         loaded = self._load()
         if self._m3 is None:
+            if self.backend != "torch":
+                raise ConfigurationError(
+                    "sparse and multi-vector embeddings need torch; load the model with "
+                    "backend='torch' (pip install 'nimbed[local]')"
+                )
+            from nimbed.local.engine import Engine
             from nimbed.local.heads import M3Heads
 
-            self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, loaded.engines[0])
+            engine = loaded.engines[0]
+            assert isinstance(engine, Engine)  # torch's own
+            self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, engine)
         return self._m3
 
     def _counter(self) -> ModelTokens:
         if self._tokens is None:
-            try:
-                from nimbed.local.model_tokenizer import ModelTokens
-            except ImportError as error:
-                raise missing_extra("local", needs=error.name or "tokenizers") from error
             self._tokens = ModelTokens(self._checkpoint)
         return self._tokens
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Loaded:
         if self._loaded is not None:
             return self._loaded
         with self._loading:
             if self._loaded is None:
-                self._loaded = self._read()
+                self._loaded = read_model(
+                    self._asked_backend, self._checkpoint, devices=self._devices, dtype=self._dtype
+                )
             return self._loaded
-
-    def _read(self) -> _Loaded:
-        try:
-            from nimbed.local.device import place
-            from nimbed.local.engine import build_engine
-        except ImportError as error:
-            raise missing_extra("local", needs=error.name or "torch") from error
-        tokenizer = self._counter().tokenizer
-        places = [place(device, self._dtype) for device in self._devices]
-        return _Loaded(tokenizer, tuple(build_engine(self._checkpoint, at) for at in places))

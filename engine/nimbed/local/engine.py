@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.attention import follow_rows
-from nimbed.local.batching import Layout, micro_batches, on_device
+from nimbed.local.batching import Layout, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
@@ -30,13 +29,15 @@ from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
+from nimbed.local.plan import micro_batches
 from nimbed.local.pooling import Module, pool, read_modules
-from nimbed.local.tokenizer import Row, Tokens, ids_of
+from nimbed.local.tensors import give_back
+from nimbed.local.tokenizer import Row, ids_of
 from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.reader import ImageReader, images_of
-from nimbed.local.weights import give_back, open_tensors
+from nimbed.local.weights import open_tensors
 
-__all__ = ["Engine", "Model", "build_engine", "run"]
+__all__ = ["Engine", "build_engine"]
 
 
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
@@ -164,6 +165,16 @@ class Engine:
         """Where the model runs."""
         return self._placement
 
+    @property
+    def computes_in(self) -> str:
+        """The arithmetic, such as ``bfloat16``."""
+        return self._placement.name
+
+    @property
+    def computes_on(self) -> str:
+        """The device, such as ``cpu`` or ``cuda:0``."""
+        return str(self._placement.device)
+
     def forked(self) -> None:
         """Know that this is a child of the process that made the engine."""
         self._lock = threading.Lock()
@@ -195,7 +206,7 @@ class Engine:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
         transfer = Transfer(out, finished)
-        for rows in self.plan(ids, self.budget):
+        for rows in self.plan(ids, budget=self.budget):
             self.launch(ids, rows, transfer, skip=skip)
         transfer.flush()
 
@@ -216,8 +227,12 @@ class Engine:
         transfer.flush()
         return out
 
-    def plan(self, ids: Sequence[Row], budget: int) -> Iterator[NDArray[np.intp]]:
-        """Yield the micro-batches of rows; images are decoded one batch ahead."""
+    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Transfer:
+        """Return what takes the vectors of a call; see :class:`nimbed.local.plan.Engine`."""
+        return Transfer(out, finished)
+
+    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the rows of each micro-batch; images are decoded one batch ahead."""
         if self._images is None:
             return micro_batches([len(row) for row in ids], budget=budget)
         sizes = [self._images.size(row) for row in ids]
@@ -340,38 +355,6 @@ class Engine:
                 f"tokenizer.json belongs to another model"
             )
         return flat
-
-
-def run(
-    engines: Sequence[Engine], tokens: Tokens, transfers: Sequence[Transfer], first_row: int
-) -> None:
-    """Launch the tokenized inputs of one window, on every replica at once if there are several.
-
-    Args:
-        engines: The replicas.
-        tokens: Of the inputs.
-        transfers: Where the vectors of each replica go; flush them after the last window.
-        first_row: The first input's row in the array of the transfers.
-    """
-    ids, skip = tokens.rows, tokens.skip
-    budget = min(engine.budget for engine in engines)
-    plan = engines[0].plan(ids, budget)
-    taking = threading.Lock()
-
-    def work(engine: Engine, transfer: Transfer) -> None:
-        while True:
-            with taking:
-                rows = next(plan, None)
-            if rows is None:
-                return
-            engine.launch(ids, rows, transfer, skip=skip, first_row=first_row)
-
-    if len(engines) == 1:
-        work(engines[0], transfers[0])
-        return
-    with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
-        for done in [pool.submit(work, *pair) for pair in zip(engines, transfers, strict=True)]:
-            done.result()
 
 
 def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:

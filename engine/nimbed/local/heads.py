@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.inputs import check_texts
-from nimbed.local.batching import micro_batches
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.engine import Engine
 from nimbed.local.models.fields import whole
+from nimbed.local.plan import micro_batches
 from nimbed.local.tokenizer import InputTokenizer
 from nimbed.spec import Truncate, check_literal
 

@@ -37,7 +37,7 @@ class Keys:
     Attributes:
         read: Keys that something in nimbed reads, and answers for their values.
         idle: Keys that change no vector.
-        only: Keys whose value must be one of those given, which ask for nothing.
+        only: Keys whose value must be null or one of those given: what nimbed computes anyway.
         nested: Keys that hold objects, by what is known of their keys.
         aliases: Other names of keys, by which some publishers call them.
     """
@@ -65,8 +65,8 @@ def words(text: str) -> frozenset[str]:
 
 
 #: Values of a key that asks for something which nimbed does not do.
-NOTHING: tuple[object, ...] = (None, False, "", [], {})
-_SENTENCE: tuple[object, ...] = (None, "sentence_embedding")
+NOTHING: tuple[object, ...] = (False, "", [], {})
+_SENTENCE: tuple[object, ...] = ("sentence_embedding",)
 
 # What a module of sentence-transformers reads and gives; nimbed's work on one vector a text.
 _MODULE = Keys(only={"module_input_name": _SENTENCE, "module_output_name": _SENTENCE})
@@ -86,15 +86,15 @@ FILES: Mapping[str, Keys] = {
     "config_sentence_transformers.json": Keys(
         read=words("prompts default_prompt_name similarity_fn_name truncate_dim"),
         idle=words("__version__"),
-        only={"model_type": (None, "SentenceTransformer")},
+        only={"model_type": ("SentenceTransformer",)},
     ),
     # sentence_bert_config.json and its siblings
     "Transformer": Keys(
         read=words("max_seq_length do_lower_case modality_config"),
         idle=words("unpad_inputs"),
         only={
-            "transformer_task": (None, "feature-extraction"),
-            "module_output_name": (None, "token_embeddings"),
+            "transformer_task": ("feature-extraction",),
+            "module_output_name": ("token_embeddings",),
             **dict.fromkeys(
                 words(
                     "processing_kwargs query_length document_length query_expansion model_args "
@@ -121,15 +121,21 @@ FILES: Mapping[str, Keys] = {
         read=words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
     ),
     "StaticEmbedding": Keys(
-        # model2vec's own, and what it was distilled with.
-        read=words("normalize hidden_dim"),
+        # model2vec's own: what it was distilled with. Vectors have unit length in any case.
         idle=words(
-            "model_type architectures tokenizer_name apply_pca apply_zipf sif_coefficient "
+            "model_type architectures normalize hidden_dim tokenizer_name apply_pca apply_zipf "
+            "sif_coefficient "
             "seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
     "Router": _ROUTER,
     "Asym": _ROUTER,
+    "special_tokens_map.json": Keys(
+        read=words(
+            "bos_token eos_token unk_token sep_token pad_token cls_token mask_token image_token "
+            "boi_token eoi_token additional_special_tokens extra_special_tokens"
+        )
+    ),
     "tokenizer_config.json": Keys(
         read=words(
             "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "
@@ -154,8 +160,8 @@ FILES: Mapping[str, Keys] = {
             "split_special_tokens": NOTHING,
             "never_split": NOTHING,
             "fix_mistral_regex": NOTHING,
-            "wordpieces_prefix": (None, "##"),
-            "clean_text": (None, True),
+            "wordpieces_prefix": ("##",),
+            "clean_text": (True,),
         },
     ),
 }
@@ -186,30 +192,35 @@ PIXTRAL_FILES: Mapping[str, Keys] = {
 }
 
 
-def check_keys(config: Mapping[str, Any], where: object, keys: Keys) -> None:
+def check_keys(
+    config: Mapping[str, Any], where: object, keys: Keys, *, unknown: bool = False
+) -> None:
     """Refuse a key that is not known, or a value that asks for what nimbed does not do.
 
     Args:
         config: What the file holds.
         where: The file, for messages.
         keys: What is known of such a file.
+        unknown: Whether keys that are not known are let pass.
 
     Raises:
         CheckpointError: If there is one; the message names it.
     """
     for key, value in config.items():
-        if key in keys.read or key in keys.idle:
-            continue
-        if key in keys.only:
-            if value is not None and value not in keys.only[key]:
-                asked = f"{where} gives {key} {str(value)[:60]!r}"
-                raise CheckpointError(f"{asked}; nimbed knows only {keys.only[key][-1]!r} there")
-        elif key in keys.nested:
+        name = keys.aliases.get(key, key)
+        if name in keys.only:
+            allowed = keys.only[name]
+            if value is not None and value not in allowed:
+                choices = " or ".join(dict.fromkeys([*map(repr, allowed), "null"]))
+                raise CheckpointError(
+                    f"{where} gives {key} {value!r:.60}; nimbed knows only {choices}"
+                )
+        elif name in keys.nested:
             if isinstance(value, dict):
-                check_keys(value, f"{where}, {key},", keys.nested[key])
+                check_keys(value, f"{where}, {key},", keys.nested[name], unknown=unknown)
             elif value is not None:
-                raise CheckpointError(f"{where} gives {key} {value!r}, expected an object")
-        else:
+                raise CheckpointError(f"{where} gives {key} {value!r}, expected a table of values")
+        elif not unknown and name not in keys.read and name not in keys.idle:
             raise CheckpointError(
                 f"{where} has the key {key!r} ({str(value)[:60]!r}), which nimbed does not "
                 f"understand; without it the vectors might be others"
@@ -223,14 +234,15 @@ def usual_names(config: Mapping[str, Any], where: object, keys: Keys) -> dict[st
         CheckpointError: If two names of one key have different values.
     """
     usual: dict[str, Any] = {}
+    said: dict[str, str] = {}  # the file's own name of each
     for key, value in config.items():
         name = keys.aliases.get(key, key)
         before = usual.get(name)
         if name == "max_position_embeddings" and isinstance(before, int) and value:
             value = max(before, value)  # rotations do not end; the larger is what texts may have
         elif before is not None and value is not None and before != value:
-            raise CheckpointError(f"{where} gives {name} {before!r} and {key} {value!r}")
-        usual[name] = before if value is None else value
+            raise CheckpointError(f"{where} gives {said[name]} {before!r}, but {key} {value!r}")
+        usual[name], said[name] = before if value is None else value, key
     return usual
 
 

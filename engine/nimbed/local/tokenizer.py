@@ -23,6 +23,8 @@ from nimbed.errors import (
     TooLongError,
     name_rows,
 )
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.json_files import read_json
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import Truncate
 
@@ -32,6 +34,7 @@ __all__ = [
     "Tokens",
     "bounded",
     "ids_of",
+    "read_tokenizer",
     "tokenized",
 ]
 
@@ -132,6 +135,7 @@ class TextTokenizer:
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
         skip_head: Whether the special tokens before a prompt are left out with it.
         changes: What other files change of tokenizer.json.
+        bare: Whether tokenizer.json puts its special tokens around no text.
     """
 
     def __init__(
@@ -143,10 +147,13 @@ class TextTokenizer:
         skip_prompt: bool = False,
         skip_head: bool = False,
         changes: TokenizerChanges = NO_CHANGES,
+        bare: bool = False,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             _change(self._tokenizer, changes)
+            if bare:
+                self._tokenizer.post_processor = None
             # Files in the wild have both baked in, at a length that is not the model's.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
@@ -387,6 +394,50 @@ def _groups(texts: list[str]) -> Iterator[list[str]]:
             start, size = place, 0
         size += len(text)
     yield texts[start:]
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
+    """Read a checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: If tokenizer.json is damaged or does not suit the model.
+    """
+    path, card = checkpoint.folder / "tokenizer.json", checkpoint.card
+    if card.architecture in ("mistral3", "nemotron_vl"):
+        from nimbed.local.vision.prompts import vision_tokenizer
+
+        return vision_tokenizer(checkpoint)
+    if card.architecture != "nvembed":
+        texts = TextTokenizer(
+            path,
+            max_tokens=card.max_tokens,
+            skip_prompt=not checkpoint.pipeline.include_prompt,
+            skip_head=True,
+            changes=checkpoint.pipeline.tokenizer,
+            bare=card.architecture == "static",
+        )
+        if card.pooling == "cls" and not texts.opens:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by cls, but its tokenizer.json puts no token before a "
+                f"text: the vector would be that of the first word"
+            )
+        ends = read_json(checkpoint.folder / "tokenizer_config.json").get("add_eos_token")
+        if card.pooling == "lasttoken" and ends is True and not texts.closes:
+            raise CheckpointError(
+                f"{checkpoint.folder} pools by the last token and asks for an end token "
+                f"(add_eos_token in tokenizer_config.json), which its tokenizer.json puts behind "
+                f"no text: the vector would be that of the last word. Add the token to "
+                f"tokenizer.json's post_processor"
+            )
+        return texts
+    # NV-Embed was trained with its end token in the text, before truncation, and with the
+    # instruction left out of the mean.
+    return TextTokenizer(
+        path,
+        max_tokens=card.max_tokens,
+        suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
+        skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
+    )
 
 
 def tokenized(

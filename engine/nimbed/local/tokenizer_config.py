@@ -142,7 +142,9 @@ def _added(
         token["content"]: token for token in tokenizer.get("added_tokens") or ()
     }
     listed = config.get("added_tokens_decoder") or {}
-    named = config if listed else {**config, **read_json(folder / "special_tokens_map.json")}
+    legacy = read_json(folder / "special_tokens_map.json")
+    check_keys(legacy, folder / "special_tokens_map.json", FILES["special_tokens_map.json"])
+    named = config if listed else {**config, **legacy}
     for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
         own = has.get(token["content"], {})
         if any(bool(token.get(flag, False)) != own.get(flag) for flag in _FLAGS):

@@ -93,7 +93,7 @@ def _described(state: State, model: ServedModel) -> dict[str, Any]:
 
 
 async def metadata(state: State, request: Request, in_path: ServedModel | None) -> None:
-    """Return what nv-ingest reads: a version and a short name for each model."""
+    """Return what nv-ingest reads, and what runs each model and the contract of each name."""
     cards = [backend.card for backend in state.models.backends.values()]
     answer = {
         "version": __version__,
@@ -105,6 +105,7 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "licenseInfo": _licence(state),
         "repository_override": "",
         "selectedModelProfileId": "",
+        "backends": {name: each.runtime for name, each in state.models.backends.items()},
         "computedIn": {name: each.arithmetic for name, each in state.models.backends.items()},
         "spaces": {
             model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models

@@ -61,10 +61,17 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 }
 
 
+#: Those that ONNX Runtime runs too.
+ON_ONNX = ("bert", "xlm-roberta")
+
+#: What every test loads with, unless it says otherwise; a fixture sets another backend here.
+OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "backend": "torch"}
+
+
 def load(model: Path | ModelCard, **options: Any) -> Any:
     """Return the embedder of a checkpoint's folder, or of a card that names one."""
     which = model if isinstance(model, ModelCard) else str(model)
-    return nimbed.load(which, **{"device": "cpu", "dtype": "float32", **options})
+    return nimbed.load(which, **{**OPTIONS, **options})
 
 
 def embed(

@@ -49,20 +49,25 @@ def assert_same(
     texts: Sequence[str] = TEXTS,
     atol: float = 1e-5,
     alone: bool = True,
+    backends: Sequence[Any] = ("onnxruntime", "torch"),
 ) -> Any:
     """Compare a folder's vectors with sentence-transformers', in both roles, packed and alone.
 
     Returns:
-        Our embedder.
+        Our embedder of the last backend.
     """
-    ours = nimbed.load(str(folder), device="cpu", dtype="float32")
-    unit = ours.card.metric == "cosine"
-    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
-        got = ours.embed(texts, input_type=role, truncate="END").vectors  # type: ignore[arg-type]
-        expected = np.asarray(encode(list(texts), normalize_embeddings=unit))
-        assert got.shape == expected.shape
-        np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-6)
-        for row, text in enumerate(texts if alone else ()):
-            one = ours.embed([text], input_type=role, truncate="END")  # type: ignore[arg-type]
-            np.testing.assert_allclose(one.vectors[0], expected[row], atol=atol, rtol=1e-6)
+    for backend in backends:
+        ours = nimbed.load(str(folder), device="cpu", dtype="float32", backend=backend)
+        unit = ours.card.metric == "cosine"
+        for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+            options: Any = {"input_type": role, "truncate": "END"}
+            got = ours.embed(texts, **options).vectors
+            expected = np.asarray(encode(list(texts), normalize_embeddings=unit))
+            assert got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-6)
+            for row, text in enumerate(texts if alone else ()):
+                one = ours.embed([text], **options).vectors[0]
+                np.testing.assert_allclose(one, expected[row], atol=atol, rtol=1e-6)
+                if backend == "onnxruntime":
+                    np.testing.assert_array_equal(one, got[row])
     return ours

@@ -10,14 +10,20 @@ import sys
 import pytest
 import torch
 from tests.engine.local.checkpoints import Bomb, change_config, change_tensors, tiny_bert
-from tests.engine.local.families import load
+from tests.engine.local.families import OPTIONS, load
 
 import nimbed
 from nimbed.errors import CheckpointError, NimbedError
 
 
+@pytest.fixture(params=["torch", "onnxruntime"])
+def folder(request, tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIONS, "backend", request.param)
+    return tiny_bert(tmp_path / "model")
+
+
 @pytest.fixture
-def folder(tmp_path):
+def for_torch(tmp_path):
     return tiny_bert(tmp_path / "model")
 
 
@@ -115,7 +121,8 @@ def test_a_shard_outside_the_folder_is_refused(folder):
         embed(folder)
 
 
-def test_a_pickle_that_runs_code_is_refused_without_running_it(folder, tmp_path):
+def test_a_pickle_that_runs_code_is_refused_without_running_it(for_torch, tmp_path):
+    folder = for_torch
     (folder / "model.safetensors").unlink()
     torch.save({"x": Bomb(tmp_path / "boom")}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be loaded safely"):
@@ -126,7 +133,8 @@ def test_a_pickle_that_runs_code_is_refused_without_running_it(folder, tmp_path)
     assert not (tmp_path / "boom").exists()
 
 
-def test_auto_map_neither_prompts_nor_runs_code(folder, tmp_path):
+def test_auto_map_neither_prompts_nor_runs_code(for_torch, tmp_path):
+    folder = for_torch
     change_config(folder, auto_map={"AutoModel": "trap.Model", "AutoConfig": "trap.Config"})
     (folder / "trap.py").write_text(f"import os; os.mkdir({str(tmp_path / 'boom')!r})")
     code = (

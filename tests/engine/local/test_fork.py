@@ -16,7 +16,8 @@ import os, sys, threading, time
 import numpy as np
 import nimbed
 from nimbed.scheduling import Scheduler
-embedder = nimbed.load(device="cpu", dtype=sys.argv[1])
+how = {"device": "cpu", "dtype": sys.argv[1], "backend": sys.argv[2]}
+embedder = nimbed.load(**how)
 texts = ["hello world " * n for n in range(1, 40)]
 ask = {"input_type": "query", "truncate": "END"}
 """
@@ -31,30 +32,35 @@ sys.exit("the child hangs")
 """
 
 
-def run(code, dtype="float32"):
+def run(code, dtype="float32", backend="torch"):
     code = START + code + WAIT
     done = subprocess.run(
-        [sys.executable, "-c", code, dtype], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, dtype, backend], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_was_used_works_in_the_child(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [("float32", "torch"), ("bfloat16", "torch"), ("float32", "onnxruntime")],
+)
+def test_a_model_that_was_used_works_in_the_child(dtype, backend):
     run(
         """
 before = embedder.embed(texts, **ask).vectors
 child = os.fork()
 if child == 0:
     same = np.allclose(embedder.embed(texts, **ask).vectors, before, atol=1e-6)
-    other = nimbed.load(device="cpu", dtype=sys.argv[1]).embed(texts, **ask).vectors
+    other = nimbed.load(**how).embed(texts, **ask).vectors
     os._exit(0 if same and np.allclose(other, before, atol=1e-6) else 3)
 """,
         dtype,
+        backend,
     )
 
 
-def test_a_fork_in_the_middle_of_another_threads_work_leaves_no_lock_shut():
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_fork_in_the_middle_of_another_threads_work_leaves_no_lock_shut(backend):
     run(
         """
 embedder.embed(texts, **ask)
@@ -84,7 +90,8 @@ worker.join()
 child = os.fork()
 if child == 0:
     os._exit(0)
-"""
+""",
+        backend=backend,
     )
 
 
@@ -113,3 +120,15 @@ def embed_in_a_worker(text):
 def test_pythons_own_pools_work_by_spawning_too():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(embed_in_a_worker, ("hello",)).shape == (1, 384)
+
+
+def test_a_child_that_ends_as_programs_do_ends():
+    run(
+        """
+embedder.embed(texts, **ask)
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+""",
+        backend="onnxruntime",
+    )

@@ -147,6 +147,9 @@ def test_graphs_on_cuda_equal_launches_one_by_one(family, dtype, tmp_path):
     embedder = nimbed.load(str(folder), device="cuda", dtype=dtype)
     embedder.warmup()
     (engine,) = embedder._loaded.engines
+    if family == "mpnet":  # a bias for distance: attention goes length by length
+        assert engine._graphs is None
+        return
     assert engine._graphs is not None
     recorded = embedder.embed(TEXTS, input_type="passage").vectors
     again = embedder.embed(TEXTS[::-1], input_type="passage").vectors[::-1]

@@ -18,9 +18,10 @@ from nimbed.errors import CheckpointError
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.config_keys import keys_of
 from nimbed.local.device import place
-from nimbed.local.engine import build_engine, read_tokenizer
+from nimbed.local.engine import build_engine
 from nimbed.local.hub import locate
 from nimbed.local.json_files import check_keys, usual_names
+from nimbed.local.tokenizer import read_tokenizer
 
 # config.json as these types have it -> the file of local/models/ that runs it.
 WRITTEN = {
@@ -132,14 +133,15 @@ def test_a_key_that_nobody_knows_is_refused_by_name(whole, file, tmp_path):
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("bert", {"is_decoder": True}, "gives is_decoder 'True'; nimbed knows only False"),
+        ("bert", {"is_decoder": True}, "gives is_decoder True; nimbed knows only False or null"),
         ("bert", {"pruned_heads": {"1": [0]}}, "gives pruned_heads"),
         ("bert", {"quantization_config": {"bits": 4}}, "gives quantization_config"),
         ("bert", {"rope_theta": 10000.0}, "has the key 'rope_theta'"),
         ("llama", {"rope_scaling": {"type": "linear", "turns": 3}}, "rope_scaling, has the key"),
-        ("llama", {"rope_scaling": [1]}, "expected an object"),
+        ("llama", {"rope_scaling": [1]}, "expected a table"),
         ("llama", {"attn_logit_softcapping": 50.0}, "has the key 'attn_logit_softcapping'"),
-        ("ministral3", {"sliding_window": 8}, "gives sliding_window '8'"),
+        ("distilbert", {"activation": "relu"}, "gives activation 'relu'; nimbed knows only 'gelu'"),
+        ("distilbert", {"hidden_size": 33}, "gives dim 32, but hidden_size 33"),
         ("nvembed", {"text_config": {"twist": 1}}, "text_config, has the key 'twist'"),
     ],
 )

@@ -141,8 +141,11 @@ def test_a_hundred_thousand_texts_come_back_in_order(minilm):
         budget = engine.budget
         on_host = True
 
-        def ahead(self, ids, plan):
-            return plan
+        def results(self, out, finished):
+            return engine.results(out, finished)
+
+        def plan(self, ids, *, budget):
+            return engine.plan(ids, budget=budget)
 
         def launch(self, ids, rows, transfer, *, skip=None, first_row=0):
             first = {row[1]: vector for row, vector in zip(tokens, few, strict=True)}

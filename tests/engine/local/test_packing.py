@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.local.batching import Layout, micro_batches, padded_total
+from nimbed.local.batching import Layout, padded_total
 from nimbed.local.device import Placement, place
 from nimbed.local.linear import _Plain, dense
+from nimbed.local.plan import micro_batches
 from nimbed.local.pooling import pool
 
 CPU = torch.device("cpu")

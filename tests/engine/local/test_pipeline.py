@@ -249,7 +249,7 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
         (
             "sentence_bert_config.json",
             lambda c: {**c, "query_expansion": True},
-            "gives query_expansion 'True'",
+            "gives query_expansion True",
         ),
         (
             "sentence_bert_config.json",

@@ -98,7 +98,7 @@ def read(path):
             },
             "gives add_prefix_space False, and tokenizer.json True",
         ),
-        ({CONFIG: said(split_special_tokens=True)}, "gives split_special_tokens 'True'"),
+        ({CONFIG: said(split_special_tokens=True)}, "gives split_special_tokens True"),
         ({CONFIG: said(added_tokens_decoder=[1])}, "is malformed"),
         ({CONFIG: said(added_tokens_decoder={"x": {}})}, "is malformed"),
         ({CONFIG: said(model_max_length="long")}, "model_max_length 'long', expected a positive"),

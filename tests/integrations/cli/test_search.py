@@ -93,7 +93,8 @@ def test_json_has_a_line_for_each_passage(nimbed_command):
 def test_the_model_is_the_tables_unless_another_is_named(nimbed_command, table_of_hits):
     nimbed_command(*SEARCH)
     nimbed_command(*SEARCH, "--model", "other", "--device", "cpu")
-    anywhere = {"prompt_name": None, "base_url": None, "device": "auto", "dtype": "auto"}
+    placed = {"device": "auto", "dtype": "auto", "backend": "auto"}
+    anywhere = {"prompt_name": None, "base_url": None, **placed}
     assert table_of_hits == [
         ("some/model", {"revision": "abc", **anywhere}),
         ("other", {**anywhere, "card": None, "device": "cpu"}),

@@ -86,6 +86,22 @@ def test_a_model_that_is_suspected_is_named(connection: psycopg.Connection) -> N
     ]
 
 
+def test_another_model_is_tried_in_the_place_of_one_that_is_gone(
+    connection: psycopg.Connection,
+) -> None:
+    table = loaded(connection, embedding_type="ubinary", also="halfvec")
+    copy = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="local/copy"))
+    found = table.audit(copy)
+    assert (found.sound, found.ok) == (60, False)
+    assert (
+        "its vectors are that model's: nimbed migrate --same-vectors" in found.findings[-1].detail
+    )
+    other = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="other/model", passage_prompt="doc: "))
+    found = table.audit(other)
+    assert (found.sound, found.findings[-1].name) == (0, "contract")
+    assert "same-vectors" not in found.findings[-1].detail
+
+
 async def test_the_async_face_says_the_same(dsn: str) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         table = AsyncVectorTable(connection, "t", FakeEmbedder(), embedding_type="int8")

@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.local.families import FAMILIES, TEXTS, load
+from tests.engine.local.families import FAMILIES, ON_ONNX, OPTIONS, TEXTS, load
 
 from nimbed.errors import CheckpointError
 
-
-@pytest.fixture(params=FAMILIES)
-def folder(request, tmp_path):
-    return FAMILIES[request.param](tmp_path / "model")
+CASES = [(name, "torch") for name in FAMILIES] + [(name, "onnxruntime") for name in ON_ONNX]
 
 
-@pytest.fixture(params=[name for name in FAMILIES if name != "bge-m3"])
-def unpickled(request, tmp_path):
-    return FAMILIES[request.param](tmp_path / "model")
+@pytest.fixture(params=CASES, ids="-".join)
+def folder(request, tmp_path, monkeypatch):
+    name, backend = request.param
+    monkeypatch.setitem(OPTIONS, "backend", backend)
+    return FAMILIES[name](tmp_path / "model")
+
+
+@pytest.fixture(params=[case for case in CASES if case[0] != "bge-m3"], ids="-".join)
+def unpickled(request, tmp_path, monkeypatch):
+    name, backend = request.param
+    monkeypatch.setitem(OPTIONS, "backend", backend)
+    return FAMILIES[name](tmp_path / "model")
 
 
 @pytest.mark.parametrize("role", ["query", "passage"])
@@ -50,7 +56,9 @@ def test_small_micro_batches_make_no_difference(folder):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_close(folder, dtype):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_stays_close(family, dtype, tmp_path):
+    folder = FAMILIES[family](tmp_path / "model")
     whole = load(folder).embed(TEXTS, input_type="passage").vectors
     half = load(folder, dtype=dtype).embed(TEXTS, input_type="passage").vectors
     assert (whole * half).sum(1).min() >= 0.999

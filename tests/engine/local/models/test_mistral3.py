@@ -172,7 +172,13 @@ def test_prompts_are_joined_as_the_template_has_it(tmp_path):
     [
         ({"vision_config": None}, "lacks text_config or vision_config"),
         (
-            {"text_config": {"model_type": "gemma", "max_position_embeddings": 9}},
+            {
+                "text_config": {
+                    "model_type": "gemma",
+                    "max_position_embeddings": 9,
+                    "hidden_size": 32,
+                }
+            },
             "text_config of model_type 'gemma'",
         ),
         ({"is_causal": True}, "is_causal True, and its text_config False"),

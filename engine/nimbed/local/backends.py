@@ -1,0 +1,179 @@
+"""Which backend runs a model, torch or ONNX Runtime, and the model read into it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from nimbed.embedder import Backend
+from nimbed.errors import ConfigurationError, MissingExtraError, missing_extra
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.tensors import weight_files
+from nimbed.spec import check_literal
+
+if TYPE_CHECKING:  # which import the tokenizers library
+    from nimbed.local.plan import Engine
+    from nimbed.local.tokenizer import InputTokenizer
+
+__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model"]
+
+# What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
+_GRAPHS = ("bert", "xlm_roberta")
+
+_TORCH = (
+    "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
+    "--index-url https://download.pytorch.org/whl/cpu)"
+)
+
+
+class Loaded(NamedTuple):
+    """A model that is ready to embed.
+
+    Attributes:
+        tokenizer: Its tokenizer.
+        engines: A replica for each device.
+        release: To be called after the last reference to the engines is gone.
+    """
+
+    tokenizer: InputTokenizer
+    engines: tuple[Engine, ...]
+    release: Callable[[], None]
+
+
+def check_backend(
+    backend: str, checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str
+) -> None:
+    """Refuse a backend that cannot do what else was asked for.
+
+    Raises:
+        ConfigurationError: If there is no such backend, or it does not run the model so.
+    """
+    check_literal("backend", backend, Backend)
+    if checkpoint.card.architecture == "static":
+        _check_static(checkpoint, backend, devices, dtype)
+        return
+    if backend == "onnxruntime":
+        why = _needs_torch(checkpoint, devices, dtype)
+        if why:
+            raise ConfigurationError(f"backend 'onnxruntime' cannot do this: {why}")
+
+
+def chosen_backend(asked: str, checkpoint: Checkpoint) -> str:
+    """Return ``torch`` or ``onnxruntime``: what was asked for, or torch where it is installed.
+
+    torch has GPUs, all models and bfloat16 (decision 0013). A table of words needs ``numpy`` alone.
+    """
+    if checkpoint.card.architecture == "static":
+        return "numpy"
+    if asked != "auto":
+        return asked
+    return "torch" if _torch_is_installed() else "onnxruntime"
+
+
+def read_model(
+    backend: str, checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str
+) -> Loaded:
+    """Read a checkpoint's tokenizer and weights into a backend.
+
+    Args:
+        backend: As it was asked for.
+        checkpoint: The model.
+        devices: Where it runs, a replica each.
+        dtype: The arithmetic, as it was asked for.
+
+    Raises:
+        MissingExtraError: If the backend is not installed.
+        CheckpointError: If the files are damaged.
+        ConfigurationError: If the device does not exist.
+    """
+    chosen = chosen_backend(backend, checkpoint)
+    if chosen == "numpy":
+        return _read_static(checkpoint, devices)
+    if chosen == "onnxruntime":
+        return _read_onnx(backend, checkpoint, devices, dtype)
+    try:
+        from nimbed.local.device import place, release
+        from nimbed.local.engine import build_engine
+        from nimbed.local.tokenizer import read_tokenizer
+
+        tokenizer = read_tokenizer(checkpoint)
+    except ImportError as error:
+        raise missing_extra("local", needs=error.name or "torch") from error
+    places = [place(device, dtype) for device in devices]
+    engines = tuple(build_engine(checkpoint, at) for at in places)
+    return Loaded(tokenizer, engines, functools.partial(release, {at.device for at in places}))
+
+
+def _check_static(checkpoint: Checkpoint, backend: str, devices: Sequence[str], dtype: str) -> None:
+    asked = {"backend": backend, "dtype": "auto" if dtype == "float32" else dtype}
+    asked["device"] = next((device for device in devices if device not in ("auto", "cpu")), "auto")
+    for name, value in asked.items():
+        if value != "auto":
+            raise ConfigurationError(
+                f"{checkpoint.card.id} is a table of words, whose means numpy takes on the CPU in "
+                f"float32; leave out {name}={value!r}"
+            )
+
+
+def _read_static(checkpoint: Checkpoint, devices: Sequence[str]) -> Loaded:
+    try:
+        from nimbed.local.static import StaticEngine
+        from nimbed.local.tokenizer import read_tokenizer
+
+        tokenizer = read_tokenizer(checkpoint)
+    except ImportError as error:
+        raise missing_extra("light", needs=error.name or "tokenizers") from error
+    return Loaded(tokenizer, tuple(StaticEngine(checkpoint) for _ in devices), lambda: None)
+
+
+def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:
+    why = _needs_torch(checkpoint, devices, dtype)
+    if why:
+        raise MissingExtraError(f"{why}; run: {_TORCH}")
+    try:
+        from nimbed.local.onnx.session import OnnxEngine
+        from nimbed.local.tokenizer import read_tokenizer
+
+        tokenizer = read_tokenizer(checkpoint)
+    except ImportError as error:
+        if backend == "onnxruntime":
+            raise missing_extra("light", needs=error.name or "onnxruntime") from error
+        raise MissingExtraError(
+            f"a local model needs a backend, and {error.name} is not installed; run: pip install "
+            f"'nimbed[light]' (ONNX Runtime: encoders on the CPU, in float32) or {_TORCH}"
+        ) from error
+    engines = tuple(OnnxEngine(checkpoint) for _ in devices)
+    return Loaded(tokenizer, engines, lambda: None)
+
+
+def _needs_torch(checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> str:
+    """Return why ONNX Runtime does not run a model so, or an empty string."""
+    card = checkpoint.card
+    if card.architecture not in _GRAPHS:
+        return (
+            f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
+            f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
+        )
+    if dtype not in ("auto", "float32"):
+        return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
+    beyond = [device for device in devices if device not in ("auto", "cpu")]
+    if beyond:
+        return f"device {beyond[0]!r} needs torch; ONNX Runtime runs on the CPU here"
+    if not weight_files(checkpoint.folder, "model.safetensors") and weight_files(
+        checkpoint.folder, "pytorch_model.bin"
+    ):
+        return (
+            f"{checkpoint.folder} holds its weights as pytorch_model.bin, which torch alone reads; "
+            f"a checkpoint with model.safetensors needs no torch"
+        )
+    return ""
+
+
+@functools.cache
+def _torch_is_installed() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except (ImportError, ValueError):  # somebody forbids it
+        return False

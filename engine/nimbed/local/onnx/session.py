@@ -1,0 +1,272 @@
+"""An encoder in ONNX Runtime on the CPU: pooled float32 vectors from token ids, without torch.
+
+Texts of one length run together, few tokens at a time, and nothing is padded: a vector then is the
+same to the bit whatever its neighbours are, since no operation sees more than its own row or text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from nimbed.cards import Pooling
+from nimbed.errors import BackendError, CheckpointError, ConfigurationError
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.onnx.graph import Floats, encoder, modules_graph
+from nimbed.local.onnx.weights import open_arrays
+from nimbed.local.tensors import give_back
+from nimbed.local.tokenizer import Row, ids_of
+
+__all__ = ["OnnxEngine"]
+
+# Tokens that run together at most. Of 256 texts of 16 to 256 tokens, runs of 512 to 1,024 took the
+# least time (RESULTS.md); more leave the caches.
+_RUN = 1024
+
+# Engines of this process, for :func:`_after_fork`.
+_engines: weakref.WeakSet[OnnxEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in _engines:
+        engine.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Results:
+    def __init__(self, out: Floats, finished: Callable[[int], None]) -> None:
+        self._out, self._finished = out, finished
+
+    def put(self, rows: NDArray[np.intp], vectors: Floats) -> None:
+        self._out[rows] = vectors
+        self._finished(len(rows))
+
+    def flush(self) -> None:
+        """Nothing is under way: each run ends before the next begins."""
+
+
+class OnnxEngine:
+    """One replica of a model in ONNX Runtime; see :class:`nimbed.local.plan.Engine`.
+
+    Attributes:
+        budget: Tokens that keep it busy.
+        look_ahead: Budgets of waiting rows to look through for equal lengths.
+        on_host: That it computes on the host's own processor.
+        computes_in: ``float32``.
+        computes_on: ``cpu``.
+
+    Args:
+        checkpoint: The model, whose weights are read at once.
+
+    Raises:
+        CheckpointError: If the weights are damaged or do not fit the configuration.
+    """
+
+    look_ahead = 4
+    on_host = True
+    computes_in = "float32"
+    computes_on = "cpu"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.budget = max(_RUN, 512 * threads())
+        self._lock = threading.Lock()
+        self._network: _Network | None = _Network(checkpoint)
+        _engines.add(self)
+
+    def forked(self) -> None:
+        """Know that this is a child of the process that made the engine; read the model anew.
+
+        What the parent read may neither be used here nor destroyed, even when the process ends:
+        both wait for threads that a child has not. So a reference is given away that never comes
+        back.
+        """
+        self._lock = threading.Lock()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._network))
+        self._network = None
+
+    def warm_up(self) -> None:
+        """Do what the first batches would otherwise have to wait for: nothing."""
+
+    def results(self, out: Floats, finished: Callable[[int], None]) -> _Results:
+        """Return what takes the vectors of a call."""
+        return _Results(out, finished)
+
+    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield rows of one length, the longest first, few tokens at a time.
+
+        Args:
+            ids: Token ids a row.
+            budget: Tokens of a run at most.
+        """
+        counts = np.fromiter((len(row) for row in ids), np.int64, len(ids))
+        order = np.argsort(-counts, kind="stable")
+        lengths = counts[order]
+        most = min(budget, _RUN)
+        start = 0
+        while start < len(order):
+            length = int(lengths[start])
+            stop = int(np.searchsorted(-lengths, -length, side="right"))
+            stop = min(stop, start + max(1, most // length))
+            yield order[start:stop]
+            start = stop
+
+    def launch(
+        self,
+        ids: Sequence[Row],
+        rows: NDArray[np.intp],
+        results: Any,
+        *,
+        skip: Sequence[int] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Embed rows of one length; see :meth:`nimbed.local.plan.Engine.launch`."""
+        chosen = rows.tolist()
+        skipped = [0 if skip is None else skip[row] for row in chosen]
+        with self._lock:  # one run has all the threads, and its memory alone
+            if self._network is None:
+                self._network = _Network(self._checkpoint)
+            vectors = self._network([ids_of(ids[row]) for row in chosen], skipped)
+        results.put(rows + first_row, vectors)
+
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
+        """Return pooled vectors of shape (len(rows), dimensions), not normalised."""
+        out = np.empty((len(rows), self._checkpoint.card.dimensions), np.float32)
+        ids, skip = [row for row, _ in rows], [skipped for _, skipped in rows]
+        results = self.results(out, lambda done: None)
+        for part in self.plan(ids, budget=self.budget):
+            self.launch(ids, part, results, skip=skip)
+        return out
+
+
+class _Network:
+    """The sessions of one model: the encoder, and what follows its pooling."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        card, pipeline = checkpoint.card, checkpoint.pipeline
+        self._pooling = (card.pooling,) if isinstance(card.pooling, str) else card.pooling
+        self._dimensions = card.dimensions
+        with open_arrays(checkpoint.folder) as tensors:
+            built = encoder(card.architecture, checkpoint.config, tensors)
+        self._words = built.words
+        self._learnt, self._padding = built.learnt, built.padding
+        self._encoder = _session(built.model, built.weights, threads())
+        del built  # ONNX Runtime has laid out copies of its own
+        self._modules: onnxruntime.InferenceSession | None = None
+        if pipeline.modules:
+            # Their products are small: one thread is as fast.
+            self._modules = _session(*modules_graph(pipeline.modules), 1)
+        give_back()
+
+    def __call__(self, rows: Sequence[list[int]], skip: Sequence[int]) -> Floats:
+        """Return vectors of texts of one length, the first tokens of each left out of the pooling.
+
+        Raises:
+            CheckpointError: If the tokenizer gives ids that the network does not know.
+            ConfigurationError: If the texts are longer than what it learnt.
+            BackendError: If ONNX Runtime fails.
+        """
+        ids = np.array(rows, np.int32)
+        if ids.max() >= len(self._words):
+            raise CheckpointError(
+                f"the tokenizer gave id {ids.max()}, the model knows {len(self._words)}; "
+                f"tokenizer.json belongs to another model"
+            )
+        if ids.shape[1] > self._learnt:
+            raise ConfigurationError(
+                f"the model learnt {self._learnt} positions, a text has {ids.shape[1]} "
+                f"tokens; lower max_tokens on the model's card"
+            )
+        feed = {"ids": ids, "positions": self._positions(ids), "words": self._words}
+        states = _run(self._encoder, feed)
+        pooled = np.stack(
+            [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
+        )
+        if self._modules is not None:
+            pooled = _run(self._modules, {"pooled": pooled})
+        return pooled[:, : self._dimensions]
+
+    def _positions(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        if self._padding is None:
+            return np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+        # fairseq's: a text may hold the padding id, which takes its own number as its position.
+        counted = (ids != self._padding).astype(np.int32)
+        positions: NDArray[np.int32] = np.cumsum(counted, 1, np.int32) * counted + self._padding
+        return positions
+
+
+def threads() -> int:
+    """Return how many threads an operation is divided among: OMP_NUM_THREADS, or the cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said) > 0:
+        return int(said)
+    usable = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    return min(len(usable), 16)
+
+
+def _session(
+    model: bytes, weights: Mapping[str, Floats], workers: int
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = workers
+    options.enable_mem_pattern = False  # which would keep a plan for every length
+    options.log_severity_level = 3
+    names = list(weights)
+    options.add_external_initializers(
+        names, [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+    )
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> Floats:
+    try:
+        (output,) = session.run(None, feed)
+    except Exception as error:  # its own errors derive from RuntimeError, but are not public
+        raise BackendError(f"ONNX Runtime failed: {error}") from error
+    states: Floats = output
+    return states
+
+
+def _pooled(states: Floats, first: int, ways: Sequence[Pooling]) -> Floats:
+    """Return the vector of one text; the formulas are those of :mod:`nimbed.local.pooling`.
+
+    Args:
+        states: Of shape (tokens, width).
+        first: The first token that is pooled.
+        ways: How; the vectors of several are joined.
+    """
+    parts = [_pooled_by(states, first, how) for how in ways]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _pooled_by(states: Floats, first: int, how: Pooling) -> Floats:
+    pooled = states[first:]
+    vector: Floats
+    if how == "cls":
+        vector = pooled[0]
+    elif how == "lasttoken":
+        vector = states[-1]
+    elif how == "max":
+        vector = pooled.max(0)
+    elif how == "mean":
+        vector = pooled.mean(0)
+    elif how == "mean_sqrt_len_tokens":
+        vector = pooled.sum(0) / np.float32(len(pooled) ** 0.5)
+    else:
+        assert how == "weightedmean"  # latent belongs to a decoder
+        weights = np.arange(first + 1, len(states) + 1, dtype=np.float32)
+        vector = (pooled * weights[:, None]).sum(0) / weights.sum()
+    return vector

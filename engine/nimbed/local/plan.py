@@ -1,0 +1,134 @@
+"""Which inputs share a batch, and batches on one or several copies of a model at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.embedder import Replica
+
+if TYPE_CHECKING:
+    from nimbed.local.tokenizer import Row, Tokens
+
+__all__ = ["Engine", "Results", "micro_batches", "run"]
+
+
+class Results(Protocol):
+    """Takes the vectors of one copy of a model for one call."""
+
+    def flush(self) -> None:
+        """Wait for everything that was launched.
+
+        Raises:
+            BackendError: If the device failed.
+        """
+        ...
+
+
+class Engine(Replica, Protocol):
+    """One copy of a model in this process: the seam between the backends and everything else."""
+
+    @property
+    def computes_in(self) -> str:
+        """The arithmetic, such as ``float32``."""
+        ...
+
+    @property
+    def computes_on(self) -> str:
+        """The device, such as ``cpu``."""
+        ...
+
+    def warm_up(self) -> None:
+        """Do what the first batches would otherwise have to wait for."""
+        ...
+
+    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Results:
+        """Return what takes the vectors of a call.
+
+        Args:
+            out: float32 of shape (rows, dimensions), filled in place.
+            finished: Told how many rows have just been done.
+        """
+        ...
+
+    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the rows of each batch, of at most ``budget`` tokens where there are several."""
+        ...
+
+    def launch(
+        self,
+        ids: Sequence[Row],
+        rows: NDArray[np.intp],
+        results: Any,
+        /,
+        *,
+        skip: Sequence[int] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Have a batch of the plan embedded.
+
+        Args:
+            ids: Token ids a row.
+            rows: Which of them.
+            results: What :meth:`results` gave.
+            skip: How many of each row's first tokens are not pooled.
+            first_row: Place of the first row of ``ids`` in the array of the results.
+
+        Raises:
+            BackendError: If the device fails, or the batch does not fit its memory.
+        """
+        ...
+
+
+def micro_batches(lengths: Sequence[int], *, budget: int) -> Iterator[NDArray[np.intp]]:
+    """Yield row numbers in groups whose lengths add up to at most ``budget``.
+
+    Longest first: a batch that does not fit the memory shows at once, and neighbours in a batch
+    have similar lengths, which attention likes. A row longer than the budget rides alone.
+    """
+    counts = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-counts, kind="stable")
+    ends = np.cumsum(counts[order])
+    start = 0
+    while start < len(order):
+        spent = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, spent + budget, side="right"))
+        stop = max(stop, start + 1)
+        yield order[start:stop]
+        start = stop
+
+
+def run(
+    engines: Sequence[Engine], tokens: Tokens, results: Sequence[Results], first_row: int
+) -> None:
+    """Launch the tokenized inputs of one window, on every replica at once if there are several.
+
+    Args:
+        engines: The replicas.
+        tokens: Of the inputs.
+        results: Where the vectors of each replica go; flush them after the last window.
+        first_row: The first input's row in the array of the results.
+    """
+    ids, skip = tokens.rows, tokens.skip
+    plan = engines[0].plan(ids, budget=min(engine.budget for engine in engines))
+    taking = threading.Lock()
+
+    def work(engine: Engine, taken: Results) -> None:
+        while True:
+            with taking:
+                rows = next(plan, None)
+            if rows is None:
+                return
+            engine.launch(ids, rows, taken, skip=skip, first_row=first_row)
+
+    if len(engines) == 1:
+        work(engines[0], results[0])
+        return
+    with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
+        for done in [pool.submit(work, *pair) for pair in zip(engines, results, strict=True)]:
+            done.result()

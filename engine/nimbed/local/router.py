@@ -1,0 +1,152 @@
+"""A model whose queries and passages go through modules of their own.
+
+sentence-transformers' Router, once called Asym: two networks, or one with two ends, whose vectors
+are compared with each other. Each route is a local model of its own; both have one contract.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from nimbed.batch import EmbeddingBatch
+from nimbed.cards import Modality, ModelCard, known
+from nimbed.embedder import Embedder, Managed
+from nimbed.errors import CheckpointError
+from nimbed.inputs import Input
+from nimbed.local.embedder import LocalEmbedder
+from nimbed.local.hub import locate
+from nimbed.local.pipeline import has_routes
+from nimbed.progress import Progress
+from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+
+__all__ = ["RoutedEmbedder", "local_embedder"]
+
+
+def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
+    """Return the embedder of a model in this process; see :class:`LocalEmbedder` for arguments.
+
+    Raises:
+        NimbedError: As the embedder's own constructor does.
+    """
+    if isinstance(model, str) and known(model) is None:
+        revision, cache_dir = arguments.get("revision"), arguments.get("cache_dir")
+        if has_routes(locate(model, revision=revision, cache_dir=cache_dir).folder):
+            return RoutedEmbedder(model, **arguments)
+    return LocalEmbedder(model, **arguments)
+
+
+class RoutedEmbedder(Managed):
+    """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
+
+    def __init__(self, model: str, **arguments: Any) -> None:
+        self._model, self._arguments = model, arguments
+        routes: dict[InputType, LocalEmbedder] = {
+            role: LocalEmbedder(model, route=role, **arguments) for role in get_args(InputType)
+        }
+        specs = [embedder.spec() for embedder in routes.values()]
+        if specs[0].dimensions != specs[1].dimensions:
+            raise CheckpointError(
+                f"{model} gives queries {specs[0].dimensions} dimensions and passages "
+                f"{specs[1].dimensions}; they could not be compared"
+            )
+        # One name for both, which neither route's weights have alone.
+        named = "".join(str(spec.revision) for spec in specs)
+        revision = f"content:{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+        for embedder in routes.values():
+            embedder.pin(revision)
+        self._routes = routes
+
+    def __repr__(self) -> str:
+        return f"RoutedEmbedder({self.card.id!r}, {self._routes})"
+
+    def __reduce__(self) -> tuple[Callable[..., RoutedEmbedder], tuple[str]]:
+        """Pickle the arguments; the other side reads the weights itself when it needs them."""
+        return functools.partial(RoutedEmbedder, **self._arguments), (self._model,)
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model; of what the routes do not share, the passages' way."""
+        return dataclasses.replace(self._routes["passage"].card, asymmetric=True)
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What passages are computed in and where; None before their route is loaded."""
+        return self._routes["passage"].arithmetic
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract, the same for both routes."""
+        return self._routes["passage"].spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+
+    def warmup(self) -> None:
+        """Read the weights of both routes now."""
+        for embedder in self._routes.values():
+            embedder.warmup()
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs by their role's route; see :meth:`nimbed.embedder.Embedder.embed`."""
+        return self._route(input_type).embed(
+            inputs,
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+            progress=progress,
+        )
+
+    async def aembed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs in a thread; see :meth:`nimbed.embedder.Embedder.aembed`."""
+        return await self._route(input_type).aembed(
+            inputs,
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        """Release the weights of both routes; the next call would read them again."""
+        for embedder in self._routes.values():
+            embedder.close()
+
+    def _route(self, input_type: InputType) -> LocalEmbedder:
+        check_literal("input_type", input_type, InputType)
+        return self._routes[input_type]

@@ -1,0 +1,138 @@
+"""Static embeddings in numpy: the mean of a table's rows, a row a token (model2vec's potion).
+
+What sentence-transformers' StaticEmbedding does: no special tokens, no cut, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nimbed.errors import CheckpointError
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.plan import micro_batches
+from nimbed.local.tensors import safetensors_names, weight_files
+
+if TYPE_CHECKING:
+    from nimbed.local.tokenizer import Row
+
+__all__ = ["StaticEngine"]
+
+Floats = NDArray[np.float32]
+
+
+class _Results:
+    def __init__(self, out: Floats, finished: Callable[[int], None]) -> None:
+        self.out, self.finished = out, finished
+
+    def flush(self) -> None:
+        """Nothing is under way: each batch ends before the next begins."""
+
+
+class StaticEngine:
+    """One table in memory; see :class:`nimbed.local.plan.Engine`.
+
+    Args:
+        checkpoint: With a table ``embedding.weight`` or, as model2vec writes it, ``embeddings``
+            and perhaps ``mapping`` (a token's row) and ``weights`` (a token's factor).
+
+    Raises:
+        CheckpointError: If there is no such table, or its parts do not fit each other.
+    """
+
+    budget = 65_536
+    look_ahead = 1
+    on_host = True
+    computes_in = "float32"
+    computes_on = "cpu"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._folder = checkpoint.folder
+        tensors = _read(checkpoint.folder)
+        table = tensors.get("embedding.weight", tensors.get("embeddings"))
+        if table is None or table.ndim != 2 or table.dtype.kind != "f":
+            raise CheckpointError(
+                f"{self._folder} holds no table of floats, embedding.weight or embeddings"
+            )
+        if not np.isfinite(table).all():
+            raise CheckpointError(f"{self._folder}: the table of words holds NaN or infinity")
+        self._table = table
+        self._dimensions = checkpoint.card.dimensions
+        self._rows, self._factors = tensors.get("mapping"), tensors.get("weights")
+        self._vocabulary = len(table if self._rows is None else self._rows)
+        shapes = {len(part) for part in (self._rows, self._factors) if part is not None}
+        fits = self._rows is None or bool(
+            self._rows.dtype.kind in "iu"
+            and (self._rows >= 0).all()
+            and (self._rows < len(table)).all()
+        )
+        if not fits or shapes - {self._vocabulary} or table.shape[1] < self._dimensions:
+            raise CheckpointError(f"{self._folder}: mapping, weights and embeddings do not agree")
+
+    def warm_up(self) -> None:
+        """Nothing has to be made ready."""
+
+    def results(self, out: Floats, finished: Callable[[int], None]) -> _Results:
+        """Return what takes the vectors of a call."""
+        return _Results(out, finished)
+
+    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the rows of each batch."""
+        return micro_batches([len(row) for row in ids], budget=budget)
+
+    def launch(
+        self,
+        ids: Sequence[Row],
+        rows: NDArray[np.intp],
+        results: Any,
+        /,
+        *,
+        skip: Sequence[int] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Embed a batch of the plan."""
+        for row in rows.tolist():
+            results.out[first_row + row] = self._mean(ids[row])
+        results.finished(len(rows))
+
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
+        """Return vectors of shape (len(rows), dimensions), not normalised."""
+        vectors = [self._mean(ids) for ids, _ in rows]
+        return np.stack(vectors) if vectors else np.empty((0, self._dimensions), np.float32)
+
+    def _mean(self, row: Row) -> Floats:
+        from nimbed.local.tokenizer import ids_of
+
+        ids = np.fromiter(ids_of(row), np.int64, len(row))
+        if ids.max() >= self._vocabulary:
+            raise CheckpointError(
+                f"the tokenizer gave id {ids.max()}, the table has {self._vocabulary} rows; "
+                f"tokenizer.json belongs to another model"
+            )
+        words: Floats = self._table[ids if self._rows is None else self._rows[ids]]
+        words = words.astype(np.float32)
+        if self._factors is not None:
+            words *= self._factors[ids, None].astype(np.float32)
+        mean: Floats = words[:, : self._dimensions].mean(axis=0)
+        return mean
+
+
+def _read(folder: Path) -> dict[str, NDArray[Any]]:
+    files = weight_files(folder, "model.safetensors")
+    if not files:
+        raise CheckpointError(f"{folder} holds no model.safetensors")
+    owner = safetensors_names(files, "numpy")
+    from safetensors import safe_open
+
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, path in owner.items():
+        try:
+            with safe_open(path, framework="numpy") as file:
+                tensors[name] = file.get_tensor(name)
+        except Exception as error:  # whatever the bytes provoke
+            raise CheckpointError(f"{folder}: cannot read {name}: {error}") from error
+    return tensors

@@ -1,0 +1,384 @@
+"""Vectors of a table of the user's, kept in step with its rows by workers that share a queue.
+
+A worker takes keys from the queue, reads their rows, embeds and stores, in one transaction: killed
+at any moment, its keys are there again. Several may work at once; changes go before the backfill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from nimbed import Embedder
+from nimbed.bulk import JobReport, embedding_passages, ignore
+from nimbed.errors import ConfigurationError
+from nimbed.rows import Reject
+from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
+from nimbed_pgvector.backfill import Embed, Pending, embedded, staged
+from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.index import build_beside, plan_index
+from nimbed_pgvector.operations import (
+    AsyncRunner,
+    Job,
+    Operation,
+    SyncRunner,
+    async_method,
+    sync_method,
+)
+from nimbed_pgvector.schema import Table, existing, find, identifier
+from nimbed_pgvector.source_table import (
+    QUEUE,
+    REJECTS,
+    SourceTable,
+    grants,
+    look_at,
+    prepare_source,
+)
+from nimbed_pgvector.statements import (
+    AsyncConnectionSource,
+    Call,
+    ConnectionSource,
+    Procedure,
+    Query,
+    Rows,
+    Runner,
+    Transaction,
+    trusted,
+)
+
+__all__ = ["AsyncSyncedTable", "SyncedTable"]
+
+S = TypeVar("S")
+
+_BATCH_ROWS = 256  # a transaction, which holds its keys while it embeds
+_WAIT = 0.2  # seconds between two looks at an empty queue
+
+
+class _SyncOperations(Generic[S]):
+    """What can be done with a table whose texts are embedded."""
+
+    def __init__(
+        self,
+        source: S,
+        name: str,
+        embedder: Embedder,
+        *,
+        text_fields: Sequence[str],
+        key: str = "id",
+        column: str | None = None,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+        truncate: Truncate = "NONE",
+    ) -> None:
+        check_literal("truncate", truncate, Truncate)
+        for each in (name, key, *text_fields, *([] if column is None else [column])):
+            identifier(each)
+        if not text_fields or len(set(text_fields)) < len(text_fields):
+            raise ConfigurationError(f"give each text field once; got {list(text_fields)}")
+        self._source = source
+        self._name = name
+        self._embedder = embedder
+        self._truncate: Truncate = truncate
+        spec = embedder.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+        self._asked = SourceTable(name=name, key=key, fields=tuple(text_fields), column=column)
+        self._layout = Layout(embedding=self._asked.column_of(Layout.of(spec).embedding))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    @property
+    def view(self) -> str:
+        """The view that shows rows and vectors, to be searched as a table of nimbed's."""
+        return self._asked.view
+
+    def _prepare(self, *, triggers: bool = True) -> Operation[bool]:
+        """Make the column or the table beside, the view and the triggers, where they are not there.
+
+        Rows that lack a vector, or whose text is another than was embedded, are put in the queue.
+
+        Args:
+            triggers: Whether changes shall be followed from now on.
+
+        Returns:
+            Whether anything was made.
+        """
+        source = yield from self._looked_at()
+        made: bool = yield Transaction(
+            procedure=prepare_source(source, self._layout.embedding, triggers=triggers),
+            commits=True,
+        )
+        yield Transaction(procedure=_enqueue_missing(source), commits=True)
+        return made
+
+    def _run(
+        self,
+        *,
+        stop: Callable[[], bool] | None = None,
+        batch_rows: int = _BATCH_ROWS,
+        on_reject: Callable[[Reject], None] = ignore,
+        on_progress: Callable[[JobReport], None] = ignore,
+    ) -> Operation[JobReport]:
+        """Work until the queue is empty, or for ever.
+
+        Args:
+            stop: Asked between batches whether to end; None ends where nothing waits.
+            batch_rows: Keys a transaction.
+            on_reject: Told each row that cannot be embedded; it has no vector, and stands in
+                ``nimbed_rejects`` until it can.
+            on_progress: Told the counts after each batch.
+
+        Returns:
+            Counts: ``loaded`` rows, of which ``replaced`` had a vector; ``unchanged`` keys whose
+            row is gone, or was embedded already.
+        """
+        source = yield from self._looked_at()
+        spec = self._layout.spec
+        embed = embedding_passages(self._embedder, spec, truncate=self._truncate)
+
+        def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
+            report, start = JobReport(), time.perf_counter()
+            for _ in ticks:
+                taken = run(_work(source, self._layout, embed, batch_rows, report, on_reject))
+                report.seconds = time.perf_counter() - start
+                if taken:
+                    on_progress(report)
+                if stop is not None and stop():
+                    break
+                if not taken:
+                    if stop is None:
+                        break
+                    time.sleep(_WAIT)
+            return report
+
+        report: JobReport = yield Job(work, itertools.repeat(None))
+        return report
+
+    def _index(self) -> Operation[bool]:
+        """Build the index of the vectors, if there is none, while others write."""
+        source = yield from self._looked_at()
+        view: Table = existing((yield Transaction(procedure=find(source.view))), source.view)
+        stored = dataclasses.replace(view, name=source.stored_in, layout=self._layout)
+        plan = yield Transaction(procedure=plan_index(stored), commits=True)
+        name = source.own(f"nimbed_hnsw_{source.oid}_{self._layout.spec.fingerprint[:8]}")
+        built: bool = yield Transaction(
+            procedure=build_beside(stored, plan, name), commits=True, each_alone=True
+        )
+        return built
+
+    def _grants(self, *, worker: str = "worker", reader: str = "reader") -> Operation[list[str]]:
+        """Return the statements that give a worker and a reader the least rights they need."""
+        source = yield from self._looked_at()
+        return grants(source, worker=worker, reader=reader)
+
+    def _looked_at(self) -> Operation[SourceTable]:
+        source: SourceTable = yield Transaction(procedure=look_at(self._asked))
+        return source
+
+
+class SyncedTable(_SyncOperations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
+    """A table of your own whose texts are embedded, and whose vectors follow its changes.
+
+    Args:
+        source: A psycopg connection outside a transaction, or a pool of them.
+        name: ``table`` or ``schema.table``.
+        embedder: Embeds the texts, as passages.
+        text_fields: Columns of text; several are joined by an empty line.
+        key: A column with a unique index.
+        column: The column of the table to hold the vectors, which is added; None for a table
+            ``TABLE_embedding_store`` beside it, which leaves yours as it is.
+        embedding_type: How a dimension is stored.
+        dimensions: None means the model's full size.
+        int8_scale: Scale of int8 and uint8.
+        truncate: What happens to a text that is too long: NONE rejects it.
+    """
+
+    prepare = sync_method("preparing", _SyncOperations._prepare)
+    run = sync_method("syncing", _SyncOperations._run)
+    index = sync_method("indexing", _SyncOperations._index)
+    grants = sync_method("reading", _SyncOperations._grants)
+
+
+class AsyncSyncedTable(
+    _SyncOperations[psycopg.AsyncConnection[Any] | AsyncConnectionSource], AsyncRunner
+):
+    """Does what :class:`nimbed_pgvector.SyncedTable` does without blocking the event loop."""
+
+    prepare = async_method("preparing", _SyncOperations._prepare)
+    run = async_method("syncing", _SyncOperations._run)
+    index = async_method("indexing", _SyncOperations._index)
+    grants = async_method("reading", _SyncOperations._grants)
+
+
+def _enqueue_missing(source: SourceTable) -> Procedure[None]:
+    """Put the keys of rows that lack their vector in the queue, behind all changes."""
+    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    places = {
+        "queue": source.own(QUEUE),
+        "target": sql.Literal(source.view),
+        "key": sql.Identifier(source.key),
+        "table": identifier(source.name),
+        "store": identifier(source.stored_in),
+        "vector": sql.Identifier(source.vector),
+        "text": source.text,
+    }
+    if source.column:
+        lacks = sql.SQL("a.{vector} IS NULL").format(**places)
+    else:
+        lacks = sql.SQL(
+            "NOT EXISTS (SELECT 1 FROM {store} s WHERE s.{key} = a.{key}"
+            " AND s.digest = md5({text}))"
+        ).format(**places)
+    yield Query(
+        sql.SQL(
+            "INSERT INTO {queue} (target, backfill, id) SELECT {target}, true, a.{key}::text"
+            " FROM {table} a WHERE {lacks}"
+            " AND NOT EXISTS (SELECT 1 FROM {queue} q WHERE q.target = {target}"
+            " AND q.id = a.{key}::text)"
+        ).format(**places, lacks=lacks)
+    )
+
+
+def _work(
+    source: SourceTable,
+    layout: Layout,
+    embed: Embed,
+    rows: int,
+    report: JobReport,
+    on_reject: Callable[[Reject], None],
+) -> Procedure[int]:
+    """Take keys from the queue, and bring their vectors up to date; return how many were taken."""
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('statement_timeout', '0', true),"
+            " set_config('idle_in_transaction_session_timeout', '0', true)"
+        )
+    )
+    places: dict[str, sql.Composable] = {
+        "queue": source.own(QUEUE),
+        "rejects": source.own(REJECTS),
+        "target": sql.Literal(source.view),
+        "key": sql.Identifier(source.key),
+        "type": trusted(source.key_type),
+        "table": identifier(source.name),
+        "store": identifier(source.stored_in),
+        "vector": sql.Identifier(source.vector),
+        "text": source.text,
+        "rows": sql.Literal(rows),
+    }
+    taken = yield Query(
+        sql.SQL(
+            "DELETE FROM {queue} WHERE change IN (SELECT change FROM {queue}"
+            " WHERE target = {target} ORDER BY backfill, change LIMIT {rows}"
+            " FOR UPDATE SKIP LOCKED) RETURNING id, change"
+        ).format(**places)
+    )
+    if not taken:
+        return 0
+    last = {name: change for name, change in sorted(taken, key=lambda row: row[1])}
+    digest = "(SELECT s.digest FROM {store} s WHERE s.{key} = a.{key})"
+    places["digest"] = trusted("NULL" if source.column else digest).format(**places)
+    found = yield Query(
+        sql.SQL(
+            "SELECT a.{key}::text, {text}, md5({text}), {digest} FROM {table} a"
+            " WHERE a.{key} = ANY (%s::text[]::{type}[])"
+        ).format(**places),
+        (list(last),),
+    )
+    changed = [Pending(*row) for *row, before in found if before is None or row[2] != before]
+    refused: dict[str, str] = {}
+
+    def refuse(row: Pending, why: str) -> None:
+        refused[row.id] = why
+
+    ready = yield Call(lambda: embedded(changed, layout, embed, refuse))
+    stored = replaced = 0
+    if ready:
+        stored, replaced = yield from _stored(source, layout, ready, last, places)
+    yield from _settle(source, places, [row[0] for row in found], refused)
+    report.loaded += stored
+    report.replaced += replaced
+    report.unchanged += len(last) - stored - len(refused)
+    report.reject(
+        [
+            Reject(report.rejected + n, name, why)
+            for n, (name, why) in enumerate(refused.items(), 1)
+        ],
+        on_reject,
+    )
+    return len(taken)
+
+
+def _stored(
+    source: SourceTable,
+    layout: Layout,
+    ready: Rows,
+    changes: dict[str, int],
+    places: dict[str, sql.Composable],
+) -> Procedure[tuple[int, int]]:
+    """Store vectors where the text is still the same; return how many, and how many had one."""
+    staging = yield from staged(source.extension, layout, ready)
+    if source.column:
+        # An update that comes between looks at the row again, and finds another text.
+        statement = sql.SQL(
+            "WITH old AS MATERIALIZED (SELECT a.{key} AS key, a.{vector} IS NOT NULL AS had"
+            " FROM {table} a JOIN {staging} s ON a.{key} = s.id::{type}),"
+            " updated AS (UPDATE {table} a SET {vector} = s.{vector} FROM {staging} s"
+            " WHERE a.{key} = s.id::{type} AND md5({text}) = s.digest RETURNING a.{key})"
+            " SELECT count(*), count(*) FILTER (WHERE old.had)"
+            " FROM updated JOIN old ON old.key = updated.{key}"
+        )
+        parameters: tuple[Any, ...] = ()
+    else:
+        # Of two workers that hold changes of one row, the later change wins whoever comes last.
+        statement = sql.SQL(
+            "WITH stored AS (INSERT INTO {store} AS t ({key}, digest, change, {vector})"
+            " SELECT a.{key}, s.digest, c.change, s.{vector} FROM {staging} s"
+            " JOIN unnest(%s::text[], %s::bigint[]) AS c (id, change) ON c.id = s.id"
+            " JOIN {table} a ON a.{key} = s.id::{type} AND md5({text}) = s.digest"
+            " ORDER BY a.{key} ON CONFLICT ({key}) DO UPDATE SET digest = EXCLUDED.digest,"
+            " change = EXCLUDED.change, {vector} = EXCLUDED.{vector}"
+            " WHERE t.change < EXCLUDED.change RETURNING xmax::text <> '0' AS had)"
+            " SELECT count(*), count(*) FILTER (WHERE had) FROM stored"
+        )
+        parameters = (list(changes), list(changes.values()))
+    rows = yield Query(statement.format(**places, staging=staging), parameters)
+    yield Query(sql.SQL("DROP TABLE {}").format(staging))
+    return int(rows[0][0]), int(rows[0][1])
+
+
+def _settle(
+    source: SourceTable,
+    places: dict[str, sql.Composable],
+    names: list[str],
+    refused: dict[str, str],
+) -> Procedure[None]:
+    """Note the rows that cannot be embedded, without the vector of an earlier text."""
+    yield Query(
+        sql.SQL("DELETE FROM {rejects} WHERE target = {target} AND id = ANY (%s)").format(**places),
+        (names,),
+    )
+    if not refused:
+        return
+    yield Query(
+        sql.SQL(
+            "INSERT INTO {rejects} (target, id, reason)"
+            " SELECT {target}, r.id, r.reason FROM unnest(%s::text[], %s::text[]) AS r (id, reason)"
+            " ON CONFLICT (target, id) DO UPDATE SET reason = EXCLUDED.reason, at = now()"
+        ).format(**places),
+        (list(refused), list(refused.values())),
+    )
+    cleared = (
+        "UPDATE {table} SET {vector} = NULL WHERE {key} = ANY (%s::text[]::{type}[])"
+        if source.column
+        else "DELETE FROM {store} WHERE {key} = ANY (%s::text[]::{type}[])"
+    )
+    yield Query(trusted(cleared).format(**places), (list(refused),))

@@ -1,0 +1,103 @@
+"""Queries and passages may go through modules of their own, as in sentence-transformers' Router."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from sentence_transformers.base.modules import Dense, Normalize, Router
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.sentence_folders import TEXTS, edit, saved, transformer
+from tests.engine.local.tiny_tokenizers import bert_tokenizer
+
+import nimbed
+from nimbed.errors import CheckpointError, ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return tiny_bert(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def words(width):
+    tokenizer = bert_tokenizer()
+    table = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), width))
+    return StaticEmbedding(tokenizer, embedding_weights=table.astype(np.float32))
+
+
+def two_networks(network):
+    passages = [transformer(network), Pooling(32, "cls")]
+    return [Router.for_query_document([words(32)], passages), Normalize()]
+
+
+def two_ends(network):
+    ends = Router({"query": [Dense(32, 8)], "document": [Dense(32, 8, bias=False)]})
+    return [transformer(network), Pooling(32), ends, Normalize()]
+
+
+@pytest.mark.parametrize("build", [two_networks, two_ends])
+def test_each_role_takes_its_route(network, build, tmp_path):
+    folder = tmp_path / "model"
+    theirs = saved(folder, build(network), prompts={"query": "ask: ", "document": ""})
+    ours = nimbed.load(str(folder), device="cpu", dtype="float32")
+    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+        batch = ours.embed(TEXTS, input_type=role)
+        np.testing.assert_allclose(batch.vectors, encode(TEXTS), atol=1e-5, rtol=0)
+        assert batch.spec == ours.spec()
+    assert (ours.card.asymmetric, ours.card.query_prompt) == (True, "ask: ")
+    queries, passages = (ours.embed(TEXTS, input_type=role) for role in ("query", "passage"))
+    assert nimbed.search.nearest(queries, passages, 1).rows.shape == (3, 1)
+    assert pickle.loads(pickle.dumps(ours)).spec() == ours.spec()
+    with pytest.raises(ConfigurationError, match="input_type must be one of"):
+        ours.embed(TEXTS, input_type="document")
+    ours.close()
+
+
+def test_what_changes_one_route_changes_the_fingerprint(network, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, two_ends(network))
+    before = nimbed.load(str(folder), device="cpu").spec().fingerprint
+    dense = next(folder.rglob("query_0_Dense/config.json"))
+    edit(dense, lambda config: {**config, "activation_function": "torch.nn.ReLU"})
+    assert nimbed.load(str(folder), device="cpu").spec().fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {**c, "twist": 1}, "router_config.json has the key 'twist'"),
+        (lambda c: {**c, "structure": {"query": c["structure"]["query"]}}, "has the routes query;"),
+        (
+            lambda c: {**c, "structure": {**c["structure"], "image": []}},
+            "has the routes .*image; nimbed follows one for queries",
+        ),
+        (lambda c: {**c, "types": {}}, "gives no type for"),
+        (
+            lambda c: {**c, "parameters": {"route_mappings": {"('query', None)": "document"}}},
+            "gives route_mappings",
+        ),
+        (
+            lambda c: {**c, "types": {k: "sentence_transformers.models.Twist" for k in c["types"]}},
+            "Twist', which nimbed does not run",
+        ),
+    ],
+)
+def test_a_router_that_is_not_followed_is_refused(network, change, message, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, two_ends(network))
+    edit(next(folder.rglob("router_config.json")), change)
+    with pytest.raises(CheckpointError, match=message):
+        nimbed.load(str(folder), device="cpu")
+
+
+def test_routes_of_two_widths_are_refused(network, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [Router.for_query_document([words(32)], [transformer(network), Pooling(32)])])
+    static = next(folder.rglob("query_0_StaticEmbedding"))
+    words(16).save(str(static))
+    assert json.loads((folder / "modules.json").read_text("utf-8"))
+    with pytest.raises(CheckpointError, match="gives queries 16 dimensions and passages 32"):
+        nimbed.load(str(folder), device="cpu")
