@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
+from nimbed.chunks import document_of
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.rows import BadRow, Item, Reject, Row, as_rows
 from nimbed.spec import Truncate, VectorSpec
 
 __all__ = [
+    "InputIds",
     "JobReport",
     "PassageBatch",
     "SeenIds",
@@ -225,6 +227,43 @@ class SeenIds:
             merged.sort(kind="stable")
             self._sorted.append(merged)
         return before
+
+
+class InputIds:
+    """The ids of an input, rejected ones too, by which stored rows are known that it has not."""
+
+    def __init__(self) -> None:
+        self.seen = SeenIds()
+        self._nameless: Reject | None = None
+        self._left_out: set[str] = set()
+
+    def noting(self, tell: Callable[[Reject], None]) -> Callable[[Reject], None]:
+        """Return a function that remembers a row that was left out, and tells it."""
+
+        def reject(row: Reject) -> None:
+            if row.id is None:
+                self._nameless = self._nameless or row
+            else:
+                self._left_out |= {str(row.id), document_of(str(row.id))}
+            tell(row)
+
+        return reject
+
+    def require_all(self) -> None:
+        """Raise an InputError if there was no row, or one whose id could not be read."""
+        if self._nameless is not None:
+            raise InputError(
+                f"nothing was pruned, for it is not known which stored row is row "
+                f"{self._nameless.number}: {self._nameless.reason}; mend it, then load again"
+            )
+        if not len(self.seen) and not self._left_out:
+            raise InputError("nothing was pruned: the input holds no row at all")
+
+    def vanished(self, ids: Sequence[str]) -> list[str]:
+        """Return those of a store's ids that the input has not."""
+        known, out = self.seen.known(ids), self._left_out
+        left = [name for place, name in enumerate(ids) if place not in known]
+        return [name for name in left if out.isdisjoint((name, document_of(name) or name))]
 
 
 @dataclass(frozen=True, slots=True)

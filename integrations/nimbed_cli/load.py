@@ -1,12 +1,12 @@
-"""``nimbed load``: a file of texts, or of vectors, into a table of PostgreSQL."""
+"""``nimbed load``: a file of texts, or of vectors, into PostgreSQL or Weaviate."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,6 +17,7 @@ from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed.bulk import JobReport
+    from nimbed_cli.weaviate_target import CollectionTarget
     from nimbed_pgvector import VectorTable
 
 __all__ = ["load"]
@@ -31,11 +32,13 @@ def load(
         typer.Argument(
             metavar="[DSN] [INPUT]",
             help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
-            "~/.pgpass), and a file, a 'PATTERN*' or a folder as for `nimbed embed`, or - for "
-            "standard input. Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
+            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a "
+            "file, a 'PATTERN*' or a folder as for `nimbed embed`, or - for standard input. "
+            "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: options.Table,
+    table: options.TableOrNone = None,
+    collection: options.Collection = None,
     embedded: options.Embedded = None,
     from_table: Annotated[
         str | None,
@@ -91,20 +94,35 @@ def load(
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
     progress: options.Progress = None,
+    vector: options.Vector = None,
+    vectorizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE",
+            help="For a new collection: the module of Weaviate that embeds questions, and what is "
+            "stored later without a vector, such as text2vec-cohere.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The module's embedding server, as Weaviate sees it."),
+    ] = None,
+    served_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="That server's name for the model. Default: its id."),
+    ] = None,
+    grpc_port: options.GrpcPort = 50051,
 ) -> None:
-    """Load a file into a table of PostgreSQL with pgvector, and index it.
+    """Load a file into a table of PostgreSQL with pgvector, or into a collection of Weaviate.
 
-    The table is created if it does not exist. Killed at any moment and run again, a load loses
-    nothing and stores nothing twice: rows that are there with the same content are skipped.
-    Several may load into one table at once.
+    The table or collection is created if it does not exist, and indexed. Killed at any moment and
+    run again, a load loses nothing and stores nothing twice: rows that are there with the same
+    content are skipped. Several may load into one table at once.
     """
-    from psycopg.conninfo import make_conninfo
-
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
-    from nimbed_pgvector import VectorTable
 
     if from_table is None and from_query is None:
         *dsn, source = arguments
@@ -114,7 +132,26 @@ def load(
             raise ConfigurationError("--from-table and --from-query take the place of INPUT")
     if vector_field is not None and card is None:
         raise ConfigurationError("say by --card NAME which model made the vectors")
-    listed = rejects or Path(f"{table}.rejects.jsonl")
+    name = options.target_name(
+        dsn,
+        table,
+        collection,
+        tables_alone={
+            "--embedded": embedded is not None,
+            "--from-table": from_table is not None,
+            "--from-query": from_query is not None,
+            "--also": also is not None,
+            "--words": words is not None,
+            "--no-index": not index,
+        },
+        collections_alone={
+            "--vector": vector is not None,
+            "--vectorizer": vectorizer is not None,
+            "--server": server is not None,
+            "--served-name": served_name is not None,
+        },
+    )
+    listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
@@ -136,12 +173,26 @@ def load(
         "embedding_type": embedding_type,
         "dimensions": dimensions,
         "int8_scale": int8_scale,
-        "also": also,
     }
     with ExitStack() as stack:
-        connection = stack.enter_context(options.connect_database(dsn, embedded))
-        given.dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
-        target = VectorTable(connection, table, **stored_as)
+        opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
+        if collection is None:
+            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)
+        else:
+            from nimbed_cli.weaviate_target import open_collection
+
+            opening = open_collection(
+                dsn[0],
+                name,
+                grpc_port=grpc_port,
+                vector=vector,
+                module=vectorizer,
+                server=server,
+                served_name=served_name,
+                stored_as=stored_as,
+            )
+        make: Callable[[Any], Any] = stack.enter_context(opening)
+        target = make(None)
         common: dict[str, Any] = {
             "source": given.name,
             "metadata_fields": metadata_field or None,
@@ -161,7 +212,7 @@ def load(
                     backend=backend,
                     table_spec=target.find_spec(),
                 )
-                target = VectorTable(connection, table, embedder, **stored_as)
+                target = make(embedder)
                 total = given.count()
                 slow = _warning(target.find_index(), table)
 
@@ -185,11 +236,25 @@ def load(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo("\n".join(_summary(report, table, listed, given)), err=True)
-        if index and (report.loaded or report.unchanged):
+        typer.echo("\n".join(_summary(report, name, listed, given)), err=True)
+        if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(words=words, on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
+
+
+@contextmanager
+def _open_table(
+    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any], given: _Input
+) -> Generator[Callable[[Any], VectorTable]]:
+    """Connect to PostgreSQL, and yield what makes a table of it a target."""
+    from psycopg.conninfo import make_conninfo
+
+    from nimbed_pgvector import VectorTable
+
+    with options.connect_database(dsn, embedded) as connection:
+        given.dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
+        yield lambda embedder: VectorTable(connection, name, embedder, **stored_as)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -300,7 +365,7 @@ class _Input:
 
 
 def _load_vectors(
-    target: VectorTable,
+    target: VectorTable | CollectionTarget,
     given: _Input,
     card: str | None,
     move: Callable[[int, int], None],

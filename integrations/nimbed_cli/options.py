@@ -5,7 +5,7 @@ Enumerations are plain strings here: the engine checks its own words, before any
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,6 +153,17 @@ Also = Annotated[
 
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
+TableOrNone = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The table, where PostgreSQL is the database.")
+]
+Collection = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The collection, where Weaviate is the database.")
+]
+Vector = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which vector of the collection, where it has several."),
+]
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where Weaviate speaks gRPC.")]
 Embedded = Annotated[
     str | None,
     typer.Option(
@@ -164,8 +175,6 @@ Rejects = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
 ]
-
-GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
 
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -220,6 +229,50 @@ def splitter_for(
             raise ConfigurationError("an overlap is one of chunks; give --chunk TOKENS too")
         return None
     return Splitter(token_counter(embedder), tokens=chunk, overlap=overlap, input_type=input_type)
+
+
+def is_weaviate(place: Sequence[str]) -> bool:
+    """Whether the words in front of an input or a question are the address of a Weaviate."""
+    return len(place) == 1 and place[0].lower().startswith(("http://", "https://"))
+
+
+def target_name(
+    place: Sequence[str],
+    table: str | None,
+    collection: str | None,
+    *,
+    tables_alone: Mapping[str, bool],
+    collections_alone: Mapping[str, bool],
+) -> str:
+    """Return the name of the table or collection that was asked for.
+
+    Args:
+        place: The words in front of the input or the question.
+        table: What ``--table`` says.
+        collection: What ``--collection`` says.
+        tables_alone: Options that PostgreSQL alone has, and whether they were given.
+        collections_alone: Options that Weaviate alone has, and whether they were given.
+
+    Raises:
+        ConfigurationError: If there is no name, or an option of the other database was given.
+    """
+    from nimbed.errors import ConfigurationError
+
+    if is_weaviate(place):
+        here, there, name = "Weaviate", "PostgreSQL", collection
+        asked, strange = "--collection", {"--table": table is not None, **tables_alone}
+    else:
+        here, there, name = "PostgreSQL", "Weaviate", table
+        asked, strange = "--table", {"--collection": collection is not None, **collections_alone}
+    given = [option for option, was in strange.items() if was]
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(given)} is for {there}, and {place[0] if place else 'this'} is "
+            f"{'its address' if here == there else f'one of {here}'}"
+        )
+    if not name:
+        raise ConfigurationError(f"say which one to use in {here}, with {asked} NAME")
+    return name
 
 
 @contextmanager

@@ -7,20 +7,18 @@ beyond its end is absent, so are all that would follow it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from psycopg import sql
 
-from nimbed.bulk import JobReport, SeenIds
+from nimbed.bulk import InputIds, JobReport
 from nimbed.chunks import document_of
-from nimbed.errors import InputError
-from nimbed.rows import Reject
 from nimbed_pgvector.copy import SETTINGS, Passages, TableSink
 from nimbed_pgvector.schema import Table
 from nimbed_pgvector.search import Hit
 from nimbed_pgvector.statements import Procedure, Query, Runner
 
-__all__ = ["DocumentSink", "Kept", "best_of_each"]
+__all__ = ["DocumentSink", "best_of_each", "prune_rows"]
 
 # Chunks of a document that are looked for beyond its end at a time, once there is one.
 _STEP = 64
@@ -85,63 +83,24 @@ def _trim(table: Table, documents: Sequence[tuple[str, int]]) -> Procedure[int]:
     return removed
 
 
-class Kept:
-    """The ids of an input, by which rows are known that it has not.
+def prune_rows(table: Table, kept: InputIds) -> Procedure[int]:
+    """Delete the rows of a table that the input has not, all or none; return how many.
 
-    Rows that were rejected keep what the table has of them.
+    Raises:
+        InputError: If there was no row, or one whose id could not be read.
     """
-
-    def __init__(self) -> None:
-        self.seen = SeenIds()
-        self._nameless: Reject | None = None
-        self._left_out: set[str] = set()
-
-    def noting(self, tell: Callable[[Reject], None]) -> Callable[[Reject], None]:
-        """Return a function that remembers a row that was left out, and tells it."""
-
-        def reject(row: Reject) -> None:
-            if row.id is None:
-                self._nameless = self._nameless or row
-            else:
-                name = str(row.id)
-                self._left_out |= {name, document_of(name)}
-            tell(row)
-
-        return reject
-
-    def vanished(self, ids: Sequence[str]) -> list[str]:
-        """Return those of a table's ids that the input has not."""
-        known = self.seen.known(ids)
-        return [
-            name
-            for place, name in enumerate(ids)
-            if place not in known and self._left_out.isdisjoint((name, document_of(name) or name))
-        ]
-
-    def prune(self, table: Table) -> Procedure[int]:
-        """Delete the rows of a table that the input has not, all or none; return how many.
-
-        Raises:
-            InputError: If there was no row, or one whose id could not be read.
-        """
-        if self._nameless is not None:
-            raise InputError(
-                f"nothing was pruned, for it is not known which row of the table is row "
-                f"{self._nameless.number}: {self._nameless.reason}; mend it, then load again"
-            )
-        if not len(self.seen) and not self._left_out:
-            raise InputError("nothing was pruned: the input holds no row at all")
-        yield SETTINGS
-        names = (table.identifier,)
-        page = sql.SQL("SELECT id FROM {} WHERE id > %s ORDER BY id LIMIT %s").format(*names)
-        delete = sql.SQL("DELETE FROM {} WHERE id = ANY(%s) RETURNING id").format(*names)
-        last, removed = "", 0
-        while rows := (yield Query(page, (last, _PAGE))):
-            last = rows[-1][0]
-            gone = self.vanished([name for (name,) in rows])
-            if gone:
-                removed += len((yield Query(delete, (gone,))))
-        return removed
+    kept.require_all()
+    yield SETTINGS
+    names = (table.identifier,)
+    page = sql.SQL("SELECT id FROM {} WHERE id > %s ORDER BY id LIMIT %s").format(*names)
+    delete = sql.SQL("DELETE FROM {} WHERE id = ANY(%s) RETURNING id").format(*names)
+    last, removed = "", 0
+    while rows := (yield Query(page, (last, _PAGE))):
+        last = rows[-1][0]
+        gone = kept.vanished([name for (name,) in rows])
+        if gone:
+            removed += len((yield Query(delete, (gone,))))
+    return removed
 
 
 def best_of_each(hits: Sequence[Hit]) -> Iterator[Hit]:

@@ -17,7 +17,14 @@ import psycopg
 from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
-from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed.bulk import (
+    InputIds,
+    JobReport,
+    embedding_passages,
+    ignore,
+    load_batches,
+    read_batches,
+)
 from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
 from nimbed.errors import ConfigurationError
 from nimbed.load import token_counter
@@ -34,7 +41,7 @@ from nimbed_pgvector.copy import (
     prepare,
     ready_batches,
 )
-from nimbed_pgvector.documents import DocumentSink, Kept, best_of_each
+from nimbed_pgvector.documents import DocumentSink, best_of_each, prune_rows
 from nimbed_pgvector.hybrid import hybrid_search, index_words
 from nimbed_pgvector.index import IndexProgress, analyze, build, find_index, plan_index
 from nimbed_pgvector.migrate import MigrationOperations
@@ -161,7 +168,7 @@ class _Operations(MigrationOperations[S]):
                 passages, splitter, source=source, ended=lambda *each: ended.append(each)
             )
             metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
-        kept = Kept() if prune else None
+        kept = InputIds() if prune else None
         if kept is not None:
             on_reject = kept.noting(on_reject)
         check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
@@ -192,7 +199,7 @@ class _Operations(MigrationOperations[S]):
 
         done: JobReport = yield Job(work, batches)
         if kept is not None:
-            done.removed += yield Transaction(procedure=kept.prune(table), commits=True)
+            done.removed += yield Transaction(procedure=prune_rows(table, kept), commits=True)
         return done
 
     def _load_embedded(

@@ -121,7 +121,13 @@ class Tradeoff:
                 f"Passages and queries too long for the model, left out: {self.too_long:,}; "
                 f"--chunk reads passages in parts, --truncate END the beginning."
             )
-        said.append("binary holds the same bits as ubinary, so its numbers are the same.")
+        said.append(
+            "binary holds the same bits as ubinary, so its numbers are the same. So does "
+            "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: "
+            "a row of ubinary that is rescored is its recall with so many candidates "
+            "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of "
+            "their own, which are not computed here."
+        )
         said.append(
             f"Times are of nimbed.search, exact and in memory, on this machine ({self.machine}), "
             f"for one query out of a block of {BLOCK}: the median, with the quartiles of the "
