@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from nimbed.cards import ModelCard
 from nimbed.chunks import TokenCounter
@@ -30,14 +30,14 @@ __all__ = [
     "LoadOptions",
     "key_for",
     "load",
+    "refuse_to_pickle",
+    "shown_headers",
     "token_counter",
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
-_LOCAL = (
-    *("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir"),
-)
+_LOCAL = ("card", "prompt_name", "device", "devices", "dtype", "backend", "revision", "cache_dir")
 _REMOTE = ("api_key", "headers", "dialect", "concurrency", "batch_size", "timeout")
 
 
@@ -238,6 +238,34 @@ def key_for(base_url: str, api_key: str | None) -> str | None:
 
     found = find_key(Address.parse(base_url), api_key, os.environ)
     return found.reveal() if found else None
+
+
+class Hidden(Protocol):
+    """A text that shows itself only when it is asked to, as pydantic's SecretStr."""
+
+    def get_secret_value(self) -> str:
+        """Return the text."""
+        ...
+
+
+def shown_headers(headers: Mapping[str, Hidden] | None) -> dict[str, str] | None:
+    """Return the headers of an adapter's settings as :func:`load` takes them."""
+    if not headers:
+        return None
+    return {name: value.get_secret_value() for name, value in headers.items()}
+
+
+def refuse_to_pickle(headers: Mapping[str, Hidden] | None) -> None:
+    """Refuse to pickle an adapter that has headers: without them it would not be the same.
+
+    Raises:
+        ConfigurationError: If there are any.
+    """
+    if headers:
+        raise ConfigurationError(
+            f"headers ({', '.join(headers)}) do not travel in a pickle; make the adapter in the "
+            f"process that uses it"
+        )
 
 
 def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCounter:

@@ -39,6 +39,13 @@ def migrate(
     switch: Annotated[
         bool, typer.Option(help="Search by the new vectors once they are there and checked.")
     ] = True,
+    keep_index: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the old index meanwhile; without it rows are filled many times as fast, and "
+            "searches compare every row until the switch."
+        ),
+    ] = True,
     same_vectors: Annotated[
         bool,
         typer.Option(
@@ -106,10 +113,12 @@ def migrate(
             "--template": template is not None,
         },
     )
-    if same_vectors + rollback + finish > 1 or ((rollback or finish) and embedding_type):
+    form = (embedding_type, dimensions, int8_scale, also)
+    others = same_vectors + rollback + finish
+    if others > 1 or (others and any(form)):
         raise ConfigurationError(
-            "--same-vectors, --rollback and --finish are different commands; give one, and no "
-            "--embedding-type"
+            "--same-vectors, --rollback and --finish each do something of their own to vectors "
+            "that are there; give one of them, and no type or size"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
     how |= {"device": device, "dtype": dtype, "backend": backend}
@@ -150,8 +159,7 @@ def migrate(
         if finish:
             _tell(target.finish(), name)
             return
-        asked = model is not None or embedding_type is not None or dimensions is not None
-        if not rollback and not asked:
+        if not (rollback or any(form) or model or card or prompt_name):
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
@@ -175,6 +183,7 @@ def migrate(
         else:
             common |= {"embedding_type": embedding_type, "dimensions": dimensions, "also": also}
             common |= {"int8_scale": int8_scale, "switch": switch, "on_index": move}
+            common["keep_index"] = keep_index
             done = target.migrate(embedder, **common)
     print_findings(name, done.findings)
     _tell(done, name)

@@ -78,9 +78,11 @@ def quickstart(
             floats = embedder.embed(texts, input_type="passage", truncate="END", progress=move)
             seconds = time.perf_counter() - loaded
         questions = embedder.embed(_QUESTIONS, input_type="query")
+        arithmetic = getattr(embedder, "arithmetic", None)
+        computed = f"computed in {arithmetic}\n" if arithmetic else ""
         console.print(
             f"[bold]{len(corpus):,} docstrings of Python's standard library[/bold]\n"
-            f"{embedder.card.id}, {floats.spec.dimensions} dimensions\n"
+            f"{embedder.card.id}, {floats.spec.dimensions} dimensions\n{computed}"
             f"model ready in {loaded - started:.1f} s, embedded in {seconds:.1f} s: "
             f"{len(corpus) / seconds:,.0f} passages/s, "
             f"{floats.token_counts.sum() / seconds:,.0f} tokens/s"

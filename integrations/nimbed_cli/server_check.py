@@ -130,15 +130,18 @@ def _unknown(embedder: RemoteEmbedder) -> str:
 
 def _vectors(embedder: RemoteEmbedder) -> Finding:
     """Different texts must get different vectors."""
-    rows = embedder.embed(_TEXTS, input_type="passage").floats().astype(np.float64)
+    mend = "the server does not run the model; look at its log, and load the model again"
+    try:
+        rows = embedder.embed(_TEXTS, input_type="passage").floats().astype(np.float64)
+    except RemoteError as error:
+        return Finding("vectors", "fail", f"{error}: {mend}")
     alike = rows @ rows.T
     most = float(alike[np.triu_indices(len(rows), 1)].max())
     if most > _SAME:
         return Finding(
             "vectors",
             "fail",
-            f"different texts get the same vector (cosine {most:.4f}): the server does not run "
-            f"the model; look at its log, and load the model again",
+            f"different texts get the same vector (cosine {most:.4f}): {mend}",
         )
     return Finding("vectors", "ok", f"different texts differ: cosine {most:.4f} at most")
 

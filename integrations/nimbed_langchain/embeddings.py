@@ -18,7 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Embedder
-from nimbed.load import Backend, Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.load import (
+    Backend,
+    Dtype,
+    LazyEmbedder,
+    LoadOptions,
+    key_for,
+    refuse_to_pickle,
+    shown_headers,
+)
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -45,12 +53,15 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         base_url: Address of a server that runs the model.
         api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
+        headers: Headers that a gateway before the server wants; with them it cannot be pickled.
         dimensions: One of the sizes the model offers; None for the full vector.
         embedding_type: How precise a dimension is.
         truncate: What happens to a text that is too long: ``NONE`` raises and names its row.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         progress: Whether documents show a bar on standard error.
         revision: Branch, tag or commit on the hub.
+        card: Which catalogued model a folder holds.
+        prompt_name: A prompt of the model for another task than search, put before every text.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
         backend: What runs a local model: ``torch``, ``onnxruntime`` or ``auto``.
@@ -67,12 +78,15 @@ class NimbedEmbeddings(BaseModel, Embeddings):
     model: str | None = None
     base_url: str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
+    headers: dict[str, SecretStr] | None = Field(default=None, exclude=True)
     dimensions: int | None = None
     embedding_type: EmbeddingType = "float"
     truncate: Truncate = "NONE"
     int8_scale: Int8Scale | None = None
     progress: bool = False
     revision: str | None = None
+    card: str | None = None
+    prompt_name: str | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
     backend: Backend = "auto"
@@ -186,10 +200,13 @@ class NimbedEmbeddings(BaseModel, Embeddings):
             model=self.model,
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,
+            headers=shown_headers(self.headers),
             device=self.device,
             dtype=self.dtype,
             backend=self.backend,
             revision=self.revision,
+            card=self.card,
+            prompt_name=self.prompt_name,
             dialect=self.dialect,
             cache_dir=self.cache_dir,
             concurrency=self.concurrency,
@@ -209,7 +226,12 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         return copied
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Return everything but weights, connections and the key."""
+        """Return everything but weights, connections and the key.
+
+        Raises:
+            ConfigurationError: If there are headers, which do not travel.
+        """
+        refuse_to_pickle(self.headers)
         return {
             "__dict__": {**self.__dict__, "api_key": None},
             "__pydantic_extra__": None,

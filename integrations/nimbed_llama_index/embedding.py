@@ -19,7 +19,15 @@ from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError
 from nimbed.images import Image
-from nimbed.load import Backend, Dtype, LazyEmbedder, LoadOptions, key_for
+from nimbed.load import (
+    Backend,
+    Dtype,
+    LazyEmbedder,
+    LoadOptions,
+    key_for,
+    refuse_to_pickle,
+    shown_headers,
+)
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 
@@ -49,11 +57,14 @@ class NimbedEmbedding(MultiModalEmbedding):
         base_url: Address of a server that runs the model.
         api_key: The server's key; None reads ``NVIDIA_API_KEY`` for NVIDIA's own hosts, else
             ``NIMBED_API_KEY``.
+        headers: Headers that a gateway before the server wants; with them it cannot be pickled.
         dimensions: One of the sizes the model offers; None for the full vector.
         embedding_type: How precise a dimension is.
         truncate: What happens to a text that is too long: ``NONE`` raises and names its row.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         revision: Branch, tag or commit on the hub.
+        card: Which catalogued model a folder holds.
+        prompt_name: A prompt of the model for another task than search, put before every text.
         dialect: A server's dialect; ``auto`` finds out.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: Arithmetic of a local model.
@@ -77,11 +88,14 @@ class NimbedEmbedding(MultiModalEmbedding):
     model: str | None = Field(default=None, exclude=True)
     base_url: str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
+    headers: dict[str, SecretStr] | None = Field(default=None, exclude=True)
     dimensions: int | None = None
     embedding_type: EmbeddingType = "float"
     truncate: Truncate = "NONE"
     int8_scale: Int8Scale | None = None
     revision: str | None = None
+    card: str | None = None
+    prompt_name: str | None = None
     dialect: str = "auto"
     device: str = Field(default="auto", exclude=True)
     dtype: Dtype = Field(default="auto", exclude=True)
@@ -255,10 +269,13 @@ class NimbedEmbedding(MultiModalEmbedding):
             model=self.model_name,
             base_url=self.base_url,
             api_key=self.api_key.get_secret_value() if self.api_key else None,
+            headers=shown_headers(self.headers),
             device=self.device,
             dtype=self.dtype,
             backend=self.backend,
             revision=self.revision,
+            card=self.card,
+            prompt_name=self.prompt_name,
             dialect=self.dialect,
             cache_dir=self.cache_dir,
             concurrency=self.concurrency,
@@ -276,7 +293,12 @@ class NimbedEmbedding(MultiModalEmbedding):
         return self.__copy__()
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Return the settings alone; LlamaIndex's own method would try to pickle weights first."""
+        """Return the settings alone; LlamaIndex's own method would try to pickle weights first.
+
+        Raises:
+            ConfigurationError: If there are headers, which do not travel.
+        """
+        refuse_to_pickle(self.headers)
         fields = {name: value for name, value in self.__dict__.items() if name not in _NOT_PICKLED}
         return {
             "__dict__": fields,

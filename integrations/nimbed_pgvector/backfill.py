@@ -106,20 +106,19 @@ def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
     if not rows:
         return 0
     staging = yield from staged(table.extension, layout, rows)
+    names = [sql.Identifier(column.name) for column in layout.columns]
     # Locks are taken in the order of ids, as loaders take them.
     updated = yield Query(
         sql.SQL(
-            "WITH same AS (SELECT t.id FROM {table} t JOIN {staging} s ON s.id = t.id"
-            " WHERE md5(t.text) = s.digest ORDER BY t.id FOR UPDATE OF t),"
-            " updated AS (UPDATE {table} t SET {new} FROM same JOIN {staging} s USING (id)"
+            "WITH same AS MATERIALIZED (SELECT t.id, {staged} FROM {staging} s"
+            " JOIN {table} t ON t.id = s.id WHERE md5(t.text) = s.digest"
+            " ORDER BY t.id FOR UPDATE OF t), updated AS (UPDATE {table} t SET {new} FROM same"
             " WHERE t.id = same.id RETURNING 1) SELECT count(*) FROM updated"
         ).format(
             table=table.identifier,
             staging=staging,
-            new=sql.SQL(", ").join(
-                sql.SQL("{0} = s.{0}").format(sql.Identifier(column.name))
-                for column in layout.columns
-            ),
+            staged=sql.SQL(", ").join(sql.SQL("s.{}").format(name) for name in names),
+            new=sql.SQL(", ").join(sql.SQL("{0} = same.{0}").format(name) for name in names),
         )
     )
     yield Query(sql.SQL("DROP TABLE {}").format(staging))
@@ -129,11 +128,14 @@ def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
 def staged(extension: str, layout: Layout, rows: Rows) -> Procedure[sql.Identifier]:
     """Copy (id, digest, fields of a COPY) into a temporary table, and return its name."""
     yield from see_extension(extension)
+    # The planner knows nothing of the staged rows, and may read the whole table for each batch.
     yield Query(
         sql.SQL(
             "SELECT set_config('synchronous_commit', 'off', true),"
             " set_config('client_encoding', 'UTF8', true),"
-            " set_config('statement_timeout', '0', true)"
+            " set_config('statement_timeout', '0', true),"
+            " set_config('enable_hashjoin', 'off', true),"
+            " set_config('enable_mergejoin', 'off', true)"
         )
     )
     yield Query(

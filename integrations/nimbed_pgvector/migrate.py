@@ -39,7 +39,7 @@ from nimbed_pgvector.exchange import (
     relabel,
     require_not_null,
 )
-from nimbed_pgvector.index import IndexProgress, build, build_beside, plan_index
+from nimbed_pgvector.index import IndexProgress, build, build_beside, drop_indexes, plan_index
 from nimbed_pgvector.operations import Job, Operation
 from nimbed_pgvector.schema import Table, TableOptions, check_embedder
 from nimbed_pgvector.statements import Procedure, Runner, Transaction
@@ -86,6 +86,7 @@ class MigrationOperations(AuditOperations[S]):
         also: Also | None = None,
         truncate: Truncate = "NONE",
         switch: bool = True,
+        keep_index: bool = True,
         batch_rows: int = BATCH_ROWS,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
@@ -105,6 +106,9 @@ class MigrationOperations(AuditOperations[S]):
             truncate: What happens to a text that is too long: NONE rejects it, and a table with
                 rejected rows is not switched.
             switch: Whether to search by the new columns once they are filled and checked.
+            keep_index: Whether the old index stays meanwhile. Each row that is filled is put into
+                it anew, which takes far longer than to fill it; without it, searches compare
+                every row until the switch.
             batch_rows: Rows a transaction.
             on_reject: Told each row that cannot be embedded.
             on_progress: Told the counts after each batch.
@@ -129,12 +133,16 @@ class MigrationOperations(AuditOperations[S]):
             lambda: begin(self._name, Layout.of(spec, also=kept))
         )
         target = table.next or table.layout
+        indexed = (yield Transaction(procedure=plan_index(table), commits=True)).exists
+        if not keep_index:
+            yield from self._beside(lambda beside: drop_indexes(table, concurrently=beside))
         embed = embedding_passages(embedder, target.columns[-1].spec, truncate=truncate)
         filling = self._filled(
             table, target, embed, on_reject=on_reject, on_progress=on_progress, rows=batch_rows
         )
         report = yield from filling
-        yield from self._indexed(table, target, on_index)
+        if indexed or not keep_index:
+            yield from self._indexed(table, target, on_index)
         findings = yield from self._checked(table, target, embedder)
         if not switch:
             return Migration(
@@ -189,6 +197,8 @@ class MigrationOperations(AuditOperations[S]):
             report = yield from self._filled(
                 table, target, embed, on_reject=on_reject, on_progress=on_progress
             )
+        if (yield Transaction(procedure=plan_index(table), commits=True)).exists:
+            yield from self._indexed(table, target, None)
         yield from self._exchanged(table, target, embed, report, on_reject)
         self._follow(embedder)
         return Migration(state="rolled back", spec=target.spec, report=report)
@@ -310,11 +320,11 @@ class MigrationOperations(AuditOperations[S]):
     def _indexed(
         self, table: Table, target: Layout, on_index: IndexProgress | None
     ) -> Operation[None]:
-        """Build the index of the new column, if the old one has one."""
-        if not (yield Transaction(procedure=plan_index(table), commits=True)).exists:
-            return
+        """Build the index of a column that is not searched yet, if there is none."""
         changed = dataclasses.replace(table, layout=target)
         plan = yield Transaction(procedure=plan_index(changed), commits=True)
+        if plan.exists:
+            return
         name = hnsw_name(table, target)
         yield from self._beside(
             lambda beside: build_beside(changed, plan, name) if beside else build(changed, plan),
@@ -323,10 +333,10 @@ class MigrationOperations(AuditOperations[S]):
 
     def _beside(
         self,
-        make: Callable[[bool], Procedure[bool]],
+        make: Callable[[bool], Procedure[Any]],
         on_progress: IndexProgress | None = None,
     ) -> Operation[None]:
-        """Build an index while others write, or where that is impossible in one transaction."""
+        """Change an index while others write, or where that is impossible in one transaction."""
         try:
             yield Transaction(
                 procedure=make(True), commits=True, each_alone=True, on_progress=on_progress

@@ -72,7 +72,7 @@ class Hit:
         metadata: Its other fields.
         distance: Smaller is closer: cosine distance, or Euclidean for uint8. For packed columns
             the cosine distance to the stored floats, or to the stored signs.
-        score: Of a hybrid search: larger is better, 1/60 a list at most.
+        score: Of a hybrid search: larger is better, up to 1/61 for each of its two lists.
     """
 
     id: str
@@ -155,7 +155,9 @@ def search(
     levels = layout.rescoring is None and layout.spec.metric == "euclidean"
     step = (layout.spec.int8_step if levels else None) or 1.0
     if after is not None:
-        return (yield from _page(table, where, given, ranking, after, k, bool(parameters), step))
+        condition = condition_of(where, bool(parameters))
+        found = _page(table, condition, (*given, ranking, *after), k=k, step=step)
+        return (yield from found)
     costs = None if where is not None or by_signs else scan_cost(layout)
     bound = bool(parameters)
     asked = _nearest(table, where, bound=bound, k=k, reach=reach, exact=False)
@@ -170,30 +172,31 @@ def search(
 
 
 def _page(
-    table: Table,
-    where: Filter | None,
-    given: Sequence[Any],
-    vector: Any,
-    after: Page,
-    k: int,
-    bound: bool,
-    step: float,
+    table: Table, condition: sql.Composable, given: Sequence[Any], *, k: int, step: float
 ) -> Procedure[list[Hit]]:
-    """Return the k nearest passages behind a place, in the order of distances and then of ids."""
+    """Return the k nearest passages behind a place, in the order of distances and then of ids.
+
+    Args:
+        table: Where to look.
+        condition: A WHERE clause, or nothing.
+        given: The vector, the condition's parameters, the vector again, and where the last page
+            ended.
+        k: How many.
+        step: What a distance of the column is of one of values.
+    """
     rows: Rows = []
+    filtered = bool(condition.as_string(None))
     for exact in (False, True):
         way = way_to(table, exact=exact)
         column = table.layout.embedding
-        behind = sql.SQL("(({}) * {}, id) > (%s, %s)").format(
-            distance_to(way, column, vector_of(way, column)), sql.Literal(step)
+        behind = sql.SQL("{} {} (({}) * {}, id) > (%s, %s)").format(
+            condition,
+            sql.SQL("AND" if filtered else "WHERE"),
+            distance_to(way, column, vector_of(way, column)),
+            sql.Literal(step),
         )
-        condition = condition_of(where, bound)
-        asked = sql.SQL("{} AND {}").format(condition, behind)
-        if where is None:
-            asked = sql.SQL("WHERE {}").format(behind)
-        statement = _statement(way, asked, k, k, by_id=True)
-        costs = scan_cost(table.layout) if where is None else None
-        rows = yield Query(statement, (*given, vector, *after), costs)
+        statement = _statement(way, behind, k, k, by_id=True)
+        rows = yield Query(statement, given, None if filtered else scan_cost(table.layout))
         if len(rows) == k:
             break
     yield from _of_that_table(table, rows)

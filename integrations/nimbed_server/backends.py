@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,10 +26,6 @@ from nimbed_server.wire.errors import HttpError
 
 __all__ = ["Backend", "Embedded", "ScheduledBackend", "backend_for"]
 
-# Seconds for which a thread keeps the interpreter's lock while others want it, beside a GPU. The
-# one that launches a batch gives it up at every kernel, and has it back after Python's default of
-# 5 ms, in which an H100 is through with a batch of MiniLM.
-_SWITCH = 0.0005
 _WARM_UP = "warm up"
 # Inputs of a request that somebody may be waiting for.
 _FEW = 8
@@ -95,7 +90,7 @@ class Backend:
     def arithmetic(self) -> str | None:
         """What is computed in, and where; None before the model is loaded, or if it is elsewhere.
 
-        Such as ``bfloat16 on cpu``.
+        Such as ``bfloat16 on cpu by torch``.
         """
         return getattr(self._embedder, "arithmetic", None)
 
@@ -301,8 +296,6 @@ class ScheduledBackend(Backend):
             queries_first=self._queries_first,
         )
         scheduler.submit([_WARM_UP], EmbedOptions(input_type="passage")).result()
-        if not scheduler.on_host:
-            sys.setswitchinterval(_SWITCH)
         self._scheduler = scheduler
         self.ready = True
 

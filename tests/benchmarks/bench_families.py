@@ -9,8 +9,10 @@ length and padded, at every batch size; the table compares with its best.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +33,14 @@ def texts_of(shape: Shape, seed: int) -> list[str]:
     return [" ".join(parts[n :: shape.texts]) for n in range(shape.texts)]
 
 
-def measure(name: str, shape: Shape, rounds: int, device: str, peak: Callable[..., float]) -> None:
+def measure(
+    name: str,
+    shape: Shape,
+    rounds: int,
+    device: str,
+    peak: Callable[..., float],
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
     """Print one table.
 
     Args:
@@ -40,6 +49,7 @@ def measure(name: str, shape: Shape, rounds: int, device: str, peak: Callable[..
         rounds: How many, after one that warms up.
         device: Of both sides.
         peak: Gives GFLOP/s of a matrix product in a dtype.
+        clock: Of the rounds.
     """
     texts = {n: texts_of(shape, 1000 + n) for n in range(rounds)}
     texts[-1] = texts[0] if device == "cuda" else texts[0][:2]
@@ -57,7 +67,7 @@ def measure(name: str, shape: Shape, rounds: int, device: str, peak: Callable[..
             for batch in shape.batches:
                 jobs[f"transformers-{batch} {dtype}"] = lambda n, t=theirs, b=batch: t(texts[n], b)
         counts = [theirs.count(texts[n]) for n in range(rounds)]
-        seconds = interleave(jobs, rounds=rounds)
+        seconds = interleave(jobs, rounds=rounds, clock=clock)
     each = sum(counts) / rounds / shape.texts
     print(f"\n### {name}: {shape.texts} texts, {each:.0f} tokens each\n")
     print("| engine | tokens/s | nimbed against it | of peak |\n|---|---|---|---|")
@@ -77,11 +87,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(ON_CPU), default=list(ON_CPU))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="count processor time on one thread, for a machine that others use; no peak is fair",
+    )
+    parser.add_argument("--layers", type=int, help="as many of the shape's; all if left out")
     wanted = parser.parse_args()
+    if wanted.shared:
+        torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in wanted.shapes:
+        shape = ON_CPU[name]
+        if wanted.layers:
+            config = {**shape.config, "num_hidden_layers": wanted.layers}
+            shape = dataclasses.replace(shape, config=config)
         measure(
-            name, ON_CPU[name], wanted.rounds, "cpu", lambda dtype: product_peak(dtype)["prepacked"]
+            *(name, shape, wanted.rounds, "cpu"),
+            lambda dtype: product_peak(dtype)["prepacked"],
+            time.process_time if wanted.shared else time.perf_counter,
         )
 
 

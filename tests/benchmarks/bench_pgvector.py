@@ -1,7 +1,7 @@
 """The pgvector loader against raw COPY, other libraries, embedding alone and bare SQL.
 
 Run: python tests/benchmarks/bench_pgvector.py [load] [rivals] [overlap] [search] [filtering]
-     [chunking] [memory] [--rows 100000] [--rounds 3] [--dsn DSN]
+     [chunking] [memory] [migrate] [sync] [--rows 100000] [--rounds 3] [--dsn DSN]
 
 Without --dsn an embedded PostgreSQL is started; without parts, every part runs for which the
 packages are installed. Jobs take turns within a round; the tables show medians.
@@ -19,6 +19,7 @@ from pathlib import Path
 import psycopg
 from pgvector_chunking import chunking
 from pgvector_filtering import filtering
+from pgvector_lifecycle import migrate, sync
 from pgvector_loading import load
 from pgvector_memory import memory
 from pgvector_overlap import overlap
@@ -35,6 +36,8 @@ PARTS: dict[str, Callable[[str, argparse.Namespace], None]] = {
     "memory": memory,
     "filtering": filtering,
     "chunking": chunking,
+    "migrate": migrate,
+    "sync": sync,
 }
 
 
@@ -47,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     if not PARTS.keys() >= set(options.parts):
         parser.error(f"the parts are {', '.join(PARTS)}")
-    wanted = options.parts or ["load", "rivals", "search", "memory", "overlap"]
+    wanted = options.parts or ["load", "rivals", "search", "memory", "overlap", "migrate", "sync"]
     with ExitStack() as stack:
         dsn = options.dsn
         if dsn is None:

@@ -14,20 +14,25 @@ from nimbed.local.linear import dense
 
 
 def interleave(
-    jobs: Mapping[str, Callable[[int], object]], *, rounds: int, warmups: int = 1
+    jobs: Mapping[str, Callable[[int], object]],
+    *,
+    rounds: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return seconds a round for each job, one after the other within a round.
 
-    A job is called with the round's number, so that it can take fresh texts each time; negative
-    numbers are warm-ups.
+    On a machine that others use, ``time.process_time`` leaves out what they take. A job is called
+    with the round's number, so that it can take fresh texts each time; negative numbers are
+    warm-ups.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(-warmups, rounds):
         for name, job in jobs.items():
-            begin = time.perf_counter()
+            begin = clock()
             job(round_)
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return seconds
 
 

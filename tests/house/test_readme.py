@@ -20,6 +20,7 @@ PAGES = [
         ROOT / "integrations" / f"nimbed_{name}" / "README.md"
         for name in ("pgvector", "server", "weaviate")
     ),
+    ROOT / "integrations" / "nimbed_pgvector" / "LIFECYCLE.md",
 ]
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
@@ -104,6 +105,13 @@ def test_the_first_command_works_in_a_fresh_clone(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "compress a file" in done.stdout
+    (packages,) = (tmp_path / ".venv").glob("lib/python*/site-packages")
+    installed = {path.name.partition("-")[0] for path in packages.iterdir()}
+    assert "onnxruntime" in installed
+    assert not installed & {"torch", "scipy", "transformers", "sentence_transformers"}
+    files = [path for path in (tmp_path / ".venv").rglob("*") if path.is_file()]
+    megabytes = sum(path.lstat().st_size for path in files if not path.is_symlink()) / 1e6
+    assert megabytes <= 600, f"the README's first command fills {megabytes:.0f} MB"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -146,7 +146,10 @@ def _stub() -> Iterator[str]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            data = [{"index": row, "embedding": vector} for row, _ in enumerate(asked["input"])]
+            data = [
+                {"index": row, "embedding": [*vector[:-1], 1.0 + row]}
+                for row, _ in enumerate(asked["input"])
+            ]
             body = json.dumps({"object": "list", "data": data, "model": asked["model"]}).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")

@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # which import the tokenizers library
     from nimbed.local.plan import Engine
     from nimbed.local.tokenizer import InputTokenizer
 
-__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model"]
+__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
-_GRAPHS = ("bert", "xlm_roberta")
+_GRAPHS = ("bert", "distilbert", "mpnet", "nomic_bert", "xlm_roberta")
 
 _TORCH = (
     "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
@@ -55,7 +55,7 @@ def check_backend(
         _check_static(checkpoint, backend, devices, dtype)
         return
     if backend == "onnxruntime":
-        why = _needs_torch(checkpoint, devices, dtype)
+        why = why_torch(checkpoint, devices=devices, dtype=dtype)
         if why:
             raise ConfigurationError(f"backend 'onnxruntime' cannot do this: {why}")
 
@@ -129,7 +129,7 @@ def _read_static(checkpoint: Checkpoint, devices: Sequence[str]) -> Loaded:
 
 
 def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:
-    why = _needs_torch(checkpoint, devices, dtype)
+    why = why_torch(checkpoint, devices=devices, dtype=dtype)
     if why:
         raise MissingExtraError(f"{why}; run: {_TORCH}")
     try:
@@ -148,7 +148,7 @@ def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dty
     return Loaded(tokenizer, engines, lambda: None)
 
 
-def _needs_torch(checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> str:
+def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> str:
     """Return why ONNX Runtime does not run a model so, or an empty string."""
     card = checkpoint.card
     if card.architecture not in _GRAPHS:
@@ -156,6 +156,10 @@ def _needs_torch(checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> 
             f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
             f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
         )
+    config = checkpoint.config
+    mixed = config.get("num_experts") not in (None, 0, 1)
+    if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):
+        return f"{card.id} divides its tokens among experts, which run in torch alone"
     if dtype not in ("auto", "float32"):
         return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
     beyond = [device for device in devices if device not in ("auto", "cpu")]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
@@ -145,6 +145,9 @@ def read_checkpoint(
     config = read_json(folder / "config.json", required=not pipeline.static)
     model_type = "model2vec" if pipeline.static else config.get("model_type")
     architecture = _ARCHITECTURES.get(str(model_type))
+    if architecture == "xlm_roberta" and config.get("lora_adaptations"):
+        architecture = "jina_v3"  # which calls itself an XLM-R
+        config["adapter"] = _adapter(folder, config, prompt_name, role)
     if architecture is None:
         raise CheckpointError(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
@@ -167,7 +170,13 @@ def read_checkpoint(
     if isinstance(override, ModelCard):
         card = override
     elif located.card is not None:
-        card = dataclasses.replace(located.card, **_of_roles(prompts))
+        tasks = prompts.tasks or located.card.task_prompts
+        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
+        if architecture == "static" and _table_width(folder) != card.dimensions:
+            raise CheckpointError(
+                f"{folder} holds a table of {_table_width(folder)} dimensions; {card.id} has "
+                f"{card.dimensions}"
+            )
     elif architecture == "static":
         card = _static_card(located, pipeline, prompts)
     else:
@@ -185,6 +194,8 @@ def read_checkpoint(
         card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
+    if "adapter" in config:  # other weights
+        revision = f"{revision}, {config['adapter']}"
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
@@ -242,6 +253,9 @@ def _card_from_files(
     if architecture in _OFFSET:
         positions -= first_position(config)
     query, passage = prompts.query, prompts.passage
+    if not query and not passage and config.get("task_instructions"):
+        told = config["task_instructions"]
+        query, passage = (str(told.get(f"retrieval.{role}", "")) for role in ("query", "passage"))
     if not query and not passage:
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
@@ -322,6 +336,24 @@ def _table_width(folder: Path) -> int:
             f"embeddings ({error!r})"
         ) from error
     return whole({"width": width}, "width")
+
+
+def _adapter(
+    folder: Path, config: dict[str, Any], prompt_name: str | None, role: InputType | None
+) -> str:
+    """Return which of a network's adapters goes with a prompt or a role.
+
+    Raises:
+        CheckpointError: If there is none of its name.
+    """
+    adapters = config["lora_adaptations"]
+    asked = prompt_name or role or "passage"
+    name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
+    if not isinstance(adapters, list) or name not in adapters:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives lora_adaptations {adapters!r}, without {name!r}"
+        )
+    return name
 
 
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:

@@ -118,7 +118,18 @@ _ARCHITECTURES: Mapping[str, Keys] = {
     ),
     "gte": _ROTARY | Keys(only={"position_embedding_type": ("absolute",)}),
     "jina_v3": _ROTARY
-    | Keys(only={"hidden_act": ("gelu",), "position_embedding_type": ("rotary",)}),
+    | Keys(
+        read=words("adapter lora_adaptations lora_alpha lora_rank task_instructions"),
+        idle=words("lora_dropout_p lora_main_params_trainable use_flash_attn use_reentrant"),
+        only={
+            "emb_pooler": ("mean",),
+            "hidden_act": ("gelu",),
+            "load_trained_adapters": (True,),
+            "position_embedding_type": ("rotary",),
+            "truncate_dim": (),
+        },
+        aliases={"rotary_emb_base": "rope_theta"},
+    ),
     "llama": _DECODER,
     "ministral3": _MISTRAL,
     "mistral": _MISTRAL,
@@ -185,19 +196,24 @@ _ARCHITECTURES: Mapping[str, Keys] = {
     ),
     "nomic_bert": _ROTARY
     | Keys(
-        read=words("head_dim mlp_fc1_bias mlp_fc2_bias qkv_proj_bias"),
+        read=words(
+            "head_dim mlp_fc1_bias mlp_fc2_bias qkv_proj_bias num_experts moe_top_k "
+            "moe_every_n_layers"
+        ),
         idle=words(
-            "dense_seq_output expert_choice_router ffn_div fused_bias_fc fused_dropout_add_ln "
-            "max_trained_positions moe_every_n_layers moe_impl moe_normalize_expert_weights "
-            "moe_resid_pdrop moe_top_k num_shared_experts pad_vocab_size_multiple "
+            "dense_seq_output fused_bias_fc fused_dropout_add_ln max_trained_positions moe_impl "
+            "moe_resid_pdrop pad_vocab_size_multiple router_aux_loss_coef "
             "parallel_block_tied_norm reorder_and_upcast_attn summary_activation "
             "summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
             "use_flash_attn use_xentropy attn_pdrop embd_pdrop resid_pdrop"
         ),
         only={
-            "activation_function": ("swiglu", "geglu"),
+            "activation_function": ("swiglu", "geglu", "gelu"),
             "causal": (False,),
-            "num_experts": (0, 1),
+            "expert_choice_router": (False,),
+            "ffn_div": (1,),
+            "moe_normalize_expert_weights": (False,),
+            "num_shared_experts": (0,),
             "parallel_block": (False,),
             "prenorm": (False,),
             "rotary_emb_fraction": (1,),

@@ -120,13 +120,15 @@ class LocalEmbedder(Managed):
     def __repr__(self) -> str:
         return (
             f"LocalEmbedder({self.card.id!r}, devices={self._devices}, dtype={self._dtype!r}, "
-            f"backend={self.backend!r}"
+            f"backend={self._asked_backend!r}"
             f"{f', computing in {self.arithmetic}' if self.arithmetic else ''})"
         )
 
     @property
     def arithmetic(self) -> str | None:
-        """What it computes in and where, such as ``bfloat16 on cpu``; None before it is loaded.
+        """What it computes in, where, and by what; None before it is loaded.
+
+        Such as ``bfloat16 on cpu by torch``.
 
         ``dtype="auto"`` chooses by the processor, and bfloat16 moves the last digits: MiniLM's
         vectors then have a cosine of 0.9999 to those of float32.
@@ -135,7 +137,7 @@ class LocalEmbedder(Managed):
             return None
         engines = self._loaded.engines
         on = ", ".join(engine.computes_on for engine in engines)
-        return f"{engines[0].computes_in} on {on}"
+        return f"{engines[0].computes_in} on {on} by {self.backend}"
 
     @property
     def backend(self) -> str:

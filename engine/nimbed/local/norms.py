@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from nimbed.local import kernels
 from nimbed.local.device import Placement
 from nimbed.local.float8 import Float8Rows
-from nimbed.local.linear import Activations, Dense
+from nimbed.local.linear import Activations, Dense, Product
 from nimbed.local.weights import Tensors
 
 __all__ = ["LayerNorm", "OffsetRmsNorm", "RmsNorm"]
@@ -39,7 +39,7 @@ class LayerNorm:
         """Return x of any shape (..., width), normalised."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def after(self, product: Dense, x: Activations, residual: torch.Tensor) -> torch.Tensor:
+    def after(self, product: Product, x: Activations, residual: torch.Tensor) -> torch.Tensor:
         """Return the norm of product(x) + residual, which may be overwritten."""
         if not self.fused:
             return self(product.plus(x, residual))
@@ -99,9 +99,11 @@ class RmsNorm:
             normed.copy_(self._whole(part))
         return self._rounded(out)
 
-    def of_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x of shape (rows, heads, width), each head normalised."""
-        return self._whole(x)
+    def of_heads_(self, x: torch.Tensor) -> None:
+        """Normalise each head of x of shape (rows, heads, width), in its place."""
+        in_parts = x.is_cpu and x.dtype != torch.float32
+        for part in torch.split(x, _ROWS) if in_parts else (x,):
+            part.copy_(self._whole(part))
 
     def after(
         self, product: Dense, x: Activations, residual: torch.Tensor
@@ -170,6 +172,19 @@ class OffsetRmsNorm:
         for part, normed in zip(torch.split(x, _ROWS), torch.split(out, _ROWS), strict=True):
             normed.copy_(self._whole(part))
         return out
+
+    def added_(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """Add the norm of x to float32 ``total``, of the same shape, in its place."""
+        in_parts = x.is_cpu and x.dtype != torch.float32
+        pairs = zip(torch.split(total, _ROWS), torch.split(x, _ROWS), strict=True)
+        for whole, part in pairs if in_parts else ((total, x),):
+            whole += self._whole(part)
+
+    def of_heads_(self, x: torch.Tensor) -> None:
+        """Normalise each head of x of shape (rows, heads, width), in its place."""
+        in_parts = x.is_cpu and x.dtype != torch.float32
+        for part in torch.split(x, _ROWS) if in_parts else (x,):
+            part.copy_(self._whole(part))
 
     @classmethod
     def read(

@@ -165,8 +165,14 @@ class _Listed(NamedTuple):
 
 
 def has_routes(folder: Path) -> bool:
-    """Whether queries and passages go through modules of their own."""
-    return any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
+    """Whether queries and passages go through modules or adapters of their own."""
+    routed = any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
+    return routed or _has_adapters(folder)
+
+
+def _has_adapters(folder: Path) -> bool:
+    """Whether the network has an adapter for each of several tasks, as jina-embeddings-v3 has."""
+    return bool(read_json(folder / "config.json").get("lora_adaptations"))
 
 
 def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
@@ -201,6 +207,10 @@ def _listed(folder: Path) -> Iterator[_Listed]:
         where = f"{folder / 'modules.json'}, module {place}"
         if not isinstance(module, dict):
             raise CheckpointError(f"{where} is {type(module).__name__}, expected an object")
+        if module.get("type") == "custom_st.Transformer" and _has_adapters(folder):
+            # The checkpoint's own code picks an adapter; nimbed does so itself, by role.
+            kind = "sentence_transformers.models.Transformer"
+            module = {"path": module.get("path", ""), "type": kind}
         check_keys(module, where, FILES["modules.json"])
         yield _module(folder, str(module.get("path", "")), str(module.get("type", "")), where)
 
@@ -212,7 +222,7 @@ def _module(folder: Path, path: str, kind: str, where: str) -> _Listed:
     ours = package.split(".")[0] == "sentence_transformers" and not any(
         x in package for x in others
     )
-    if not ours or (name not in FILES and name != "Transformer"):
+    if not ours or name not in (*_Reader.kinds(), "Router", "Asym"):
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
             f"{', '.join(_Reader.kinds())}, Router"
@@ -317,7 +327,8 @@ class _Reader:
         self._weights = path
 
     def _read_static(self, path: Path) -> None:
-        self._weights, self._static, self._pooling = path, True, ("mean",)
+        self._weights, self._static = path, True
+        self._pooling = ("mean",)
 
     def _read_pooling(self, path: Path) -> None:
         config, where = _config(path, "Pooling")

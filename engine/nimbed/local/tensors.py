@@ -129,7 +129,7 @@ class NamedTensors(ABC, Generic[Array]):
         Args:
             name: Which.
             *shape: Of the whole tensor.
-            rows: Which of its rows alone, where they can be read so.
+            rows: Which of its rows alone.
 
         Raises:
             CheckpointError: If it is missing, misshapen, not floating point, or not finite.

@@ -22,6 +22,9 @@ __all__ = ["Tensors", "open_tensors"]
 # model, and would lie in memory twice while it is copied from the mapped file.
 _ROWS_AT_ONCE = 1 << 24
 
+# How torch's parametrizations call a weight and what they add to it.
+_ORIGINAL, _LORA = ".parametrizations.weight.original", ".parametrizations.weight.0.lora_"
+
 
 class Tensors(NamedTensors[torch.Tensor]):
     """The tensors of a checkpoint, mapped from their files."""
@@ -40,6 +43,47 @@ class Tensors(NamedTensors[torch.Tensor]):
             rows = slice(first, min(first + step, shape[0]))
             out[rows] = self.get(name, *shape, rows=rows)
         return out
+
+    def adapted(self, number: int, *, scale: float) -> Tensors:
+        """Return the same tensors with one of several LoRA adapters merged into them.
+
+        torch's parametrizations store a weight W apart from its adapters A and B, of which there
+        are several in a dimension in front: W + scale·B·A, or W + scale·A·B for a table of
+        embeddings. The layout is that of jina-embeddings-v3.
+
+        Args:
+            number: Which adapter.
+            scale: What its product is multiplied by.
+        """
+        stored = list(self._stored.values())
+        bases = {name.removesuffix(_ORIGINAL) for name in stored if name.endswith(_ORIGINAL)}
+
+        def read_rows(name: str, rows: slice) -> tuple[torch.Tensor, tuple[int, ...]]:
+            base = name.removesuffix(".weight")
+            if base not in bases:
+                tensor = self._read(name)
+                return tensor[rows], tuple(tensor.shape)
+            original, *parts = f"{base}{_ORIGINAL}", f"{base}{_LORA}A", f"{base}{_LORA}B"
+            self._used.update([original, *parts])
+            first, second = (self._read(part)[number].float() for part in parts)
+            left, right = (first, second) if "embeddings." in base else (second, first)
+            some = self._read_rows
+            weight = self._read(original)[rows] if some is None else some(original, rows)[0]
+            merged = torch.addmm(weight.float(), left[rows], right, alpha=scale)
+            return merged, (len(left), right.shape[1])
+
+        return Tensors(
+            [
+                *(name for name in stored if ".parametrizations." not in name),
+                *(f"{base}.weight" for base in sorted(bases)),
+            ],
+            lambda name: read_rows(name, slice(None))[0],
+            folder=self._folder,
+            strip=self._strip,
+            renamed=self._renamed,
+            used=self._used,
+            read_rows=read_rows,
+        )
 
     def _dtype(self, tensor: torch.Tensor) -> str:
         return str(tensor.dtype).removeprefix("torch.")

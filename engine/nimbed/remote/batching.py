@@ -6,10 +6,8 @@ Rows are the caller's row numbers throughout.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,20 +22,31 @@ from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
-from nimbed.remote.rate_limit import RequestLimits, TokenEstimator, apportion
+from nimbed.remote.rate_limit import (
+    RequestPlanner,
+    TextBatch,
+    TokenEstimator,
+    apportion,
+    size_of,
+)
 from nimbed.remote.request import RenderedInputs, modality_of_request
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import Failure
 from nimbed.spec import InputType, Truncate, VectorSpec
 
-__all__ = ["RequestPlanner", "TextBatch", "embed_inputs", "size_of"]
+__all__ = ["embed_inputs"]
 
-_LARGE = 50_000  # bytes
 # A check of the server's bit order costs two requests: too much for a query.
 _WORTH_PACKING = 256
 # When so many texts were refused and none accepted, the texts are not to blame.
 _HOPELESS = 8
 _PROBE = "nimbed"
+# Times that a refused text is halved where the server does not say that it is too long, and the
+# tokens that the shortest models read, of a model of which nothing is known.
+_GUESSES = 6
+_SHORT_CONTEXT = 512
+# Times the limit that a text must look like before an exact count is held against it.
+_MUCH_LONGER = 1.3
 
 #: Rows that were refused, each with the reason.
 Refusals = list[tuple[int, Failure]]
@@ -138,6 +147,10 @@ class _Call:
         # Where nothing may be cut, a server that cuts in silence must be found out.
         dialect = client.dialect
         self._cuts_at = dialect.cuts_at if dialect and options.truncate == "NONE" else None
+        # Of one that says nothing of it, and cannot be told, a text that is counted to the limit
+        # exactly and looks much longer was cut.
+        silent = dialect is not None and not dialect.truncation and options.truncate == "NONE"
+        self._limit = card.max_tokens if silent and card is not None else None
         self._options = EmbedOptions(
             input_type=options.input_type,
             truncate=options.truncate,
@@ -191,15 +204,13 @@ class _Call:
             modality = modality_of_request([self._items[row] for row in batch.rows])
         outcome = await client.send(batch.texts, options, self._traffic, modality=modality)
         if isinstance(outcome, Answer):
-            if self._cuts_at is not None:
-                cut = self._result.reaching(batch, outcome, self._cuts_at)
-                if cut and len(batch) > 1:  # alone its count is exact
-                    refusals = []
-                    for part in batch.split(cut[0]):
-                        refusals += await self._embed(part, divided=True)
-                    return refusals
-                if cut:
-                    return [(batch.rows[0], _cut_in_silence(self._cuts_at))]
+            if cut := self._cut_in_silence(batch, outcome):
+                if len(batch) == 1:
+                    return [(batch.rows[0], _cut_at(outcome.tokens or 0))]
+                refusals: Refusals = []  # alone its count is exact
+                for part in batch.split(cut[0]):
+                    refusals += await self._embed(part, divided=True)
+                return refusals
             self._result.place(batch, outcome)
             self._finished(len(batch))
             return []
@@ -217,145 +228,82 @@ class _Call:
                 return await self._divide(batch, outcome)
         if len(batch) > 1:
             return await self._divide(batch, outcome)
-        is_text = isinstance(self._items[batch.rows[0]], str)
-        cuttable = is_text and (too_long(outcome) or outcome.status == 413)
-        if options.truncate != "NONE" and cuttable:
-            shorter = _shortened(batch, outcome, options.truncate)
-            if shorter is not None:
-                return await self._embed(shorter, divided=divided)
+        if options.truncate != "NONE" and isinstance(self._items[batch.rows[0]], str):
+            said = too_long(outcome) or outcome.status == 413
+            if said or self._may_be_too_long(batch):
+                shorter = _shortened(batch, outcome if said else None, options.truncate)
+                if shorter is not None and not await self._embed(shorter, divided=True):
+                    return []
         return [(batch.rows[0], outcome)]
+
+    def _cut_in_silence(self, batch: TextBatch, answer: Answer) -> list[int]:
+        """Return the positions of texts that the server seems to have cut, though it may not."""
+        if self._cuts_at is not None:
+            return self._result.reaching(batch, answer, self._cuts_at)
+        limit = self._limit
+        if limit is None or answer.tokens is None or answer.tokens < limit:
+            return []
+        long = [
+            position
+            for position, size in enumerate(batch.sizes)
+            if self._client.tokens.estimate(size) > _MUCH_LONGER * limit
+        ]
+        return long if len(batch) > 1 or answer.tokens == limit else []
+
+    def _may_be_too_long(self, batch: TextBatch) -> bool:
+        """Whether a text that was refused without a reason is worth a try with less of it."""
+        if batch.guesses >= _GUESSES:
+            return False
+        card = self._client.card
+        longest = card.max_tokens if card is not None else _SHORT_CONTEXT
+        return self._client.tokens.estimate(batch.sizes[0]) > longest / 2
 
     async def _divide(self, batch: TextBatch, failure: Failure) -> Refusals:
         """Find the texts that spoil a request, and get the vectors of the others."""
         refusals: Refusals = []
         enough = _HOPELESS if self._skip else 1
+        cut = self._result.cut
         suspect = failure.positions[0] if failure.positions else None
-        for part in batch.split(suspect):
+        parts = batch.split(suspect)
+        for part in parts:
+            if len(part) > self._client.limits.items:  # learnt from the part before
+                self._planner.put_back(part)
+                continue
             refusals += await self._embed(part, divided=True)
             if not self._result.placed and len(refusals) >= enough:
                 break
+        harmless = not refusals and self._result.cut == cut
+        if harmless and suspect is None and not too_long(failure):
+            self._client.take_fewer(max(map(len, parts)))  # it was their number
         return refusals
 
 
-def _cut_in_silence(limit: int) -> Failure:
+def _cut_at(limit: int) -> Failure:
     return Failure(
         kind="refused",
         message=f"the text has at least {limit} tokens, at which this server cuts every text "
-        f"(auto_truncate); pass truncate='END' if that is meant, or split the text",
+        f"without a word; pass truncate='END' if that is meant, or split the text",
         positions=(0,),
     )
 
 
-def _shortened(batch: TextBatch, failure: Failure, truncate: Truncate) -> TextBatch | None:
-    """Return a batch of one text cut to what the server takes, or None if nothing is left."""
+def _shortened(batch: TextBatch, failure: Failure | None, truncate: Truncate) -> TextBatch | None:
+    """Return a batch of one text cut to what the server takes, or None if nothing is left.
+
+    Args:
+        batch: One text.
+        failure: What the server said of its length, if it said so.
+        truncate: Which end is kept.
+    """
     text = batch.texts[0]
-    numbers = limit_of_tokens(failure)
+    numbers = limit_of_tokens(failure) if failure is not None else None
     share = 0.95 * numbers[1] / numbers[0] if numbers else 0.5
     keep = int(len(text) * share)
     if keep < 1:
         return None
     text = text[:keep] if truncate == "END" else text[-keep:]
-    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True)
-
-
-@dataclass(frozen=True, slots=True)
-class TextBatch:
-    """Texts that travel in one request.
-
-    Attributes:
-        rows: The caller's row numbers.
-        texts: The texts, without any prefix.
-        sizes: Their bytes in UTF-8.
-        cut: Whether they were shortened here.
-    """
-
-    rows: tuple[int, ...]
-    texts: tuple[str, ...]
-    sizes: tuple[int, ...]
-    cut: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def part(self, start: int, stop: int) -> TextBatch:
-        """Return the batch of some consecutive texts."""
-        return replace(
-            self,
-            rows=self.rows[start:stop],
-            texts=self.texts[start:stop],
-            sizes=self.sizes[start:stop],
-        )
-
-    def split(self, suspect: int | None = None) -> tuple[TextBatch, ...]:
-        """Return the halves; given the position of a suspect, it alone and what surrounds it."""
-        if suspect is not None and 0 <= suspect < len(self):
-            cuts = [0, suspect, suspect + 1, len(self)]
-        else:
-            cuts = [0, len(self) // 2, len(self)]
-        pairs = itertools.pairwise(cuts)
-        return tuple(self.part(start, stop) for start, stop in pairs if start < stop)
-
-
-class RequestPlanner:
-    """Hands out the next request's texts: as many as fit by items, estimated tokens and bytes.
-
-    It plans as it goes, so that what was learnt from the first answers shapes the later requests.
-
-    Args:
-        texts: The caller's texts.
-        rows: Their row numbers, ascending; those left out are not sent.
-        estimator: Estimates tokens.
-    """
-
-    def __init__(
-        self, texts: Sequence[str], rows: Sequence[int], estimator: TokenEstimator
-    ) -> None:
-        self._texts = texts
-        self._rows = rows
-        self._estimator = estimator
-        self._next = 0
-        self._returned: deque[TextBatch] = deque()
-
-    def put_back(self, batch: TextBatch) -> None:
-        """Take texts back, to be handed out again under the limits of then."""
-        self._returned.append(batch)
-
-    def take(self, limits: RequestLimits) -> TextBatch | None:
-        """Return the next texts that fit into one request, at least one, or None at the end."""
-        if self._returned:
-            batch = self._returned.popleft()
-            fits = self._fitting(batch.sizes, limits)
-            if fits < len(batch):
-                self._returned.appendleft(batch.part(fits, len(batch)))
-            return batch.part(0, fits)
-        if self._next == len(self._rows):
-            return None
-        texts: list[str] = []
-        sizes: list[int] = []
-        rows = self._rows[self._next : self._next + limits.items]
-        for row in rows:
-            texts.append(self._texts[row])
-            sizes.append(size_of(texts[-1]))
-            # Images are large and made when they are looked at: not one more than fits.
-            if sizes[-1] > _LARGE and self._fitting(sizes, limits) < len(sizes):
-                break
-        fits = self._fitting(sizes, limits)
-        self._next += fits
-        return TextBatch(tuple(rows[:fits]), tuple(texts[:fits]), tuple(sizes[:fits]))
-
-    def _fitting(self, sizes: Sequence[int], limits: RequestLimits) -> int:
-        tokens, total = 0.0, 0
-        for count, size in enumerate(sizes[: limits.items]):
-            tokens += self._estimator.estimate(size)
-            total += size
-            if count and (tokens > limits.tokens or total > limits.bytes):
-                return count
-        return min(len(sizes), limits.items)
-
-
-def size_of(text: str) -> int:
-    """Return the bytes of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
+    guesses = batch.guesses + (failure is None)
+    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True, guesses=guesses)
 
 
 class _Result:
@@ -395,6 +343,11 @@ class _Result:
         self._tokens: int | None = 0
         self._cut: set[int] = set()
         self._skipped: set[int] = set()
+
+    @property
+    def cut(self) -> int:
+        """How many texts were cut so far."""
+        return len(self._cut)
 
     def fix_width(self, width: int) -> VectorSpec:
         """Return the contract, which the width of the model's vectors completes."""

@@ -17,20 +17,33 @@ __all__ = [
     "Capabilities",
     "learn",
     "limit_of_tokens",
+    "names_number",
     "shrink",
     "too_long",
     "too_many",
 ]
 
 _NUMBER = re.compile(r"\d+")
+# Hints alone: where they are missing, a request is divided and a text is cut by what comes of it.
+_TOKENS_TOGETHER = re.compile(
+    r"tokens (in|per)( the| a| submitted)? (batch|request)|tokens overall|tokens_per_request",
+    re.IGNORECASE,
+)
 _TOO_MANY = re.compile(
-    r"batch[\s_-]?size|\bat most \d+ (items|inputs|texts)|too many (items|inputs|texts)"
-    r"|maximum number of (items|inputs|texts)|tokens per request",
+    rf"(?<!physical )batch[\s_-]?size|{_TOKENS_TOGETHER.pattern}|split into more batches"
+    r"|\b(at most|no more than|up to|maximum of) \d+ (items|inputs|texts|requests|documents)"
+    r"|too many (items|inputs|texts|strings|documents|instances)|array too long"
+    r"|max(imum)? (number of|item count|array)|texts must be at most",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
-    r"exceeds maximum allowed token size|maximum context length|maximum input length"
-    r"|must have less than \d+ (tokens|characters)|too long|longer than the maximum",
+    r"maximum allowed token size|max(imum)? (context|input|sequence) length"
+    r"|too many (input )?tokens"
+    r"|must have less than \d+ (tokens|characters)|longer than the"
+    r"|(?<!array )too long|too large to process"
+    r"|(exceed\w*|overflows?|larger than|fit (in|into)) (the )?(model'?s? |available |max\w* )*"
+    r"(context|\d+ tokens|token limit|input|n_ctx)|tokens,? exceed|expected maxLength"
+    r"|range of input length|context length of only|n_keep.{0,40}n_ctx|has \d+ tokens",
     re.IGNORECASE,
 )
 _REQUIRED = re.compile(r"'?input_type'? (parameter |field )?is required", re.IGNORECASE)
@@ -93,14 +106,19 @@ def learn(failure: Failure, sent: Iterable[str], known: Capabilities) -> Capabil
 
 def too_long(failure: Failure) -> bool:
     """Whether the server says that a text has too many tokens."""
-    return failure.about_input and bool(_TOO_LONG.search(failure.message))
+    said = _TOO_LONG.search(failure.message) is not None or failure.about_size
+    return failure.about_input and said and not _TOKENS_TOGETHER.search(failure.message)
 
 
 def too_many(failure: Failure) -> bool:
     """Whether the server says that a request holds too much, though each text may be fine."""
-    return failure.about_input and (
-        failure.status == 413 or bool(_TOO_MANY.search(failure.message))
-    )
+    said = failure.status == 413 or names_number(failure)
+    return failure.about_input and said and not too_long(failure)
+
+
+def names_number(failure: Failure) -> bool:
+    """Whether it says so in words; 413 alone may mean bytes, which says nothing of other texts."""
+    return _TOO_MANY.search(failure.message) is not None
 
 
 def shrink(failure: Failure, known: Capabilities, *, items: int) -> Capabilities:
@@ -112,8 +130,8 @@ def shrink(failure: Failure, known: Capabilities, *, items: int) -> Capabilities
         items: Texts in the refused request.
     """
     numbers = [int(number) for number in _NUMBER.findall(failure.message)[:8]]
-    if "tokens per request" in failure.message.lower() and len(numbers) > 1:
-        return replace(known, max_tokens=min(numbers))
+    if _TOKENS_TOGETHER.search(failure.message) and len(numbers) > 1:
+        return replace(known, max_tokens=sorted(numbers)[-2])
     # The message holds both the size that was sent and the size that is allowed, in either order.
     allowed = [number for number in numbers if 1 <= number < items]
     return replace(known, max_items=max(allowed) if allowed else max(1, items // 2))

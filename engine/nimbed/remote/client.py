@@ -23,7 +23,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
-from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, shrink
+from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, names_number, shrink
 from nimbed.remote.dialects import DIALECTS, Dialect, by_host
 from nimbed.remote.discovery import (
     ask_dialect,
@@ -36,7 +36,7 @@ from nimbed.remote.discovery import (
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
 from nimbed.remote.request import RequestTemplate, compose
-from nimbed.remote.response import Answer, MalformedAnswer, decode, read_failure, refuse_zeros
+from nimbed.remote.response import Answer, read_answer, read_failure
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 from nimbed.spec import VectorSpec
 
@@ -97,14 +97,10 @@ class Client:
         self._batch_size = batch_size
         self._retry = retry
         self._jitter = random.Random()
-        self._identifying = asyncio.Lock()
-        self._packing = asyncio.Lock()
-        self._answered = False
-        self._trying_base64 = False
-        self._warned = False
+        self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
+        self._answered = self._trying_base64 = self._warned = False
         self._told_until = 0.0
-        self._unreachable = False
-        self._unsure = False
+        self._unreachable = self._unsure = False
         self._asked = 0
 
     @property
@@ -217,13 +213,18 @@ class Client:
         """
         new = lesson.refused - known.refused
         # A server may echo a text that holds the word.
-        if "dimensions" in new and self.card is None and not _hold("dimensions", texts):
+        if (
+            "dimensions" in new
+            and self.card is None
+            and not any("dimensions" in text for text in texts)
+        ):
             raise ConfigurationError(
                 f"{self.http.server} refuses dimensions={options.dimensions} of {self.model!r} "
                 f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
                 f"sizes hold it: then nimbed shortens the vectors itself"
             )
-        if lesson.role != known.role and known.role is not None and not _hold("input_type", texts):
+        echoed = any("input_type" in text for text in texts)
+        if lesson.role != known.role and known.role is not None and not echoed:
             raise ConfigurationError(
                 f"{self.http.server} asks for input_type and refuses it, or drops it on the way "
                 f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
@@ -254,9 +255,15 @@ class Client:
                 self._keep(replace(self.capabilities, packed=bool(same.mean() > _SAME_BITS)))
             return bool(self.capabilities.packed)
 
+    def take_fewer(self, items: int) -> None:
+        """Remember that requests of more texts are refused."""
+        known = self.capabilities
+        if known.max_items is None or known.max_items > items:
+            self._keep(replace(known, max_items=items))
+
     def shrink(self, failure: Failure, *, items: int) -> None:
         """Remember the limits that a refused request of so many texts teaches."""
-        if failure.status != 413:  # its bytes were too many, which says nothing of other texts
+        if failure.status != 413 or names_number(failure):
             self._keep(shrink(failure, self.capabilities, items=items))
 
     async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
@@ -269,7 +276,7 @@ class Client:
         body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
         reply = await self.http.request("POST", self._url, body, traffic=Traffic())
         if isinstance(reply, Reply) and reply.ok:
-            outcome = self._read(reply, count=len(texts), widths=(), packed=False)
+            outcome = self._read(reply, texts, widths=(), packed=False)
         else:
             outcome = self._failure(reply)
         if isinstance(outcome, Failure):
@@ -350,7 +357,7 @@ class Client:
             if isinstance(reply, Reply) and reply.ok:
                 full = self.card.dimensions if self.card else self.width
                 widths = template.widths(full, known=self.card is not None)
-                outcome = self._read(reply, count=len(texts), widths=widths, packed=template.packed)
+                outcome = self._read(reply, texts, widths=widths, packed=template.packed)
             else:
                 outcome = self._failure(reply)
             now = clock()
@@ -399,20 +406,18 @@ class Client:
         return reply.scrubbed(self.http.scrub)
 
     def _read(
-        self, reply: Reply, *, count: int, widths: Collection[int], packed: bool
+        self, reply: Reply, texts: Sequence[str], *, widths: Collection[int], packed: bool
     ) -> Answer | Failure:
-        request_id = reply.headers.get("x-request-id")
-        try:
-            answer = decode(reply.body, count=count, widths=widths, packed=packed)
-            refuse_zeros(answer.vectors)
-        except MalformedAnswer as error:
-            return error.failure(request_id, self.http.scrub)
+        scrub = self.http.scrub
+        answer = read_answer(reply, texts, widths=widths, packed=packed, scrub=scrub)
+        if isinstance(answer, Failure):
+            return answer
         other = self._other_model(answer)
         if other is None:
             return answer
         message = f"vectors of {other} instead of {self.model}; check model and base_url"
-        failure = Failure(kind="refused", message=message, request_id=request_id)
-        return failure.scrubbed(self.http.scrub)
+        request_id = reply.headers.get("x-request-id")
+        return Failure(kind="refused", message=message, request_id=request_id).scrubbed(scrub)
 
     def _other_model(self, answer: Answer) -> str | None:
         """Return the id of the model that answered if it is known to be another than was asked.
@@ -493,7 +498,3 @@ class Client:
         if self.dialect is None or self.model is None:
             raise RuntimeError("identify() comes before the first request")
         return self.dialect, self.model
-
-
-def _hold(word: str, texts: Sequence[str]) -> bool:
-    return any(word in text for text in texts)

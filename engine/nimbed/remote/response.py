@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.remote.http import Reply
 from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "decode",
     "from_base64",
     "from_json",
+    "read_answer",
     "read_failure",
+    "refuse_constants",
     "refuse_zeros",
 ]
 
@@ -35,6 +38,8 @@ _LONGEST = 500  # characters of a server's message
 _READ = 32_768  # bytes of an error body; a page of tags alone would take seconds to clean
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 # input[3], inputs.3, and pydantic's ('body', 'input', 3)
+_WORD = re.compile(r"[a-z0-9]+")
+_COMPARED = 256  # characters
 _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 
@@ -144,6 +149,32 @@ def decode(
     )
 
 
+def read_answer(
+    reply: Reply,
+    texts: Sequence[str],
+    *,
+    widths: Collection[int],
+    packed: bool,
+    scrub: Callable[[str], str],
+) -> Answer | Failure:
+    """Return the vectors of some texts, or why they cannot be trusted.
+
+    Args:
+        reply: What the server answered.
+        texts: What it was asked for.
+        widths: As for :func:`decode`.
+        packed: Likewise.
+        scrub: Blots secrets out, should the server echo them.
+    """
+    try:
+        answer = decode(reply.body, count=len(texts), widths=widths, packed=packed)
+        refuse_zeros(answer.vectors)
+        refuse_constants(answer.vectors, texts)
+    except MalformedAnswer as error:
+        return error.failure(reply.headers.get("x-request-id"), scrub)
+    return answer
+
+
 def _disguised(answer: Any) -> MalformedAnswer:
     """Return the error that an answer without vectors is: gateways send errors with status 200."""
     if isinstance(answer, dict) and "data" not in answer:
@@ -165,6 +196,27 @@ def refuse_zeros(vectors: NDArray[Any]) -> None:
         zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
         if zero:
             raise MalformedAnswer("a vector of zeros alone", zero, lasting=True)
+
+
+def refuse_constants(vectors: NDArray[Any], texts: Sequence[str]) -> None:
+    """Refuse one and the same vector for texts that have no word in common.
+
+    Case, accents and signs are no difference to many a model, and of long texts a server may have
+    read the beginning alone: only words and short texts are compared.
+
+    Raises:
+        MalformedAnswer: If the vectors are all the same and the texts are not.
+    """
+    if (
+        len(texts) < 2
+        or vectors.dtype != np.float32
+        or not (vectors[1:, :4] == vectors[0, :4]).all()
+    ):
+        return
+    words = [set(_WORD.findall(text.lower())) for text in texts if len(text) <= _COMPARED]
+    differ = any(first and each and first.isdisjoint(each) for first in words[:1] for each in words)
+    if differ and np.allclose(vectors, vectors[0], rtol=0, atol=1e-6):
+        raise MalformedAnswer("the same vector for different texts", lasting=True)
 
 
 def _in_order(items: list[Any], count: int) -> list[Any]:

@@ -27,8 +27,17 @@ __all__ = [
     "wait_in_words",
 ]
 
-# A spent quota does not come back by waiting, whatever its status says.
-_OUR_RETRIES = 8
+# Of a fault that names no reason, where the server has answered before; and of a broken connection.
+_OUR_RETRIES, _OF_CONNECTIONS = 3, 8
+# What servers say with a 5xx of a text that is longer than they take.
+_SIZE = re.compile(
+    r"\btokens\b|context (length|size|window)|too (long|large)|input length|\bn_ctx", re.IGNORECASE
+)
+_MODEL = re.compile(
+    r"\bmodels?\b[^.\n]{0,80}\b(not (found|supported|registered)|does(n't| not) exist|unknown)"
+    r"|\b(no such|unknown|unsupported|invalid) model\b|model_not_found",
+    re.IGNORECASE,
+)
 _KEY = re.compile(
     r"(invalid|incorrect|wrong|missing|expired|revoked|unknown|bad|no) "
     r"(api[ _-]?key|access[ _-]?token|auth\w* token|bearer|credentials?|subscription key)"
@@ -45,6 +54,7 @@ _WAIT = re.compile(
     r"(?:(?P<n>\d{1,6}(?:\.\d{1,9})?)\s?(?P<unit>ms|milliseconds?|s|secs?|seconds?)(?![a-z\d]))?",
     re.IGNORECASE,
 )
+# A spent quota does not come back by waiting, whatever its status says.
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "credits")
 _HINTS: Mapping[int, str] = {
     401: "check the api key",
@@ -107,8 +117,16 @@ class Failure:
         return from_server and bool(_KEY.search(said[:1000]))
 
     @property
+    def about_model(self) -> bool:
+        """Whether the server does not have the model; gateways answer 500 and 503 too."""
+        said = f"{self.code or ''}\n{self.message}"
+        return self.kind == "status" and self.status != 429 and bool(_MODEL.search(said[:1000]))
+
+    @property
     def overload(self) -> bool:
         """Whether the server has too much to do: a reason to send less at a time."""
+        if self.about_model:
+            return False
         return self.status in (429, 503, 529) or self.kind == "timeout"
 
     @property
@@ -118,7 +136,7 @@ class Failure:
             return False
         if self.should_retry is not None:
             return self.should_retry
-        if self.status in (501, 505) or self.about_key:
+        if self.status in (501, 505) or self.about_key or self.about_model or self.about_size:
             return False
         if self.kind != "status":
             return self.kind != "refused"
@@ -133,7 +151,12 @@ class Failure:
             return False
         # A 5xx marked as final is how a server reports an input that exhausts its memory.
         final = self.should_retry is False and (self.status or 0) >= 500
-        return self.status in (400, 413, 422) or final
+        return (self.status in (400, 413, 422) and not self.about_model) or final or self.about_size
+
+    @property
+    def about_size(self) -> bool:
+        """Whether a 500 is about a text's length: llama.cpp, Ollama and others answer so."""
+        return self.kind == "status" and self.status == 500 and bool(_SIZE.search(self.message))
 
     def scrubbed(self, scrub: Callable[[str], str]) -> Failure:
         """Return the failure with every word of it passed through ``scrub``."""
@@ -154,7 +177,8 @@ class RetryPolicy:
         retries: Tries after the first, whatever the fault. If None, waiting is a matter of time: an
             overload, a rate limit, a gateway without its server or a late answer is waited for
             until the deadline; a fault that waiting will not mend, or of a server that has never
-            answered, is tried once more; any other eight times.
+            answered, is tried once more; an error without a reason three times, a broken connection
+            eight times.
         deadline: Seconds that one request may take, with all its retries; the wait for its turn
             counts while the server refuses everything.
         shortest: Seconds before the first retry; doubled for each further one.
@@ -211,11 +235,12 @@ class RetryPolicy:
     def _retries(self, failure: Failure, *, proven: bool) -> float:
         if self.retries is not None:
             return self.retries
-        if failure.lasting or (not proven and failure.kind in ("network", "malformed")):
+        unexplained = failure.kind in ("network", "malformed") or failure.status == 500
+        if failure.lasting or (unexplained and not proven):
             return 1
         if failure.overload or failure.status in (408, 502, 504):
             return math.inf
-        return _OUR_RETRIES
+        return _OUR_RETRIES if failure.kind == "status" else _OF_CONNECTIONS
 
 
 def requested_wait(headers: Mapping[str, str], *, now: float | None = None) -> float | None:

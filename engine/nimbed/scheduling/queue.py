@@ -32,6 +32,9 @@ from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "Waiter", "complete"]
 
+# Seconds of work that may wait before deadlines are looked at, which takes some time itself.
+_AT_EASE = 0.5
+
 Waiter: TypeAlias = Future[EmbeddingBatch] | asyncio.Future[EmbeddingBatch]
 _Outcome: TypeAlias = EmbeddingBatch | Exception
 
@@ -296,9 +299,10 @@ class RequestQueue:
         if not others or not rate:
             return
         tokens = {each: int(each.token_counts.sum()) for each in requests}
-        now = time.monotonic()
-        soonest = _soonest([*requests, *others.requests()])
-        if others.tokens + sum(tokens.values()) <= rate * (soonest - now):
+        total, now = others.tokens + sum(tokens.values()), time.monotonic()
+        if total <= _AT_EASE * rate:
+            return
+        if total <= rate * (_soonest([*requests, *others.requests()]) - now):
             return
         _, late = in_order(others.pending() | tokens, rate=rate, now=now)
         if late:
@@ -308,7 +312,7 @@ class RequestQueue:
         """Return the next batch: shared fairly, or by deadline where time is short."""
         rows = self._rows.next()
         rate = self._delay.full_rate * len(self._workers)
-        if rate and rows is self._rows.others and rows.tokens > replica.budget:
+        if rate and rows is self._rows.others and rows.tokens > _AT_EASE * rate:
             requests, now = rows.requests(), time.monotonic()
             if len(requests) > 1 and rows.tokens > rate * (_soonest(requests) - now):
                 kept, late = in_order(rows.pending(), rate=rate, now=now)

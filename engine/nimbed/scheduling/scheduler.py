@@ -13,7 +13,7 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple, Self, Unpack
 
 import numpy as np
@@ -41,8 +41,6 @@ _SHORT = 512
 # Characters that are tokenized in one turn of an event loop: 15 ms of one core. From a 32nd of it
 # on, a thousand callers of an H100 were served at one speed.
 _A_TURN = 2**17
-# Requests with many or long inputs that are tokenized at a time, beside a GPU.
-_TOKENIZERS = 2
 
 
 class _Call(NamedTuple):
@@ -59,9 +57,6 @@ class Scheduler:
 
     An idle device starts at once; :mod:`nimbed.scheduling.batch_delay` describes the one wait
     there is.
-
-    Attributes:
-        on_host: Whether it computes on the cores that requests are answered on.
 
     Args:
         embedder: A local embedder, whose weights are loaded here.
@@ -97,12 +92,8 @@ class Scheduler:
         # A server is asked for the same few again and again; see also queue.complete.
         self._specs: dict[tuple[EmbeddingType, int | None, Int8Scale | None], VectorSpec] = {}
         replicas = embedder.replicas()
-        self.on_host = any(replica.on_host for replica in replicas)
-        # Tokenizers divide the texts of one call among all cores. More of them at a time only take
-        # the interpreter's lock from the thread that launches the next batch.
-        self._tokenizers: ThreadPoolExecutor | None = None
-        if not self.on_host:
-            self._tokenizers = ThreadPoolExecutor(_TOKENIZERS, thread_name_prefix="nimbed-tokens")
+        # Where the cores that tokenize run the model as well, many threads would keep it waiting.
+        self._gathers = not any(replica.on_host for replica in replicas)
         self._gathered: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[_Call]] = (
             weakref.WeakKeyDictionary()
         )
@@ -178,9 +169,8 @@ class Scheduler:
         call = _Call(future, inputs, options, timeout, timings, patient)
         try:
             if not _is_quick(inputs):
-                await loop.run_in_executor(self._tokenizers, self._enqueue, [call])
-            # Where the cores that tokenize run the model as well, threads would keep it waiting.
-            elif not self.on_host and isinstance(inputs, (list, tuple)):
+                await asyncio.to_thread(self._enqueue, [call])
+            elif self._gathers and isinstance(inputs, (list, tuple)):
                 self._gather(loop, call)
             else:
                 self._enqueue([call])
@@ -192,8 +182,6 @@ class Scheduler:
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests; finish those that wait, or cancel them, and end the workers."""
         self._queue.close(drain=drain)
-        if self._tokenizers is not None:
-            self._tokenizers.shutdown()
 
     def __enter__(self) -> Self:
         return self

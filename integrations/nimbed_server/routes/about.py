@@ -105,7 +105,6 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "licenseInfo": _licence(state),
         "repository_override": "",
         "selectedModelProfileId": "",
-        "backends": {name: each.runtime for name, each in state.models.backends.items()},
         "computedIn": {name: each.arithmetic for name, each in state.models.backends.items()},
         "spaces": {
             model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models

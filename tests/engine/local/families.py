@@ -25,6 +25,7 @@ from tests.engine.local.tiny_encoders import (
     tiny_modernbert,
     tiny_mpnet,
     tiny_nomic,
+    tiny_nomic_moe,
 )
 
 import nimbed
@@ -57,12 +58,13 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "mpnet": tiny_mpnet,
     "distilbert": tiny_distilbert,
     "nomic-bert": tiny_nomic,
+    "nomic-moe": tiny_nomic_moe,
     "gte": tiny_gte,
 }
 
 
 #: Those that ONNX Runtime runs too.
-ON_ONNX = ("bert", "xlm-roberta")
+ON_ONNX = ("bert", "distilbert", "mpnet", "nomic-bert", "xlm-roberta")
 
 #: What every test loads with, unless it says otherwise; a fixture sets another backend here.
 OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "backend": "torch"}

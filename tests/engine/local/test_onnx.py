@@ -140,8 +140,8 @@ def test_progress_tells_every_row(minilm):
 
 def test_it_says_what_it_is(minilm):
     minilm.warmup()
-    assert "backend='onnxruntime', computing in float32 on cpu" in repr(minilm)
-    assert "backend='torch'" in repr(nimbed.load(backend="torch"))
+    assert "backend='onnxruntime', computing in float32 on cpu by onnxruntime" in repr(minilm)
+    assert "backend='auto'" in repr(nimbed.load())
     assert nimbed.load().backend == "torch"  # both are installed here
 
 

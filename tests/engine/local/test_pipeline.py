@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tests.engine.local.checkpoints import tiny_bert
@@ -71,6 +72,35 @@ def test_minilm_with_a_dense_layer_and_half_of_its_dimensions(minilm, tmp_path):
     theirs = saved(tmp_path / "model", modules, truncate_dim=64)
     ours = assert_same(tmp_path / "model", theirs, atol=2e-6)
     assert ours.spec().dimensions == 64
+
+
+@pytest.mark.parametrize(
+    ("pooling", "options"),
+    [
+        (
+            {"pooling_mode": "cls", "include_prompt": False},
+            {"prompts": {"query": "search for this: ", "document": "a passage: "}},
+        ),
+        (
+            {"pooling_mode": ("max", "weightedmean")},
+            {"similarity_fn_name": "dot", "prompts": {"query": "query: ", "document": ""}},
+        ),
+    ],
+)
+def test_minilm_under_other_pipelines(minilm, tmp_path, pooling, options):
+    folder = tmp_path / "model"
+    theirs = saved(folder, [transformer(minilm), Pooling(384, **pooling)], **options)
+    assert_same(folder, theirs, texts=[*TEXTS, "A Question IN Capitals?"], atol=5e-6, alone=False)
+
+
+def test_minilm_with_a_tokenizer_that_keeps_capitals(minilm, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [transformer(minilm, do_lower_case=True), Pooling(384), Normalize()])
+    edit(folder / "tokenizer.json", lambda t: {**t, "normalizer": None})
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts), "utf-8")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert_same(folder, theirs, texts=["What IS Nvidia?", "A CAT"], atol=2e-6, alone=False)
 
 
 def test_the_length_that_was_saved_holds(minilm, tmp_path):
@@ -201,6 +231,14 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             "modules.json",
             lambda m: [{**m[0], "type": "custom_st.Transformer"}, *m[1:]],
             "is 'custom_st.Transformer', which nimbed does not run",
+        ),
+        (
+            "modules.json",
+            lambda m: [
+                m[0],
+                {**m[1], "type": "sentence_transformers.models.WeightedLayerPooling"},
+            ],
+            "WeightedLayerPooling', which nimbed does not run",
         ),
         (
             "config_sentence_transformers.json",

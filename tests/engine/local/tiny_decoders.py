@@ -125,6 +125,7 @@ def tiny_causal(
         **decoder_config(tokenizer),
         "rope_theta": 10000.0,
         "max_position_embeddings": 256,
+        **({"use_sliding_window": False, "attention_bias": False} if kind == "qwen3" else {}),
         "tie_word_embeddings": True,
         **changes,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.engine.local.checkpoints import (
     HEADS,
     INNER,
@@ -16,6 +18,7 @@ from tests.engine.local.checkpoints import (
     WIDTH,
     random_weights,
     sentence_transformers_files,
+    write,
     write_json,
 )
 from tests.engine.local.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
@@ -26,10 +29,12 @@ __all__ = [
     "tiny_camembert",
     "tiny_distilbert",
     "tiny_gte",
+    "tiny_jina_adapters",
     "tiny_jina_v3",
     "tiny_modernbert",
     "tiny_mpnet",
     "tiny_nomic",
+    "tiny_nomic_moe",
     "tiny_roberta",
 ]
 
@@ -80,6 +85,40 @@ def tiny_nomic(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return _write(folder, "NomicBert", config, bert_tokenizer(), seed=seed)
 
 
+def tiny_nomic_moe(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a nomic-embed-text-v2-moe, which transformers has not, after its publisher's names."""
+    tokenizer, experts = xlmr_tokenizer(), 6
+    config = {
+        **{"model_type": "nomic_bert", "activation_function": "gelu", "causal": False},
+        **{"n_embd": WIDTH, "n_head": HEADS, "n_inner": INNER, "n_layer": 4, "n_positions": 2048},
+        **{"num_experts": experts, "moe_top_k": 2, "moe_every_n_layers": 2, "prenorm": False},
+        **{"qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True},
+        **{"rotary_emb_base": 10000, "rotary_emb_fraction": 1.0, "type_vocab_size": 1},
+        **{"layer_norm_epsilon": 1e-5, "vocab_size": tokenizer.get_vocab_size()},
+        **{"moe_normalize_expert_weights": False, "moe_impl": "megablocks"},
+        **changes,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], WIDTH),
+        "embeddings.token_type_embeddings.weight": (1, WIDTH),
+        **{"emb_ln.weight": (WIDTH,), "emb_ln.bias": (WIDTH,)},
+    }
+    for number in range(4):
+        at = f"encoder.layers.{number}"
+        products = {"attn.Wqkv": (3 * WIDTH, WIDTH), "attn.out_proj": (WIDTH, WIDTH)}
+        if number % 2:
+            shapes |= {f"{at}.mlp.router.layer.weight": (experts, WIDTH)}
+            shapes |= {f"{at}.mlp.experts.mlp.w{n}": (experts * INNER, WIDTH) for n in (1, 2)}
+            shapes |= {f"{at}.mlp.experts.bias": (WIDTH,)}
+        else:
+            products |= {"mlp.fc1": (INNER, WIDTH), "mlp.fc2": (WIDTH, INNER)}
+        for name, shape in {**products, "norm1": (WIDTH,), "norm2": (WIDTH,)}.items():
+            shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
+    write(folder, config, random_weights(shapes, seed=seed), tokenizer)
+    sentence_transformers_files(folder, pooling="mean", prompts=PROMPTS, longest=180)
+    return folder
+
+
 def tiny_gte(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a GTE (Alibaba's "new" encoder)."""
     config = {**_SIZES, "num_hidden_layers": LAYERS, **changes}
@@ -90,6 +129,46 @@ def tiny_jina_v3(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a jina-embeddings-v3 without adapters."""
     config = {**_SIZES, "num_hidden_layers": LAYERS, **changes}
     return _write(folder, "JinaEmbeddingsV3", config, xlmr_tokenizer(), seed=seed)
+
+
+TASKS = ["retrieval.query", "retrieval.passage", "separation"]
+
+
+def tiny_jina_adapters(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Turn a tiny jina-embeddings-v3 into what is published, with adapters for three tasks."""
+    tiny_jina_v3(folder, seed=seed)
+    config = {
+        **json.loads((folder / "config.json").read_text("utf-8")),
+        **{"model_type": "xlm-roberta", "position_embedding_type": "rotary"},
+        **{"lora_adaptations": TASKS, "lora_alpha": 1, "lora_rank": 2, "lora_dropout_p": 0.0},
+        **{"lora_main_params_trainable": False, "load_trained_adapters": True},
+        **{"rotary_emb_base": 20000.0, "use_flash_attn": True, "emb_pooler": None},
+        **{"task_instructions": dict.fromkeys(TASKS, ""), "truncate_dim": None},
+        **changes,
+    }
+    del config["rope_parameters"]
+    write_json(folder / "config.json", config)
+    tensors = {}
+    for number, (name, tensor) in enumerate(load_file(folder / "model.safetensors").items()):
+        base = f"roberta.{name.removesuffix('.weight')}"
+        if not name.endswith(".weight") or tensor.ndim != 2:
+            tensors[f"roberta.{name}"] = tensor
+            continue
+        outer, inner = tensor.shape
+        table = "embeddings." in name
+        shapes = {"A": (3, outer, 2) if table else (3, 2, inner)}
+        shapes["B"] = (3, 2, inner) if table else (3, outer, 2)
+        for part, made in random_weights(shapes, seed=number).items():
+            tensors[f"{base}.parametrizations.weight.0.lora_{part}"] = made
+        tensors[f"{base}.parametrizations.weight.original"] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text("utf-8"))
+    modules[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    path.write_text(json.dumps(modules), "utf-8")
+    prompts = {"retrieval.query": "query: ", "retrieval.passage": "", "separation": ""}
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    return folder
 
 
 ENCODERS = {

@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.remote.batching import RequestPlanner, TextBatch, size_of
-from nimbed.remote.rate_limit import RequestLimits, TokenEstimator, apportion
+from nimbed.remote.rate_limit import (
+    RequestLimits,
+    RequestPlanner,
+    TextBatch,
+    TokenEstimator,
+    apportion,
+    size_of,
+)
 
 TEXTS = st.lists(st.text(min_size=1, max_size=30), max_size=60)
 LIMITS = st.builds(RequestLimits, st.integers(1, 9), st.integers(1, 60), st.integers(1, 120))

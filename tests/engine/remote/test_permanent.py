@@ -6,13 +6,14 @@ import socket
 import threading
 from time import perf_counter
 
+import numpy as np
 import pytest
 
 from nimbed.errors import RemoteError
 from nimbed.remote.embedder import RemoteEmbedder
 from nimbed.remote.retry import RetryPolicy
 
-from .double import Response, as_json, error
+from .double import Response, answer, as_json, error
 from .players import E5, nim, plain
 
 SECONDS = 3.0
@@ -43,6 +44,26 @@ PERMANENT = {
         "Not Found .*; check the model's name",
     ),
     "an error as 200": (as_json({"error": {"message": "no such thing"}}), "no such thing"),
+    "a 500 that says nothing": (error("Internal Server Error", 500), "Internal Server Error"),
+    "a 500 without a body": (Response(500, b""), "no explanation"),
+    "one vector for all": (
+        lambda request: answer(np.ones((len(request.texts), 1024), np.float32)),
+        "the same vector for different texts",
+    ),
+    **{
+        f"no such model, {status}": (
+            as_json({"error": {"message": "m has no channel", "code": "model_not_found"}}, status),
+            "m has no channel",
+        )
+        for status in (400, 404, 500, 503)
+    },
+    **{
+        f"no such model in words, {status}": (
+            error("The model `m` does not exist or you do not have access to it.", status),
+            "does not exist",
+        )
+        for status in (400, 404, 500, 503)
+    },
     "a retired model": (
         Response(
             410, b'{"status": 410, "detail": "The model has reached its end of life on 2026-08-25"}'

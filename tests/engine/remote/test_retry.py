@@ -66,7 +66,7 @@ def test_a_spent_quota_is_not_retried(code):
 
 def test_pauses_double_up_to_a_limit_and_are_jittered_downwards():
     for tried, most in [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 8.0), (6, 8.0)]:
-        waited = pause(status(500), tried=tried)
+        waited = pause(Failure(kind="network", message="closed"), tried=tried)
         assert 0.75 * most <= waited <= most
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
 from tests.engine.remote.double import Double, Response
 from tests.engine.remote.players import E5, nim
 from tests.integrations.adapters.frameworks import EACH, LANGCHAIN, Framework, sent
+
+from nimbed.errors import ConfigurationError
 
 
 @EACH
@@ -34,6 +37,20 @@ def test_the_environments_key_reaches_the_server(
     with ours.made.embedder:
         ours.query("a")
     assert server.posts[0].headers["authorization"] == "Bearer from-the-environment"
+
+
+@EACH
+def test_headers_of_a_gateway_reach_it_and_are_never_shown_nor_pickled(
+    server: Double, framework: Framework
+) -> None:
+    headers = {"x-tenant": "a-secret"}
+    ours = framework.make(model=E5, base_url=server.origin, dialect="nim", headers=headers)
+    with ours.made.embedder:
+        ours.query("a")
+    assert server.posts[0].headers["x-tenant"] == "a-secret"
+    assert "a-secret" not in repr(ours.made)
+    with pytest.raises(ConfigurationError, match="x-tenant.* do not travel in a pickle"):
+        pickle.dumps(ours.made)
 
 
 @EACH

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine.local.checkpoints import tiny_bert
 from tests.integrations.adapters.frameworks import EACH, Adapter, Framework
 
 from nimbed import FakeEmbedder
-from nimbed.errors import ConfigurationError, UnknownModelError
+from nimbed.errors import CheckpointError, ConfigurationError, UnknownModelError
 
 SECRET = "nvapi-very-secret"
 
@@ -79,3 +81,15 @@ def test_a_missing_framework_names_its_pip_line(framework: Framework) -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     extra = framework.package.removeprefix("nimbed_").replace("_", "-")
     assert f"pip install 'nimbed[{extra}]'" in said.stdout
+
+
+@EACH
+def test_a_folder_is_told_its_card_and_a_task_its_prompt(
+    framework: Framework, tmp_path: Path
+) -> None:
+    folder = tiny_bert(tmp_path / "model", pooling="cls", prompts={"query": "q: ", "sort": "s: "})
+    sorting = framework.make(model=str(folder), prompt_name="sort")
+    assert sorting.query("the river") == sorting.passages(["the river"])[0]
+    assert sorting.made.spec != framework.make(model=str(folder)).made.spec
+    with pytest.raises(CheckpointError, match="pools by cls"):
+        framework.make(model=str(folder), card="minilm").query("a")

@@ -71,8 +71,10 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(vector, right[name])
 
 
-@pytest.mark.parametrize("old", FORMS[:4], ids=str)
-@pytest.mark.parametrize("new", FORMS, ids=str)
+WAYS = [(0, 3), (1, 4), (2, 0), (3, 2), (2, 1), (0, 0)]
+
+
+@pytest.mark.parametrize(("old", "new"), [(FORMS[a], FORMS[b]) for a, b in WAYS], ids=str)
 def test_a_table_is_taken_there_and_back(
     connection: psycopg.Connection, old: dict[str, Any], new: dict[str, Any]
 ) -> None:
@@ -80,7 +82,9 @@ def test_a_table_is_taken_there_and_back(
     table.index()
     before = table.search("a question", 5)
     there = FakeEmbedder(OTHER)
-    done = table.migrate(there, **{"embedding_type": "float", **new})
+    keep = bool(old)  # the first and the last drop the old index, and get it back with the way back
+    done = table.migrate(there, keep_index=keep, **{"embedding_type": "float", **new})
+    assert not table.index()  # built before the switch
     assert (done.state, done.report.loaded, done.spec.model) == ("switched", 300, "other/model")
     assert {finding.name for finding in done.findings} >= {"neighbours", "index"}
     kind = {name: value for name, value in new.items() if name != "also"}
@@ -96,6 +100,7 @@ def test_a_table_is_taken_there_and_back(
     assert VectorTable(connection, "t", there).audit().ok
     back = table.rollback(FakeEmbedder())
     assert (back.state, back.report.loaded) == ("rolled back", 1)  # what was written since
+    assert not table.index()
     connection.execute("DELETE FROM t WHERE id = 'new'")
     assert table.search("a question", 5) == before
     again = table.rollback(there)
@@ -220,12 +225,14 @@ async def test_the_async_face_does_the_same(dsn: str) -> None:
         assert (await table.finish()).state == "finished"
 
 
-def test_a_connection_without_autocommit_and_a_partitioned_table_will_do(dsn: str) -> None:
+def test_a_connection_without_autocommit_will_do(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         table = loaded(connection)
         table.index()
         connection.commit()
-        assert table.migrate(FakeEmbedder(OTHER)).state == "switched"
+        done = table.migrate(FakeEmbedder(OTHER), keep_index=False)
+        connection.commit()
+        assert (done.state, table.index()) == ("switched", False)
         connection.commit()
 
 
@@ -270,5 +277,6 @@ def test_the_command_says_what_was_done_and_what_can_be_done_next(
     assert "the old vectors are dropped" in typed(*common, "--finish").stderr
     kept = typed(*common, "--same-vectors", "--model", "copy")
     assert "t has the contract of copy now" in kept.stderr
-    for wrong in (common, (*common, "--rollback", "--finish"), (dsn, "--model", "copy")):
+    for wrong in (common, (*common, "--rollback", "--finish")):
         assert isinstance(typed(*wrong).exception, NimbedError)
+    assert "--table" in typed(dsn, "--model", "copy").output

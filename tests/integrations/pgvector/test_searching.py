@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
@@ -13,6 +14,7 @@ from psycopg import sql
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, NimbedError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
+from nimbed.search import nearest
 from nimbed_pgvector import VectorTable
 from nimbed_pgvector.schema import find
 from nimbed_pgvector.search import search
@@ -66,6 +68,24 @@ def plan_of(connection: psycopg.Connection, asked: Query) -> str:
         return (yield dataclasses.replace(asked, statement=explain))
 
     return json.dumps(run(connection, explained(), each_alone=True))
+
+
+@pytest.mark.parametrize(("metric", "ops"), [("dot", "ip"), ("euclidean", "l2")])
+def test_a_model_that_ranks_by_length_too_is_searched_by_its_metric(
+    connection: psycopg.Connection, metric: Any, ops: str
+) -> None:
+    fake = FakeEmbedder(dataclasses.replace(FAKE_CARD, metric=metric))
+    table = VectorTable(connection, "t", fake)
+    table.load(ITEMS[:500])
+    assert table.index()
+    query = fake.embed(["what?"], input_type="query")
+    texts = [text for _, text, _ in ITEMS[:500]]
+    best = nearest(query, fake.embed(texts, input_type="passage"), 10)
+    hits = table.search("what?", 10)
+    assert [hit.id for hit in hits] == [f"p{row}" for row in best.rows[0]]
+    np.testing.assert_allclose([hit.distance for hit in hits], best.distances[0], rtol=1e-5)
+    made = connection.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 't'").fetchall()
+    assert any(f"vector_{ops}_ops" in index for (index,) in made)
 
 
 def test_vectors_stored_out_of_line_are_searched_through_the_index(

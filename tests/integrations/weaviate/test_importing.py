@@ -291,3 +291,17 @@ def test_a_missing_collection_or_a_foreign_property_is_a_sentence(
     )  # fmt: skip
     with pytest.raises(ConfigurationError, match="nimbed did not make"):
         batch_import(foreign, rows(1), embedder)
+
+
+@pytest.mark.parametrize(("metric", "theirs"), [("dot", "dot"), ("euclidean", "l2-squared")])
+def test_a_model_that_ranks_by_length_too_needs_its_own_distance(
+    make: Make, double: Double, metric: Any, theirs: str
+) -> None:
+    fake = FakeEmbedder(dataclasses.replace(FAKE_CARD, metric=metric))
+    right = make("Right", self_provided(fake.spec()))
+    assert batch_import(right, rows(3), fake).loaded == 3
+    index = right.config.get().vector_config["default"].vector_index_config
+    assert index.distance_metric.value == theirs
+    wrong = make("Wrong", self_provided(FakeEmbedder().spec()))
+    with pytest.raises(ConfigurationError, match=f"ranks by the length .*as {theirs} does"):
+        batch_import(wrong, rows(3), fake)

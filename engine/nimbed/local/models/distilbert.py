@@ -9,24 +9,13 @@ from typing import Any
 
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
+from nimbed.local.models.fields import DISTILBERT_NAMES
 from nimbed.local.weights import Tensors
 
 __all__ = ["distilbert"]
 
-_NAMES = {
-    "transformer.layer.": "encoder.layer.",
-    "attention.q_lin.": "attention.self.query.",
-    "attention.k_lin.": "attention.self.key.",
-    "attention.v_lin.": "attention.self.value.",
-    "attention.out_lin.": "attention.output.dense.",
-    "sa_layer_norm.": "attention.output.LayerNorm.",
-    "ffn.lin1.": "intermediate.dense.",
-    "ffn.lin2.": "output.dense.",
-    "output_layer_norm.": "output.LayerNorm.",
-}
-
 
 def distilbert(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
     """Read a DistilBERT encoder; see :class:`nimbed.local.models.bert.Bert`."""
-    tensors = tensors.stripped("distilbert.", renamed=_NAMES)
+    tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
     return Bert({**config, "type_vocab_size": 0}, tensors, placement)

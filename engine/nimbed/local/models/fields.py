@@ -1,4 +1,4 @@
-"""Numbers and choices of a config.json, checked as they are read."""
+"""Numbers and choices of a config.json, checked as they are read, and other names of tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,73 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nimbed.errors import CheckpointError
 
-__all__ = ["first_position", "gate_activation", "heads_fit", "only", "real", "whole"]
+__all__ = [
+    "DISTILBERT_NAMES",
+    "FLASH_NAMES",
+    "MPNET_BUCKETS",
+    "MPNET_NAMES",
+    "NOMIC_NAMES",
+    "first_position",
+    "gate_activation",
+    "heads_fit",
+    "mpnet_buckets",
+    "nomic_settings",
+    "only",
+    "real",
+    "rope_parameters",
+    "whole",
+]
+
+#: What DistilBERT calls the tensors that BERT has.
+DISTILBERT_NAMES = {
+    "transformer.layer.": "encoder.layer.",
+    "attention.q_lin.": "attention.self.query.",
+    "attention.k_lin.": "attention.self.key.",
+    "attention.v_lin.": "attention.self.value.",
+    "attention.out_lin.": "attention.output.dense.",
+    "sa_layer_norm.": "attention.output.LayerNorm.",
+    "ffn.lin1.": "intermediate.dense.",
+    "ffn.lin2.": "output.dense.",
+    "output_layer_norm.": "output.LayerNorm.",
+}
+
+#: What encoders after FlashAttention's own code call theirs, in place of transformers' names.
+FLASH_NAMES = {
+    "encoder.layers.": "layers.",
+    "emb_ln.": "embeddings.LayerNorm.",
+    ".attn.Wqkv.": ".self_attn.qkv_proj.",
+    ".attn.out_proj.": ".self_attn.o_proj.",
+    ".mixer.Wqkv.": ".self_attn.qkv_proj.",
+    ".mixer.out_proj.": ".self_attn.o_proj.",
+    ".norm1.": ".post_attention_layernorm.",
+    ".norm2.": ".post_mlp_layernorm.",
+}
+
+#: And NomicBERT.
+NOMIC_NAMES = {
+    **FLASH_NAMES,
+    "mlp.fc11.": "mlp.up_proj.",
+    "mlp.fc12.": "mlp.gate_proj.",
+    "mlp.fc2.": "mlp.down_proj.",
+}
+
+#: What MPNet calls the tensors that BERT has.
+MPNET_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+
+
+# transformers has both numbers in its code and ignores config.json's.
+MPNET_BUCKETS, _FURTHEST = 32, 128
 
 
 def whole(config: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
@@ -101,3 +165,66 @@ def first_position(config: Mapping[str, Any]) -> int:
     if not isinstance(padding, int) or padding < 0:
         raise CheckpointError(f"config.json gives pad_token_id {padding!r}, expected a token id")
     return padding + 1
+
+
+def mpnet_buckets(longest: int) -> NDArray[np.int64]:
+    """Return the bucket of every distance in MPNet: T5's, exact nearby, then logarithmic.
+
+    In transformers' order of operations, in float32, so that none lies on the other side of a
+    border.
+
+    Args:
+        longest: Tokens of the longest text.
+
+    Returns:
+        Of a key from longest - 1 before its query to as many behind it.
+    """
+    behind = np.arange(1 - longest, longest)
+    half, exact = MPNET_BUCKETS // 2, MPNET_BUCKETS // 4
+    distance = np.abs(behind)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log(distance.astype(np.float32) / np.float32(exact))
+    further = logarithm / np.float32(math.log(_FURTHEST / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + np.maximum(further, 0).astype(np.int64), half - 1)
+    buckets: NDArray[np.int64] = np.where(distance < exact, distance, far) + (behind > 0) * half
+    return buckets
+
+
+def nomic_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a NomicBERT's configuration with what its publisher's code takes for granted.
+
+    Raises:
+        CheckpointError: If it asks for heads that do not make up the width.
+    """
+    own = {"swiglu": "silu", "geglu": "gelu"}.get(config.get("activation_function", ""))
+    only(
+        config,
+        head_dim=heads_fit(whole(config, "hidden_size"), whole(config, "num_attention_heads")),
+    )
+    return {
+        **{"rope_theta": 1000.0, "type_vocab_size": 2},
+        **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False),
+        **config,
+        "hidden_act": own or config.get("hidden_act", "silu"),
+    }
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's rotary parameters in one flat form, whichever way it gives them.
+
+    Raises:
+        CheckpointError: If they are malformed, differ by layer, or rotate part of a head only.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise CheckpointError(f"config.json gives rotary parameters {given!r}, expected one table")
+    asked: dict[str, Any] = {
+        "rope_theta": config.get("rope_theta"),
+        "original_max_position_embeddings": config.get("max_position_embeddings"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    asked["rope_type"] = given.get("rope_type") or given.get("type") or "default"
+    if asked["partial_rotary_factor"] not in (None, 1):
+        raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")
+    return asked

@@ -113,9 +113,9 @@ class Gemma3:
         for layer in self._layers:
             q, k, v = self._projected(layer, layer.norm(x, dtype), turns[layer.kind])
             attended = self._attentions[layer.kind](q, k, v, layout)
-            x += layer.attended_norm(layer.attended(attended), torch.float32)
+            layer.attended_norm.added_(x, layer.attended(attended))
             inner = layer.gated(layer.mlp_norm(x, dtype))
-            x += layer.down_norm(layer.down(inner), torch.float32)
+            layer.down_norm.added_(x, layer.down(inner))
         return self._norm(x, dtype)
 
     def _projected(
@@ -123,8 +123,8 @@ class Gemma3:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         heads, both = self._heads, self._heads + self._key_heads
         qkv = layer.qkv(normed).view(normed.shape[0], -1, self._head_dim)
-        for part, norm in ((qkv[:, :heads], layer.q_norm), (qkv[:, heads:both], layer.k_norm)):
-            part.copy_(norm(part, qkv.dtype))
+        layer.q_norm.of_heads_(qkv[:, :heads])
+        layer.k_norm.of_heads_(qkv[:, heads:both])
         turned = turn(qkv[:, :both])
         return turned[:, :heads], turned[:, heads:], qkv[:, both:]
 

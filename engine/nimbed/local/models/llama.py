@@ -259,11 +259,8 @@ class GatedLayers:
         heads, key_heads = self._shape.heads, self._shape.key_heads
         qkv = qkv.view(qkv.shape[0], -1, self._shape.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            for part, norm in (
-                (qkv[:, :heads], layer.q_norm),
-                (qkv[:, heads : heads + key_heads], layer.k_norm),
-            ):
-                part.copy_(norm.of_heads(part))
+            layer.q_norm.of_heads_(qkv[:, :heads])
+            layer.k_norm.of_heads_(qkv[:, heads : heads + key_heads])
         turned = turn(qkv[:, : heads + key_heads])  # qkv itself, on CUDA
         q, k = turned[:, :heads], turned[:, heads:]
         if scale is not None:

@@ -5,7 +5,6 @@ The state dict is that of ``transformers.MPNetModel``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,36 +12,31 @@ import torch
 from nimbed.local.attention import DistanceBias
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert
-from nimbed.local.models.fields import first_position, whole
+from nimbed.local.models.fields import (
+    MPNET_BUCKETS,
+    MPNET_NAMES,
+    first_position,
+    mpnet_buckets,
+    whole,
+)
 from nimbed.local.weights import Tensors
 
 __all__ = ["mpnet"]
 
-# transformers has both numbers in its code and ignores config.json's.
-_BUCKETS, _FURTHEST = 32, 128
-
-_NAMES = {
-    "attention.attn.q.": "attention.self.query.",
-    "attention.attn.k.": "attention.self.key.",
-    "attention.attn.v.": "attention.self.value.",
-    "attention.attn.o.": "attention.output.dense.",
-    "attention.LayerNorm.": "attention.output.LayerNorm.",
-}
-
 
 def mpnet(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
     """Read an MPNet encoder; see :class:`nimbed.local.models.bert.Bert`."""
-    tensors = tensors.stripped("mpnet.", renamed=_NAMES)
+    tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
     first = first_position(config)
     longest = whole(config, "max_position_embeddings") - first
     table = tensors.placed(
         Placement(placement.device, torch.float32),
         "encoder.relative_attention_bias.weight",
-        _BUCKETS,
+        MPNET_BUCKETS,
         whole(config, "num_attention_heads"),
     )
-    behind = torch.arange(1 - longest, longest, device=placement.device)
-    added = table[_bucket(behind)].t().contiguous()
+    buckets = torch.from_numpy(mpnet_buckets(longest)).to(placement.device)
+    added = table[buckets].t().contiguous()
     return Bert(
         {**config, "type_vocab_size": 0},
         tensors,
@@ -50,16 +44,3 @@ def mpnet(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Ber
         padding=first - 1,
         bias=DistanceBias(added.to(placement.dtype) if placement.device.type == "cuda" else added),
     )
-
-
-def _bucket(behind: torch.Tensor) -> torch.Tensor:
-    """Return the bucket of a key so far behind its query: T5's, exact nearby, then logarithmic.
-
-    In transformers' order of operations, in float32, so that none lies on the other side of a
-    border.
-    """
-    half, exact = _BUCKETS // 2, _BUCKETS // 4
-    distance = behind.abs()
-    further = torch.log(distance.float() / exact) / math.log(_FURTHEST / exact) * (half - exact)
-    far = (exact + further.long()).clamp_max(half - 1)
-    return torch.where(distance < exact, distance, far) + (behind > 0).long() * half

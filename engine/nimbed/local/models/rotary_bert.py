@@ -17,8 +17,17 @@ import torch.nn.functional as F
 from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.linear import Affine, Dense, Gated, dense, gated
-from nimbed.local.models.fields import gate_activation, heads_fit, only, real, whole
+from nimbed.local.linear import Affine, Dense, Gated, Product, dense, gated
+from nimbed.local.models.experts import Experts
+from nimbed.local.models.fields import (
+    FLASH_NAMES,
+    NOMIC_NAMES,
+    gate_activation,
+    heads_fit,
+    nomic_settings,
+    real,
+    whole,
+)
 from nimbed.local.norms import LayerNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
@@ -31,17 +40,6 @@ _GTE = {
     "attn_ln.": "post_attention_layernorm.",
     "mlp_ln.": "post_mlp_layernorm.",
 }
-_FLASH = {
-    "encoder.layers.": "layers.",
-    "emb_ln.": "embeddings.LayerNorm.",
-    ".attn.Wqkv.": ".self_attn.qkv_proj.",
-    ".attn.out_proj.": ".self_attn.o_proj.",
-    ".mixer.Wqkv.": ".self_attn.qkv_proj.",
-    ".mixer.out_proj.": ".self_attn.o_proj.",
-    ".norm1.": ".post_attention_layernorm.",
-    ".norm2.": ".post_mlp_layernorm.",
-}
-_NOMIC = {"mlp.fc11.": "mlp.up_proj.", "mlp.fc12.": "mlp.gate_proj.", "mlp.fc2.": "mlp.down_proj."}
 
 _Mlp = Gated | Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,7 +50,7 @@ class _Layer:
     attended: Dense
     attended_norm: LayerNorm
     mlp: _Mlp
-    down: Dense
+    down: Product
     down_norm: LayerNorm
 
     def __call__(
@@ -76,6 +74,7 @@ class RotaryBert:
         up_bias: Whether those into the MLP have.
         down_bias: Whether the one out of it has.
         is_gated: Whether the MLP multiplies two products of its input.
+        experts: Reads what a layer of a number has instead of an MLP, if anything.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, or the configuration asks for
@@ -92,6 +91,7 @@ class RotaryBert:
         up_bias: bool = True,
         down_bias: bool = True,
         is_gated: bool = False,
+        experts: Callable[[int], Experts | None] | None = None,
     ) -> None:
         self._attention = attention_for(placement)
         self.attentions = (self._attention,)
@@ -121,17 +121,22 @@ class RotaryBert:
             weight = torch.cat([part.weight for part in parts])
             return dense(weight, torch.cat(biases) if biases else None, placement)
 
-        def mlp(at: str) -> _Mlp:
+        def mlp(at: str, number: int) -> tuple[_Mlp, Product]:
+            mixture = experts(number) if experts is not None else None
+            if mixture is not None:
+                return (lambda x: x), mixture
+            name = f"{at}.down_proj" if is_gated else f"{at}.fc2"
+            down = dense(*affine(name, width, inner, down_bias), placement)
             if not is_gated:
-                return dense(*affine(f"{at}.fc1", inner, width, up_bias), placement).gelu
+                return dense(*affine(f"{at}.fc1", inner, width, up_bias), placement).gelu, down
             up, gate = joined(at, "up_gate_proj", ["up_proj", "gate_proj"], inner, up_bias)
-            return gated(gate, up, activation, placement)
+            return gated(gate, up, activation, placement), down
 
         self.vocabulary = whole(config, "vocab_size")
         words = "embeddings.word_embeddings.weight"
         self._words = tensors.placed(placement, words, self.vocabulary, width)
         self._type: torch.Tensor | None = None  # every token is of type 0
-        if config.get("type_vocab_size", 1):
+        if config.get("type_vocab_size") != 0:
             types = whole(config, "type_vocab_size", default=1)
             name = "embeddings.token_type_embeddings.weight"
             self._type = tensors.placed(placement, name, types, width)[0]
@@ -139,7 +144,7 @@ class RotaryBert:
         self._layers: list[_Layer] = []
         for number in range(whole(config, "num_hidden_layers")):
             at = f"layers.{number}"
-            down = f"{at}.mlp.down_proj" if is_gated else f"{at}.mlp.fc2"
+            into, out_of = mlp(f"{at}.mlp", number)
             self._layers.append(
                 _Layer(
                     qkv=qkv(f"{at}.self_attn"),
@@ -147,8 +152,8 @@ class RotaryBert:
                         *affine(f"{at}.self_attn.o_proj", width, width, attention_bias), placement
                     ),
                     attended_norm=norm(f"{at}.post_attention_layernorm"),
-                    mlp=mlp(f"{at}.mlp"),
-                    down=dense(*affine(down, width, inner, down_bias), placement),
+                    mlp=into,
+                    down=out_of,
                     down_norm=norm(f"{at}.post_mlp_layernorm"),
                 )
             )
@@ -179,24 +184,45 @@ def gte(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Rotar
 
 
 def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
-    """Read a NomicBERT encoder (nomic-embed-text-v1 and v1.5)."""
-    tensors = tensors.stripped("bert.", "nomic_bert.", renamed={**_FLASH, **_NOMIC})
-    own = {"swiglu": "silu", "geglu": "gelu"}.get(config.get("activation_function", ""))
-    activation = own or config.get("hidden_act", "silu")
-    head_dim = heads_fit(whole(config, "hidden_size"), whole(config, "num_attention_heads"))
-    only(config, head_dim=head_dim)
+    """Read a NomicBERT encoder (nomic-embed-text-v1, v1.5 and v2-moe)."""
+    named = config.get("activation_function", "")
+    renamed = FLASH_NAMES if named == "gelu" else NOMIC_NAMES
+    tensors = tensors.stripped("bert.", "nomic_bert.", renamed=renamed)
+    width = whole(config, "hidden_size")
+    config = nomic_settings(config)
+
+    def experts(number: int) -> Experts | None:
+        if (config.get("num_experts") or 0) < 2:
+            return None
+        if number % whole(config, "moe_every_n_layers") != 1:
+            return None
+        return Experts.read(
+            tensors,
+            f"layers.{number}.mlp",
+            placement,
+            width=width,
+            inner=whole(config, "intermediate_size"),
+            experts=whole(config, "num_experts"),
+            chosen=whole(config, "moe_top_k"),
+        )
+
     return RotaryBert(
-        {"rope_theta": 1000.0, "type_vocab_size": 2, **config, "hidden_act": activation},
+        config,
         tensors,
         placement,
-        attention_bias=config.get("qkv_proj_bias", False),
-        up_bias=config.get("mlp_fc1_bias", False),
-        down_bias=config.get("mlp_fc2_bias", False),
-        is_gated=True,
+        attention_bias=config["qkv_proj_bias"],
+        up_bias=config["mlp_fc1_bias"],
+        down_bias=config["mlp_fc2_bias"],
+        is_gated=named != "gelu",
+        experts=experts,
     )
 
 
 def jina_v3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
-    """Read the encoder of jina-embeddings-v3 with no adapter, or with one merged into it."""
-    tensors = tensors.stripped("roberta.", renamed=_FLASH)
+    """Read the encoder of jina-embeddings-v3, with the adapter that ``adapter`` names, if any."""
+    adapters = config.get("lora_adaptations")
+    if adapters:
+        scale = real(config, "lora_alpha", default=1) / whole(config, "lora_rank", default=4)
+        tensors = tensors.adapted(adapters.index(config["adapter"]), scale=scale)
+    tensors = tensors.stripped("roberta.", renamed=FLASH_NAMES)
     return RotaryBert({"rope_theta": 20000.0, **config}, tensors, placement)

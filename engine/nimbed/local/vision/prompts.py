@@ -41,6 +41,12 @@ def vision_tokenizer(checkpoint: Checkpoint) -> VisionTokenizer:
             f"{folder} pools without the prompt (include_prompt false), which nimbed does not do "
             f"for models that read images"
         )
+    if checkpoint.pipeline.tokenizer:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'} adds tokens that tokenizer.json lacks or has with "
+            f"other flags, which nimbed does not follow for models that read images; save the "
+            f"tokenizer anew with transformers"
+        )
     settings: ImageSettings
     if checkpoint.card.architecture == "mistral3":
         settings = PixtralSettings.read(config, folder)

@@ -6,19 +6,23 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tests.engine.local.checkpoints import change_config, change_tensors, tiny_bert, write_json
 from tests.engine.local.families import TEXTS, load
+from tests.engine.local.oracles import token_ids, unit
 from tests.engine.local.tiny_encoders import (
     ENCODERS,
     tiny_camembert,
     tiny_distilbert,
     tiny_gte,
+    tiny_jina_adapters,
     tiny_jina_v3,
     tiny_modernbert,
     tiny_mpnet,
     tiny_nomic,
+    tiny_nomic_moe,
     tiny_roberta,
 )
 from transformers import AutoModel
@@ -147,6 +151,89 @@ def test_transformers_own_names_of_tensors_make_no_difference(tmp_path, build):
     np.testing.assert_array_equal(embed(folder), expected)
 
 
+def mixture_states(folder, ids):
+    """Run nomic-embed-text-v2-moe as its publisher describes it, in float64, all experts each."""
+    w = {n: t.double() for n, t in load_file(folder / "model.safetensors").items()}
+    functional = torch.nn.functional
+
+    def linear(x, name):
+        return functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x, name):
+        return functional.layer_norm(x, (32,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+
+    def turned(x):
+        angles = torch.arange(len(ids))[:, None] / 10000 ** (torch.arange(0, 8, 2) / 8)
+        cos, sin = angles.cos().double()[:, None], angles.sin().double()[:, None]
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+    words = w["embeddings.word_embeddings.weight"][ids]
+    x = norm(words + w["embeddings.token_type_embeddings.weight"][0], "emb_ln")
+    for number in range(4):
+        at = f"encoder.layers.{number}"
+        q, k, v = linear(x, f"{at}.attn.Wqkv").view(len(ids), 3, 4, 8).unbind(1)
+        q, k, v = (t.transpose(0, 1) for t in (turned(q), turned(k), v))
+        scores = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1)
+        attended = (scores @ v).transpose(0, 1).reshape(len(ids), 32)
+        x = norm(x + linear(attended, f"{at}.attn.out_proj"), f"{at}.norm1")
+        if number % 2 == 0:
+            made = linear(functional.gelu(linear(x, f"{at}.mlp.fc1")), f"{at}.mlp.fc2")
+        else:
+            shares = (x @ w[f"{at}.mlp.router.layer.weight"].T).softmax(-1)
+            least = shares.sort(-1).values[:, -2:-1]
+            shares = shares * (shares >= least)
+            first, second = (w[f"{at}.mlp.experts.mlp.w{n}"].view(6, 64, 32) for n in (1, 2))
+            inner = functional.gelu(torch.einsum("th,efh->etf", x, first))
+            made = torch.einsum("etf,efh,te->th", inner, second, shares)
+            made = made + w[f"{at}.mlp.experts.bias"]
+        x = norm(x + made, f"{at}.norm2")
+    return x.numpy()
+
+
+def test_a_mixture_of_experts_is_what_its_publisher_describes(tmp_path):
+    folder = tiny_nomic_moe(tmp_path / "model")
+    rows = token_ids(folder, TEXTS, prompt="query: ")
+    expected = unit(np.stack([mixture_states(folder, row).mean(0) for row in rows]))
+    got = load(folder).embed(TEXTS, input_type="query").vectors
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("role", "prompt_name", "task", "prompt"),
+    [
+        ("query", None, 0, "query: "),
+        ("passage", None, 1, ""),
+        ("query", "separation", 2, ""),
+        ("passage", "separation", 2, ""),
+    ],
+)
+def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, task, prompt):
+    """Jina merges in each forward pass: x·(W + B·A·alpha/rank)ᵀ, and A·B into embeddings."""
+    folder = tiny_jina_adapters(tmp_path / "model")
+    ours = load(folder, prompt_name=prompt_name)
+    got = ours.embed(TEXTS, input_type=role).vectors
+    merged, stored = {}, load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        base, original, _ = name.partition(".parametrizations.weight.original")
+        if original:
+            a, b = (stored[f"{base}.parametrizations.weight.0.lora_{x}"][task] for x in "AB")
+            tensor = tensor + (a @ b if "embeddings" in base else b @ a) * 1 / 2
+        if ".0.lora_" not in name:
+            merged[(f"{base}.weight" if original else name).removeprefix("roberta.")] = tensor
+    plain = tiny_jina_v3(tmp_path / "plain")
+    save_file(merged, plain / "model.safetensors", metadata={"format": "pt"})
+    theirs = SentenceTransformer(str(plain), device="cpu")
+    expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+    assert ours.card.asymmetric
+    # Neither has a prompt; the weights differ.
+    named = [
+        load(folder, prompt_name=name).spec().fingerprint for name in ("passage", "separation")
+    ]
+    assert named[0] != named[1]
+
+
 @pytest.mark.parametrize(
     ("build", "changes", "message"),
     [
@@ -167,10 +254,17 @@ def test_transformers_own_names_of_tensors_make_no_difference(tmp_path, build):
         (tiny_nomic, {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction 0.5"),
         (tiny_nomic, {"rotary_scaling_factor": 2}, "rotary_scaling_factor 2"),
         (tiny_nomic, {"prenorm": True}, "prenorm True"),
-        (tiny_nomic, {"num_experts": 8}, "num_experts 8"),
+        (tiny_nomic, {"num_experts": 8}, "moe_every_n_layers None"),
+        (tiny_nomic_moe, {"moe_top_k": 0}, "moe_top_k 0"),
+        (tiny_nomic_moe, {"moe_top_k": 7}, "7 experts of 6"),
+        (tiny_nomic_moe, {"num_experts": 4}, "mlp.experts.mlp.w1 has shape"),
+        (tiny_nomic_moe, {"moe_normalize_expert_weights": True}, "moe_normalize_expert_weights"),
         (tiny_nomic, {"activation_function": "glu"}, "activation_function 'glu'"),
         (tiny_nomic, {"head_dim": 4}, "head_dim 4"),
         (tiny_nomic, {"qkv_proj_bias": True}, "lacks the tensor .*bias"),
+        (tiny_jina_adapters, {"lora_adaptations": ["classification"]}, "without 'retrieval.query'"),
+        (tiny_jina_adapters, {"load_trained_adapters": False}, "load_trained_adapters False"),
+        (tiny_jina_v3, {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi'"),
         (tiny_gte, {"model_type": "new", "logn_attention_scale": True}, "logn_attention_scale"),
         (tiny_gte, {"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic' rotary positions"),
         (tiny_gte, {"rope_parameters": {"rope_type": "ntk", "mixed_b": 0.7}}, "mixed_b"),

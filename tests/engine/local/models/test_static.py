@@ -59,7 +59,7 @@ def test_a_table_gives_the_mean_of_its_rows(tmp_path, unit):
     metric = {} if unit else {"similarity_fn_name": "dot"}
     modules = static(*[Normalize()] * unit)
     theirs = saved(tmp_path / "model", modules, **options, **metric)
-    ours = assert_same(tmp_path / "model", theirs, texts=TEXTS, atol=2e-6, backends=["auto"])
+    ours = assert_same(tmp_path / "model", theirs, texts=TEXTS, atol=2e-6)
     assert (ours.backend, ours.card.architecture, ours.card.dimensions) == ("numpy", "static", 16)
     assert ours.spec().metric == ("cosine" if unit else "dot")
     alone = [ours.embed([text], input_type="query").vectors[0] for text in TEXTS]
@@ -68,13 +68,13 @@ def test_a_table_gives_the_mean_of_its_rows(tmp_path, unit):
 
 def test_model2vecs_own_layout_is_read(folder):
     theirs = SentenceTransformer(str(folder), device="cpu")
-    assert_same(folder, theirs, texts=TEXTS, atol=2e-6, backends=["auto"])
+    assert_same(folder, theirs, texts=TEXTS, atol=2e-6)
     (folder / "modules.json").unlink()
-    assert_same(folder, theirs, texts=TEXTS, atol=2e-6, backends=["auto"])
+    assert_same(folder, theirs, texts=TEXTS, atol=2e-6)
     half = {name: t for name, t in load_file(folder / "model.safetensors").items()}
     half["embeddings"] = half["embeddings"].astype(np.float16)
     save_file(half, folder / "model.safetensors")
-    assert_same(folder, theirs, texts=TEXTS, atol=2e-3, backends=["auto"])
+    assert_same(folder, theirs, texts=TEXTS, atol=2e-3)
 
 
 def test_it_needs_neither_torch_nor_a_runtime(folder):
