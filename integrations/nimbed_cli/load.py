@@ -214,7 +214,8 @@ def load(
                 )
                 target = make(embedder)
                 total = given.count()
-                slow = _warning(target.find_index(), table)
+                there = target.find_index() if collection is None else None
+                slow = _warning(there, name)
 
                 def tell(report: JobReport) -> None:
                     slow(report)
