@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
@@ -347,7 +347,8 @@ def _adapter(
         CheckpointError: If there is none of its name.
     """
     adapters = config["lora_adaptations"]
-    name = prompt_name or f"retrieval.{role or 'passage'}"
+    asked = prompt_name or role or "passage"
+    name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
         raise CheckpointError(
             f"{folder / 'config.json'} gives lora_adaptations {adapters!r}, without {name!r}"
