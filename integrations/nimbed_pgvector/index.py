@@ -226,7 +226,13 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
 
 def _exists(table: Table) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
-    return bool((yield from _indexes(table)))
+    return (yield from find_index(table)) is not None
+
+
+def find_index(table: Table) -> Procedure[str | None]:
+    """Return the quoted name of an index that searches use, or None if there is none."""
+    rows = yield from _indexes(table)
+    return str(rows[0][0]) if rows else None
 
 
 def _indexes(table: Table) -> Procedure[Rows]:

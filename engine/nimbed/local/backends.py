@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # which import the tokenizers library
 __all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
-_GRAPHS = ("bert", "distilbert", "mpnet", "xlm_roberta")
+_GRAPHS = ("bert", "distilbert", "mpnet", "nomic_bert", "xlm_roberta")
 
 _TORCH = (
     "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
@@ -156,6 +156,10 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
             f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
             f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
         )
+    config = checkpoint.config
+    mixed = config.get("num_experts") not in (None, 0, 1)
+    if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):
+        return f"{card.id} divides its tokens among experts, which run in torch alone"
     if dtype not in ("auto", "float32"):
         return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
     beyond = [device for device in devices if device not in ("auto", "cpu")]

@@ -29,7 +29,7 @@ from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
-from nimbed.local.plan import micro_batches
+from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.pooling import Module, pool, read_modules
 from nimbed.local.tensors import give_back
 from nimbed.local.tokenizer import Row, ids_of
@@ -205,7 +205,7 @@ class Engine:
         Raises:
             BackendError: If the device fails, or one row alone does not fit its memory.
         """
-        transfer = Transfer(out, finished)
+        transfer = self.results(out, finished)
         for rows in self.plan(ids, budget=self.budget):
             self.launch(ids, rows, transfer, skip=skip)
         transfer.flush()
@@ -217,7 +217,7 @@ class Engine:
         """
         out = np.empty((len(rows), self._dimensions), np.float32)
         skips = [skip for _, skip in rows]
-        transfer = Transfer(out)
+        transfer = self.results(out, lambda rows: None)
         self.launch(
             [ids for ids, _ in rows],
             np.arange(len(rows)),
@@ -227,9 +227,9 @@ class Engine:
         transfer.flush()
         return out
 
-    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Transfer:
+    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Results:
         """Return what takes the vectors of a call; see :class:`nimbed.local.plan.Engine`."""
-        return Transfer(out, finished)
+        return (HostResults if self._stream is None else Transfer)(out, finished)
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
         """Yield the micro-batches of rows; images are decoded one batch ahead."""
@@ -242,7 +242,7 @@ class Engine:
         self,
         ids: Sequence[Row],
         rows: NDArray[np.intp],
-        transfer: Transfer,
+        transfer: Results,
         *,
         skip: Sequence[int] | None = None,
         first_row: int = 0,
@@ -280,7 +280,7 @@ class Engine:
         self,
         ids: Sequence[Row],
         rows: NDArray[np.intp],
-        transfer: Transfer,
+        transfer: Results,
         skip: Sequence[int] | None,
         first_row: int,
     ) -> bool:

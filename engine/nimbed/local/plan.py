@@ -15,11 +15,23 @@ from nimbed.embedder import Replica
 if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row, Tokens
 
-__all__ = ["Engine", "Results", "micro_batches", "run"]
+__all__ = ["Engine", "HostResults", "Results", "micro_batches", "run"]
 
 
 class Results(Protocol):
     """Takes the vectors of one copy of a model for one call."""
+
+    def put(self, rows: NDArray[np.intp], vectors: Any) -> None:
+        """Take the vectors of rows; waits for nothing."""
+        ...
+
+    def throttle(self) -> None:
+        """Wait until the device is not far behind what it was given to do.
+
+        Raises:
+            BackendError: If it failed.
+        """
+        ...
 
     def flush(self) -> None:
         """Wait for everything that was launched.
@@ -28,6 +40,29 @@ class Results(Protocol):
             BackendError: If the device failed.
         """
         ...
+
+
+class HostResults:
+    """Those of a model on the host's own processor, which are there when they are put.
+
+    Args:
+        out: float32 of shape (rows, dimensions), filled in place.
+        finished: Told how many rows have just been done.
+    """
+
+    def __init__(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> None:
+        self._out, self._finished = out, finished
+
+    def put(self, rows: NDArray[np.intp], vectors: Any) -> None:
+        """Take the vectors of rows, of any library on the CPU."""
+        self._out[rows] = np.asarray(vectors)
+        self._finished(len(rows))
+
+    def throttle(self) -> None:
+        """Nothing is behind."""
+
+    def flush(self) -> None:
+        """Nothing is under way: each batch ends before the next begins."""
 
 
 class Engine(Replica, Protocol):
@@ -64,7 +99,7 @@ class Engine(Replica, Protocol):
         self,
         ids: Sequence[Row],
         rows: NDArray[np.intp],
-        results: Any,
+        results: Results,
         /,
         *,
         skip: Sequence[int] | None = None,

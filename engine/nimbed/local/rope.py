@@ -14,7 +14,7 @@ import torch
 
 from nimbed.errors import CheckpointError
 from nimbed.local import kernels
-from nimbed.local.models.fields import real, whole
+from nimbed.local.models.fields import real, rope_parameters, whole
 
 __all__ = ["Rope", "Turn", "rope_for"]
 
@@ -118,27 +118,6 @@ def rope_for(
             f"llama3, ntk and yarn"
         )
     return Rope(frequencies, factor, device=device, dtype=dtype)
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's rotary parameters in one flat form, whichever way it gives them.
-
-    Raises:
-        CheckpointError: If they are malformed, differ by layer, or rotate part of a head only.
-    """
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise CheckpointError(f"config.json gives rotary parameters {given!r}, expected one table")
-    asked: dict[str, Any] = {
-        "rope_theta": config.get("rope_theta"),
-        "original_max_position_embeddings": config.get("max_position_embeddings"),
-        "partial_rotary_factor": config.get("partial_rotary_factor"),
-        **{name: value for name, value in given.items() if value is not None},
-    }
-    asked["rope_type"] = given.get("rope_type") or given.get("type") or "default"
-    if asked["partial_rotary_factor"] not in (None, 1):
-        raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")
-    return asked
 
 
 def _ntk(base: float, head_dim: int, asked: Mapping[str, Any]) -> torch.Tensor:

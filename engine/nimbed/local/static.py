@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError
 from nimbed.local.checkpoint import Checkpoint
-from nimbed.local.plan import micro_batches
+from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.tensors import safetensors_names, weight_files
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["StaticEngine"]
 
 Floats = NDArray[np.float32]
-
-
-class _Results:
-    def __init__(self, out: Floats, finished: Callable[[int], None]) -> None:
-        self.out, self.finished = out, finished
-
-    def flush(self) -> None:
-        """Nothing is under way: each batch ends before the next begins."""
 
 
 class StaticEngine:
@@ -76,9 +68,9 @@ class StaticEngine:
     def warm_up(self) -> None:
         """Nothing has to be made ready."""
 
-    def results(self, out: Floats, finished: Callable[[int], None]) -> _Results:
+    def results(self, out: Floats, finished: Callable[[int], None]) -> HostResults:
         """Return what takes the vectors of a call."""
-        return _Results(out, finished)
+        return HostResults(out, finished)
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
         """Yield the rows of each batch."""
@@ -88,16 +80,14 @@ class StaticEngine:
         self,
         ids: Sequence[Row],
         rows: NDArray[np.intp],
-        results: Any,
+        results: Results,
         /,
         *,
         skip: Sequence[int] | None = None,
         first_row: int = 0,
     ) -> None:
         """Embed a batch of the plan."""
-        for row in rows.tolist():
-            results.out[first_row + row] = self._mean(ids[row])
-        results.finished(len(rows))
+        results.put(rows + first_row, np.stack([self._mean(ids[row]) for row in rows.tolist()]))
 
     def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
         """Return vectors of shape (len(rows), dimensions), not normalised."""

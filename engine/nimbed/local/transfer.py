@@ -92,12 +92,8 @@ class Transfer:
 
         Args:
             rows: Their places in the array.
-            vectors: float32 of shape (len(rows), dimensions), on any device.
+            vectors: float32 of shape (len(rows), dimensions), on a GPU.
         """
-        if vectors.device.type == "cpu":
-            self._out[rows] = vectors.numpy()
-            self._finished(len(rows))
-            return
         pinned = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
         pinned.copy_(vectors, non_blocking=True)
         done = torch.cuda.current_stream(vectors.device).record_event()

@@ -13,14 +13,18 @@ from nimbed.errors import CheckpointError
 
 __all__ = [
     "DISTILBERT_NAMES",
+    "FLASH_NAMES",
     "MPNET_BUCKETS",
     "MPNET_NAMES",
+    "NOMIC_NAMES",
     "first_position",
     "gate_activation",
     "heads_fit",
     "mpnet_buckets",
+    "nomic_settings",
     "only",
     "real",
+    "rope_parameters",
     "whole",
 ]
 
@@ -37,7 +41,27 @@ DISTILBERT_NAMES = {
     "output_layer_norm.": "output.LayerNorm.",
 }
 
-#: And what MPNet does.
+#: What encoders after FlashAttention's own code call theirs, in place of transformers' names.
+FLASH_NAMES = {
+    "encoder.layers.": "layers.",
+    "emb_ln.": "embeddings.LayerNorm.",
+    ".attn.Wqkv.": ".self_attn.qkv_proj.",
+    ".attn.out_proj.": ".self_attn.o_proj.",
+    ".mixer.Wqkv.": ".self_attn.qkv_proj.",
+    ".mixer.out_proj.": ".self_attn.o_proj.",
+    ".norm1.": ".post_attention_layernorm.",
+    ".norm2.": ".post_mlp_layernorm.",
+}
+
+#: And NomicBERT.
+NOMIC_NAMES = {
+    **FLASH_NAMES,
+    "mlp.fc11.": "mlp.up_proj.",
+    "mlp.fc12.": "mlp.gate_proj.",
+    "mlp.fc2.": "mlp.down_proj.",
+}
+
+#: What MPNet calls the tensors that BERT has.
 MPNET_NAMES = {
     "attention.attn.q.": "attention.self.query.",
     "attention.attn.k.": "attention.self.key.",
@@ -164,3 +188,43 @@ def mpnet_buckets(longest: int) -> NDArray[np.int64]:
     far = np.minimum(exact + np.maximum(further, 0).astype(np.int64), half - 1)
     buckets: NDArray[np.int64] = np.where(distance < exact, distance, far) + (behind > 0) * half
     return buckets
+
+
+def nomic_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a NomicBERT's configuration with what its publisher's code takes for granted.
+
+    Raises:
+        CheckpointError: If it asks for heads that do not make up the width.
+    """
+    own = {"swiglu": "silu", "geglu": "gelu"}.get(config.get("activation_function", ""))
+    only(
+        config,
+        head_dim=heads_fit(whole(config, "hidden_size"), whole(config, "num_attention_heads")),
+    )
+    return {
+        **{"rope_theta": 1000.0, "type_vocab_size": 2},
+        **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False),
+        **config,
+        "hidden_act": own or config.get("hidden_act", "silu"),
+    }
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's rotary parameters in one flat form, whichever way it gives them.
+
+    Raises:
+        CheckpointError: If they are malformed, differ by layer, or rotate part of a head only.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise CheckpointError(f"config.json gives rotary parameters {given!r}, expected one table")
+    asked: dict[str, Any] = {
+        "rope_theta": config.get("rope_theta"),
+        "original_max_position_embeddings": config.get("max_position_embeddings"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    asked["rope_type"] = given.get("rope_type") or given.get("type") or "default"
+    if asked["partial_rotary_factor"] not in (None, 1):
+        raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")
+    return asked

@@ -14,9 +14,8 @@ import torch
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.causality import is_causal
-from nimbed.local.models.fields import only, real, whole
+from nimbed.local.models.fields import only, real, rope_parameters, whole
 from nimbed.local.models.llama import Llama, QueryScale
-from nimbed.local.rope import rope_parameters
 from nimbed.local.weights import Tensors
 
 __all__ = ["ministral3", "mistral"]

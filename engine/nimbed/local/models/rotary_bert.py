@@ -19,7 +19,15 @@ from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Affine, Dense, Gated, Product, dense, gated
 from nimbed.local.models.experts import Experts
-from nimbed.local.models.fields import gate_activation, heads_fit, only, real, whole
+from nimbed.local.models.fields import (
+    FLASH_NAMES,
+    NOMIC_NAMES,
+    gate_activation,
+    heads_fit,
+    nomic_settings,
+    real,
+    whole,
+)
 from nimbed.local.norms import LayerNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
@@ -32,17 +40,6 @@ _GTE = {
     "attn_ln.": "post_attention_layernorm.",
     "mlp_ln.": "post_mlp_layernorm.",
 }
-_FLASH = {
-    "encoder.layers.": "layers.",
-    "emb_ln.": "embeddings.LayerNorm.",
-    ".attn.Wqkv.": ".self_attn.qkv_proj.",
-    ".attn.out_proj.": ".self_attn.o_proj.",
-    ".mixer.Wqkv.": ".self_attn.qkv_proj.",
-    ".mixer.out_proj.": ".self_attn.o_proj.",
-    ".norm1.": ".post_attention_layernorm.",
-    ".norm2.": ".post_mlp_layernorm.",
-}
-_NOMIC = {"mlp.fc11.": "mlp.up_proj.", "mlp.fc12.": "mlp.gate_proj.", "mlp.fc2.": "mlp.down_proj."}
 
 _Mlp = Gated | Callable[[torch.Tensor], torch.Tensor]
 
@@ -139,7 +136,7 @@ class RotaryBert:
         words = "embeddings.word_embeddings.weight"
         self._words = tensors.placed(placement, words, self.vocabulary, width)
         self._type: torch.Tensor | None = None  # every token is of type 0
-        if config.get("type_vocab_size", 1):
+        if config.get("type_vocab_size") != 0:
             types = whole(config, "type_vocab_size", default=1)
             name = "embeddings.token_type_embeddings.weight"
             self._type = tensors.placed(placement, name, types, width)[0]
@@ -189,11 +186,10 @@ def gte(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Rotar
 def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
     """Read a NomicBERT encoder (nomic-embed-text-v1, v1.5 and v2-moe)."""
     named = config.get("activation_function", "")
-    activation = {"swiglu": "silu", "geglu": "gelu"}.get(named) or config.get("hidden_act", "silu")
-    renamed = _FLASH if named == "gelu" else {**_FLASH, **_NOMIC}
+    renamed = FLASH_NAMES if named == "gelu" else NOMIC_NAMES
     tensors = tensors.stripped("bert.", "nomic_bert.", renamed=renamed)
     width = whole(config, "hidden_size")
-    only(config, head_dim=heads_fit(width, whole(config, "num_attention_heads")))
+    config = nomic_settings(config)
 
     def experts(number: int) -> Experts | None:
         if (config.get("num_experts") or 0) < 2:
@@ -211,12 +207,12 @@ def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -
         )
 
     return RotaryBert(
-        {"rope_theta": 1000.0, "type_vocab_size": 2, **config, "hidden_act": activation},
+        config,
         tensors,
         placement,
-        attention_bias=config.get("qkv_proj_bias", False),
-        up_bias=config.get("mlp_fc1_bias", False),
-        down_bias=config.get("mlp_fc2_bias", False),
+        attention_bias=config["qkv_proj_bias"],
+        up_bias=config["mlp_fc1_bias"],
+        down_bias=config["mlp_fc2_bias"],
         is_gated=named != "gelu",
         experts=experts,
     )
@@ -228,5 +224,5 @@ def jina_v3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> R
     if adapters:
         scale = real(config, "lora_alpha", default=1) / whole(config, "lora_rank", default=4)
         tensors = tensors.adapted(adapters.index(config["adapter"]), scale=scale)
-    tensors = tensors.stripped("roberta.", renamed=_FLASH)
+    tensors = tensors.stripped("roberta.", renamed=FLASH_NAMES)
     return RotaryBert({"rope_theta": 20000.0, **config}, tensors, placement)

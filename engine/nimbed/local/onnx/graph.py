@@ -21,10 +21,14 @@ from nimbed.local.models.fields import (
     DISTILBERT_NAMES,
     MPNET_BUCKETS,
     MPNET_NAMES,
+    NOMIC_NAMES,
     first_position,
+    gate_activation,
     heads_fit,
     mpnet_buckets,
+    nomic_settings,
     real,
+    rope_parameters,
     whole,
 )
 from nimbed.local.onnx.weights import ArrayTensors, open_arrays
@@ -116,9 +120,9 @@ class Encoder:
     """A network as a graph.
 
     Attributes:
-        model: As ONNX writes it, without its weights. It takes ``ids`` and ``positions``, int32 of
-            shape (texts, tokens), and ``words``, and gives float32 states of shape (texts, tokens,
-            width).
+        model: As ONNX writes it, without its weights. It takes ``ids``, int32 of shape (texts,
+            tokens), ``words`` and, if the model learnt them, ``positions`` like ``ids``; it gives
+            float32 states of shape (texts, tokens, width).
         weights: By name.
         words: The vector of each token id. Given anew with each batch, it is used where it lies,
             in the mapped file; as a weight it would be copied, and it is half of a small model.
@@ -136,6 +140,66 @@ class Encoder:
     learnt: int
     padding: int | None = None
     distances: Floats | None = None
+
+
+class Reader:
+    """Adds a network's operations to a graph, with their weights.
+
+    Args:
+        tensors: Of the checkpoint.
+        width: Of the states.
+        eps: Of the norms.
+    """
+
+    def __init__(self, tensors: ArrayTensors, width: int, eps: float) -> None:
+        self.graph = Graph()
+        self._tensors, self._width, self._eps = tensors, width, eps
+
+    def product(self, x: str, name: str, outputs: int, inputs: int) -> str:
+        """Add x·Wᵀ."""
+        weight = self._tensors.floats(f"{name}.weight", outputs, inputs)
+        return self.graph.node("MatMul", x, self.graph.weight(name, weight.T))
+
+    def bias(self, name: str, size: int) -> str:
+        """Add a product's bias; returns its name."""
+        return self.graph.weight(f"{name}.bias", self._tensors.floats(f"{name}.bias", size))
+
+    def norm(self, name: str) -> list[str]:
+        """Add scale and shift of a norm; returns their names."""
+        parts = (f"{name}.weight", f"{name}.bias")
+        return [self.graph.weight(part, self._tensors.floats(part, self._width)) for part in parts]
+
+    def normalized(self, x: str, name: str) -> str:
+        """Add a norm."""
+        return self.graph.node("LayerNormalization", x, *self.norm(name), epsilon=self._eps)
+
+    def embedded(self, positions: str, name: str) -> str:
+        """Add the sum of words and positions, normed."""
+        return self.graph.node(
+            "EmbedLayerNormalization",
+            *("ids", "", "words", positions, "", *self.norm(name), "", "positions"),
+            own=True,
+            outputs=2,
+            epsilon=self._eps,
+        )
+
+    def after(
+        self, norm: str, x: str, name: str, inputs: int, residual: str, *, bias: bool = True
+    ) -> str:
+        """Add a product, its bias and what came before it, normed in one operation."""
+        product = self.product(x, name, self._width, inputs)
+        given = [product, residual, *self.norm(norm)]
+        if bias:
+            given.append(self.bias(name, self._width))
+        return self.graph.node("SkipLayerNormalization", *given, own=True, epsilon=self._eps)
+
+
+def token_inputs(words: Floats) -> list[tuple[str, int, Sequence[str | int]]]:
+    """Return what every encoder takes."""
+    return [
+        ("ids", TensorProto.INT32, ["texts", "tokens"]),
+        ("words", TensorProto.FLOAT, words.shape),
+    ]
 
 
 def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
@@ -160,33 +224,9 @@ def _bert(
     """BERT, as :class:`nimbed.local.models.bert.Bert` has it."""
     tensors = tensors.stripped("bert.")
     heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
-    eps = real(config, "layer_norm_eps", default=1e-12)
     heads_fit(width, heads)
-    graph = Graph()
-
-    def matrix(name: str, outputs: int, inputs: int) -> str:
-        return graph.weight(name, tensors.floats(f"{name}.weight", outputs, inputs).T)
-
-    def bias(name: str, size: int) -> str:
-        return graph.weight(f"{name}.bias", tensors.floats(f"{name}.bias", size))
-
-    def norm(name: str) -> list[str]:
-        return [
-            graph.weight(f"{name}.{part}", tensors.floats(f"{name}.{part}", width))
-            for part in ("weight", "bias")
-        ]
-
-    def added(x: str, name: str, inputs: int, residual: str, norm_name: str) -> str:
-        """A product, its bias and what came before it, normalised in one operation."""
-        product = graph.node("MatMul", x, matrix(name, width, inputs))
-        scale, shift = norm(norm_name)
-        return graph.node(
-            "SkipLayerNormalization",
-            *(product, residual, scale, shift, bias(name, width)),
-            own=True,
-            epsilon=eps,
-        )
-
+    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
+    graph = reader.graph
     words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
     places = whole(config, "max_position_embeddings")
     positions = tensors.floats("embeddings.position_embeddings.weight", places, width)
@@ -195,14 +235,7 @@ def _bert(
         types = whole(config, "type_vocab_size", default=2)
         name = "embeddings.token_type_embeddings.weight"
         positions = positions + tensors.floats(name, types, width)[0]
-    x = graph.node(
-        "EmbedLayerNormalization",
-        *("ids", "", "words", graph.weight("places", positions)),
-        *("", *norm("embeddings.LayerNorm"), "", "positions"),
-        own=True,
-        outputs=2,
-        epsilon=eps,
-    )
+    x = reader.embedded(graph.weight("places", positions), "embeddings.LayerNorm")
     inner = whole(config, "intermediate_size")
     bias_name = "" if distances is None else "bias"
     for number in range(whole(config, "num_hidden_layers")):
@@ -217,21 +250,17 @@ def _bert(
                 "Attention", x, qkv, joined, "", "", bias_name, own=True, num_heads=heads
             )
         else:
-            products = [graph.node("MatMul", x, matrix(name, width, width)) for name in own]
+            products = [reader.product(x, name, width, width) for name in own]
             attended = graph.node(
                 "MultiHeadAttention", *products, joined, "", bias_name, own=True, num_heads=heads
             )
         output = f"{at}.attention.output"
-        x = added(attended, f"{output}.dense", width, x, f"{output}.LayerNorm")
-        up = graph.node("MatMul", x, matrix(f"{at}.intermediate.dense", inner, width))
-        up = graph.node("BiasGelu", up, bias(f"{at}.intermediate.dense", inner), own=True)
-        x = added(up, f"{at}.output.dense", inner, x, f"{at}.output.LayerNorm")
+        x = reader.after(f"{output}.LayerNorm", attended, f"{output}.dense", width, x)
+        up = reader.product(x, f"{at}.intermediate.dense", inner, width)
+        up = graph.node("BiasGelu", up, reader.bias(f"{at}.intermediate.dense", inner), own=True)
+        x = reader.after(f"{at}.output.LayerNorm", up, f"{at}.output.dense", inner, x)
     learnt = places - (0 if padding is None else padding + 1)
-    inputs = [
-        ("ids", TensorProto.INT32, ["texts", "tokens"]),
-        ("positions", TensorProto.INT32, ["texts", "tokens"]),
-        ("words", TensorProto.FLOAT, words.shape),
-    ]
+    inputs = [*token_inputs(words), ("positions", TensorProto.INT32, ["texts", "tokens"])]
     if distances is not None:
         inputs.append(("bias", TensorProto.FLOAT, [1, heads, "tokens", "tokens"]))
     model = graph.model(inputs, x)
@@ -260,10 +289,85 @@ def _mpnet(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
     return _bert({**config, "type_vocab_size": 0}, tensors, padding=first - 1, distances=added)
 
 
+def _nomic_bert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+    """NomicBERT, as :mod:`nimbed.local.models.rotary_bert` has it: rotated, with a gated MLP."""
+    tensors = tensors.stripped("bert.", "nomic_bert.", renamed=NOMIC_NAMES)
+    config = nomic_settings(config)
+    heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+    inner, head_dim = whole(config, "intermediate_size"), heads_fit(width, heads)
+    places = whole(config, "max_position_embeddings", default=2048)
+    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
+    graph = reader.graph
+    words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
+    x = graph.node("Gather", "words", "ids")
+    if config["type_vocab_size"]:
+        name, types = "embeddings.token_type_embeddings.weight", whole(config, "type_vocab_size")
+        x = graph.node("Add", x, graph.weight("type", tensors.floats(name, types, width)[0]))
+    x = reader.normalized(x, "embeddings.LayerNorm")
+    turns = [graph.weight(*each) for each in _turns(config, head_dim, places)]
+    begin = graph.node("Constant", value=helper.make_tensor("begin", TensorProto.INT64, [1], [0]))
+    silu = gate_activation(config) == "silu"
+
+    def parts(x: str, at: str, joined: str, names: list[str], size: int, bias: bool) -> list[str]:
+        """Add products of one input, stored apart or as one."""
+        together = f"{at}.{joined}.weight" in tensors
+        made = []
+        for place, part in enumerate(names):
+            name, rows = f"{at}.{part}", slice(None)
+            count = size
+            if together:
+                name, count = f"{at}.{joined}", len(names) * size
+                rows = slice(place * size, (place + 1) * size)
+            weight = tensors.floats(f"{name}.weight", count, width)[rows].T
+            product = graph.node("MatMul", x, graph.weight(f"{at}.{part}", weight))
+            if bias:
+                own = graph.weight(f"{at}.{part}.bias", tensors.floats(f"{name}.bias", count)[rows])
+                product = graph.node("Add", product, own)
+            made.append(product)
+        return made
+
+    for number in range(whole(config, "num_hidden_layers")):
+        at = f"layers.{number}"
+        names = ["q_proj", "k_proj", "v_proj"]
+        qkv = parts(x, f"{at}.self_attn", "qkv_proj", names, width, config["qkv_proj_bias"])
+        turned = [
+            graph.node("RotaryEmbedding", each, begin, *turns, own=True, num_heads=heads)
+            for each in qkv[:2]
+        ]
+        attended = graph.node("MultiHeadAttention", *turned, qkv[2], own=True, num_heads=heads)
+        norm, output = f"{at}.post_attention_layernorm", f"{at}.self_attn.o_proj"
+        x = reader.after(norm, attended, output, width, x, bias=config["qkv_proj_bias"])
+        names = ["up_proj", "gate_proj"]
+        up, gate = parts(x, f"{at}.mlp", "up_gate_proj", names, inner, config["mlp_fc1_bias"])
+        if silu:
+            activated = graph.node("QuickGelu", gate, own=True, alpha=1.0)
+        else:
+            activated = graph.node("Gelu", gate, own=True)
+        gated = graph.node("Mul", activated, up)
+        norm, down = f"{at}.post_mlp_layernorm", f"{at}.mlp.down_proj"
+        x = reader.after(norm, gated, down, inner, x, bias=config["mlp_fc2_bias"])
+    return Encoder(graph.model(token_inputs(words), x), graph.weights, words, places)
+
+
+def _turns(config: dict[str, Any], head_dim: int, places: int) -> list[tuple[str, Floats]]:
+    """Return cosines and sines of shape (places, head_dim / 2), by name."""
+    asked = rope_parameters(config)
+    if asked["rope_type"] != "default":
+        raise CheckpointError(
+            f"config.json asks for {asked['rope_type']!r} rotary positions, which run in torch "
+            f"alone; load the model with backend='torch'"
+        )
+    powers = np.arange(0, head_dim, 2) / head_dim
+    frequencies = (1.0 / real(asked, "rope_theta", default=10000.0) ** powers).astype(np.float32)
+    angles = np.arange(places, dtype=np.float32)[:, None] * frequencies
+    return [("cosines", np.cos(angles)), ("sines", np.sin(angles))]
+
+
 _ENCODERS: dict[str, Callable[[dict[str, Any], ArrayTensors], Encoder]] = {
     "bert": _bert,
     "distilbert": _distilbert,
     "mpnet": _mpnet,
+    "nomic_bert": _nomic_bert,
     "xlm_roberta": _xlm_roberta,
 }
 

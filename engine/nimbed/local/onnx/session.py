@@ -22,6 +22,7 @@ from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.onnx.graph import Floats, encoder, modules_graph
 from nimbed.local.onnx.weights import open_arrays
+from nimbed.local.plan import HostResults, Results
 from nimbed.local.tensors import give_back
 from nimbed.local.tokenizer import Row, ids_of
 
@@ -42,18 +43,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-class _Results:
-    def __init__(self, out: Floats, finished: Callable[[int], None]) -> None:
-        self._out, self._finished = out, finished
-
-    def put(self, rows: NDArray[np.intp], vectors: Floats) -> None:
-        self._out[rows] = vectors
-        self._finished(len(rows))
-
-    def flush(self) -> None:
-        """Nothing is under way: each run ends before the next begins."""
 
 
 class OnnxEngine:
@@ -99,9 +88,9 @@ class OnnxEngine:
     def warm_up(self) -> None:
         """Do what the first batches would otherwise have to wait for: nothing."""
 
-    def results(self, out: Floats, finished: Callable[[int], None]) -> _Results:
+    def results(self, out: Floats, finished: Callable[[int], None]) -> HostResults:
         """Return what takes the vectors of a call."""
-        return _Results(out, finished)
+        return HostResults(out, finished)
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
         """Yield rows of one length, the longest first, few tokens at a time.
@@ -126,7 +115,7 @@ class OnnxEngine:
         self,
         ids: Sequence[Row],
         rows: NDArray[np.intp],
-        results: Any,
+        results: Results,
         *,
         skip: Sequence[int] | None = None,
         first_row: int = 0,
@@ -163,6 +152,7 @@ class _Network:
         self._learnt, self._padding = built.learnt, built.padding
         self._distances = built.distances
         self._encoder = _session(built.model, built.weights, threads())
+        self._takes = [each.name for each in self._encoder.get_inputs()]
         del built  # ONNX Runtime has laid out copies of its own
         self._modules: onnxruntime.InferenceSession | None = None
         if pipeline.modules:
@@ -196,7 +186,7 @@ class _Network:
         }
         if self._distances is not None:
             feed["bias"] = _bias(self._distances, ids.shape[1])
-        states = _run(self._encoder, feed)
+        states = _run(self._encoder, {name: feed[name] for name in self._takes})
         pooled = np.stack(
             [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
         )
