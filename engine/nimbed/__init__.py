@@ -4,7 +4,7 @@
 vectors that knows its dimensions, type, metric, model and role.
 """
 
-from nimbed import cards, errors, scheduling, search, stores
+from nimbed import cards, chunks, errors, scheduling, search, stores
 from nimbed.batch import EmbeddingBatch, concatenate
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
@@ -25,6 +25,7 @@ __all__ = [
     "VectorSpec",
     "__version__",
     "cards",
+    "chunks",
     "concatenate",
     "errors",
     "load",

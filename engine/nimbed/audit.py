@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -195,13 +195,10 @@ class _Examination:
         expected = claim.floats(every) if len(every) else None
         if expected is not None:
             self._try(claim, every, expected)
-        for way in self._ways(others):
-            left = np.flatnonzero(self.distance > (self.same if self.spec.packed else _NOISE))
-            if not len(left):
-                break
-            probe = left[np.linspace(0, len(left) - 1, min(_PROBED, len(left)), dtype=np.intp)]
-            if self._try(way, probe):
-                self._try(way, np.setdiff1d(left, probe))
+        ways: list[_Way] = []
+        explains = self._sweep(self._ways(others), ways)
+        while explains:  # rows of a rarer fault may have been no probes
+            explains = self._sweep(ways, [])
         explained = self.distance <= self.same
         sound = np.array([way is claim for way in self.way], bool) & explained
         difference = 0.0
@@ -300,6 +297,20 @@ class _Examination:
         for place, distance in zip(places[better], found[better], strict=True):
             self.distance[place], self.way[place] = distance, way
         return bool((better & (found <= self.same)).any())
+
+    def _sweep(self, ways: Iterable[_Way], tried: list[_Way]) -> bool:
+        """Try ways on what is left to be explained; return whether one of them explains some."""
+        explains = False
+        for way in ways:
+            left = np.flatnonzero(self.distance > (self.same if self.spec.packed else _NOISE))
+            if not len(left):
+                break
+            tried.append(way)
+            probe = left[np.linspace(0, len(left) - 1, min(_PROBED, len(left)), dtype=np.intp)]
+            if self._try(way, probe):
+                explains = True
+                self._try(way, np.setdiff1d(left, probe))
+        return explains
 
     def _distances(self, stored: FloatArray, expected: FloatArray) -> NDArray[np.float64]:
         """Return 1 - cosine of each row; of bits, of the angle that their share tells."""

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
+from nimbed.chunks import document_of
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.rows import BadRow, Item, Reject, Row, as_rows
 from nimbed.spec import Truncate, VectorSpec
 
 __all__ = [
+    "InputIds",
     "JobReport",
     "PassageBatch",
     "SeenIds",
@@ -61,6 +63,7 @@ class JobReport:
         truncated: Texts that were cut to what the model reads.
         seconds: How long it took.
         first_rejects: The first few rejected rows, for a message.
+        removed: Rows deleted: chunks that a document has no more, rows that vanished.
     """
 
     loaded: int = 0
@@ -71,6 +74,7 @@ class JobReport:
     seconds: float = 0.0
     first_rejects: list[Reject] = field(default_factory=list[Reject])
     replaced: int = 0
+    removed: int = 0
 
     @property
     def read(self) -> int:
@@ -185,15 +189,28 @@ class SeenIds:
         self._last: set[int] = set()
         self._sorted: list[NDArray[np.int64]] = []
 
-    def repeated(self, ids: Sequence[str]) -> set[int]:
-        """Return the places of the ids that came before, here or in an earlier call."""
+    def __len__(self) -> int:
+        return len(self._last) + sum(map(len, self._sorted))
+
+    def known(self, ids: Sequence[str]) -> set[int]:
+        """Return the places of the ids that came in an earlier call of :meth:`repeated`."""
         hashes = list(map(hash, ids))
+        last = {place for place, value in enumerate(hashes) if value in self._last}
+        return last | self._long_known(hashes)
+
+    def _long_known(self, hashes: Sequence[int]) -> set[int]:
         before = set[int]()
         for known in self._sorted:
             asked = np.array(hashes, np.int64)
             places = np.searchsorted(known, asked)
             places[places == len(known)] = 0
             before.update(np.flatnonzero(known[places] == asked).tolist())
+        return before
+
+    def repeated(self, ids: Sequence[str]) -> set[int]:
+        """Return the places of the ids that came before, here or in an earlier call."""
+        hashes = list(map(hash, ids))
+        before = self._long_known(hashes)
         here = set(hashes)
         if len(here) < len(hashes) or not self._last.isdisjoint(here):
             seen = self._last.copy()
@@ -210,6 +227,43 @@ class SeenIds:
             merged.sort(kind="stable")
             self._sorted.append(merged)
         return before
+
+
+class InputIds:
+    """The ids of an input, rejected ones too, by which stored rows are known that it has not."""
+
+    def __init__(self) -> None:
+        self.seen = SeenIds()
+        self._nameless: Reject | None = None
+        self._left_out: set[str] = set()
+
+    def noting(self, tell: Callable[[Reject], None]) -> Callable[[Reject], None]:
+        """Return a function that remembers a row that was left out, and tells it."""
+
+        def reject(row: Reject) -> None:
+            if row.id is None:
+                self._nameless = self._nameless or row
+            else:
+                self._left_out |= {str(row.id), document_of(str(row.id))}
+            tell(row)
+
+        return reject
+
+    def require_all(self) -> None:
+        """Raise an InputError if there was no row, or one whose id could not be read."""
+        if self._nameless is not None:
+            raise InputError(
+                f"nothing was pruned, for it is not known which stored row is row "
+                f"{self._nameless.number}: {self._nameless.reason}; mend it, then load again"
+            )
+        if not len(self.seen) and not self._left_out:
+            raise InputError("nothing was pruned: the input holds no row at all")
+
+    def vanished(self, ids: Sequence[str]) -> list[str]:
+        """Return those of a store's ids that the input has not."""
+        known, out = self.seen.known(ids), self._left_out
+        left = [name for place, name in enumerate(ids) if place not in known]
+        return [name for name in left if out.isdisjoint((name, document_of(name) or name))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +359,7 @@ def read_batches(
     prepare: Callable[[Sequence[Row]], tuple[PassageBatch[M, V], list[Reject]]],
     *,
     rows: int,
+    seen: SeenIds | None = None,
 ) -> Iterator[tuple[PassageBatch[M, V], list[Reject]]]:
     """Yield the input in batches, each with the rows of it that cannot be stored.
 
@@ -312,8 +367,9 @@ def read_batches(
         items: Rows, or tuples as scripts have them.
         prepare: Turns rows into passages, and says which rows cannot be any.
         rows: Rows a batch.
+        seen: Remembers the ids; None for a new one.
     """
-    seen, left = SeenIds(), as_rows(items)
+    seen, left = SeenIds() if seen is None else seen, as_rows(items)
     while some := list(itertools.islice(left, rows)):
         bad = [Reject(row.number, None, row.reason) for row in some if isinstance(row, BadRow)]
         passages, rejects = prepare([row for row in some if isinstance(row, Row)])

@@ -7,6 +7,7 @@ the two roles, fails a plain equality test. An image is hashed as it is, never d
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,6 +135,23 @@ class FakeEmbedder(Managed):
             token_counts=np.array(lengths, np.int32),
             truncated=tuple(too_long),
         )
+
+    @property
+    def text_tokens(self) -> int:
+        """Words of the longest text, the prompt's included."""
+        return self._card.max_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the words of each text, the prompt's included."""
+        prompt = len(self._card.prompt(input_type).split())
+        return [prompt + len(text.split()) for text in texts]
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the words of each text begin and end, in characters: (words, 2)."""
+        return [
+            np.array([word.span() for word in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2)
+            for text in texts
+        ]
 
     async def aembed(
         self,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from nimbed.cards import ModelCard
+from nimbed.chunks import TokenCounter
 from nimbed.embedder import Backend, Embedder
-from nimbed.errors import ConfigurationError, UnknownModelError
+from nimbed.errors import BackendError, ConfigurationError, MissingExtraError, UnknownModelError
 
 if TYPE_CHECKING:
     from nimbed.remote.address import ExtraHeaders
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "refuse_to_pickle",
     "shown_headers",
+    "token_counter",
 ]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
@@ -264,3 +266,34 @@ def refuse_to_pickle(headers: Mapping[str, Hidden] | None) -> None:
             f"headers ({', '.join(headers)}) do not travel in a pickle; make the adapter in the "
             f"process that uses it"
         )
+
+
+def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCounter:
+    """Return what counts tokens as an embedder's model reads them, for :mod:`nimbed.chunks`.
+
+    A server does not count; then the model's tokenizer is looked for here, and on the hub, without
+    its weights.
+
+    Args:
+        embedder: Whose tokens are counted.
+        tokenizer: A folder, a catalogue name or a hub id that holds the tokenizer; None takes
+            the embedder itself where it counts, else the name of its model.
+
+    Raises:
+        ConfigurationError: If no tokenizer of the model is found.
+    """
+    if tokenizer is None and isinstance(embedder, TokenCounter):
+        return embedder
+    from nimbed.local.checkpoint import read_checkpoint
+    from nimbed.local.hub import locate
+    from nimbed.local.token_counts import ModelTokens
+
+    name = embedder.card.id if tokenizer is None else tokenizer
+    try:
+        located = locate(name, weights=False)
+        return ModelTokens(read_checkpoint(located, revision=None, override=embedder.card))
+    except (MissingExtraError, UnknownModelError, BackendError) as error:
+        raise ConfigurationError(
+            f"chunks are counted by the model's own tokenizer, and that of {name} was not found "
+            f"here: {error}; name a folder that holds its config.json and tokenizer.json"
+        ) from error

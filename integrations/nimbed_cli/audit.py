@@ -84,8 +84,11 @@ def audit(
         from nimbed_weaviate import audit as audit_collection
         from nimbed_weaviate import connect
 
-        if collection is None or table is not None:
-            raise ConfigurationError("say which collection of this Weaviate: --collection NAME")
+        if collection is None or table is not None or embedded is not None:
+            raise ConfigurationError(
+                "say which collection of this Weaviate: --collection NAME, without --table and "
+                "--embedded"
+            )
         with connect(address, grpc_port=grpc_port) as client:
             found = audit_collection(
                 client.collections.get(collection),
@@ -98,8 +101,11 @@ def audit(
     else:
         from nimbed_pgvector import VectorTable
 
-        if table is None or collection is not None:
-            raise ConfigurationError("say which table of this database: --table NAME")
+        if table is None or collection or vector or text_property:
+            raise ConfigurationError(
+                "say which table of this database: --table NAME, without --collection, --vector "
+                "and --text-property, which are for a Weaviate at http://..."
+            )
         with options.connect_database(arguments or [], embedded, read_only=True) as connection:
             target = VectorTable(connection, table)
             named = model is not None or card is not None

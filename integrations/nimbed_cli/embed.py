@@ -23,7 +23,9 @@ def embed(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="A .txt (a text a line), .jsonl, .csv or .parquet file, or - for standard input. "
+            help="A .txt (a text a line), .jsonl, .json, .csv, .tsv, .xlsx, .parquet or .feather "
+            "file (text formats also .gz, .bz2, .xz, .zst), a 'PATTERN*', a folder of .md, .txt "
+            "and .html, s3://..., or - for standard input. "
             "With --ray: [ADDRESS] 'FOLDER/*.parquet', here or in s3://...",
         ),
     ],
@@ -47,12 +49,17 @@ def embed(
     model: options.Model = None,
     card: options.Card = None,
     prompt_name: options.PromptName = None,
-    text_field: options.TextField = "text",
+    text_field: options.TextFields = None,
+    template: options.Template = None,
     id_field: options.IdField = None,
     input_format: options.InputFormat = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
     embedding_type: options.EmbeddingType = "float",
     dimensions: options.Dimensions = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     int8_scale: options.Int8Scale = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -81,7 +88,7 @@ def embed(
 
     keywords: dict[str, Any] = {
         "input_type": input_type,
-        "text_field": text_field,
+        "text_field": text_field or "text",
         "id_field": id_field,
         "embedding_type": embedding_type,
         "dimensions": dimensions,
@@ -91,6 +98,11 @@ def embed(
     }
     found: tuple[Any, list[str]] | None = None
     if ray:
+        if chunk is not None:
+            raise ConfigurationError("--ray embeds whole texts; split them before, or without it")
+        if len(text_field or ()) > 1 or template or encoding or delimiter:
+            raise ConfigurationError("--ray reads one column of parquet files as the text")
+        keywords["text_field"] = text_field[0] if text_field else "text"
         if input_format not in (None, "parquet"):
             raise ConfigurationError(f"--ray reads parquet files; got format {input_format!r}")
         if len(arguments) > 2:
@@ -119,6 +131,10 @@ def embed(
             gpus = False if device == "cpu" else None
             said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
         else:
+            keywords |= {"template": template, "encoding": encoding, "delimiter": delimiter}
+            keywords["splitter"] = options.splitter_for(
+                embedder, chunk, overlap, input_type=input_type
+            )
             said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
 

@@ -1,14 +1,15 @@
-"""``nimbed load``: a file of texts, or of vectors, into a table of PostgreSQL."""
+"""``nimbed load``: a file of texts, or of vectors, into PostgreSQL or Weaviate."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,30 +17,53 @@ from nimbed_cli import options
 
 if TYPE_CHECKING:
     from nimbed.bulk import JobReport
+    from nimbed_cli.weaviate_target import CollectionTarget
     from nimbed_pgvector import VectorTable
 
 __all__ = ["load"]
+
+# New rows in a table with an index from which on it is worth a word: 30,000 took 28 s, not 5.
+_MANY_NEW = 10_000
 
 
 def load(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="[DSN] INPUT",
+            metavar="[DSN] [INPUT]",
             help="A database (postgresql://user@host/database; keep the password in PGPASSWORD or "
-            "~/.pgpass), and a .jsonl, .csv, .txt or .parquet file, or - for standard input. "
+            "~/.pgpass) or a Weaviate (http://host:8080; its key in WEAVIATE_API_KEY), and a "
+            "file, a 'PATTERN*' or a folder as for `nimbed embed`, or - for standard input. "
             "Vectors of `nimbed embed -o FILE.parquet` are not embedded again.",
         ),
     ],
-    table: options.Table,
+    table: options.TableOrNone = None,
+    collection: options.Collection = None,
     embedded: options.Embedded = None,
+    from_table: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead of INPUT: a table of the same database."),
+    ] = None,
+    from_query: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Instead of INPUT: a SELECT.")
+    ] = None,
     id_field: options.TableIdField = None,
-    text_field: options.TextField = "text",
+    text_field: options.TextFields = None,
+    template: options.Template = None,
+    vector_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A field of vectors that the model of --card made; nothing is embedded.",
+        ),
+    ] = None,
     metadata_field: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A field to keep; may be repeated. Default: all."),
     ] = None,
     input_format: options.InputFormat = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
     model: options.TableModel = None,
     card: options.Card = None,
     prompt_name: options.PromptName = None,
@@ -48,52 +72,135 @@ def load(
     int8_scale: options.Int8Scale = None,
     also: options.Also = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
+    ] = False,
     rejects: options.Rejects = None,
     index: Annotated[
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Index the words too, for `nimbed search --hybrid LANGUAGE`.",
+        ),
+    ] = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
     progress: options.Progress = None,
+    vector: options.Vector = None,
+    vectorizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE",
+            help="For a new collection: the module of Weaviate that embeds questions, and what is "
+            "stored later without a vector, such as text2vec-cohere.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The module's embedding server, as Weaviate sees it."),
+    ] = None,
+    served_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="That server's name for the model. Default: its id."),
+    ] = None,
+    grpc_port: options.GrpcPort = 50051,
 ) -> None:
-    """Load a file into a table of PostgreSQL with pgvector, and index it.
+    """Load a file into a table of PostgreSQL with pgvector, or into a collection of Weaviate.
 
-    The table is created if it does not exist. Killed at any moment and run again, a load loses
-    nothing and stores nothing twice: rows that are there with the same content are skipped.
-    Several may load into one table at once.
+    The table or collection is created if it does not exist, and indexed. Killed at any moment and
+    run again, a load loses nothing and stores nothing twice: rows that are there with the same
+    content are skipped. Several may load into one table at once.
     """
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import progress_bar
-    from nimbed_pgvector import VectorTable
 
-    *dsn, source = arguments
-    listed = rejects or Path(f"{table}.rejects.jsonl")
+    if from_table is None and from_query is None:
+        *dsn, source = arguments
+    else:
+        dsn, source = arguments, None
+        if embedded is None and len(dsn) != 1:
+            raise ConfigurationError("--from-table and --from-query take the place of INPUT")
+    if vector_field is not None and card is None:
+        raise ConfigurationError("say by --card NAME which model made the vectors")
+    name = options.target_name(
+        dsn,
+        table,
+        collection,
+        tables_alone={
+            "--embedded": embedded is not None,
+            "--from-table": from_table is not None,
+            "--from-query": from_query is not None,
+            "--also": also is not None,
+            "--words": words is not None,
+            "--no-index": not index,
+        },
+        collections_alone={
+            "--vector": vector is not None,
+            "--vectorizer": vectorizer is not None,
+            "--server": server is not None,
+            "--served-name": served_name is not None,
+        },
+    )
+    listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )
+    given = _Input(
+        source=source,
+        table=from_table,
+        query=from_query,
+        text_field=text_field or "text",
+        id_field=id_field,
+        template=template,
+        kind=input_format,
+        encoding=encoding,
+        delimiter=delimiter,
+        vector_field=vector_field,
+        keeps=metadata_field,
+    )
     stored_as: dict[str, Any] = {
         "embedding_type": embedding_type,
         "dimensions": dimensions,
         "int8_scale": int8_scale,
-        "also": also,
     }
     with ExitStack() as stack:
-        connection = stack.enter_context(options.connect_database(dsn, embedded))
-        target = VectorTable(connection, table, **stored_as)
+        opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
+        if collection is None:
+            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)
+        else:
+            from nimbed_cli.weaviate_target import open_collection
+
+            opening = open_collection(
+                dsn[0],
+                name,
+                grpc_port=grpc_port,
+                vector=vector,
+                module=vectorizer,
+                server=server,
+                served_name=served_name,
+                stored_as=stored_as,
+            )
+        make: Callable[[Any], Any] = stack.enter_context(opening)
+        target = make(None)
         common: dict[str, Any] = {
-            "source": "stdin" if source == "-" else Path(source).name,
+            "source": given.name,
             "metadata_fields": metadata_field or None,
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            found = _Found()
-            report = _load_vectors(target, source, input_format, move, common, found)
+            texts = chunk is not None or prune
+            report = _load_vectors(target, given, card, move, common, texts=texts)
             if report is None:
                 embedder = options.load_embedder(
                     model,
@@ -105,132 +212,237 @@ def load(
                     backend=backend,
                     table_spec=target.find_spec(),
                 )
-                target = VectorTable(connection, table, embedder, **stored_as)
-                report = _load_texts(
-                    target, source, move, text_field, id_field, input_format, truncate, common,
-                    found,
-                )  # fmt: skip
+                target = make(embedder)
+                total = given.count()
+                slow = _warning(target.find_index(), table)
+
+                def tell(report: JobReport) -> None:
+                    slow(report)
+                    known = total and chunk is None  # chunks are more than rows
+                    move(report.read, max(total, report.read) if known else 0)
+
+                report = target.load(
+                    given.rows(),
+                    truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+                    chunk_tokens=chunk,
+                    overlap=overlap,
+                    prune=prune,
+                    on_progress=tell,
+                    **common,
+                )
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo("\n".join(_summary(report, table, listed, found)), err=True)
-        if index and (report.loaded or report.unchanged):
+        typer.echo("\n".join(_summary(report, name, listed, given)), err=True)
+        if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
-                built = target.index(on_progress=move)
+                built = target.index(words=words, on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
 
 
+@contextmanager
+def _open_table(
+    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any], given: _Input
+) -> Generator[Callable[[Any], VectorTable]]:
+    """Connect to PostgreSQL, and yield what makes a table of it a target."""
+    from psycopg.conninfo import make_conninfo
+
+    from nimbed_pgvector import VectorTable
+
+    with options.connect_database(dsn, embedded) as connection:
+        given.dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None)
+        yield lambda embedder: VectorTable(connection, name, embedder, **stored_as)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Input:
+    """What is loaded, and what was seen of it.
+
+    Attributes:
+        source: A file; None for a table or a query of the database.
+        dsn: Of the database.
+        named: Whether the rows have ids of their own.
+        unused: Whether they have a field named id that was not taken for one.
+    """
+
+    source: str | None
+    table: str | None
+    query: str | None
+    text_field: str | list[str]
+    id_field: str | None
+    template: str | None
+    kind: str | None
+    encoding: str | None
+    delimiter: str | None
+    vector_field: str | None
+    keeps: list[str] | None
+    dsn: str = field(default="", repr=False)
+    named: bool = False
+    unused: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the ledger, and rows without an id, call it."""
+        if self.source is None:
+            return self.table or "query"
+        return "stdin" if self.source == "-" else Path(self.source).name
+
+    def rows(self) -> Iterator[Any]:
+        """Read it from its start."""
+        from nimbed.files import read_rows
+        from nimbed.files.sources import kind_of
+
+        fields: dict[str, Any] = {
+            "text_field": self.text_field,
+            "id_field": self.id_field,
+            "template": self.template,
+        }
+        if self.source is not None:
+            rows = read_rows(
+                self.source,
+                kind=self.kind,
+                encoding=self.encoding,
+                delimiter=self.delimiter,
+                **fields,
+            )
+            typed = kind_of(self.source, self.kind) in ("parquet", "feather", "xlsx")
+            return self.observed(rows, typed=typed)
+        from nimbed_pgvector.query_rows import query_rows
+
+        fields |= {"table": self.table, "query": self.query, "vector_field": self.vector_field}
+        return self.observed(query_rows(self.dsn, **fields), typed=True)
+
+    def observed(self, rows: Iterable[Any], *, typed: bool) -> Iterator[Any]:
+        """Yield rows; of a typed source with null for NaN, which JSON has not."""
+        from nimbed.rows import Row, vector_in, without_nan
+
+        left = iter(rows)
+        for row in left:
+            if isinstance(row, Row):
+                self.named = row.id is not None
+                self.unused = not self.named and "id" in row.columns
+                vectors = vector_in(row)
+                kept = self.keeps is None or vectors in self.keeps
+                if vectors is not None and vectors != self.vector_field and kept:
+                    typer.echo(
+                        f"the field {vectors} holds {len(row.columns[vectors]):,} numbers a row, "
+                        f"which are kept as metadata; if they are vectors, --vector-field "
+                        f"{vectors} --card MODEL takes them as such, and --metadata-field names "
+                        f"what is kept",
+                        err=True,
+                    )
+                left = itertools.chain([row], left)
+                break
+            yield row
+        if not typed:
+            yield from left
+            return
+        for row in left:
+            if isinstance(row, Row) and any(
+                isinstance(value, (float, list, dict)) for value in row.columns.values()
+            ):
+                row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
+            yield row
+
+    def count(self) -> int:
+        """Return about how many rows there are, for the bar; 0 where it must be read to tell."""
+        from nimbed.files.parquet import open_parquet
+        from nimbed.files.sources import kind_of
+
+        if self.source is None or self.source == "-" or not Path(self.source).is_file():
+            return 0
+        kind = kind_of(self.source, self.kind)
+        if kind == "parquet":
+            with open_parquet(self.source) as file:
+                return int(file.metadata.num_rows)
+        if kind not in ("txt", "jsonl", "csv", "tsv") or not self.source.endswith(f".{kind}"):
+            return 0  # packed, or of another layout
+        with Path(self.source).open("rb") as file:  # lines: in a csv a record may have several
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
+
+
 def _load_vectors(
-    target: VectorTable,
-    source: str,
-    kind: str | None,
+    target: VectorTable | CollectionTarget,
+    given: _Input,
+    card: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
-    found: _Found,
+    *,
+    texts: bool,
 ) -> JobReport | None:
-    """Load a file of vectors; None if the file has only texts."""
-    if source == "-" or kind not in (None, "parquet") or not source.endswith(".parquet"):
+    """Load vectors that are there; None if there are only texts, as must be if ``texts``."""
+    from nimbed.bulk import JobReport
+    from nimbed.errors import ConfigurationError
+
+    mend = "--chunk and --prune are for texts that are embedded now"
+    if given.vector_field is not None:
+        from nimbed.files.ready_vectors import declared_spec, ready_parts
+
+        if texts:
+            raise ConfigurationError(f"{given.name} brings its vectors; {mend}")
+        without = JobReport()
+        spec, parts = ready_parts(
+            given.rows(),
+            given.vector_field,
+            functools.partial(declared_spec, card or ""),
+            on_reject=lambda reject: without.reject([reject], common["on_reject"]),
+        )
+        report = target.load_embedded(parts, spec, **common)
+        report.rejected += without.rejected
+        report.first_rejects = [*without.first_rejects, *report.first_rejects]
+        return report
+    source = given.source
+    if source is None or given.kind not in (None, "parquet") or not source.endswith(".parquet"):
         return None
     from nimbed.files import open_embedded
     from nimbed.files.parquet import open_parquet
+    from nimbed.files.sources import files_of
 
+    if files_of(source) is not None:
+        return None
     with open_parquet(source) as plain:
         if b"nimbed.spec" not in (plain.schema_arrow.metadata or {}):
             return None
+    if texts:
+        raise ConfigurationError(f"{source} brings its vectors; {mend}: give the file of texts")
     with open_embedded(source) as file:
         return target.load_embedded(
-            ((list(_observed(rows, found, typed=True)), vectors) for rows, vectors in file.parts()),
+            ((list(given.observed(rows, typed=True)), vectors) for rows, vectors in file.parts()),
             file.contract.spec,
             on_progress=lambda report: move(report.read, file.count),
             **common,
         )
 
 
-def _load_texts(
-    target: VectorTable,
-    source: str,
-    move: Callable[[int, int], None],
-    text_field: str,
-    id_field: str | None,
-    kind: str | None,
-    truncate: Any,
-    common: dict[str, Any],
-    found: _Found,
-) -> JobReport:
-    from nimbed.files import read_rows
-    from nimbed.files.sources import kind_of
+def _warning(index: str | None, table: str) -> Callable[[JobReport], None]:
+    """Return what says once that many new rows go faster into a table without its index."""
+    told = index is None
 
-    total = _row_count(source, kind)
-    rows = read_rows(source, text_field=text_field, id_field=id_field, kind=kind)
-    return target.load(
-        _observed(rows, found, typed=kind_of(source, kind) == "parquet"),
-        truncate=truncate,  # a word of the engine's, which checks it
-        on_progress=lambda report: move(report.read, max(total, report.read) if total else 0),
-        **common,
-    )
+    def warn(report: JobReport) -> None:
+        nonlocal told
+        if not told and report.loaded - report.replaced >= _MANY_NEW:
+            told = True
+            typer.echo(
+                f"many new rows, and the table {table} has its index, into which each is put by "
+                f"itself: several times slower than to build it anew. To stop here loses nothing: "
+                f"DROP INDEX {index}; then load again, and the index is built at the end",
+                err=True,
+            )
+
+    return warn
 
 
-@dataclass(slots=True)
-class _Found:
-    """What was seen of the rows.
-
-    Attributes:
-        named: Whether they have ids of their own.
-        unused: Whether they have a field named id that was not taken for one.
-    """
-
-    named: bool = False
-    unused: bool = False
-
-
-def _observed(rows: Iterable[Any], found: _Found, *, typed: bool) -> Iterator[Any]:
-    """Yield rows, those of a typed file with null where a field is NaN, which JSON has not."""
-    from nimbed.rows import Row, without_nan
-
-    left = iter(rows)
-    for row in left:
-        if isinstance(row, Row):
-            found.named = row.id is not None
-            found.unused = not found.named and "id" in row.columns
-            left = itertools.chain([row], left)
-            break
-        yield row
-    if not typed:
-        yield from left
-        return
-    for row in left:
-        if isinstance(row, Row) and any(
-            isinstance(value, (float, list, dict)) for value in row.columns.values()
-        ):
-            row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
-        yield row
-
-
-def _row_count(source: str, kind: str | None) -> int:
-    """Return about how many rows a file has, for the bar; 0 where it must be read to tell."""
-    from nimbed.files.parquet import open_parquet
-    from nimbed.files.sources import is_rereadable, kind_of
-
-    if not is_rereadable(source) or source.endswith(".gz"):
-        return 0
-    if kind_of(source, kind) == "parquet":
-        with open_parquet(source) as file:
-            return int(file.metadata.num_rows)
-    with Path(source).open("rb") as file:  # lines: in a csv a record may have several
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
-
-
-def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iterator[str]:
+def _summary(report: JobReport, table: str, listed: Path, found: _Input) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
+    pruned = f", {report.removed:,} removed" if report.removed else ""
     yield (
-        f"{report.loaded:,} passages loaded into {table}, {report.unchanged:,} were there already, "
+        f"{table}: {report.loaded - report.replaced:,} new, {report.replaced:,} changed, "
+        f"{report.unchanged:,} unchanged, {report.rejected:,} left out{pruned}, "
         f"in {report.seconds:,.1f} s ({rate:,.0f} rows/s)"
     )
-    if report.replaced:
-        yield f"{report.replaced:,} of them replaced a row of the same id and other content"
     if report.replaced and not found.named:
         yield (
             "the ids are made of the file's name, without its folder, and the row's number: if "
@@ -240,4 +452,6 @@ def _summary(report: JobReport, table: str, listed: Path, found: _Found) -> Iter
     if found.unused:
         yield "the rows have a field id, kept as metadata; --id-field id makes it their key"
     if report.rejected:
-        yield f"{report.rejected:,} rows were left out, listed with reasons in {listed}"
+        yield f"the rows left out are listed with their reasons in {listed}"
+        if any("not valid UTF-8" in reject.reason for reject in report.first_rejects):
+            yield "some are not UTF-8; --encoding says what else the file is, such as cp1252"

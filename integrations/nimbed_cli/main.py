@@ -33,6 +33,10 @@ __all__ = ["app", "main"]
 # another busy process a batch then takes seconds, since they spin for a thread that does not run.
 _SPINS = "3000"
 
+# How a text that is too long is mended, in the engine's words and in a command's.
+_IN_PYTHON = "split the text, or pass truncate='END' or 'START'"
+_TYPED = "split the texts by --chunk TOKENS, or pass --truncate END or START"
+
 app = typer.Typer(
     name="nimbed",
     no_args_is_help=True,
@@ -117,7 +121,8 @@ def _describe(error: Exception) -> tuple[str, int]:
     from nimbed.errors import BackendError, MissingExtraError, NimbedError
 
     if isinstance(error, NimbedError):
-        return str(error), 1 if isinstance(error, (BackendError, MissingExtraError)) else 2
+        said = str(error).replace(_IN_PYTHON, _TYPED)
+        return said, 1 if isinstance(error, (BackendError, MissingExtraError)) else 2
     if isinstance(error, OSError):
         what = error.strerror or str(error)
         return f"{what}: {error.filename}" if error.filename else what, 1

@@ -1,7 +1,8 @@
-"""The ``nimbed migrate`` command: takes a table of PostgreSQL to another model or type."""
+"""The ``nimbed migrate`` command: takes a table or a collection to another model or type."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,8 @@ def migrate(
         list[str] | None,
         typer.Argument(metavar="[DSN]", help="A database, as for `nimbed load`."),
     ] = None,
-    table: options.Table = "",
+    table: options.TableOrNone = None,
+    collection: options.Collection = None,
     embedded: options.Embedded = None,
     model: Annotated[
         str | None,
@@ -68,45 +70,106 @@ def migrate(
     dtype: options.Dtype = "auto",
     backend: options.Backend = "auto",
     progress: options.Progress = None,
+    vector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The collection's new vector. Default: one of the model's name."
+        ),
+    ] = None,
+    source_property: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A property of the collection that is embedded; may be repeated. Default: those "
+            "of the old vector.",
+        ),
+    ] = None,
+    template: options.Template = None,
+    grpc_port: options.GrpcPort = 50051,
 ) -> None:
-    """Take a table to another model, type or size while readers and writers go on.
+    """Take a table or a collection to another model, type or size while it is read and written.
 
     New vectors are stored beside the old and checked; then searches use them, from one moment to
     the next. Killed at any moment and typed again, it goes on. `nimbed search` and `nimbed load`
-    take the table's model; programs that name the old one are refused.
+    take the new model; programs that name the old one are refused by PostgreSQL, and are told
+    here what to ask Weaviate for.
     """
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError
     from nimbed_cli.terminal import print_findings, progress_bar
-    from nimbed_pgvector import VectorTable
 
-    if not table:
-        raise ConfigurationError("say which table: --table NAME")
-    if same_vectors + rollback + finish > 1 or ((rollback or finish) and embedding_type):
+    name = options.target_name(
+        arguments or [],
+        table,
+        collection,
+        tables_alone={
+            "--embedded": embedded is not None,
+            "--also": also is not None,
+            "--same-vectors": same_vectors,
+        },
+        collections_alone={
+            "--vector": vector is not None,
+            "--source-property": bool(source_property),
+            "--template": template is not None,
+        },
+    )
+    form = (embedding_type, dimensions, int8_scale, also)
+    others = same_vectors + rollback + finish
+    if others > 1 or (others and any(form)):
         raise ConfigurationError(
-            "--same-vectors, --rollback and --finish are different commands; give one, and no "
-            "--embedding-type"
+            "--same-vectors, --rollback and --finish each do something of their own to vectors "
+            "that are there; give one of them, and no type or size"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
     how |= {"device": device, "dtype": dtype, "backend": backend}
+    if collection is not None:
+        from nimbed_cli.weaviate_target import migrate_collection
+
+        with ExitStack() as stack:
+            listed = rejects or Path(f"{name}.rejects.jsonl")
+            bar = stack.enter_context(progress_bar("embedding", before="reading", show=progress))
+            migrate_collection(
+                (arguments or [""])[0],
+                name,
+                grpc_port=grpc_port,
+                step="finish" if finish else "rollback" if rollback else "migrate",
+                load=None
+                if model is None and rollback
+                else functools.partial(options.load_embedder, model, **how),
+                asked=model is not None or embedding_type is not None or dimensions is not None,
+                on_reject=stack.enter_context(listing(listed)),
+                on_progress=lambda report: bar(report.read, 0),
+                truncate=truncate,
+                options={
+                    "vector": vector,
+                    "embedding_type": embedding_type,
+                    "dimensions": dimensions,
+                    "int8_scale": int8_scale,
+                    "source_properties": source_property or None,
+                    "template": template,
+                    "switch": switch,
+                },
+            )
+        return
+    from nimbed_pgvector import VectorTable
+
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
-        target = VectorTable(connection, table)
+        target = VectorTable(connection, name)
         if finish:
-            _tell(target.finish(), table)
+            _tell(target.finish(), name)
             return
-        asked = model is not None or embedding_type is not None or dimensions is not None
-        if not rollback and not asked:
+        if not (rollback or any(form) or model or card or prompt_name):
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
         if not rollback or model is not None:
             embedder = options.load_embedder(model, table_spec=target.spec, **how)
         if same_vectors:
             found = target.relabel(embedder)
-            print_findings(table, found.findings)
-            typer.echo(f"{table} has the contract of {embedder.card.id} now", err=True)
+            print_findings(name, found.findings)
+            typer.echo(f"{name} has the contract of {embedder.card.id} now", err=True)
             return
-        listed = rejects or Path(f"{table}.rejects.jsonl")
+        listed = rejects or Path(f"{name}.rejects.jsonl")
         on_reject = stack.enter_context(listing(listed))
         move = stack.enter_context(progress_bar("embedding", before="reading", show=progress))
         telling: Callable[[Any], None] = lambda report: move(report.loaded, 0)  # noqa: E731
@@ -122,8 +185,8 @@ def migrate(
             common |= {"int8_scale": int8_scale, "switch": switch, "on_index": move}
             common["keep_index"] = keep_index
             done = target.migrate(embedder, **common)
-    print_findings(table, done.findings)
-    _tell(done, table)
+    print_findings(name, done.findings)
+    _tell(done, name)
 
 
 def _tell(done: Migration, table: str) -> None:

@@ -119,10 +119,13 @@ def _specs(card: ModelCard, dimensions: int | None) -> list[VectorSpec]:
     from nimbed.spec import EmbeddingType
 
     size = card.spec(dimensions=dimensions).dimensions
-    kinds = [kind for kind in get_args(EmbeddingType) if size % 8 == 0 or "binary" not in kind]
-    if card.metric != "cosine":
-        kinds = ["float"]  # nothing else keeps the length of vectors
-    return [card.spec(embedding_type=kind, dimensions=dimensions) for kind in kinds]
+    packable = size % 8 == 0
+    return [
+        card.spec(embedding_type=kind, dimensions=dimensions)
+        for kind in get_args(EmbeddingType)
+        # Nothing but floats keeps the length of vectors.
+        if kind == "float" or (card.metric == "cosine" and (packable or "binary" not in kind))
+    ]
 
 
 def _fields(specs: list[VectorSpec], store: str) -> dict[str, StoreField | str]:

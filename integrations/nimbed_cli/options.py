@@ -5,7 +5,7 @@ Enumerations are plain strings here: the engine checks its own words, before any
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from nimbed import Embedder
+    from nimbed.chunks import Splitter
     from nimbed.spec import VectorSpec
 
 
@@ -75,14 +76,41 @@ Backend = Annotated[
 ]
 
 # What is read.
-TextField = Annotated[str, typer.Option(metavar="NAME", help="Field or column of the text.")]
+TextFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-field",
+        metavar="NAME",
+        help="Field or column of the text; may be repeated, and the texts are joined. Default: "
+        "text.",
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="How fields are joined to the text, such as '{title}: {body}'."
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Encoding of INPUT, such as cp1252. Default: utf-8."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHARACTER",
+        help="Between the fields of csv. Default: of comma, semicolon, tab and bar the one by "
+        "which the header names the fields.",
+    ),
+]
 IdField = Annotated[str | None, _id_field("none")]
 RowIdField = Annotated[str | None, _id_field("line numbers")]
 TableIdField = Annotated[str | None, _id_field("file name and row number")]
 InputFormat = Annotated[
     str | None,
     typer.Option(
-        metavar="txt|jsonl|csv|parquet", help="Format of INPUT, where its name does not tell."
+        metavar="txt|jsonl|json|csv|tsv|xlsx|parquet|feather",
+        help="Format of INPUT, where its name does not tell.",
     ),
 ]
 
@@ -105,6 +133,17 @@ Truncate = Annotated[
     ),
 ]
 
+Chunk = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Split each text into chunks of so many of the model's tokens at most, at the ends of "
+        "paragraphs and sentences.",
+    ),
+]
+Overlap = Annotated[
+    int, typer.Option(metavar="TOKENS", help="What a chunk repeats of the one before it.")
+]
 Also = Annotated[
     str | None,
     typer.Option(
@@ -114,6 +153,17 @@ Also = Annotated[
 
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
+TableOrNone = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The table, where PostgreSQL is the database.")
+]
+Collection = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The collection, where Weaviate is the database.")
+]
+Vector = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which vector of the collection, where it has several."),
+]
+GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where Weaviate speaks gRPC.")]
 Embedded = Annotated[
     str | None,
     typer.Option(
@@ -126,8 +176,6 @@ Rejects = Annotated[
     typer.Option(metavar="FILE", help="List of the rows left out. Default: TABLE.rejects.jsonl."),
 ]
 
-GrpcPort = Annotated[int, typer.Option(metavar="PORT", help="Where that Weaviate speaks gRPC.")]
-
 # What is shown.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Default: in a terminal.")]
@@ -136,8 +184,8 @@ Progress = Annotated[bool | None, typer.Option(help="Show a progress bar. Defaul
 def load_embedder(
     model: str | None,
     *,
-    card: str | None,
-    prompt_name: str | None,
+    card: str | None = None,
+    prompt_name: str | None = None,
     base_url: str | None,
     device: str,
     dtype: str,
@@ -162,6 +210,69 @@ def load_embedder(
     if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
     return nimbed.load(model, card=card, **placement)
+
+
+def splitter_for(
+    embedder: Embedder, chunk: int | None, overlap: int, *, input_type: Any = "passage"
+) -> Splitter | None:
+    """Return what divides texts into chunks, or None if they stay whole.
+
+    Raises:
+        ConfigurationError: If a size cannot be, or the model's tokenizer is not at hand.
+    """
+    from nimbed.chunks import Splitter
+    from nimbed.errors import ConfigurationError
+    from nimbed.load import token_counter
+
+    if chunk is None:
+        if overlap:
+            raise ConfigurationError("an overlap is one of chunks; give --chunk TOKENS too")
+        return None
+    return Splitter(token_counter(embedder), tokens=chunk, overlap=overlap, input_type=input_type)
+
+
+def is_weaviate(place: Sequence[str]) -> bool:
+    """Whether the words in front of an input or a question are the address of a Weaviate."""
+    return len(place) == 1 and place[0].lower().startswith(("http://", "https://"))
+
+
+def target_name(
+    place: Sequence[str],
+    table: str | None,
+    collection: str | None,
+    *,
+    tables_alone: Mapping[str, bool],
+    collections_alone: Mapping[str, bool],
+) -> str:
+    """Return the name of the table or collection that was asked for.
+
+    Args:
+        place: The words in front of the input or the question.
+        table: What ``--table`` says.
+        collection: What ``--collection`` says.
+        tables_alone: Options that PostgreSQL alone has, and whether they were given.
+        collections_alone: Options that Weaviate alone has, and whether they were given.
+
+    Raises:
+        ConfigurationError: If there is no name, or an option of the other database was given.
+    """
+    from nimbed.errors import ConfigurationError
+
+    if is_weaviate(place):
+        here, there, name = "Weaviate", "PostgreSQL", collection
+        asked, strange = "--collection", {"--table": table is not None, **tables_alone}
+    else:
+        here, there, name = "PostgreSQL", "Weaviate", table
+        asked, strange = "--table", {"--collection": collection is not None, **collections_alone}
+    given = [option for option, was in strange.items() if was]
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(given)} is for {there}, and {place[0] if place else 'this'} is "
+            f"{'its address' if here == there else f'one of {here}'}"
+        )
+    if not name:
+        raise ConfigurationError(f"say which one to use in {here}, with {asked} NAME")
+    return name
 
 
 @contextmanager

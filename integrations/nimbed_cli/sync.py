@@ -14,13 +14,13 @@ __all__ = ["sync"]
 
 
 def sync(
+    from_table: Annotated[
+        str, typer.Option(metavar="NAME", help="Your table, whose texts are embedded.")
+    ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[DSN]", help="A database, as for `nimbed load`."),
     ] = None,
-    from_table: Annotated[
-        str, typer.Option(metavar="NAME", help="Your table, whose texts are embedded.")
-    ] = "",
     text_field: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,6 +59,7 @@ def sync(
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    backend: options.Backend = "auto",
     progress: options.Progress = None,
 ) -> None:
     """Embed the rows of a table that exists, and keep their vectors in step with it.
@@ -72,15 +73,13 @@ def sync(
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import SyncedTable
 
-    if not from_table:
-        raise ConfigurationError("say which table to embed: --from-table NAME")
     table, _, column = (into or "").rpartition(".")
     if into is not None and (table != from_table or not column):
         raise ConfigurationError(
             f"--into names a column of the table itself, as in {from_table}.embedding; got {into!r}"
         )
     how: dict[str, Any] = {"card": card, "prompt_name": prompt_name, "base_url": base_url}
-    how |= {"device": device, "dtype": dtype}
+    how |= {"device": device, "dtype": dtype, "backend": backend}
     with ExitStack() as stack:
         connection = stack.enter_context(options.connect_database(arguments or [], embedded))
         embedder = options.load_embedder(model, **how)

@@ -24,7 +24,7 @@ def tradeoff(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Your passages: a .txt (a text a line), .jsonl, .csv or .parquet file, or - for "
+            help="Your passages: a file, a pattern or a folder, as for `nimbed embed`, or - for "
             "standard input.",
         ),
     ],
@@ -57,10 +57,12 @@ def tradeoff(
         float,
         typer.Option(metavar="SHARE", help="Share of float's recall that must be kept."),
     ] = 0.97,
-    text_field: options.TextField = "text",
+    text_field: options.TextFields = None,
     id_field: options.RowIdField = None,
     input_format: options.InputFormat = None,
     truncate: options.Truncate = "NONE",
+    chunk: options.Chunk = None,
+    overlap: options.Overlap = 0,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -93,12 +95,13 @@ def tradeoff(
             source,
             queries=queries,
             judgements=judgements,
-            text_field=text_field,
+            text_field=text_field or "text",
             id_field=id_field,
             kind=input_format,
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+            splitter=options.splitter_for(embedder, chunk, overlap),
             progress=move,
         )
     if target is not None:

@@ -13,7 +13,7 @@ try:
     from nimbed_pgvector.errors import connect
     from nimbed_pgvector.migrate import Migration
     from nimbed_pgvector.schema import create_statements
-    from nimbed_pgvector.search import Hit
+    from nimbed_pgvector.search import FIRST_PAGE, Hit
     from nimbed_pgvector.sync import AsyncSyncedTable, SyncedTable
     from nimbed_pgvector.table import AsyncVectorTable, VectorTable
 except ModuleNotFoundError as error:
@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
 LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
+    "FIRST_PAGE",
     "AsyncSyncedTable",
     "AsyncVectorTable",
     "Column",

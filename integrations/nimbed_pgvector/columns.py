@@ -138,6 +138,14 @@ class Column:
         """Return the first vector of a batch as a parameter; the statement casts it."""
         return Wire(self.wire(batch, slice(1))[0, _LENGTH.size :].tobytes())
 
+    def literal(self, batch: EmbeddingBatch) -> str:
+        """Return the first vector of a batch as people write it in SQL, without quotes."""
+        if self.kind == "bit":
+            bits = np.unpackbits(batch.bits()[0])[: self.spec.dimensions]
+            return "".join(map(str, bits.tolist()))
+        numbers = batch.vectors[0].astype(_FORMS[self.kind]).astype(np.float32)
+        return f"[{','.join(f'{number:.9g}' for number in numbers.tolist())}]"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:

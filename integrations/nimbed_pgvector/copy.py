@@ -36,6 +36,7 @@ from nimbed_pgvector.statements import Copy, Procedure, Query, Runner, binary_co
 
 __all__ = [
     "BATCH_ROWS",
+    "SETTINGS",
     "Batch",
     "Batches",
     "Passages",
@@ -76,7 +77,7 @@ _MARK = uuid.uuid4().hex
 # last moments' batches, whole; a rerun brings them back, and _make_durable waits for all of them.
 # The encoding is that of our bytes, whatever PGCLIENTENCODING says. A limit for a web page's
 # statements would stop a batch, each time anew.
-_SETTINGS = Query(
+SETTINGS = Query(
     sql.SQL(
         "SELECT set_config('synchronous_commit', 'off', true),"
         " set_config('client_encoding', 'UTF8', true),"
@@ -417,7 +418,7 @@ def _copy_new(
             numbers.extend(some)
             yield rows
 
-    yield _SETTINGS
+    yield SETTINGS
     yield Copy(_copy_statement(table.identifier, table), binary_copy(blocks()))
     if numbers:
         yield _ledger_row(table, source, numbers, stored=len(numbers))
@@ -427,7 +428,7 @@ def _copy_new(
 def _merge(table: Table, source: str, numbers: Sequence[int], rows: bytes) -> Procedure[int]:
     """Store passages, replacing those with the same id and other content; return how many."""
     staging = sql.Identifier("nimbed_staging")
-    yield _SETTINGS
+    yield SETTINGS
     names = _column_names(table)
     yield Query(
         # Our own columns: what else the table has is filled by its defaults.

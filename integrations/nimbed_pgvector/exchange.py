@@ -165,7 +165,9 @@ def exchange(
         for statement in contract_statements(table.name, column, CURRENT):
             yield Query(statement)
     yield from _watch(table, kept)
-    yield Query(sql.SQL("DROP INDEX IF EXISTS {}").format(_pending_index(table)))
+    yield Query(
+        sql.SQL("DROP INDEX IF EXISTS {}").format(beside(table.name, _pending_index(table)))
+    )
     return len(left)
 
 
@@ -176,7 +178,9 @@ def drop(table: Table, layout: Layout) -> Procedure[None]:
         raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
     yield Query(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(_TRIGGER, table.identifier))
     yield Query(sql.SQL("DROP FUNCTION IF EXISTS {}()").format(_function(table)))
-    yield Query(sql.SQL("DROP INDEX IF EXISTS {}").format(_pending_index(table)))
+    yield Query(
+        sql.SQL("DROP INDEX IF EXISTS {}").format(beside(table.name, _pending_index(table)))
+    )
     for column in layout.columns:
         yield Query(_altered(table, "DROP COLUMN {}", column.name))
     if layout == found.previous:
@@ -312,13 +316,13 @@ def _function(table: Table) -> sql.Identifier:
     return beside(table.name, f"nimbed_migration_{table.oid}")
 
 
-def hnsw_name(table: Table, layout: Layout) -> sql.Identifier:
+def hnsw_name(table: Table, layout: Layout) -> str:
     """Return the name of the index of columns that are not searched yet."""
-    return beside(table.name, f"nimbed_hnsw_{table.oid}_{layout.spec.fingerprint[:8]}")
+    return f"nimbed_hnsw_{table.oid}_{layout.spec.fingerprint[:8]}"
 
 
-def _pending_index(table: Table) -> sql.Identifier:
-    return beside(table.name, f"nimbed_pending_{table.oid}")
+def _pending_index(table: Table) -> str:
+    return f"nimbed_pending_{table.oid}"
 
 
 def _check(column: Column) -> str:

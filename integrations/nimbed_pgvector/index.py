@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.schema import Table, see_extension
+from nimbed_pgvector.schema import Table, beside, see_extension
 from nimbed_pgvector.statements import Procedure, Query, Rows, run, trusted
 
 __all__ = [
@@ -125,7 +125,7 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     return True
 
 
-def build_beside(table: Table, plan: IndexPlan, name: sql.Identifier) -> Procedure[bool]:
+def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     """Build the index of a column while others write to the table; return whether it was built.
 
     Each statement is a transaction of its own, so that a session's settings are changed and, at
@@ -155,7 +155,7 @@ def build_beside(table: Table, plan: IndexPlan, name: sql.Identifier) -> Procedu
 
 
 def create_index(
-    table: Table, name: sql.Identifier, definition: sql.Composed, *, concurrently: bool
+    table: Table, name: str, definition: sql.Composed, *, concurrently: bool
 ) -> Procedure[bool]:
     """Create an index unless it is there; one that a killed run left half done is dropped first.
 
@@ -169,19 +169,18 @@ def create_index(
     session = sql.SQL("" if concurrently else "xact_")
     keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
     yield Query(sql.SQL("SELECT pg_advisory_{}lock{}").format(session, keys))
-    quoted = name.as_string(None)
+    there = beside(table.name, name)
     found = yield Query(
-        sql.SQL("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"), (quoted,)
+        sql.SQL("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"),
+        (there.as_string(None),),
     )
     valid = bool(found and found[0][0])
-    beside = sql.SQL("CONCURRENTLY" if concurrently else "")
+    way = sql.SQL("CONCURRENTLY" if concurrently else "")
     if found and not valid:
-        yield Query(sql.SQL("DROP INDEX {} {}").format(beside, name), silent=True)
+        yield Query(sql.SQL("DROP INDEX {} {}").format(way, there), silent=True)
     if not valid:
         yield Query(
-            sql.SQL("CREATE INDEX {} {} {}").format(
-                beside, sql.Identifier(quoted.split(".")[-1].strip('"')), definition
-            ),
+            sql.SQL("CREATE INDEX {} {} {}").format(way, sql.Identifier(name), definition),
             silent=True,
         )
     if concurrently:
@@ -219,15 +218,21 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
         concurrently: Let others read and write meanwhile; each statement must then be a
             transaction of its own.
     """
-    beside = sql.SQL("CONCURRENTLY" if concurrently else "")
+    way = sql.SQL("CONCURRENTLY" if concurrently else "")
     for (name,) in (yield from _indexes(table)):
-        statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(beside, trusted(name))
+        statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
         yield Query(statement, silent=True)
 
 
 def _exists(table: Table) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
-    return bool((yield from _indexes(table)))
+    return (yield from find_index(table)) is not None
+
+
+def find_index(table: Table) -> Procedure[str | None]:
+    """Return the quoted name of an index that searches use, or None if there is none."""
+    rows = yield from _indexes(table)
+    return str(rows[0][0]) if rows else None
 
 
 def _indexes(table: Table) -> Procedure[Rows]:

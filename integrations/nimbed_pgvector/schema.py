@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from nimbed import Embedder, VectorSpec
+from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import EmbeddingType, Int8Scale, require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, float_twin
@@ -56,6 +57,7 @@ class Table:
         pgvector: Version of the extension.
         extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
+        chunked: Whether its rows are chunks of documents.
         next: The columns that a migration fills.
         previous: The columns that the last migration keeps.
     """
@@ -66,6 +68,7 @@ class Table:
     pgvector: tuple[int, ...]
     extension: str = ""
     empty: bool
+    chunked: bool = False
     next: Layout | None = None
     previous: Layout | None = None
 
@@ -132,14 +135,17 @@ def find(name: str) -> Procedure[Table | None]:
             f"of another name"
         )
     yield from _check_copies(name, quoted, layout)
-    some = yield Query(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(table))
+    some = yield Query(
+        sql.SQL("SELECT jsonb_exists(metadata, {}) FROM {} LIMIT 1").format(CHUNK_FIELDS[0], table)
+    )
     return Table(
         name=name,
         oid=rows[0][3],
         layout=layout,
         pgvector=version,
         extension=extension,
-        empty=not some[0][0],
+        empty=not some,
+        chunked=bool(some and some[0][0]),
         next=_layout(found, NEXT),
         previous=_layout(found, PREVIOUS),
     )

@@ -13,23 +13,47 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg import sql
 
 from nimbed import Embedder, EmbeddingBatch
+from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.statements import Procedure, Query, Rows, Statement, trusted
 
-__all__ = ["Filter", "Hit", "embed_question", "search"]
+__all__ = [
+    "FIRST_PAGE",
+    "Filter",
+    "Hit",
+    "Page",
+    "Way",
+    "condition_of",
+    "distance_to",
+    "embed_question",
+    "hit_of",
+    "nearest_ids",
+    "scan_cost",
+    "search",
+    "sign_distances",
+    "vector_of",
+    "way_to",
+    "written",
+]
 
 #: A condition in SQL; the parameters' places are written %s.
 Filter = str | sql.Composable
+#: Where a page ends: the distance and the id of its last hit.
+Page = tuple[float, str]
+#: Where the first page begins.
+FIRST_PAGE: Page = (-math.inf, "")
 
 # Recall@10 of 384 bits against float, on 1,000 real passages: 0.93 at 4 times, 0.98 at 8 times.
 _OVERSAMPLE = 8
@@ -48,12 +72,19 @@ class Hit:
         metadata: Its other fields.
         distance: Smaller is closer: cosine distance, or Euclidean for uint8. For packed columns
             the cosine distance to the stored floats, or to the stored signs.
+        score: Of a hybrid search: larger is better, up to 1/61 for each of its two lists.
     """
 
     id: str
     text: str
     metadata: Mapping[str, Any]
     distance: float
+    score: float | None = None
+
+    @property
+    def document(self) -> str:
+        """The id of the document that a chunk belongs to; of a whole passage its own."""
+        return str(self.metadata.get(CHUNK_FIELDS[0], self.id))
 
 
 def embed_question(embedder: Embedder, layout: Layout, question: str) -> EmbeddingBatch:
@@ -77,6 +108,7 @@ def search(
     where: Filter | None = None,
     parameters: Sequence[Any] = (),
     candidates: int | None = None,
+    after: Page | None = None,
 ) -> Procedure[list[Hit]]:
     """Return the k nearest passages, nearest first.
 
@@ -87,12 +119,18 @@ def search(
         where: A condition that every hit fulfils.
         parameters: Values for the condition's %s, always bound.
         candidates: How many of a packed column's nearest are rescored; 8 k if None.
+        after: Where the last page ended, as (distance, id); :data:`FIRST_PAGE` for the first.
 
     Raises:
-        ConfigurationError: If k or candidates are out of range.
+        ConfigurationError: If k or candidates are out of range, or pages cannot be.
     """
     layout = table.layout
     rescored = layout.spec.packed or layout.rescoring is not None
+    if after is not None and rescored:
+        raise ConfigurationError(
+            f"pages need distances that are final; the candidates of the table {table.name} are "
+            f"ranked again: ask for more of them, by k"
+        )
     if k < 1:
         raise ConfigurationError(f"k must be at least 1; got {k}")
     if query.input_type != "query":
@@ -113,7 +151,14 @@ def search(
         for column, vector in zip(layout.columns, layout.batches(query), strict=True)
     )
     given = (*parameters, ranking) if by_signs else (ranking, *parameters, *indexed)
-    costs = None if where is not None or by_signs else _scan_cost(layout)
+    # The column holds the levels of uint8; their distances become distances of values.
+    levels = layout.rescoring is None and layout.spec.metric == "euclidean"
+    step = (layout.spec.int8_step if levels else None) or 1.0
+    if after is not None:
+        condition = condition_of(where, bool(parameters))
+        found = _page(table, condition, (*given, ranking, *after), k=k, step=step)
+        return (yield from found)
+    costs = None if where is not None or by_signs else scan_cost(layout)
     bound = bool(parameters)
     asked = _nearest(table, where, bound=bound, k=k, reach=reach, exact=False)
     rows = yield Query(asked, given, costs)
@@ -123,24 +168,59 @@ def search(
     yield from _of_that_table(table, rows)
     if by_signs:
         return _by_signs(query, rows, k)
-    # The column holds the levels of uint8; their distances become distances of values.
-    levels = layout.rescoring is None and layout.spec.metric == "euclidean"
-    step = (layout.spec.int8_step if levels else None) or 1.0
-    return [_hit(row[1:4], row[4] * step) for row in rows]
+    return [hit_of(row[1:4], row[4] * step) for row in rows]
+
+
+def _page(
+    table: Table, condition: sql.Composable, given: Sequence[Any], *, k: int, step: float
+) -> Procedure[list[Hit]]:
+    """Return the k nearest passages behind a place, in the order of distances and then of ids.
+
+    Args:
+        table: Where to look.
+        condition: A WHERE clause, or nothing.
+        given: The vector, the condition's parameters, the vector again, and where the last page
+            ended.
+        k: How many.
+        step: What a distance of the column is of one of values.
+    """
+    rows: Rows = []
+    filtered = bool(condition.as_string(None))
+    for exact in (False, True):
+        way = way_to(table, exact=exact)
+        column = table.layout.embedding
+        behind = sql.SQL("{} {} (({}) * {}, id) > (%s, %s)").format(
+            condition,
+            sql.SQL("AND" if filtered else "WHERE"),
+            distance_to(way, column, vector_of(way, column)),
+            sql.Literal(step),
+        )
+        statement = _statement(way, behind, k, k, by_id=True)
+        rows = yield Query(statement, given, None if filtered else scan_cost(table.layout))
+        if len(rows) == k:
+            break
+    yield from _of_that_table(table, rows)
+    return [hit_of(row[1:4], row[4] * step) for row in rows]
+
+
+def sign_distances(query: EmbeddingBatch, sent: Sequence[bytes]) -> NDArray[np.float32]:
+    """Return the cosine distances of a float query to signs, given as ``bit_send`` gives bits."""
+    # bit_send gives int32 bits, then the packed bytes.
+    packed = np.frombuffer(b"".join(sent), np.uint8).reshape(len(sent), -1)
+    ones = np.unpackbits(packed[:, 4:], axis=1).astype(np.float32)
+    unit = query.floats()[0] / np.float32(np.sqrt(query.spec.dimensions))
+    # The dot product with signs 2 b - 1, without making the signs.
+    distances: NDArray[np.float32] = 1.0 - (2.0 * (ones @ unit) - unit.sum())
+    return distances
 
 
 def _by_signs(query: EmbeddingBatch, rows: Rows, k: int) -> list[Hit]:
     """Rank candidates by the float query against their signs: finer than bit against bit."""
     if not rows:
         return []
-    # bit_send gives int32 bits, then the packed bytes.
-    sent = np.frombuffer(b"".join([row[4] for row in rows]), np.uint8).reshape(len(rows), -1)
-    ones = np.unpackbits(sent[:, 4:], axis=1).astype(np.float32)
-    unit = query.floats()[0] / np.float32(np.sqrt(query.spec.dimensions))
-    # The dot product with signs 2 b - 1, without making the signs.
-    distances = 1.0 - (2.0 * (ones @ unit) - unit.sum())
+    distances = sign_distances(query, [row[4] for row in rows])
     best = np.argsort(distances, kind="stable")[:k].tolist()
-    return [_hit(rows[row][1:4], float(distances[row])) for row in best]
+    return [hit_of(rows[row][1:4], float(distances[row])) for row in best]
 
 
 def _of_that_table(table: Table, rows: Rows) -> Procedure[None]:
@@ -149,9 +229,29 @@ def _of_that_table(table: Table, rows: Rows) -> Procedure[None]:
         yield from same_table(table, rows[0][0])
 
 
-def _hit(row: Sequence[Any], distance: float) -> Hit:
+def hit_of(row: Sequence[Any], distance: float, score: float | None = None) -> Hit:
+    """Return the hit of a row (id, text, metadata as text)."""
     name, text, metadata = row
-    return Hit(name, text, json.loads(metadata), distance)
+    return Hit(name, text, json.loads(metadata), distance, score)
+
+
+def nearest_ids(way: Way, condition: sql.Composable, reach: int) -> sql.Composed:
+    """Return a SELECT of (id, distance) of the nearest passages; by signs of Hamming distance.
+
+    Its places for parameters are those of :func:`search`, but for columns alone the indexed vector
+    comes first.
+    """
+    if not way.layout.spec.packed or way.layout.rescoring is not None:
+        return sql.SQL("SELECT id, distance FROM ({}) AS found").format(
+            _statement(way, condition, reach, 2 * reach)
+        )
+    column = way.layout.embedding
+    passages = sql.SQL("{} {}").format(identifier(way.name), condition)
+    if way.exact:
+        passages = sql.SQL("(SELECT * FROM {} OFFSET 0) AS matching").format(passages)
+    return sql.SQL("SELECT id, {} AS distance FROM {} ORDER BY distance LIMIT {}").format(
+        distance_to(way, column, _setting(way, column, reach, True)), passages, sql.Literal(reach)
+    )
 
 
 def _nearest(
@@ -175,13 +275,13 @@ def _nearest(
     Raises:
         ConfigurationError: If the table's name is none.
     """
-    way = _Way(table.name, table.layout, table.extension, table.pgvector >= _ITERATES, exact)
+    way = way_to(table, exact=exact)
     if where is None or isinstance(where, str):
         return _cached_statement(way, where, bound, k, reach)
-    return _statement(way, _condition(where, bound), k, reach)
+    return _statement(way, condition_of(where, bound), k, reach)
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """How a table is searched.
 
     Attributes:
@@ -190,6 +290,7 @@ class _Way(NamedTuple):
         extension: As :class:`nimbed_pgvector.schema.Table` has it.
         iterates: Whether the index can go on where it came short.
         exact: Whether it is left out.
+        literals: The vectors by their columns, where they are written into the statement.
     """
 
     name: str
@@ -197,10 +298,17 @@ class _Way(NamedTuple):
     extension: str
     iterates: bool
     exact: bool
+    literals: tuple[tuple[str, str], ...] = ()
+
+
+def way_to(table: Table, *, exact: bool = False, literals: tuple[tuple[str, str], ...] = ()) -> Way:
+    """Return how a table is searched; see :class:`Way`."""
+    iterates = table.pgvector >= _ITERATES
+    return Way(table.name, table.layout, table.extension, iterates, exact, literals)
 
 
 @functools.lru_cache(maxsize=64)
-def _scan_cost(layout: Layout) -> Statement | None:
+def scan_cost(layout: Layout) -> Statement | None:
     """Return the statement that tells the planner what a scan of the table costs.
 
     It does not count vectors that are stored out of line: at 20,000 rows of vector(1024) it would
@@ -215,15 +323,18 @@ def _scan_cost(layout: Layout) -> Statement | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_statement(way: _Way, where: str | None, bound: bool, k: int, reach: int) -> sql.SQL:
+def _cached_statement(way: Way, where: str | None, bound: bool, k: int, reach: int) -> sql.SQL:
     # Composing it takes as long as sending it and reading the answer.
-    return trusted(_statement(way, _condition(where, bound), k, reach).as_string(None))
+    return trusted(_statement(way, condition_of(where, bound), k, reach).as_string(None))
 
 
-def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Composed:
+def _statement(
+    way: Way, where: sql.Composable, k: int, reach: int, *, by_id: bool = False
+) -> sql.Composed:
     # Limits are written out: with a limit that it does not know, the server plans anew each time.
     layout = way.layout
-    ordered = layout.rescoring is None and not layout.spec.packed
+    # What is pasted shows the distances of bits; ours are ranked again by the client.
+    ordered = layout.rescoring is None and (not layout.spec.packed or bool(way.literals))
     passages = sql.SQL("{} {}").format(identifier(way.name), where)
     if way.exact:
         # No index orders what comes out of a subquery with an offset.
@@ -234,7 +345,7 @@ def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Comp
         )
     places: dict[str, sql.Composable] = {
         "passages": passages,
-        "distance": _distance(
+        "distance": distance_to(
             way, layout.embedding, _setting(way, layout.embedding, reach, ordered)
         ),
         "column": sql.Identifier(layout.embedding.name),
@@ -242,10 +353,11 @@ def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Comp
         "k": sql.Literal(k),
     }
     if ordered:
+        order = "distance, id" if by_id else "distance"
         return sql.SQL(
             "SELECT tableoid, id, text, metadata::text, {distance} AS distance FROM {passages}"
-            " ORDER BY distance LIMIT {k}"
-        ).format(**places)
+            " ORDER BY {order} LIMIT {k}"
+        ).format(order=trusted(order), **places)
     if layout.rescoring is None:
         # bit_send, since a client may have registered a loader of its own for the type bit.
         return sql.SQL(
@@ -253,7 +365,7 @@ def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Comp
             " ORDER BY {distance} LIMIT {reach}"
         ).format(**places)
     places["column"] = sql.Identifier(layout.rescoring.name)
-    places["rank"] = _distance(way, layout.rescoring, _vector(way, layout.rescoring))
+    places["rank"] = distance_to(way, layout.rescoring, vector_of(way, layout.rescoring))
     return sql.SQL(
         "SELECT tableoid, id, text, metadata::text, {rank} AS distance FROM"
         " (SELECT tableoid, id, text, metadata, {column} FROM {passages}"
@@ -262,31 +374,83 @@ def _statement(way: _Way, where: sql.Composable, k: int, reach: int) -> sql.Comp
     ).format(**places)
 
 
-def _setting(way: _Way, column: Column, reach: int, ordered: bool) -> sql.Composed:
+def _setting(way: Way, column: Column, reach: int, ordered: bool) -> sql.Composed:
     """Return the vector, once the settings are made; they end with the transaction."""
-    settings = {"hnsw.ef_search": str(min(max(reach, _LEAST_EF), _MOST_EF))}
-    if way.iterates:
-        # Otherwise a filter, dead rows or a reach beyond ef_search leave fewer than k hits.
-        settings["hnsw.iterative_scan"] = "strict_order" if ordered else "relaxed_order"
+    if way.literals:
+        return vector_of(way, column)
+    settings = _settings(way, reach, ordered)
     made = sql.SQL(" AND ").join(
         sql.SQL("set_config({}, {}, true) IS NOT NULL").format(name, value)
         for name, value in settings.items()
     )
-    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, _vector(way, column))
+    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, vector_of(way, column))
 
 
-def _vector(way: _Way, column: Column) -> sql.Composed:
+def _settings(way: Way, reach: int, ordered: bool) -> dict[str, str]:
+    settings = {"hnsw.ef_search": str(min(max(reach, _LEAST_EF), _MOST_EF))}
+    if way.iterates:
+        # Otherwise a filter, dead rows or a reach beyond ef_search leave fewer than k hits.
+        settings["hnsw.iterative_scan"] = "strict_order" if ordered else "relaxed_order"
+    return settings
+
+
+def written(
+    table: Table,
+    query: EmbeddingBatch,
+    *,
+    k: int,
+    where: Filter | None = None,
+    candidates: int | None = None,
+) -> str:
+    """Return a search as SQL that can be pasted: its settings, and the question as a literal.
+
+    The distances of packed columns alone are Hamming distances; what ranks their candidates by the
+    float question is no SQL. Places for a condition's parameters (%s) stay.
+
+    Args:
+        table: Where to look.
+        query: One vector, as :func:`embed_question` gives it.
+        k: How many.
+        where: A condition that every hit fulfils.
+        candidates: How many of a packed column's nearest are rescored; 8 k if None.
+    """
+    layout = table.layout
+    literals = tuple(
+        (column.name, column.literal(vector))
+        for column, vector in zip(layout.columns, layout.batches(query), strict=True)
+    )
+    way = way_to(table, literals=literals)
+    reach = k if layout.rescoring is None else _OVERSAMPLE * k if candidates is None else candidates
+    ordered = layout.rescoring is None
+    condition: sql.Composable = sql.SQL("")
+    if where is not None:
+        given = trusted(where) if isinstance(where, str) else where
+        condition = sql.SQL("WHERE ({}\n)").format(given)
+    statement = _statement(way, condition, k, reach)
+    lines = [
+        f"SET LOCAL {name} = {value};" for name, value in _settings(way, reach, ordered).items()
+    ]
+    return "\n".join(["BEGIN;", *lines, f"{statement.as_string(None)};", "COMMIT;"])
+
+
+def vector_of(way: Way, column: Column) -> sql.Composed:
+    """Return the vector to compare with a column: a place for it, or a literal."""
+    written = dict(way.literals).get(column.name)
+    place = trusted("%b") if written is None else sql.Literal(written)
     within = way.extension if column.kind != "bit" else ""  # PostgreSQL's own type
-    return sql.SQL("%b::{}{}").format(trusted(within and f"{within}."), trusted(column.type))
+    kind = trusted(f"{within}.{column.type}" if within else column.type)
+    return sql.SQL("{}::{}").format(place, kind)
 
 
-def _distance(way: _Way, column: Column, vector: sql.Composable) -> sql.Composed:
+def distance_to(way: Way, column: Column, vector: sql.Composable) -> sql.Composed:
+    """Return the distance of a column to a vector as SQL."""
     within = way.extension
     operator = f"OPERATOR({within}.{column.operator})" if within else column.operator
     return sql.SQL("{} {} {}").format(sql.Identifier(column.name), trusted(operator), vector)
 
 
-def _condition(where: Filter | None, bound: bool) -> sql.Composable:
+def condition_of(where: Filter | None, bound: bool) -> sql.Composable:
+    """Return a WHERE clause for a condition, or nothing; ``bound`` if it has parameters."""
     if where is None:
         if bound:
             raise ConfigurationError("there are parameters, but no filter to put them into")

@@ -22,6 +22,7 @@ from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.backfill import Embed, Pending, embedded, staged
 from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.exchange import hnsw_name
 from nimbed_pgvector.index import build_beside, plan_index
 from nimbed_pgvector.operations import (
     AsyncRunner,
@@ -168,7 +169,7 @@ class _SyncOperations(Generic[S]):
         view: Table = existing((yield Transaction(procedure=find(source.view))), source.view)
         stored = dataclasses.replace(view, name=source.stored_in, layout=self._layout)
         plan = yield Transaction(procedure=plan_index(stored), commits=True)
-        name = source.own(f"nimbed_hnsw_{source.oid}_{self._layout.spec.fingerprint[:8]}")
+        name = hnsw_name(view, self._layout)
         built: bool = yield Transaction(
             procedure=build_beside(stored, plan, name), commits=True, each_alone=True
         )

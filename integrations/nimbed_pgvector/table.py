@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,8 +17,17 @@ import psycopg
 from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
-from nimbed.bulk import JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed.bulk import (
+    InputIds,
+    JobReport,
+    embedding_passages,
+    ignore,
+    load_batches,
+    read_batches,
+)
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
 from nimbed.errors import ConfigurationError
+from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
 from nimbed_pgvector.columns import Layout
@@ -31,7 +41,9 @@ from nimbed_pgvector.copy import (
     prepare,
     ready_batches,
 )
-from nimbed_pgvector.index import IndexProgress, analyze, build, plan_index
+from nimbed_pgvector.documents import DocumentSink, best_of_each, prune_rows
+from nimbed_pgvector.hybrid import hybrid_search, index_words
+from nimbed_pgvector.index import IndexProgress, analyze, build, find_index, plan_index
 from nimbed_pgvector.migrate import MigrationOperations
 from nimbed_pgvector.operations import (
     AsyncRunner,
@@ -42,7 +54,7 @@ from nimbed_pgvector.operations import (
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.search import Filter, Hit, embed_question, search
+from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
     ConnectionSource,
@@ -53,6 +65,27 @@ from nimbed_pgvector.statements import (
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
 S = TypeVar("S")
+
+# Chunks that are looked for to find a document, at first.
+_CHUNKS_A_DOCUMENT = 4
+
+
+def _check_kind(table: Table, *, chunked: bool) -> None:
+    """Refuse to mix chunks with whole passages: a document would be there twice.
+
+    Raises:
+        ConfigurationError: If a table that is not empty holds the other kind.
+    """
+    if table.empty or table.chunked == chunked:
+        return
+    holds, mend = (
+        ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
+        if table.chunked
+        else ("whole passages", "leave out --chunk (chunk_tokens=)")
+    )
+    raise ConfigurationError(
+        f"the table {table.name} holds {holds}; {mend}, or load into another table"
+    )
 
 
 class _Operations(MigrationOperations[S]):
@@ -71,6 +104,14 @@ class _Operations(MigrationOperations[S]):
         found: Table | None = yield Transaction(procedure=find(self._name))
         return None if found is None else found.layout.spec
 
+    def _find_index(self) -> Operation[str | None]:
+        """Return the name of the index that searches use, as SQL; None if there is none."""
+        found: Table | None = yield Transaction(procedure=find(self._name))
+        if found is None:
+            return None
+        name: str | None = yield Transaction(procedure=find_index(found))
+        return name
+
     def _load(
         self,
         passages: Iterable[Item],
@@ -79,6 +120,9 @@ class _Operations(MigrationOperations[S]):
         metadata_fields: Sequence[str] | None = None,
         truncate: Truncate = "NONE",
         chunk_rows: int = BATCH_ROWS,
+        chunk_tokens: int | None = None,
+        overlap: int = 0,
+        prune: bool = False,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
     ) -> Operation[JobReport]:
@@ -93,22 +137,43 @@ class _Operations(MigrationOperations[S]):
             metadata_fields: Other fields to keep; None keeps all.
             truncate: What happens to a text that is too long: NONE rejects it.
             chunk_rows: Rows a transaction.
+            chunk_tokens: Split each passage, a document now, into chunks of so many tokens at most;
+                a chunk's id is the document's with ``#`` and its number, and its metadata say where
+                it lies. A document that changed replaces its chunks, and leaves none behind.
+            overlap: Tokens of a chunk's end that the next one begins with, at most.
+            prune: Delete the table's rows whose ids are not among the passages.
             on_reject: Told each row that cannot be stored, and why.
             on_progress: Told the report after each batch.
 
         Raises:
             SpaceMismatchError: If the table holds vectors of another space.
             ConfigurationError: If the table or the connection does not fit.
+            InputError: If nothing can be pruned, since a row's id could not be read.
             BackendError: If the server or the model failed; what was committed stays.
         """
         check_literal("truncate", truncate, Truncate)
+        if overlap and chunk_tokens is None:
+            raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
         embedder: Embedder = yield lambda: self._embedder_for(found)
         layout_of = self._options.from_embedder(embedder, name=self._name)
+        ended: deque[tuple[str, int]] = deque()
+        if chunk_tokens is not None:
+            splitter = yield lambda: Splitter(
+                token_counter(embedder), tokens=chunk_tokens, overlap=overlap
+            )
+            passages = split_rows(
+                passages, splitter, source=source, ended=lambda *each: ended.append(each)
+            )
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
+        kept = InputIds() if prune else None
+        if kept is not None:
+            on_reject = kept.noting(on_reject)
         check = functools.partial(prepare, source=source, metadata_fields=metadata_fields)
-        batches = read_batches(passages, check, rows=chunk_rows)
+        seen = None if kept is None else kept.seen
+        batches = read_batches(passages, check, rows=chunk_rows, seen=seen)
         report = JobReport()
         if found is None:
             # A wrong field or a damaged file makes no table: its first good row does.
@@ -117,16 +182,24 @@ class _Operations(MigrationOperations[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
+        _check_kind(table, chunked=chunk_tokens is not None)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
 
         def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
-            return load_batches(
+            if chunk_tokens is not None:
+                sink = DocumentSink(run, table, source, ended=ended, report=report)
+            load_batches(
                 batches, sink, embed, on_reject=on_reject, on_progress=on_progress, report=report
             )
+            if isinstance(sink, DocumentSink):
+                sink.trim()
+            return report
 
         done: JobReport = yield Job(work, batches)
+        if kept is not None:
+            done.removed += yield Transaction(procedure=prune_rows(table, kept), commits=True)
         return done
 
     def _load_embedded(
@@ -177,6 +250,7 @@ class _Operations(MigrationOperations[S]):
         ef_construction: int = 64,
         memory: int | None = None,
         workers: int | None = None,
+        words: str | None = None,
         on_progress: IndexProgress | None = None,
     ) -> Operation[bool]:
         """Build the HNSW index if there is none, then refresh the statistics.
@@ -186,10 +260,12 @@ class _Operations(MigrationOperations[S]):
             ef_construction: Candidates looked at for each row.
             memory: Bytes of maintenance_work_mem; None takes what the graph needs, to 2 GiB.
             workers: Parallel workers; None takes what the server allows, to 7.
+            words: A text search configuration, such as ``english``: index the words too, for
+                hybrid searches.
             on_progress: Told (rows done, rows in all) while it is built.
 
         Returns:
-            Whether an index was built.
+            Whether the index of the vectors was built.
         """
         table = yield from self._existing()
         planning = plan_index(
@@ -204,6 +280,8 @@ class _Operations(MigrationOperations[S]):
                 # A container's small /dev/shm cannot hold what parallel workers share.
                 building = build(table, dataclasses.replace(plan, workers=0))
                 built = yield Transaction(procedure=building, on_progress=on_progress)
+        if words is not None:
+            yield Transaction(procedure=index_words(table, words))
         yield Transaction(procedure=analyze(table))
         return built
 
@@ -215,6 +293,9 @@ class _Operations(MigrationOperations[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
+        group: bool = False,
+        after: Page | None = None,
+        hybrid: str | None = None,
     ) -> Operation[list[Hit]]:
         """Return the k passages nearest to a question, nearest first.
 
@@ -224,14 +305,38 @@ class _Operations(MigrationOperations[S]):
             filter: A condition in SQL over id, text and metadata, its values written as %s.
             parameters: The values.
             candidates: How many of a packed column's nearest are rescored; None means 8 k.
+            group: Return k documents, each by its nearest chunk.
+            after: Where the last page ended, as (distance, id) of its last hit; for the first
+                :data:`nimbed_pgvector.FIRST_PAGE`. Pages neither repeat nor leave out a passage.
+            hybrid: A text search configuration of PostgreSQL, such as ``english``: rank by the
+                question's words too. ``index(words=)`` makes that quick.
 
         Raises:
             SpaceMismatchError: If the embedder's vectors do not live in the table's space.
             ConfigurationError: If there is no such table, or the filter is no SQL.
         """
         asked = functools.partial(
-            self._asked, k=k, where=filter, parameters=parameters, candidates=candidates
+            self._asked,
+            k=k,
+            where=filter,
+            parameters=parameters,
+            candidates=candidates,
+            group=group,
+            after=after,
         )
+        if hybrid is not None:
+            if group or after is not None or candidates is not None:
+                raise ConfigurationError(
+                    "a hybrid search takes neither group, after nor candidates"
+                )
+            asked = functools.partial(
+                self._fused,
+                question=question,
+                k=k,
+                language=hybrid,
+                where=filter,
+                parameters=parameters,
+            )
         table = yield from self._existing()
         # A pool's connection is not held while a model is loaded or runs.
         query: EmbeddingBatch = yield lambda: self._question(table, question)
@@ -242,6 +347,23 @@ class _Operations(MigrationOperations[S]):
         query = yield lambda: self._question(now, question)
         return (yield from asked(now, query))
 
+    def _sql(
+        self,
+        question: str,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        candidates: int | None = None,
+    ) -> Operation[str]:
+        """Return a search as SQL to paste: its settings, and the question's vector as a literal.
+
+        The distances of a packed column alone are Hamming distances: what ranks its candidates by
+        the float question is no SQL. A condition's places for parameters (%s) stay as they are.
+        """
+        table = yield from self._existing()
+        query: EmbeddingBatch = yield lambda: self._question(table, question)
+        return written(table, query, k=k, where=filter, candidates=candidates)
+
     def _nearest(
         self,
         query: EmbeddingBatch,
@@ -250,10 +372,18 @@ class _Operations(MigrationOperations[S]):
         filter: Filter | None = None,
         parameters: Sequence[Any] = (),
         candidates: int | None = None,
+        group: bool = False,
+        after: Page | None = None,
     ) -> Operation[list[Hit]]:
         """Do what :meth:`search` does with a question that is a vector already."""
         asked = functools.partial(
-            self._asked, k=k, where=filter, parameters=parameters, candidates=candidates
+            self._asked,
+            k=k,
+            where=filter,
+            parameters=parameters,
+            candidates=candidates,
+            group=group,
+            after=after,
         )
         table = yield from self._existing()
         try:
@@ -262,9 +392,35 @@ class _Operations(MigrationOperations[S]):
             now = yield from self._changed(table, error)
         return (yield from asked(now, query))
 
-    def _asked(self, table: Table, query: EmbeddingBatch, **options: Any) -> Operation[list[Hit]]:
-        found = search(table, query, **options)
-        hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
+    def _asked(
+        self,
+        table: Table,
+        query: EmbeddingBatch,
+        *,
+        k: int,
+        group: bool,
+        after: Page | None,
+        **options: Any,
+    ) -> Operation[list[Hit]]:
+        if group and after is not None:
+            raise ConfigurationError("documents have no pages; ask for more of them, by k")
+        reach = _CHUNKS_A_DOCUMENT * k if group else k
+        while True:
+            found = search(table, query, k=reach, after=after, **options)
+            hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
+            if not group:
+                return hits
+            best = list(best_of_each(hits))
+            if len(best) >= k or len(hits) < reach:
+                return best[:k]
+            reach *= _CHUNKS_A_DOCUMENT  # a few documents have all of the nearest chunks
+
+    def _fused(
+        self, table: Table, query: EmbeddingBatch, question: str, **options: Any
+    ) -> Operation[list[Hit]]:
+        hits: list[Hit] = yield Transaction(
+            procedure=hybrid_search(table, question, query, **options)
+        )
         return hits
 
     def _changed(self, before: Table, error: errors.UndefinedColumn) -> Operation[Table]:
@@ -298,6 +454,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     load_embedded = sync_method("loading", _Operations._load_embedded)
     index = sync_method("indexing", _Operations._index)
     search = sync_method("searching", _Operations._search)
+    sql = sync_method("searching", _Operations._sql)
     nearest = sync_method("searching", _Operations._nearest)
     audit = sync_method("auditing", _Operations._audit)
     migrate = sync_method("migrating", _Operations._migrate)
@@ -305,6 +462,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     finish = sync_method("finishing the migration of", _Operations._finish)
     relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
+    find_index = sync_method("looking at", _Operations._find_index)
     _read_spec = sync_method("reading the contract of", _Operations._spec)
 
     @property
@@ -330,6 +488,7 @@ class AsyncVectorTable(
     load_embedded = async_method("loading", _Operations._load_embedded)
     index = async_method("indexing", _Operations._index)
     search = async_method("searching", _Operations._search)
+    sql = async_method("searching", _Operations._sql)
     nearest = async_method("searching", _Operations._nearest)
     audit = async_method("auditing", _Operations._audit)
     migrate = async_method("migrating", _Operations._migrate)
@@ -337,4 +496,5 @@ class AsyncVectorTable(
     finish = async_method("finishing the migration of", _Operations._finish)
     relabel = async_method("changing the contract of", _Operations._relabel)
     find_spec = async_method("reading the contract of", _Operations._find_spec)
+    find_index = async_method("looking at", _Operations._find_index)
     spec = async_method("reading the contract of", _Operations._spec)

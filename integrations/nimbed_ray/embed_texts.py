@@ -28,7 +28,7 @@ from nimbed.files.arrow import (
 )
 from nimbed.files.parquet import rows_of
 from nimbed.options import EmbedOptions
-from nimbed.rows import Row
+from nimbed.rows import Row, TextFields
 from nimbed.spec import (
     EmbeddingType,
     InputType,
@@ -199,7 +199,8 @@ class EmbedTexts:
         reasons: dict[int, str] = {}
         rows: list[Row] = []
         label = self.label
-        for row in rows_of(table, label.text_field, label.id_field, first_number=0):
+        text = TextFields((label.text_field,))
+        for row in rows_of(table, text, label.id_field, first_number=0):
             if isinstance(row, Row):
                 rows.append(row)
             else:

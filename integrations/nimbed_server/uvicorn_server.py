@@ -7,9 +7,9 @@ import contextlib
 import http
 import logging
 import os
-import resource
 import socket
 import stat
+import sys
 import time
 from types import FrameType
 from typing import Any
@@ -26,6 +26,9 @@ from nimbed_server.logging import LOG
 from nimbed_server.settings import Settings
 from nimbed_server.tracing import traced
 from nimbed_server.wire.errors import HttpError, render_error
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = ["Server", "bind", "guarded", "run"]
 
@@ -44,7 +47,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 traced(app),
                 http=guarded(settings),
-                loop="uvloop",
+                loop="asyncio" if sys.platform == "win32" else "uvloop",
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -400,6 +403,8 @@ def bind(settings: Settings) -> socket.socket:
 
 def _bind_unix(path: str) -> socket.socket:
     """Bind a unix socket; one that is left of a server that was killed is replaced."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigurationError("this system has no unix sockets; give --host and --port instead")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
@@ -458,6 +463,8 @@ def _address(bound: socket.socket, settings: Settings) -> str:
 
 def _raise_file_limit() -> None:
     """Allow as many connections as the machine does: idle strangers must not fill the table."""
+    if sys.platform == "win32":
+        return
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +29,39 @@ class Judgements:
     queries: tuple[int, ...]
     gains: tuple[Mapping[int, float], ...]
     strays: int
+
+    def among(
+        self, passages: Sequence[int], queries: Sequence[int]
+    ) -> tuple[tuple[Mapping[int, float], ...], list[int]]:
+        """Return what is left of the judgements where some passages or queries are left out.
+
+        Args:
+            passages: The indices of the passages that are left, ascending; they become 0, 1, ….
+            queries: Those of the queries that are left, counted among :attr:`queries`.
+
+        Returns:
+            The gains of every query that has a relevant passage left, and its place among
+            ``queries``.
+
+        Raises:
+            InputError: If there is none.
+        """
+        place = {passage: new for new, passage in enumerate(passages)}
+        left = [
+            {
+                place[passage]: gain
+                for passage, gain in self.gains[query].items()
+                if passage in place
+            }
+            for query in queries
+        ]
+        able = [at for at, gains in enumerate(left) if gains]
+        if not able:
+            raise InputError(
+                "every relevant passage is too long for the model; pass --truncate END, or judge "
+                "shorter ones"
+            )
+        return tuple(left[at] for at in able), able
 
 
 def read_judgements(

@@ -31,6 +31,7 @@ class Tradeoff:
         duplicates: Passages left out because their text had come before.
         strays: Judgements left out because their ids were unknown.
         truncated: Passages that were cut to what the model reads.
+        too_long: Passages and queries left out since the model does not read so much.
         measured: Every way, the full float first.
         advice: The recommended way.
         machine: The machine on which times were measured.
@@ -47,6 +48,7 @@ class Tradeoff:
     duplicates: int
     strays: int
     truncated: int
+    too_long: int = 0
     measured: Sequence[Measured]
     advice: Advice
     machine: str
@@ -114,7 +116,18 @@ class Tradeoff:
             said.append(f"Judgements with an unknown query or passage, left out: {self.strays:,}.")
         if self.truncated:
             said.append(f"Passages that were cut to what the model reads: {self.truncated:,}.")
-        said.append("binary holds the same bits as ubinary, so its numbers are the same.")
+        if self.too_long:
+            said.append(
+                f"Passages and queries too long for the model, left out: {self.too_long:,}; "
+                f"--chunk reads passages in parts, --truncate END the beginning."
+            )
+        said.append(
+            "binary holds the same bits as ubinary, so its numbers are the same. So does "
+            "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: "
+            "a row of ubinary that is rescored is its recall with so many candidates "
+            "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of "
+            "their own, which are not computed here."
+        )
         said.append(
             f"Times are of nimbed.search, exact and in memory, on this machine ({self.machine}), "
             f"for one query out of a block of {BLOCK}: the median, with the quartiles of the "
@@ -137,6 +150,7 @@ class Tradeoff:
             "duplicates": self.duplicates,
             "strays": self.strays,
             "truncated": self.truncated,
+            "too_long": self.too_long,
             "machine": self.machine,
             "embedding_seconds": self.embedding_seconds,
             "measuring_seconds": self.measuring_seconds,

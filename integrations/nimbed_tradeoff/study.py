@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from nimbed.chunks import Splitter
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
@@ -29,12 +30,13 @@ def tradeoff(
     *,
     queries: Source | None = None,
     judgements: Source | None = None,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
     dimensions: Sequence[int] | None = None,
     keep: float = 0.97,
     truncate: Truncate = "NONE",
+    splitter: Splitter | None = None,
     progress: Progress = False,
 ) -> Tradeoff:
     """Measure what each embedding type and size keeps of float on your own passages.
@@ -45,12 +47,13 @@ def tradeoff(
         queries: A file of queries; None makes queries of some passages' first sentences.
         judgements: A file that says which passages answer which query, see
             :func:`nimbed_tradeoff.judgements.read_judgements`; None takes float's order as right.
-        text_field: Field of the text, in both files.
+        text_field: Field of the text, or several that are joined, in both files.
         id_field: Field of the id, in both files.
         kind: The format of the passages, where the name does not tell it.
         dimensions: Only these of the sizes that the model offers, beside the full float.
         keep: The share of float's recall that the recommendation must keep.
-        truncate: What happens to a text that is too long.
+        truncate: What happens to a text that is too long; NONE leaves it out, and a note says so.
+        splitter: Divides each text into chunks, which are the passages then.
         progress: True for a bar, or a callable told (done, total) of the passages.
 
     Raises:
@@ -62,14 +65,23 @@ def tradeoff(
     if not 0 < keep <= 1:
         raise ConfigurationError(f"keep is a share of float's recall, above 0 up to 1; got {keep}")
     ways = every_way(embedder, dimensions)
-    corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind)
+    if splitter is not None and judgements is not None:
+        raise ConfigurationError(
+            "judgements name whole passages, not their chunks; leave out one of the two"
+        )
+    corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind, splitter)
     started = time.perf_counter()
-    passage_floats = embed_texts(
+    kept, passage_floats = embed_texts(
         embedder, corpus, input_type="passage", truncate=truncate, progress=progress
     )
-    query_floats = embed_texts(embedder, asked, input_type="query", truncate=truncate)
+    able, query_floats = embed_texts(embedder, asked, input_type="query", truncate=truncate)
     embedded = time.perf_counter()
-    measured = measure(query_floats, passage_floats, ways, judged.gains if judged else None)
+    too_long = len(corpus.texts) - len(kept) + len(asked.texts) - len(able)
+    gains = None
+    if judged is not None:
+        gains, able = judged.among(kept, able)
+        query_floats = query_floats.select(able)
+    measured = measure(query_floats, passage_floats, ways, gains)
     return Tradeoff(
         model=embedder.card.id,
         source=name_of(source),
@@ -80,6 +92,7 @@ def tradeoff(
         duplicates=corpus.duplicates,
         strays=judged.strays if judged else 0,
         truncated=len(passage_floats.truncated),
+        too_long=too_long,
         measured=measured,
         advice=advise(measured, keep=keep, judged=judged is not None),
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
@@ -92,14 +105,17 @@ def _read(
     source: Source,
     queries: Source | None,
     judgements: Source | None,
-    text_field: str,
+    text_field: str | Sequence[str],
     id_field: str | None,
     kind: str | None,
+    splitter: Splitter | None,
 ) -> tuple[Texts, Texts, Judgements | None]:
     """Return the passages, the queries, and what is relevant to each query if it was judged."""
     if judgements is not None and queries is None:
         raise ConfigurationError("judgements name queries; give the file of queries too")
-    corpus = read_texts(source, text_field=text_field, id_field=id_field, kind=kind)
+    corpus = read_texts(
+        source, text_field=text_field, id_field=id_field, kind=kind, splitter=splitter
+    )
     if len(corpus.texts) <= TOP:
         raise InputError(
             f"{name_of(source)} has {len(corpus.texts)} different passages, of which every search "

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nimbed.batch import EmbeddingBatch
+from nimbed.bulk import embed_accepted
+from nimbed.chunks import Splitter, split_rows
 from nimbed.embedder import Embedder
-from nimbed.errors import InputError, name_rows
+from nimbed.errors import InputError, TooLongError, name_rows
 from nimbed.files import BadRow, read_rows
-from nimbed.files.sources import Source, check_exists, kind_of, name_of
+from nimbed.files.sources import NUMBERED, Source, check_exists, kind_of, name_of
 from nimbed.progress import Progress
 from nimbed.spec import InputType, Truncate
 
@@ -64,17 +66,19 @@ class Texts:
 def read_texts(
     source: Source,
     *,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
+    splitter: Splitter | None = None,
 ) -> Texts:
     """Read a file to its end.
 
     Args:
-        source: What ``nimbed embed`` reads: txt, jsonl, csv, parquet, or ``-``.
-        text_field: Field or column of the text.
+        source: What :func:`nimbed.files.read_rows` reads.
+        text_field: Field or column of the text, or several that are joined.
         id_field: Field or column of the id; the lines of a text file have their numbers for ids.
         kind: The format, where the name does not tell it.
+        splitter: Divides each text into chunks.
 
     Raises:
         InputError: If the file is missing or empty, a record is bad, or an id occurs twice.
@@ -82,13 +86,15 @@ def read_texts(
     """
     check_exists(source)
     found = kind_of(source, kind)
-    name, unit = name_of(source), "row" if found == "parquet" else "line"
-    if found == "txt":
+    name, unit = name_of(source), "row" if found in NUMBERED else "line"
+    if found in ("txt", "folder"):
         id_field = None
     places: dict[str, int] = {}
     by_text: dict[str, int] = {}
     numbers: list[int] = []
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=found, carry=False)
+    if splitter is not None:
+        rows = split_rows(rows, splitter, source=name)
     for row in rows:
         if isinstance(row, BadRow):
             raise InputError(f"{unit} {row.number} of {name}: {row.reason}", rows=[row.number])
@@ -121,24 +127,30 @@ def embed_texts(
     input_type: InputType,
     truncate: Truncate,
     progress: Progress = False,
-) -> EmbeddingBatch:
-    """Embed texts as full float vectors.
+) -> tuple[list[int], EmbeddingBatch]:
+    """Embed texts as full float vectors; those that are too long are left out.
+
+    Returns:
+        The indices of the texts that were embedded, ascending, and their vectors.
 
     Raises:
-        InputError: If a text cannot be embedded; names its line.
+        InputError: If a text cannot be embedded for another reason, or none is left; names its
+            line.
     """
-    try:
-        return embedder.embed(
-            source.texts, input_type=input_type, truncate=truncate, progress=progress
-        )
-    except InputError as error:
-        if not error.rows:
-            raise
+
+    def refuse(places: list[int], error: InputError) -> None:
+        if isinstance(error, TooLongError) and len(places) < len(source.texts):
+            return
         # The embedder counts from the first text; a person counts lines.
-        numbers = [source.numbers[row] for row in error.rows]
+        numbers = [source.numbers[place] for place in places]
         where = name_rows(numbers).replace("row", source.unit, 1)
         reason = str(error).replace(f" ({name_rows(error.rows)})", "")
         raise InputError(f"{where} of {source.name}: {reason}", rows=numbers) from error
+
+    def embed(texts: Sequence[str]) -> EmbeddingBatch:
+        return embedder.embed(texts, input_type=input_type, truncate=truncate, progress=progress)
+
+    return embed_accepted(source.texts, embed, refuse)
 
 
 @dataclass(frozen=True, slots=True)

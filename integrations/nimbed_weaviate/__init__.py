@@ -1,8 +1,9 @@
-"""Weaviate: configured so that it cannot misuse an embedding server, checked, and filled.
+"""Weaviate: configured so that it cannot misuse an embedding server, checked, filled, asked.
 
 :func:`vectorizer` and :func:`self_provided` make the configuration of a collection's vector,
 :func:`check` finds the traps that an existing one is in, :func:`audit` says what its vectors are,
-:func:`batch_import` embeds in this process and stores.
+:func:`batch_import` embeds in this process and stores, :func:`backfill` and :func:`embed_stored`
+do so for objects that lie there, :func:`search` asks.
 """
 
 from nimbed.bulk import JobReport
@@ -11,12 +12,15 @@ from nimbed.rows import Reject
 
 try:
     from nimbed_weaviate.audit import audit
-    from nimbed_weaviate.check import check, check_all
+    from nimbed_weaviate.backfill import abackfill, aembed_stored, backfill, embed_stored
+    from nimbed_weaviate.check import acheck, check, check_all
     from nimbed_weaviate.connection import NVIDIA, connect, headers
-    from nimbed_weaviate.importer import batch_import
+    from nimbed_weaviate.importer import abatch_import, batch_import, import_embedded
+    from nimbed_weaviate.migrate import Migration, finish, migrate, rollback
+    from nimbed_weaviate.search import Hit, parse_filter, search
     from nimbed_weaviate.vectorizer import self_provided, vectorizer
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "weaviate":
+    if (error.name or "").partition(".")[0] not in ("weaviate", "httpx"):
         raise
     raise missing_extra("weaviate", needs="weaviate-client") from error
 
@@ -24,15 +28,29 @@ LoadReport = JobReport  #: The name of earlier versions.
 
 __all__ = [
     "NVIDIA",
+    "Hit",
     "JobReport",
     "LoadReport",
+    "Migration",
     "Reject",
+    "abackfill",
+    "abatch_import",
+    "acheck",
+    "aembed_stored",
     "audit",
+    "backfill",
     "batch_import",
     "check",
     "check_all",
     "connect",
+    "embed_stored",
+    "finish",
     "headers",
+    "import_embedded",
+    "migrate",
+    "parse_filter",
+    "rollback",
+    "search",
     "self_provided",
     "vectorizer",
 ]

@@ -23,9 +23,17 @@ from nimbed.audit import AUDITED, Audit, StoredSample, field_variants
 from nimbed.audit import audit as audit_sample
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType
+from nimbed_weaviate.calls import Calls
 from nimbed_weaviate.connection import NVIDIA, translate_errors
 from nimbed_weaviate.indexes import VectorSetup, kind_of, vector_setups
-from nimbed_weaviate.properties import DIGEST, ID, contract_of, module_options
+from nimbed_weaviate.properties import (
+    DIGEST,
+    ID,
+    contract_of,
+    digest_properties,
+    module_options,
+    places_of,
+)
 
 __all__ = ["audit"]
 
@@ -47,6 +55,7 @@ def audit(
     text_property: str | None = None,
     rows: int = AUDITED,
     others: Mapping[str, Callable[[], Embedder]] | None = None,
+    texts_of: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Audit:
     """Say what the vectors of a collection are, by embedding a sample of its texts again.
 
@@ -59,6 +68,7 @@ def audit(
             None takes ``text``, or the only one of type text.
         rows: How many objects to look at, from a place chosen by chance.
         others: Models that may have made the vectors instead, and how each is loaded.
+        texts_of: Makes the text of an object's properties, where it is not one of them.
 
     Raises:
         ConfigurationError: If there is no such collection, vector or property.
@@ -69,10 +79,18 @@ def audit(
         raise ConfigurationError(f"an audit looks at 1 object or more; got {rows}")
     with translate_errors(f"auditing the collection {collection.name}"):
         config = collection.config.get()
-        setup = _chosen(vector_setups(config), vector, config.name)
-        contract = contract_of(config)
-        texts_of = _texts_of(config, setup, contract is not None, text_property)
+        setup = _chosen(vector_setups(config), vector or places_of(config).searched, config.name)
+        known = digest_properties(Calls(budget=0), collection, config)
+        contract = contract_of(config, known.get(setup.name, ""))
+        if texts_of is None:
+            texts_of = _texts_of(config, setup, contract is not None, text_property)
         objects = _sample(collection, rows)
+    # An object without a text has no vector, of a module's or of ours.
+    objects = [
+        each
+        for each in objects
+        if texts_of(_texts_in(each.properties)).strip() or each.vector.get(setup.name or "default")
+    ]
     vectors: list[Any] = [each.vector.get(setup.name or "default") for each in objects]
     fields = [_texts_in(each.properties) for each in objects]
     if embedder is None:
@@ -131,7 +149,7 @@ def _texts_of(
         ConfigurationError: If it cannot be told which property that was.
     """
     names = sorted(each.name for each in config.properties if each.data_type in _TEXTS)
-    names = [name for name in names if name not in (ID, DIGEST)]
+    names = [name for name in names if name != ID and not name.startswith(DIGEST)]
     if imported or setup.module == "none":
         chosen = asked or ("text" if "text" in names else names[0] if len(names) == 1 else None)
         if chosen not in names:
@@ -176,7 +194,7 @@ def _texts_in(properties: Mapping[str, Any]) -> dict[str, str]:
     """Return the properties of type text, lists joined as Weaviate joins them."""
     found: dict[str, str] = {}
     for name, value in properties.items():
-        if name in (ID, DIGEST):
+        if name == ID or name.startswith(DIGEST):
             continue
         if isinstance(value, str):
             found[name] = value

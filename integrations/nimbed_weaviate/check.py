@@ -1,40 +1,31 @@
-"""Checks of a live collection, for settings and vectors that give wrong results silently.
-
-What Weaviate's modules do with their settings is read from their sources.
-"""
+"""Checks of a live collection, for settings and vectors that give wrong results silently."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
-from weaviate import WeaviateClient
-from weaviate.collections import Collection
+from weaviate import WeaviateAsyncClient, WeaviateClient
+from weaviate.collections import Collection, CollectionAsync
 from weaviate.exceptions import WeaviateBaseError
 from weaviate.outputs.config import CollectionConfig
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
-from nimbed.findings import Finding, Verdict
-from nimbed_weaviate.connection import (
-    NVIDIA,
-    address_fault,
-    is_forgiven,
-    is_loopback,
-    is_nvidia,
-    translate_errors,
-)
+from nimbed.findings import Finding
+from nimbed_weaviate.calls import Calls, in_thread
+from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
-from nimbed_weaviate.properties import contract_of, module_options
+from nimbed_weaviate.modules import ANEW, module_findings
+from nimbed_weaviate.properties import contract_of, digest_properties, module_options
 
-__all__ = ["check", "check_all"]
+__all__ = ["acheck", "check", "check_all"]
 
-_ANEW = "it cannot be changed: make the collection anew with nimbed_weaviate.vectorizer(...)"
 _SAMPLE = 20
-# Where Weaviate turns by itself, of its older and its newer versions.
-_COHERE = ("https://api.cohere.ai", "https://api.cohere.com")
 
 
 def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> list[Finding]:
@@ -58,7 +49,21 @@ def check(client: WeaviateClient, collection: str | Collection[Any, Any]) -> lis
     """
     named = client.collections.get(collection) if isinstance(collection, str) else collection
     with translate_errors(f"checking the collection {named.name}"):
-        return list(_findings(client, named, named.config.get()))
+        return list(_findings(Calls(budget=0), client, named))
+
+
+async def acheck(
+    client: WeaviateAsyncClient, collection: str | CollectionAsync[Any, Any]
+) -> list[Finding]:
+    """Do what :func:`check` does, through Weaviate's async client."""
+    named = client.collections.get(collection) if isinstance(collection, str) else collection
+    calls = Calls(budget=0, loop=asyncio.get_running_loop())
+    # The same methods; what they return is awaited where the calls are made.
+    job = functools.partial(
+        _findings, calls, cast(WeaviateClient, client), cast("Collection[Any, Any]", named)
+    )
+    with translate_errors(f"checking the collection {named.name}"):
+        return await in_thread(lambda: list(job()), calls)
 
 
 def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
@@ -69,9 +74,10 @@ def check_all(client: WeaviateClient) -> dict[str, list[Finding]]:
 
 
 def _findings(
-    client: WeaviateClient, collection: Collection[Any, Any], config: CollectionConfig
+    calls: Calls, client: WeaviateClient, collection: Collection[Any, Any]
 ) -> Iterator[Finding]:
-    meta = client.get_meta()
+    config = calls(collection.config.get)
+    meta = calls(client.get_meta)
     setups = vector_setups(config)
     used = frozenset(setup.module for setup in setups) - {"none"}
     yield from _version_findings(str(meta["version"]), meta.get("modules") or {}, used)
@@ -80,21 +86,29 @@ def _findings(
         for finding in _setup_findings(setup):
             yield _named(finding, setup.name if several else "")
     yield from _property_names(config, used)
-    try:
-        contract = contract_of(config)
-    except ConfigurationError as error:
-        yield Finding("contract", "fail", str(error))
-        contract = None
-    if contract is not None:
-        said = f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
-        yield Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+    reached = calls(client.is_live)  # else the client would try again for a minute
+    contracts: dict[str, VectorSpec] = {}
+    for setup in setups:
+        try:
+            known = digest_properties(calls, collection, config, sample=reached)
+            contract = contract_of(config, known.get(setup.name, ""))
+        except ConfigurationError as error:
+            yield _named(Finding("contract", "fail", str(error)), setup.name if several else "")
+            continue
+        if contract is not None:
+            contracts[setup.name] = contract
+            said = (
+                f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
+            )
+            finding = Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
+            yield _named(finding, setup.name if several else "")
     if config.multi_tenancy_config.enabled and collection.tenant is None:
         yield Finding("vectors", "note", "not looked at: pass collection.with_tenant(...)")
         return
-    if not client.is_live():  # else the client would try again for a minute
+    if not reached:
         yield Finding("vectors", "note", "not looked at: Weaviate does not answer by gRPC")
         return
-    for concerned, finding in _sample_findings(collection, setups, contract):
+    for concerned, finding in _sample_findings(calls, collection, setups, contracts):
         yield _named(finding, concerned.name if several and concerned else "")
 
 
@@ -123,19 +137,16 @@ def _named(finding: Finding, vector: str) -> Finding:
 
 def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
     """Yield what is right and wrong with the setup of one vector."""
-    known = _MODULES.get(setup.module)
-    if known is not None:
-        yield from known(setup)
-    elif setup.module == "none":
-        yield Finding("module", "ok", "none: the vectors are given with the objects")
-    else:
-        yield Finding("module", "note", f"{setup.module}: nimbed knows nothing about it")
+    yield from module_findings(setup)
     if setup.metric == "hamming":
-        fault = index_fault("signs", setup.metric, setup.quantizers)
+        fault = index_fault("signs", setup.metric, setup.quantizers, index=setup.index)
         if fault:
-            yield Finding("index", "fail", f"{fault}; {_ANEW}")
+            yield Finding("index", "fail", f"{fault}; {ANEW}")
             return
-    said = f"{setup.metric}, quantised by {' and '.join(sorted(setup.quantizers)) or 'nothing'}"
+    quantizers = " and ".join(sorted(setup.quantizers))
+    said = f"{setup.index}, {setup.metric}, quantised by {quantizers or 'nothing'}"
+    if quantizers:
+        said += ", as the collection or the server's DEFAULT_QUANTIZATION has it"
     yield Finding("index", "ok", said)
 
 
@@ -172,208 +183,28 @@ def _version_findings(
         yield Finding("version", "ok", f"Weaviate {version}")
 
 
-def _nvidia_text(setup: VectorSetup) -> Iterator[Finding]:
-    yield from _nvidia_address(setup.settings)
-    yield _key()
-    yield _truncate(setup.settings)
-    yield _class_name(setup.settings, default=False)
-
-
-def _nvidia_images(setup: VectorSetup) -> Iterator[Finding]:
-    settings = setup.settings
-    yield from _nvidia_address(settings)
-    yield _key()
-    ignored = sorted({"truncate", "truncation"} & set(settings))
-    if ignored:
-        yield Finding(
-            "truncate",
-            "note",
-            f"{ignored[0]} is stored but never sent by multi2vec-nvidia; set it at the server",
-        )
-    yield Finding(
-        "roles",
-        "note",
-        "multi2vec-nvidia sends no role, so a question is embedded as the passages are; let "
-        "`model` name an alias of nimbed serve that has a default role",
-    )
-    yield from _weights(setup)
-
-
-def _weights(setup: VectorSetup) -> Iterator[Finding]:
-    if "weights" in setup.settings and setup.metric != "cosine":
-        yield Finding(
-            "weights",
-            "fail",
-            f"weighted vectors are no longer of unit length, which {setup.metric} counts and "
-            f"cosine does not; {_ANEW}",
-        )
-
-
-def _cohere_text(setup: VectorSetup) -> Iterator[Finding]:
-    yield from _cohere_address(setup.settings)
-    yield _key("COHERE_APIKEY")
-    yield _truncate(setup.settings, default="END", others=95)
-    yield _class_name(setup.settings, default=True)
-
-
-def _cohere_images(setup: VectorSetup) -> Iterator[Finding]:
-    yield from _cohere_address(setup.settings)
-    yield _key("COHERE_APIKEY")
-    yield Finding(
-        "roles",
-        "note",
-        "multi2vec-cohere sends a question as search_document, so it is embedded as the passages "
-        "are; text2vec-cohere sends both roles",
-    )
-    yield from _weights(setup)
-
-
-def _container(setup: VectorSetup) -> Iterator[Finding]:
-    settings = setup.settings
-    keys = ("inferenceUrl", "passageInferenceUrl", "queryInferenceUrl")
-    given = {key: settings[key] for key in keys if settings.get(key)}
-    faults = [f"{key}: {fault}" for key, url in given.items() if (fault := _url(url, "/vectors"))]
-    if faults:
-        yield Finding("address", "fail", f"{'; '.join(faults)}; {_ANEW}")
-    else:
-        where = ", ".join(map(str, given.values())) or "where TRANSFORMERS_INFERENCE_API points"
-        yield Finding("address", "ok", f"{where}; no model is sent, the address alone chooses it")
-    yield Finding(
-        "key",
-        "note",
-        "text2vec-transformers sends no key: its server must be open, but to Weaviate alone",
-    )
-    yield _class_name(settings, default=True)
-
-
-_MODULES: Mapping[str, Callable[[VectorSetup], Iterator[Finding]]] = {
-    "text2vec-nvidia": _nvidia_text,
-    "multi2vec-nvidia": _nvidia_images,
-    "text2vec-cohere": _cohere_text,
-    "multi2vec-cohere": _cohere_images,
-    "text2vec-transformers": _container,
-}
-
-
-def _nvidia_address(settings: Mapping[str, Any]) -> Iterator[Finding]:
-    stored, model = settings.get("baseURL"), settings.get("model")
-    # The server itself stores its default under the misspelt key.
-    strays = {
-        key: value
-        for key, value in settings.items()
-        if key != "baseURL" and _plain(key) in ("baseurl", "endpoint") and value != NVIDIA
-    }
-    if strays:
-        key, value = next(iter(strays.items()))
-        goes = stored or f"NVIDIA's cloud, {NVIDIA},"
-        verdict: Verdict = "note" if stored == value else "fail"
-        yield Finding(
-            "address key",
-            verdict,
-            f"{key!r} is not read, 'baseURL' is: texts go to {goes} and not to {value}; {_ANEW}",
-        )
-    if stored is None:
-        if not strays:
-            yield Finding("address", "ok", f"NVIDIA's own ({NVIDIA}), asked for the model {model}")
-        return
-    yield _address(stored, model, "/v1/embeddings", "X-Nvidia-Baseurl")
-
-
-def _cohere_address(settings: Mapping[str, Any]) -> Iterator[Finding]:
-    stored, model = settings.get("baseURL"), settings.get("model")
-    # The server stores its defaults: Cohere's cloud, which is not ours to judge.
-    if stored is None or str(stored).rstrip("/") in _COHERE:
-        yield Finding("address", "ok", f"Cohere's own, asked for the model {model}")
-        return
-    yield _address(stored, model, "/v2/embed", "X-Cohere-Baseurl")
-
-
-def _address(stored: object, model: object, path: str, header: str) -> Finding:
-    """Judge an address that is not the module's own."""
-    fault = _url(stored, path)
-    if fault is None:
-        assert isinstance(stored, str)  # else there were one
-        said = f"{stored}, asked for the model {model}"
-        if is_nvidia(stored):
-            if path != "/v1/embeddings":
-                return Finding(
-                    "address", "fail", f"{said}: it does not speak Cohere's API; {_ANEW}"
-                )
-            return Finding("address", "ok", said)
-        if is_loopback(stored):
-            return Finding(
-                "address",
-                "note",
-                f"{said}: in a container that is Weaviate itself; give a name that leads out of it",
-            )
-        return Finding(
-            "address", "ok", f"{said}; if private, leave MODULES_VALIDATE_BASE_URL unset there"
-        )
-    mended = f"send {header} (nimbed_weaviate.headers(..., redirect=True)), or make it anew"
-    lenient = isinstance(stored, str) and is_forgiven(stored)
-    only = "; a nimbed server answers there all the same, others do not" if lenient else ""
-    return Finding("address", "note" if lenient else "fail", f"{fault}{only}; {mended}")
-
-
-def _truncate(
-    settings: Mapping[str, Any], *, default: str = "NONE", others: int | str = "nine"
-) -> Finding:
-    value = settings.get("truncate", default)
-    fails = f"a text that is too long fails, and the up to {others} others of its request with it"
-    if not isinstance(value, str):
-        said = f"{value!r} is no text, so Weaviate ignores it and sends {default}"
-        if default != "NONE":
-            return Finding("truncate", "note", said)
-        return Finding("truncate", "fail", f"{said}: {fails}; {_ANEW}")
-    if value == "NONE":
-        return Finding("truncate", "note", f"NONE: {fails}; override it at the server, or use END")
-    return Finding("truncate", "ok", value)
-
-
-def _class_name(settings: Mapping[str, Any], *, default: bool) -> Finding:
-    if settings.get("vectorizeClassName", default):
-        return Finding(
-            "collection name",
-            "note",
-            f"it is put before every text that is embedded (vectorizeClassName), and before no "
-            f"question; {_ANEW}",
-        )
-    return Finding("collection name", "ok", "not embedded")
-
-
-def _key(variable: str = "NVIDIA_APIKEY") -> Finding:
-    return Finding(
-        "key",
-        "ok",
-        f"Weaviate sends nothing without one, even to a server that wants none: connect with "
-        f"headers=nimbed_weaviate.headers(...), or set {variable} there",
-    )
-
-
-def _url(stored: object, path: str) -> str | None:
-    if not isinstance(stored, str):
-        return f"{stored!r} is no text, so Weaviate ignores it"
-    return address_fault(stored, path=path)
-
-
-def _plain(key: str) -> str:
-    return key.replace("_", "").lower()
-
-
 def _sample_findings(
-    collection: Collection[Any, Any], setups: Sequence[VectorSetup], contract: VectorSpec | None
+    calls: Calls,
+    collection: Collection[Any, Any],
+    setups: Sequence[VectorSetup],
+    contracts: Mapping[str, VectorSpec],
 ) -> Iterator[tuple[VectorSetup | None, Finding]]:
     """Yield what a few stored vectors show, beside the setup that it concerns.
 
     Args:
+        calls: Makes the calls.
         collection: The collection.
         setups: Its vectors.
-        contract: What :func:`nimbed_weaviate.batch_import` wrote down about them, if it did.
+        contracts: What :func:`nimbed_weaviate.batch_import` wrote down about them, by name.
     """
     try:
-        found = collection.query.fetch_objects(
-            limit=_SAMPLE, include_vector=True, return_properties=[]
+        fetch = functools.partial(
+            collection.query.fetch_objects,
+            limit=_SAMPLE,
+            include_vector=True,
+            return_properties=[],
         )
+        found = calls(fetch)
     except WeaviateBaseError as error:
         yield None, Finding("vectors", "note", f"not looked at: {_first_line(error)}")
         return
@@ -382,18 +213,25 @@ def _sample_findings(
         return
     for setup in setups:
         rows = [each.vector.get(setup.name or "default") for each in found.objects]
-        yield setup, _judged(setup, [row for row in rows if row], len(rows), contract)
+        yield (
+            setup,
+            _judged(setup, [row for row in rows if row], len(rows), contracts.get(setup.name)),
+        )
 
 
 def _judged(
     setup: VectorSetup, rows: Sequence[Any], looked_at: int, contract: VectorSpec | None
 ) -> Finding:
     if len(rows) < looked_at:
+        cure = (
+            f"nimbed_weaviate.embed_stored(collection, embedder, vector={setup.name!r}) makes them"
+            if setup.module == "none"
+            else "a server that answers without embeddings does that silently: import them again"
+        )
         return Finding(
             "vectors",
             "fail",
-            f"{looked_at - len(rows)} of {looked_at} objects have none and are never found; a "
-            f"server that answers without embeddings does that silently: import them again",
+            f"{looked_at - len(rows)} of {looked_at} objects have none and are never found; {cure}",
         )
     if isinstance(rows[0][0], (list, tuple)):
         return Finding("vectors", "note", "several a text, which is nothing that nimbed makes")
@@ -402,7 +240,7 @@ def _judged(
         return Finding("vectors", "fail", f"of different lengths: {sizes}")
     kind = kind_of(np.array(rows))
     said = f"{looked_at} of {sizes[0]} dimensions looked at: {kind}"
-    fault = index_fault(kind, setup.metric, setup.quantizers)
+    fault = index_fault(kind, setup.metric, setup.quantizers, index=setup.index)
     if fault:
         return Finding("vectors", "fail", f"{said}, under {setup.metric}: {fault}")
     if contract is not None and (kind, sizes[0]) != (

@@ -241,6 +241,12 @@ def translate_errors(doing: str) -> Generator[None]:
             ) from error
         if error.status_code in (401, 403) or isinstance(error, _FORBIDDEN):
             raise ConfigurationError(f"{doing}: {_refusal(error)}") from error
+        if "CONFIG_NOT_ALLOWED" in error.message:
+            raise ConfigurationError(
+                f"{doing}: whoever runs this Weaviate does not allow such an index or quantiser "
+                f"(ALLOWED_VECTOR_INDEX_TYPES, ALLOWED_COMPRESSION_TYPES); choose another with "
+                f"index= or quantizer=: {error.message}"
+            ) from error
         raise BackendError(f"{doing}: {error}") from error
     except exceptions.WeaviateBaseError as error:
         raise BackendError(f"{doing}: {error}") from error

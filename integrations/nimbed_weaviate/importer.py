@@ -6,65 +6,80 @@ with the same content is not embedded again.
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import hashlib
-import json
-import logging
 import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypedDict, Unpack, cast
 
-from weaviate.classes.data import DataObject
-from weaviate.classes.query import Filter
-from weaviate.collections import Collection
-from weaviate.exceptions import WeaviateInsertManyAllFailedError
-from weaviate.util import generate_uuid5
+from weaviate.collections import Collection, CollectionAsync
+from weaviate.outputs.config import CollectionConfig
 
-from nimbed import Embedder, EmbeddingBatch, VectorSpec, stores
+from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
+    InputIds,
     JobReport,
-    PassageBatch,
-    StoreResult,
     embedding_passages,
     ignore,
     listing,
     load_batches,
     read_batches,
 )
-from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
-from nimbed.rows import Item, Reject, Row, id_fault, row_id, text_fault
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.errors import ConfigurationError, SpaceMismatchError
+from nimbed.load import token_counter
+from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
+from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
+from nimbed_weaviate.collection_sink import CollectionSink
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import VectorSetup, spec_fault, vector_setups
 from nimbed_weaviate.properties import (
-    DIGEST,
     ID,
-    UnfitError,
     contract_of,
-    properties_of,
+    digest_properties,
+    digest_property,
+    places_of,
     seal,
+    space_of,
 )
+from nimbed_weaviate.pruning import prune as prune_collection
+from nimbed_weaviate.pruning import trim
+from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
-__all__ = ["BATCH_ROWS", "batch_import"]
+__all__ = [
+    "BATCH_ROWS",
+    "ImportOptions",
+    "abatch_import",
+    "batch_import",
+    "fitting",
+    "import_embedded",
+    "spec_for",
+]
 
 #: Rows that are embedded together and sent in one request, or in several if they are long.
 BATCH_ROWS = 256
-# Older servers take 10 MB a message; vectors and the wire's own bytes come on top.
-_MESSAGE_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What is stored of a row beside its vector, and about how many bytes that takes."""
+class ImportOptions(TypedDict, total=False):
+    """What :func:`batch_import` may be told, by name."""
 
-    properties: Mapping[str, Any]
-    size: int
-
-
-_Passages = PassageBatch[_Content, list[float]]
+    vector: str | None
+    text_property: str
+    embedding_type: EmbeddingType | None
+    dimensions: int | None
+    int8_scale: Int8Scale | None
+    truncate: Truncate
+    source: str
+    metadata_fields: Sequence[str] | None
+    chunk_rows: int
+    chunk_tokens: int | None
+    overlap: int
+    prune: bool
+    rejects_file: str | os.PathLike[str] | None
+    on_reject: Callable[[Reject], None]
+    on_progress: Callable[[JobReport], None]
 
 
 def batch_import(
@@ -81,6 +96,11 @@ def batch_import(
     source: str = "script",
     metadata_fields: Sequence[str] | None = None,
     chunk_rows: int = BATCH_ROWS,
+    chunk_tokens: int | None = None,
+    overlap: int = 0,
+    prune: bool = False,
+    restart_wait: float = RESTART_WAIT,
+    on_wait: Callable[[str], None] = ignore,
     rejects_file: str | os.PathLike[str] | None = None,
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
@@ -88,12 +108,17 @@ def batch_import(
     """Embed rows and store them; those that are there with the same content are skipped.
 
     An object's uuid is made of its row's id (``weaviate.util.generate_uuid5(id)``), so a row
-    replaces the object it was before. The first import writes the contract of the vectors into
-    the collection; later ones must keep to it.
+    replaces the object it was before; vectors of other names that no module makes stay, with
+    their own digests, and so does the contract of each. The first import writes the contract of
+    the vectors into the collection; later ones must keep to it. Two imports into one collection
+    at once may undo single objects of each other, which the next run of either mends.
+
+    A vector that belongs to a module may be filled too, by the model that its server has: seeding
+    is then as fast as this machine embeds, and questions still go through the module.
 
     Args:
-        collection: A collection made with :func:`nimbed_weaviate.self_provided`; with its tenant,
-            if it has tenants.
+        collection: A collection made with :func:`nimbed_weaviate.self_provided`, or with
+            :func:`nimbed_weaviate.vectorizer` to be seeded; with its tenant, if it has tenants.
         rows: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
         embedder: Embeds the texts, as passages.
         vector: The vector's name, where there are several.
@@ -106,6 +131,13 @@ def batch_import(
         metadata_fields: Other fields to keep; None keeps all.
         chunk_rows: Rows that are embedded together and sent in one request; long texts make it
             several requests.
+        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
+            chunk's id is the document's with ``#`` and its number, and its properties say where
+            it lies. A document that changed replaces its chunks, and leaves none behind.
+        overlap: Tokens of a chunk's end that the next one begins with, at most.
+        prune: Remove the objects of earlier imports whose rows are not in this input.
+        restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
+        on_wait: Told in a sentence that Weaviate is away, and that it is back.
         rejects_file: Where the rows left out are listed, as JSON lines.
         on_reject: Told each row that cannot be stored, and why.
         on_progress: Told the report after each batch.
@@ -113,38 +145,234 @@ def batch_import(
     Raises:
         SpaceMismatchError: If the collection holds vectors of another space.
         ConfigurationError: If the collection does not fit, or an option is out of range.
+        InputError: If ``prune`` cannot tell which rows are gone; nothing is removed then.
         BackendError: If Weaviate or the model failed, or Weaviate refused all that it was sent at
             first; what is stored stays.
     """
+    return _import(
+        Calls(budget=restart_wait, tell=on_wait),
+        collection,
+        rows,
+        embedder,
+        vector=vector,
+        text_property=text_property,
+        embedding_type=embedding_type,
+        dimensions=dimensions,
+        int8_scale=int8_scale,
+        truncate=truncate,
+        source=source,
+        metadata_fields=metadata_fields,
+        chunk_rows=chunk_rows,
+        chunk_tokens=chunk_tokens,
+        overlap=overlap,
+        prune=prune,
+        rejects_file=rejects_file,
+        on_reject=on_reject,
+        on_progress=on_progress,
+    )
+
+
+async def abatch_import(
+    collection: CollectionAsync[Any, Any],
+    rows: Iterable[Item],
+    embedder: Embedder,
+    *,
+    restart_wait: float = RESTART_WAIT,
+    on_wait: Callable[[str], None] = ignore,
+    **options: Unpack[ImportOptions],
+) -> JobReport:
+    """Do what :func:`batch_import` does, through Weaviate's async client.
+
+    Rows are read and embedded in a thread, and the loop stays free for other work. Cancelled, it
+    stops with the next call; what is stored stays.
+    """
+    calls = Calls(budget=restart_wait, tell=on_wait, loop=asyncio.get_running_loop())
+    # The same methods; what they return is awaited where the calls are made.
+    same = cast("Collection[Any, Any]", collection)
+    job = functools.partial(_import, calls, same, rows, embedder, **options)
+    return await in_thread(job, calls)
+
+
+def _import(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    rows: Iterable[Item],
+    embedder: Embedder,
+    *,
+    vector: str | None = None,
+    text_property: str = "text",
+    embedding_type: EmbeddingType | None = None,
+    dimensions: int | None = None,
+    int8_scale: Int8Scale | None = None,
+    truncate: Truncate = "NONE",
+    source: str = "script",
+    metadata_fields: Sequence[str] | None = None,
+    chunk_rows: int = BATCH_ROWS,
+    chunk_tokens: int | None = None,
+    overlap: int = 0,
+    prune: bool = False,
+    rejects_file: str | os.PathLike[str] | None = None,
+    on_reject: Callable[[Reject], None] = ignore,
+    on_progress: Callable[[JobReport], None] = ignore,
+) -> JobReport:
     check_literal("truncate", truncate, Truncate)
+    if overlap and chunk_tokens is None:
+        raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
     if chunk_rows < 1:
         raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
-    doing = (
-        f"importing into the collection {collection.name} (what is stored stays; run it again "
-        f"for the rest)"
-    )
-    with listing(rejects_file, on_reject) as tell, translate_errors(doing):
-        config = collection.config.get()
-        spec = _spec(embedder, contract_of(config), embedding_type, dimensions, int8_scale)
-        setup = _fitting(vector_setups(config), vector, spec, collection.name)
-        seal(collection, spec)
+
+    def spec_of(contract: VectorSpec | None) -> VectorSpec:
+        return spec_for(embedder, contract, embedding_type, dimensions, int8_scale)
+
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
+        sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
+        kept = InputIds() if prune else None
+        if kept is not None:
+            tell = kept.noting(tell)
+        ended: list[tuple[str, int]] = []
+        if chunk_tokens is not None:
+            splitter = Splitter(token_counter(embedder), tokens=chunk_tokens, overlap=overlap)
+            rows = split_rows(rows, splitter, source=source, ended=lambda *each: ended.append(each))
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
         check = functools.partial(
-            _prepared,
+            prepare,
             source=source,
             text_property=text_property,
             metadata_fields=metadata_fields,
-            space=hashlib.blake2b(spec.fingerprint.encode(), digest_size=16).digest(),
+            space=space_of(spec),
+        )
+        seen = None if kept is None else kept.seen
+        report = load_batches(
+            read_batches(rows, check, rows=chunk_rows, seen=seen),
+            sink,
+            embedding_passages(embedder, spec, truncate=truncate),
+            on_reject=tell,
+            on_progress=on_progress,
+        )
+        if not sink.was_empty:
+            report.removed += trim(calls, collection, ended)
+        if kept is not None:
+            report.removed += prune_collection(calls, collection, kept)
+        return report
+
+
+def import_embedded(
+    collection: Collection[Any, Any],
+    parts: Iterable[Ready],
+    spec: VectorSpec,
+    *,
+    vector: str | None = None,
+    text_property: str = "text",
+    source: str = "script",
+    metadata_fields: Sequence[str] | None = None,
+    chunk_rows: int = BATCH_ROWS,
+    restart_wait: float = RESTART_WAIT,
+    on_wait: Callable[[str], None] = ignore,
+    rejects_file: str | os.PathLike[str] | None = None,
+    on_reject: Callable[[Reject], None] = ignore,
+    on_progress: Callable[[JobReport], None] = ignore,
+) -> JobReport:
+    """Store rows whose vectors exist, such as :func:`nimbed.files.open_embedded` gives them.
+
+    Args:
+        collection: As for :func:`batch_import`, and so are the other options.
+        parts: Rows and their batch of vectors.
+        spec: The contract of the vectors that will come.
+        vector: The vector's name, where there are several.
+        text_property: The property that takes the text.
+        source: Names rows that have no id.
+        metadata_fields: Other fields to keep; None keeps all.
+        chunk_rows: Rows that are sent in one request.
+        restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
+        on_wait: Told in a sentence that Weaviate is away, and that it is back.
+        rejects_file: Where the rows left out are listed, as JSON lines.
+        on_reject: Told each row that cannot be stored, and why.
+        on_progress: Told the report after each batch.
+
+    Raises:
+        SpaceMismatchError: If the collection, or a part, holds vectors of another space.
+        ConfigurationError: If the collection does not fit, or an option is out of range.
+        BackendError: If Weaviate failed; what is stored stays.
+    """
+    calls = Calls(budget=restart_wait, tell=on_wait)
+    with listing(rejects_file, on_reject) as tell, _importing(collection):
+        sink, spec = _opened(calls, collection, vector, lambda contract: spec, chunked=False)
+        check = functools.partial(
+            prepare,
+            source=source,
+            text_property=text_property,
+            metadata_fields=metadata_fields,
+            space=space_of(spec),
         )
         return load_batches(
-            read_batches(rows, check, rows=chunk_rows),
-            _CollectionSink(collection, spec, setup.name),
-            embedding_passages(embedder, spec, truncate=truncate),
+            ready_batches(parts, check, sink.encode, rows=chunk_rows),
+            sink,
+            None,
             on_reject=tell,
             on_progress=on_progress,
         )
 
 
-def _spec(
+def _importing(collection: Collection[Any, Any]) -> AbstractContextManager[None]:
+    return translate_errors(
+        f"importing into the collection {collection.name} (what is stored stays; run it again "
+        f"for the rest)"
+    )
+
+
+def _opened(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    vector: str | None,
+    spec_of: Callable[[VectorSpec | None], VectorSpec],
+    *,
+    chunked: bool,
+) -> tuple[CollectionSink, VectorSpec]:
+    """Return a collection as a store, and the contract of what comes into it, which it then has.
+
+    Args:
+        calls: Makes the calls.
+        collection: The collection.
+        vector: The vector to fill; None where there is one alone.
+        spec_of: Makes the contract of what will come, given the one that the vector has.
+        chunked: Whether chunks of documents will come.
+
+    Raises:
+        ConfigurationError: If the collection does not fit.
+        SpaceMismatchError: If it holds vectors of another space.
+    """
+    config = calls(collection.config.get)
+    known = digest_properties(calls, collection, config)
+    setups = vector_setups(config)
+    setup, spec = fitting(
+        setups, vector or places_of(config).searched, collection.name,
+        lambda name: spec_of(contract_of(config, known.get(name, ""))),
+    )  # fmt: skip
+    digests = known.get(setup.name, digest_property(setup.name))
+    others = {
+        each.name: known.get(each.name, "")
+        for each in setups
+        if each.module == "none" and each is not setup
+    }
+    sink = CollectionSink(calls, collection, spec, setup.name, digests=digests, others=others)
+    if not sink.was_empty:
+        _require_kind(config, chunked=chunked)
+    seal(calls, collection, spec, digests)
+    return sink, spec
+
+
+def _require_kind(config: CollectionConfig, *, chunked: bool) -> None:
+    """Make sure that chunks and whole texts do not meet: their ids are of two kinds."""
+    there = {each.name for each in config.properties}
+    if ID in there and chunked != (CHUNK_FIELDS[0] in there):
+        has, comes = ("whole texts", "chunks") if chunked else ("chunks", "whole texts")
+        raise ConfigurationError(
+            f"the collection {config.name} holds {has}, and {comes} beside them would be found "
+            f"twice; import into another collection"
+        )
+
+
+def spec_for(
     embedder: Embedder,
     contract: VectorSpec | None,
     kind: EmbeddingType | None,
@@ -173,10 +401,19 @@ def _spec(
         ) from error
 
 
-def _fitting(
-    setups: Sequence[VectorSetup], asked: str | None, spec: VectorSpec, name: str
-) -> VectorSetup:
-    """Return the setup of the vector to fill.
+def fitting(
+    setups: Sequence[VectorSetup],
+    asked: str | None,
+    collection: str,
+    spec_of: Callable[[str], VectorSpec],
+) -> tuple[VectorSetup, VectorSpec]:
+    """Return the setup of the vector to fill, and the contract of what comes into it.
+
+    Args:
+        setups: The collection's vectors.
+        asked: The name that was asked for; None where there must be one alone.
+        collection: The collection's name.
+        spec_of: Makes the contract for a vector.
 
     Raises:
         ConfigurationError: If there is no such vector, or it would rank wrongly.
@@ -186,209 +423,15 @@ def _fitting(
     if chosen is None or (asked is None and len(setups) > 1):
         listed = ", ".join(map(repr, by_name))
         raise ConfigurationError(
-            f"say which vector of the collection {name} to fill, with vector=...: it has {listed}"
+            f"say which vector of the collection {collection} to fill, with vector=...: it has "
+            f"{listed}"
         )
-    others = [each.name for each in setups if each is not chosen and each.module == "none"]
-    if others:
-        raise ConfigurationError(
-            f"the collection {name} has other vectors without a module ({', '.join(others)}), and "
-            f"an object that is stored anew loses those; use a collection for each"
-        )
-    fault = spec_fault(spec, chosen.metric, chosen.quantizers)
+    spec = spec_of(chosen.name)
+    fault = spec_fault(spec, chosen.metric, chosen.quantizers, index=chosen.index)
     if fault:
         raise ConfigurationError(
-            f"the collection {name} compares {spec.embedding_type} vectors by {chosen.metric}: "
-            f"{fault}; make it with nimbed_weaviate.self_provided(spec), or pass embedding_type"
+            f"the collection {collection} compares {spec.embedding_type} vectors by "
+            f"{chosen.metric}: {fault}; make it with nimbed_weaviate.self_provided(spec), or pass "
+            f"embedding_type"
         )
-    return chosen
-
-
-class _CollectionSink:
-    """A collection as the store of a bulk job.
-
-    One object carries its text, its vector and its digest, so nothing can be half there.
-
-    Args:
-        collection: The collection.
-        spec: The contract of the vectors.
-        vector: The vector's name; empty for the single one of older collections.
-    """
-
-    def __init__(self, collection: Collection[Any, Any], spec: VectorSpec, vector: str) -> None:
-        self._collection = collection
-        self._field = stores.field(spec, "weaviate")
-        self._vector = vector
-        # An empty collection needs no look-up.
-        self._empty = not collection.query.fetch_objects(limit=1, return_properties=[]).objects
-        self._took_any = False
-
-    def encode(self, batch: EmbeddingBatch) -> list[list[float]]:
-        """Return the vectors in the form that Weaviate compares."""
-        return cast("list[list[float]]", self._field.encode(batch))
-
-    def look_up(self, passages: _Passages) -> Mapping[str, bytes]:
-        """Return the digests of those passages whose objects the collection holds."""
-        if self._empty or not passages:
-            return {}
-        names = {generate_uuid5(name): name for name in passages.ids}
-        found = self._collection.query.fetch_objects(
-            filters=Filter.by_id().contains_any(list(names)),
-            limit=len(names),
-            return_properties=[DIGEST],
-        )
-        known = {names[str(each.uuid)]: _digest(each.properties) for each in found.objects}
-        self._took_any |= any(
-            known.get(name) == digest
-            for name, digest in zip(passages.ids, passages.digests, strict=True)
-        )
-        return known
-
-    def storing(self, passages: _Passages, *, replace: bool) -> Callable[[], StoreResult]:
-        """Return a function that stores passages, replacing those that are there."""
-        del replace  # an object of the same uuid is replaced anyway
-        return functools.partial(self._store, passages)
-
-    def finish(self) -> None:
-        """Do nothing: what Weaviate took, it keeps."""
-
-    def _store(self, passages: _Passages) -> StoreResult:
-        """Store passages in messages of a few megabytes.
-
-        Raises:
-            BackendError: If nothing was ever stored, and nothing of the first message was.
-            weaviate.exceptions.WeaviateBaseError: If Weaviate was not reached; any part may be
-                there.
-        """
-        refused: list[Reject] = []
-        for message in _messages(passages):
-            left_out = self._sent(message)
-            if len(left_out) == len(message) > 1 and not self._took_any:
-                raise BackendError(
-                    f"{self._collection.name} took none of the first {len(message)} rows: "
-                    f"{left_out[0].reason}"
-                )
-            self._took_any |= len(left_out) < len(message)
-            refused += left_out
-        return StoreResult(stored=len(passages) - len(refused), refused=refused)
-
-    def _sent(self, passages: _Passages) -> list[Reject]:
-        """Send one message, and return what Weaviate refused."""
-        vectors = cast("list[list[float]]", passages.vectors)
-        rows = zip(passages.ids, passages.metadata, passages.digests, vectors, strict=True)
-        objects = [
-            DataObject(
-                uuid=generate_uuid5(name),
-                properties={**content.properties, ID: name, DIGEST: digest.hex()},
-                vector={self._vector: vector} if self._vector else vector,
-            )
-            for name, content, digest, vector in rows
-        ]
-        try:
-            with _quiet_client():
-                errors = self._collection.data.insert_many(objects).errors
-        except WeaviateInsertManyAllFailedError as error:
-            # The client tells which reasons there are, not which is whose.
-            said = dict.fromkeys(range(len(passages)), error.message)
-        else:
-            said = {place: error.message for place, error in sorted(errors.items())}
-        return [
-            Reject(
-                passages.numbers[place],
-                passages.ids[place],
-                f"Weaviate refused it: {' '.join(reason.split())}",
-            )
-            for place, reason in said.items()
-        ]
-
-
-def _digest(properties: Mapping[str, Any]) -> bytes:
-    try:
-        return bytes.fromhex(str(properties.get(DIGEST) or ""))
-    except ValueError:  # something else wrote it
-        return b""
-
-
-def _messages(passages: _Passages) -> Iterator[_Passages]:
-    """Yield passages in as few parts as a message's size allows."""
-    start = size = 0
-    for place, content in enumerate(passages.metadata):
-        if size + content.size > _MESSAGE_BYTES and place > start:
-            yield passages.select(range(start, place))
-            start, size = place, 0
-        size += content.size
-    yield passages if start == 0 else passages.select(range(start, len(passages)))
-
-
-@contextmanager
-def _quiet_client() -> Generator[None]:
-    """Keep the client from logging whole objects, texts and vectors, that a batch left out."""
-    own = threading.get_ident()
-    logger = logging.getLogger("weaviate-client")
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
-
-
-def _prepared(
-    rows: Sequence[Row],
-    *,
-    source: str,
-    text_property: str,
-    metadata_fields: Sequence[str] | None,
-    space: bytes,
-) -> tuple[_Passages, list[Reject]]:
-    """Return the rows that can be stored, and the others.
-
-    Args:
-        rows: The rows.
-        source: Names the input; a row without an id is called ``source:number``.
-        text_property: Where the text goes.
-        metadata_fields: Fields to keep, where a row has them; None keeps all.
-        space: Names the space of the vectors: in another one, another digest is made.
-    """
-    made: _Passages = PassageBatch()
-    rejects: list[Reject] = []
-    for row in rows:
-        key = row_id(row, source)
-        fault = id_fault(key)
-        if fault:
-            rejects.append(Reject(row.number, None, fault))
-            continue
-        content = _content(row, text_property, metadata_fields)
-        if isinstance(content, str):
-            rejects.append(Reject(row.number, str(key), content))
-            continue
-        properties, encoded = content
-        made.numbers.append(row.number)
-        made.ids.append(str(key))
-        made.texts.append(row.text)
-        made.metadata.append(_Content(properties, len(encoded)))
-        made.digests.append(hashlib.blake2b(encoded, digest_size=16, key=space).digest())
-    return made, rejects
-
-
-def _content(
-    row: Row, text_property: str, fields: Sequence[str] | None
-) -> tuple[dict[str, Any], bytes] | str:
-    """Return what is stored of a row and the bytes that name it, or why it cannot be stored."""
-    fault = text_fault(row.text)
-    if fault:
-        return fault
-    try:
-        properties = properties_of(row.columns, fields)
-    except UnfitError as error:
-        return str(error)
-    taken = {text_property, ID, DIGEST} & set(properties)
-    if taken:
-        return f"its field {min(taken)!r} would replace nimbed's own"
-    properties[text_property] = row.text
-    encoded = json.dumps(properties, sort_keys=True).encode()
-    if len(encoded) > _MESSAGE_BYTES:
-        return f"it is {len(encoded):,} bytes long; a message holds {_MESSAGE_BYTES:,}"
-    return properties, encoded
+    return chosen, spec

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +19,29 @@ from nimbed import VectorSpec, stores
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType, check_literal
 
-if TYPE_CHECKING:
-    from weaviate.collections.classes.config_vector_index import (
-        _VectorIndexConfigCreate,  # pyright: ignore[reportPrivateUsage]
-    )
-
 __all__ = [
     "KINDS",
-    "Index",
     "Kind",
-    "Quantizer",
     "VectorSetup",
     "index_fault",
     "index_for",
     "kind_of",
+    "quantizers_of",
     "spec_fault",
     "vector_setups",
 ]
 
-Index = Literal["hnsw", "flat"]
-Quantizer = Literal["none", "bq"]
+if TYPE_CHECKING:
+    from weaviate.collections.classes.config_base import (
+        _QuantizerConfigCreate,  # pyright: ignore[reportPrivateUsage]
+    )
+    from weaviate.collections.classes.config_vector_index import (
+        _VectorIndexConfigCreate,  # pyright: ignore[reportPrivateUsage]
+    )
+
+    #: A short word, or weaviate-client's own object.
+    Index = Literal["hnsw", "flat"] | _VectorIndexConfigCreate
+    Quantizer = Literal["none", "bq"] | _QuantizerConfigCreate
 
 #: What the numbers of a vector are.
 Kind = Literal["floats", "codes", "codes from 0", "signs", "zeros and ones"]
@@ -52,6 +55,7 @@ KINDS: dict[EmbeddingType, Kind] = {
     "ubinary": "signs",
 }
 
+_HFRESH = frozenset({"cosine", "l2-squared"})
 _ANY = frozenset(metric.value for metric in VectorDistances)
 _RANKED: dict[Kind, frozenset[str]] = {
     # Unit vectors: these three give one order.
@@ -70,40 +74,140 @@ def index_for(
 
     Args:
         spec: The contract of the vectors.
-        index: ``hnsw``, or ``flat`` to compare with every vector.
-        quantizer: ``bq`` keeps one bit of a number in memory, ``none`` everything; None leaves it
-            to the server, but is ``none`` for packed types: a server's default quantiser may not
-            know the metric.
+        index: ``hnsw``, or ``flat`` to compare with every vector; or weaviate-client's own object,
+            such as ``Configure.VectorIndex.dynamic(...)``, which is judged, and gets the metric
+            where it names none.
+        quantizer: ``bq`` keeps one bit of a number in memory, ``none`` everything; or
+            weaviate-client's own object, such as ``Configure.VectorIndex.Quantizer.rq(bits=8)``.
+            None leaves it to the server, but is ``none`` for packed types: a server's default
+            quantiser may not know the metric.
 
     Raises:
         ConfigurationError: If a choice is unknown, or would rank wrongly.
     """
-    check_literal("index", index, Index)
-    if quantizer is not None:
-        check_literal("quantizer", quantizer, Quantizer)
-    field = stores.field(spec, "weaviate")
-    chosen = quantizer or field.options.get("quantizer")
-    fault = index_fault(KINDS[spec.embedding_type], field.metric, [chosen] if chosen else [])
-    if fault:
-        raise ConfigurationError(f"{spec.embedding_type} vectors and {chosen}: {fault}")
+    made = _quantizer(quantizer)
+    if not isinstance(index, str):
+        if made is not None:
+            raise ConfigurationError(
+                "the index object brings its own quantiser; give it there, and leave quantizer out"
+            )
+        chosen = index
+    else:
+        check_literal("index", index, Literal["hnsw", "flat"])
+        build = Configure.VectorIndex.flat if index == "flat" else Configure.VectorIndex.hnsw
+        chosen = build(quantizer=made)
+    return _judged(chosen, spec)
+
+
+def _quantizer(asked: Quantizer | None) -> _QuantizerConfigCreate | None:
     quantizers = Configure.VectorIndex.Quantizer
-    made = None if not chosen else quantizers.bq() if chosen == "bq" else quantizers.none()
-    metric = VectorDistances(field.metric)
-    if index == "flat":
-        return Configure.VectorIndex.flat(distance_metric=metric, quantizer=made)
-    return Configure.VectorIndex.hnsw(distance_metric=metric, quantizer=made)
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        check_literal("quantizer", asked, Literal["none", "bq"])
+        return quantizers.bq() if asked == "bq" else quantizers.none()
+    if not hasattr(asked, "quantizer_name"):
+        raise ConfigurationError(
+            f"quantizer must be 'none', 'bq' or one of Configure.VectorIndex.Quantizer; got "
+            f"{type(asked).__name__}"
+        )
+    return asked
 
 
-def spec_fault(spec: VectorSpec, metric: str, quantizers: Collection[str]) -> str | None:
+def _judged(index: Any, spec: VectorSpec) -> _VectorIndexConfigCreate:
+    """Return an index of the client's with what it leaves open, if it ranks a spec's vectors.
+
+    Raises:
+        ConfigurationError: If it does not.
+    """
+    if not hasattr(index, "vector_index_type"):
+        raise ConfigurationError(
+            f"index must be 'hnsw', 'flat' or one of Configure.VectorIndex; got "
+            f"{type(index).__name__}"
+        )
+    metric_of_type = stores.field(spec, "weaviate").metric
+    kind = index.vector_index_type().value
+    names = [name for name in ("hnsw", "flat") if getattr(index, name, None) is not None]
+    parts = {name: getattr(index, name) for name in names}
+    metrics = {each.distance.value for each in (index, *parts.values()) if each.distance}
+    if getattr(index, "multivector", None) is not None or any(
+        getattr(each, "multivector", None) is not None for each in parts.values()
+    ):
+        raise ConfigurationError(
+            "this index holds several vectors a text, and the spec is of one; leave multi_vector "
+            "out"
+        )
+    if len(metrics) > 1:
+        raise ConfigurationError(
+            f"the parts of this index compare by {' and by '.join(sorted(metrics))}; name one "
+            f"metric, or none"
+        )
+    metric = next(iter(metrics), metric_of_type)
+    for name, each in [(kind, index), *parts.items()]:
+        fault = spec_fault(spec, metric, quantizers_of(each), index=name)
+        if fault:
+            raise ConfigurationError(f"{spec.embedding_type} vectors: {fault}")
+    if kind == "dynamic" and spec.packed:
+        # Either part may meet the server's default quantiser.
+        both = {"hnsw": Configure.VectorIndex.hnsw(), "flat": Configure.VectorIndex.flat()}
+        parts = {**both, **parts}
+    finished = {name: _finished(each, metric, packed=spec.packed) for name, each in parts.items()}
+    whole = _finished(index, metric, packed=spec.packed and kind in ("hnsw", "flat"))
+    return cast("_VectorIndexConfigCreate", whole.model_copy(update=finished))
+
+
+def _finished(index: Any, metric: str, *, packed: bool) -> Any:
+    """Return a copy of an index with the metric, and without the server's default quantiser."""
+    given: dict[str, Any] = {}
+    if index.distance is None:
+        given["distance"] = VectorDistances(metric)
+    if packed and index.quantizer is None:
+        given["quantizer"] = Configure.VectorIndex.Quantizer.none()
+    return index.model_copy(update=given)
+
+
+def quantizers_of(index: Any) -> frozenset[str]:
+    """Return what compresses the vectors of an index, of either side of the client.
+
+    A configuration to be sent names its quantiser; one that was read tells by its class.
+    """
+    found = getattr(index, "quantizer", None)
+    if found is None:
+        return frozenset()
+    if hasattr(found, "quantizer_name"):
+        name = found.quantizer_name()
+    else:
+        name = type(found).__name__.strip("_").removesuffix("Config").lower()
+    if name == "rq":
+        return frozenset({f"rq-{found.bits or 8}"})  # 8 is the server's default
+    return frozenset({"none" if name == "skipDefaultQuantization" else name})
+
+
+def spec_fault(
+    spec: VectorSpec, metric: str, quantizers: Collection[str], *, index: str = "hnsw"
+) -> str | None:
     """Return why an index ranks the vectors of a spec wrongly, or None if it is right."""
     right = stores.field(spec, "weaviate").metric
     if not spec.normalized and metric != right:
         return f"{spec.model} ranks by the length of its vectors too, as {right} does"
-    return index_fault(KINDS[spec.embedding_type], metric, quantizers)
+    return index_fault(KINDS[spec.embedding_type], metric, quantizers, index=index)
 
 
-def index_fault(kind: Kind, metric: str, quantizers: Collection[str]) -> str | None:
-    """Return why an index ranks vectors wrongly and what would not, or None if it is right."""
+def index_fault(
+    kind: Kind, metric: str, quantizers: Collection[str], *, index: str = "hnsw"
+) -> str | None:
+    """Return why an index ranks vectors wrongly and what would not, or None if it is right.
+
+    Args:
+        kind: What the numbers of the vectors are.
+        metric: The distance.
+        quantizers: What compresses the vectors, such as ``bq`` and ``rq-8``.
+        index: The type of the index.
+    """
+    if index == "hfresh" and metric not in _HFRESH:
+        return f"hfresh knows no {metric}; use hnsw or flat, or {' or '.join(sorted(_HFRESH))}"
+    if index == "flat" and (strange := sorted({"pq", "sq"} & set(quantizers))):
+        return f"Weaviate has no {strange[0]} for a flat index; use bq, rq or none, or hnsw"
     if metric == "hamming":
         strange = sorted(set(quantizers) - {"none", "bq"})
         if strange:
@@ -111,10 +215,12 @@ def index_fault(kind: Kind, metric: str, quantizers: Collection[str]) -> str | N
                 f"the quantiser {strange[0]} knows no hamming distance; use none or bq (a server's "
                 f"DEFAULT_QUANTIZATION is kept away by none)"
             )
-    if "bq" in quantizers and kind in ("zeros and ones", "codes from 0"):
+    if kind in ("zeros and ones", "codes from 0") and (
+        signs := sorted({"bq", "rq-1"} & set(quantizers))
+    ):
         return (
-            "bq keeps the sign, and no number here is below 0, so all vectors look alike; store "
-            "±1 (batch.signs()), or use no quantiser"
+            f"{signs[0]} keeps signs, and no number here is below 0, so all vectors look alike; "
+            f"store ±1 (batch.signs()), or use no quantiser"
         )
     if metric in _RANKED[kind]:
         return None
@@ -151,6 +257,7 @@ class VectorSetup:
         settings: The module's settings as they are stored, defaults of the server among them.
         metric: The distance.
         quantizers: What compresses the vectors; a dynamic index may have two.
+        index: The type of the index.
         source_properties: The properties that the module embeds; None for all of type text.
     """
 
@@ -159,6 +266,7 @@ class VectorSetup:
     settings: Mapping[str, Any]
     metric: str
     quantizers: frozenset[str]
+    index: str = "hnsw"
     source_properties: tuple[str, ...] | None = None
 
 
@@ -194,17 +302,12 @@ def _setup(
 ) -> VectorSetup:
     metric = getattr(index, "distance_metric", VectorDistances.COSINE)
     parts = (index, getattr(index, "hnsw", None), getattr(index, "flat", None))
-    found = (getattr(part, "quantizer", None) for part in parts)
     return VectorSetup(
         name=name,
         module=module.value if isinstance(module, Vectorizers) else module,
         settings=settings,
         metric=metric.value,
-        # The client says which one by the class of its answer: _BQConfig, _RQConfig, ...
-        quantizers=frozenset(
-            type(each).__name__.strip("_").removesuffix("Config").lower()
-            for each in found
-            if each is not None
-        ),
+        quantizers=frozenset().union(*map(quantizers_of, parts)),
+        index="hnsw" if index is None else index.vector_index_type(),
         source_properties=None if sources is None else tuple(sources),
     )

@@ -8,12 +8,16 @@ property's type does not claim.
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from weaviate.classes.config import DataType, Property, Tokenization
+from weaviate.classes.config import DataType, Property, Tokenization, Vectorizers
 from weaviate.collections import Collection
 from weaviate.exceptions import UnexpectedStatusCodeError, WeaviateInvalidInputError
 from weaviate.outputs.config import CollectionConfig
@@ -22,10 +26,29 @@ from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import encodable
 from nimbed.spec import require_same_space
+from nimbed_weaviate.calls import Calls
 
-__all__ = ["DIGEST", "ID", "UnfitError", "contract_of", "module_options", "properties_of", "seal"]
+__all__ = [
+    "DIGEST",
+    "ID",
+    "Digest",
+    "Places",
+    "UnfitError",
+    "contract_of",
+    "digest",
+    "digest_properties",
+    "digest_property",
+    "encoded_row",
+    "ensure_id",
+    "module_options",
+    "places_of",
+    "properties_of",
+    "seal",
+    "space_of",
+]
 
-#: The property that holds what an object was made from.
+#: The property that holds what an object's vector was made from; of a named vector ``_NAME``
+#: comes behind.
 DIGEST = "nimbed_digest"
 #: The property that holds the row's id; Weaviate keeps ``id`` for itself.
 ID = "nimbed_id"
@@ -34,6 +57,8 @@ _NAME = re.compile(r"[_A-Za-z][_0-9A-Za-z]{0,230}")
 _RESERVED = frozenset({"id", "_id", "_additional", "vector", "vectors"})
 # A number travels as a double: a larger integer would come out as another one.
 _EXACT = 2**53
+_DIGEST_BYTES = 16
+_SAMPLE = 20
 
 
 class UnfitError(ValueError):
@@ -126,40 +151,128 @@ def module_options(each: Any) -> list[tuple[str, Any]]:
     return list(options.items())
 
 
-def contract_of(config: CollectionConfig) -> VectorSpec | None:
-    """Return the contract of a collection's vectors, or None if it has none.
+def digest_property(vector: str) -> str:
+    """Return the property that holds the digests, and the contract, of a vector."""
+    return DIGEST if vector in ("", "default") else f"{DIGEST}_{vector}"
+
+
+def digest_properties(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    config: CollectionConfig,
+    *,
+    sample: bool = True,
+) -> dict[str, str]:
+    """Return the property with the digests of each vector that has one, by the vector's name.
+
+    Earlier versions filled one vector of a collection, and knew one property whatever its name:
+    it belongs to the vector that the objects have.
+
+    Args:
+        calls: Makes the calls.
+        collection: The collection.
+        config: Its configuration.
+        sample: Whether objects may be looked at where the configuration does not tell.
 
     Raises:
-        ConfigurationError: If it has the property without the contract.
+        ConfigurationError: If it could belong to several.
     """
-    found = next((each for each in config.properties if each.name == DIGEST), None)
+    there = {each.name for each in config.properties}
+    vectors = dict(config.vector_config or {})
+    found = {name: digest_property(name) for name in vectors or [""]}
+    found = {name: own for name, own in found.items() if own in there}
+    if DIGEST not in there or DIGEST in found.values():
+        return found
+    left = {name: it for name, it in vectors.items() if name not in found}
+    given = [name for name, it in left.items() if it.vectorizer.vectorizer == Vectorizers.NONE]
+    candidates = given or list(left)
+    if len(candidates) > 1 and sample:
+        fetch = functools.partial(
+            collection.query.fetch_objects,
+            limit=_SAMPLE,
+            return_properties=[DIGEST],
+            include_vector=candidates,
+        )
+        filled = [each for each in calls(fetch).objects if each.properties.get(DIGEST)]
+        candidates = [name for name in candidates if any(each.vector.get(name) for each in filled)]
+    if len(candidates) > 1:
+        raise ConfigurationError(
+            f"an earlier version of nimbed filled a vector of the collection {config.name}, and "
+            f"which one of {', '.join(map(repr, candidates))} is not known any more; import into "
+            f"another collection"
+        )
+    return found | dict.fromkeys(candidates, DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which vectors a migration has to do with, by name; None where there is none.
+
+    Attributes:
+        searched: The one that is searched, where several are filled.
+        previous: The one that was searched before.
+        next: The one that is being filled.
+    """
+
+    searched: str | None = None
+    previous: str | None = None
+    next: str | None = None
+
+
+def places_of(config: CollectionConfig) -> Places:
+    """Return what migrations have noted in a collection."""
+    said = next((each.description or "" for each in config.properties if each.name == ID), "")
+    try:
+        noted = json.loads(said[said.index("{") :])
+        return Places(**noted)
+    except (ValueError, TypeError):
+        return Places()
+
+
+def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | None:
+    """Return the contract that a property holds, or None if there is no such property.
+
+    Raises:
+        ConfigurationError: If there is the property without the contract.
+    """
+    found = next((each for each in config.properties if each.name == name), None)
     if found is None:
         return None
     try:
         return VectorSpec.from_json(found.description or "")
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"the collection {config.name} has a property {DIGEST} that nimbed did not make, or "
+            f"the collection {config.name} has a property {name} that nimbed did not make, or "
             f"whose description was changed ({error}); import into another collection"
         ) from error
 
 
-def seal(collection: Collection[Any, Any], spec: VectorSpec) -> None:
-    """Write a contract into a collection, or make sure that the one there is the same.
+def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name: str) -> None:
+    """Write a contract into a property, or make sure that the one there is the same.
+
+    Args:
+        calls: Makes the calls.
+        collection: The collection.
+        spec: The contract.
+        name: The property that holds a vector's digests.
 
     Raises:
         SpaceMismatchError: If the collection holds vectors of another space.
     """
-    config = collection.config.get()
-    names = {each.name for each in config.properties}
-    if ID not in names:
-        _add(collection, _property(ID, "the row's id", filterable=True))
-    if DIGEST not in names:
-        _add(collection, _property(DIGEST, spec.to_json(), filterable=False))
-        config = collection.config.get()  # another import may have been faster
-    there = contract_of(config)
-    if there is not None:
-        require_same_space(there, spec, doing=f"import into the collection {config.name}")
+    ensure_id(calls, collection)
+    config = calls(collection.config.get)
+    if all(each.name != name for each in config.properties):
+        _add(calls, collection, _property(name, spec.to_json(), filterable=False))
+        config = calls(collection.config.get)  # another import may have been faster
+    sealed = contract_of(config, name)
+    if sealed is not None:
+        require_same_space(sealed, spec, doing=f"import into the collection {config.name}")
+
+
+def ensure_id(calls: Calls, collection: Collection[Any, Any]) -> None:
+    """Make the property of rows' ids where it is not there."""
+    if all(each.name != ID for each in calls(collection.config.get).properties):
+        _add(calls, collection, _property(ID, "the row's id", filterable=True))
 
 
 def _property(name: str, description: str, *, filterable: bool) -> Property:
@@ -175,10 +288,52 @@ def _property(name: str, description: str, *, filterable: bool) -> Property:
     )
 
 
-def _add(collection: Collection[Any, Any], new: Property) -> None:
+def _add(calls: Calls, collection: Collection[Any, Any], new: Property) -> None:
     try:
-        collection.config.add_property(new)
+        calls(lambda: collection.config.add_property(new))
     except (WeaviateInvalidInputError, UnexpectedStatusCodeError):
         # There after all: another import was faster. Anything else fails again when it is read.
-        if all(each.name != new.name for each in collection.config.get().properties):
+        if all(each.name != new.name for each in calls(collection.config.get).properties):
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a vector was made from: its text, and the whole row where a row was imported.
+
+    Attributes:
+        text: Names the text and the space that it was embedded in.
+        row: Names all that is stored of the row; empty for an object that nimbed did not make.
+    """
+
+    text: bytes
+    row: bytes = b""
+
+    @classmethod
+    def parse(cls, stored: object) -> Digest:
+        """Return a digest as it is stored; an empty one where something else wrote it."""
+        try:
+            data = bytes.fromhex(str(stored or ""))
+        except ValueError:
+            data = b""
+        return cls(data[:_DIGEST_BYTES], data[_DIGEST_BYTES:])
+
+    @property
+    def value(self) -> bytes:
+        """Both parts, one behind the other."""
+        return self.text + self.row
+
+
+def digest(data: bytes, space: bytes = b"") -> bytes:
+    """Return the digest of some bytes, in a space of vectors if one is given."""
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=space).digest()
+
+
+def encoded_row(properties: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a row's digest is made of."""
+    return json.dumps(properties, sort_keys=True).encode()
+
+
+def space_of(spec: VectorSpec) -> bytes:
+    """Return the key of a space's digests."""
+    return digest(spec.fingerprint.encode())

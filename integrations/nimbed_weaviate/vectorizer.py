@@ -16,12 +16,14 @@ from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType, Truncate, check_literal
 from nimbed_weaviate.connection import Module, is_nvidia, served_at
-from nimbed_weaviate.indexes import Index, Quantizer, index_for
+from nimbed_weaviate.indexes import index_for
 
 if TYPE_CHECKING:
     from weaviate.collections.classes.config_vectors import (
         _VectorConfigCreate,  # pyright: ignore[reportPrivateUsage]
     )
+
+    from nimbed_weaviate.indexes import Index, Quantizer
 
 __all__ = ["Fields", "Module", "self_provided", "vectorizer"]
 
@@ -68,8 +70,10 @@ def vectorizer(
         source_properties: Properties whose texts are embedded; None takes all of type text.
         text_fields: For the multi2vec modules, properties of type text.
         image_fields: Likewise, properties of type blob.
-        quantizer: ``none`` or ``bq``; None leaves it to the server, for packed types ``none``.
-        index: ``hnsw`` or ``flat``.
+        quantizer: ``none``, ``bq`` or weaviate-client's own object; None leaves it to the server,
+            for packed types ``none``.
+        index: ``hnsw``, ``flat`` or weaviate-client's own object, such as
+            ``Configure.VectorIndex.dynamic(...)``; it is refused where it would rank wrongly.
 
     Raises:
         ConfigurationError: If the address cannot be reached by Weaviate, or the module cannot do
@@ -133,8 +137,10 @@ def self_provided(
     Args:
         spec: The contract of the vectors, of ``embedder.spec(...)``.
         name: The vector's name; None means ``default``.
-        quantizer: ``none`` or ``bq``; None leaves it to the server, for packed types ``none``.
-        index: ``hnsw`` or ``flat``.
+        quantizer: ``none``, ``bq`` or weaviate-client's own object; None leaves it to the server,
+            for packed types ``none``.
+        index: ``hnsw``, ``flat`` or weaviate-client's own object, such as
+            ``Configure.VectorIndex.dynamic(...)``; it is refused where it would rank wrongly.
 
     Raises:
         ConfigurationError: If a choice is unknown, or would rank wrongly.

@@ -9,6 +9,7 @@ length and padded, at every batch size; the table compares with its best.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -91,13 +92,18 @@ def main() -> None:
         action="store_true",
         help="count processor time on one thread, for a machine that others use; no peak is fair",
     )
+    parser.add_argument("--layers", type=int, help="as many of the shape's; all if left out")
     wanted = parser.parse_args()
     if wanted.shared:
         torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in wanted.shapes:
+        shape = ON_CPU[name]
+        if wanted.layers:
+            config = {**shape.config, "num_hidden_layers": wanted.layers}
+            shape = dataclasses.replace(shape, config=config)
         measure(
-            *(name, ON_CPU[name], wanted.rounds, "cpu"),
+            *(name, shape, wanted.rounds, "cpu"),
             lambda dtype: product_peak(dtype)["prepacked"],
             time.process_time if wanted.shared else time.perf_counter,
         )

@@ -1,8 +1,7 @@
 """The pgvector loader against raw COPY, other libraries, embedding alone and bare SQL.
 
-Run: python tests/benchmarks/bench_pgvector.py [load] [rivals] [overlap] [search] [memory]
-     [migrate] [sync]
-     [--rows 100000] [--rounds 3] [--dsn DSN]
+Run: python tests/benchmarks/bench_pgvector.py [load] [rivals] [overlap] [search] [filtering]
+     [chunking] [memory] [migrate] [sync] [--rows 100000] [--rounds 3] [--dsn DSN]
 
 Without --dsn an embedded PostgreSQL is started; without parts, every part runs for which the
 packages are installed. Jobs take turns within a round; the tables show medians.
@@ -18,6 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
+from pgvector_chunking import chunking
+from pgvector_filtering import filtering
 from pgvector_lifecycle import migrate, sync
 from pgvector_loading import load
 from pgvector_memory import memory
@@ -33,6 +34,8 @@ PARTS: dict[str, Callable[[str, argparse.Namespace], None]] = {
     "overlap": overlap,
     "search": search,
     "memory": memory,
+    "filtering": filtering,
+    "chunking": chunking,
     "migrate": migrate,
     "sync": sync,
 }

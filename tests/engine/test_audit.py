@@ -156,6 +156,21 @@ def test_nothing_is_found_in_sound_vectors(
     assert found.difference < 1e-2
 
 
+def test_several_faults_at_once_are_all_named() -> None:
+    spec = spec_of("float")
+    vectors = numbers(spec)
+    vectors[3] = numbers(spec, role="query")[3]
+    vectors[5] = numbers(spec, card=dataclasses.replace(CARD, max_tokens=64))[5]
+    vectors[20:] = numbers(spec, TITLES)[20:]
+    found = examined(vectors, spec, variants=variants())
+    said = {finding.name: finding.detail for finding in found.findings}
+    assert said.keys() == {"vectors", "role", "length", "text"}
+    assert said["role"].endswith("such as p3")
+    assert said["length"].endswith("such as p5")
+    assert said["text"].startswith("20 of 40: made of the field title alone")
+    assert found.sound == 18
+
+
 def test_rows_without_a_vector_or_of_another_width_are_counted_and_dated() -> None:
     spec = spec_of("float")
     vectors: list[Any] = list(numbers(spec))

@@ -16,8 +16,11 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / folder / "README.md" for folder in ("engine", "integrations", "tests")),
+    *(
+        ROOT / "integrations" / f"nimbed_{name}" / "README.md"
+        for name in ("pgvector", "server", "weaviate")
+    ),
     ROOT / "integrations" / "nimbed_pgvector" / "LIFECYCLE.md",
-    *(ROOT / "integrations" / f"nimbed_{name}" / "README.md" for name in ("server", "weaviate")),
 ]
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
 

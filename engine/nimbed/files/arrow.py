@@ -25,6 +25,7 @@ __all__ = [
     "Schema",
     "Table",
     "arrow",
+    "file_systems",
     "parquet",
 ]
 
@@ -57,6 +58,15 @@ def parquet() -> Any:
         MissingExtraError: If it is not installed.
     """
     return _imported("pyarrow.parquet")
+
+
+def file_systems() -> Any:
+    """Return the module ``pyarrow.fs``.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    return _imported("pyarrow.fs")
 
 
 def _imported(module: str) -> Any:

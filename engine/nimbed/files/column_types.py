@@ -128,4 +128,4 @@ def _wider(known: _Type, other: _Type) -> _Type:
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)

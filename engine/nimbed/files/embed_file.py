@@ -12,17 +12,19 @@ from typing import IO, Literal, Protocol, Self
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.bulk import JobReport, embed_accepted, ignore
+from nimbed.chunks import Chunk, Splitter, chunk_row, split_rows
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.files.arrow import RESERVED, FileContract
 from nimbed.files.column_types import InferredColumns
-from nimbed.files.parquet import ArrowTable, Carried, open_parquet
+from nimbed.files.ipc import open_ipc
+from nimbed.files.parquet import ArrowTable, Carried, ChunkTable, open_parquet
 from nimbed.files.readers import RowReader
-from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of
+from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of, name_of
 from nimbed.files.writers import Staging, check_output, open_writer, spec_beside
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
-from nimbed.rows import BadRow, Reject, Row
+from nimbed.rows import BadRow, Reject, Row, TextFields, row_id
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
 
 __all__ = ["FileReport", "OnError", "embed_file"]
@@ -66,35 +68,44 @@ def embed_file(
     output: str | os.PathLike[str],
     *,
     input_type: InputType,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
+    template: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
     embedding_type: EmbeddingType = "float",
     dimensions: int | None = None,
     truncate: Truncate = "NONE",
     int8_scale: Int8Scale | None = None,
     on_error: OnError = "raise",
+    splitter: Splitter | None = None,
     progress: Progress = False,
 ) -> FileReport:
     """Embed every text of a file into another file, which appears when it is complete.
 
     Args:
         embedder: Makes the vectors.
-        source: ``.txt``, ``.jsonl``, ``.csv`` (each also ``.gz``), ``.parquet``, or ``-``.
+        source: What :func:`nimbed.files.read_rows` reads, which says more of the next six.
         output: ``.parquet`` (ids and other columns carried along, the spec in the schema
             metadata), ``.jsonl`` or ``.npy`` (the spec in ``OUTPUT.spec.json``).
         input_type: ``query`` or ``passage``, the role of every text.
-        text_field: Field or column of the text.
+        text_field: Field or column of the text, or several, joined in a column ``text``.
         id_field: Field or column of the id, if any.
         kind: The format of the source, where its name does not tell it.
+        template: How several text fields are joined.
+        encoding: Of a text format.
+        delimiter: Of csv.
         embedding_type: How a dimension is stored.
         dimensions: One of the sizes the model offers; None for all.
         truncate: What happens to a text that is too long.
         int8_scale: ``even`` (default) or ``nim``, for int8 and uint8.
         on_error: ``raise`` stops at the first row that cannot be embedded and names its line;
             ``skip`` leaves such rows out and lists them in ``OUTPUT.skipped.jsonl``.
-        progress: True for a bar, or a callable told (done, total) in rows; the total of a stream
-            is 0.
+        splitter: Divides each text into chunks, a row each: its id gets ``#`` and its number, and
+            the columns of :data:`nimbed.chunks.CHUNK_FIELDS` say where it lies.
+        progress: True for a bar, or a callable told (done, total) in rows; the total of a stream,
+            or of chunks, is 0.
 
     Raises:
         InputError: If the source is missing or damaged, or a row is bad; ``.rows`` has its
@@ -112,24 +123,33 @@ def embed_file(
         int8_scale=int8_scale,
     )
     target = Path(output)
+    text = TextFields.of(text_field, template)
     reader = RowReader(
         source=source,
         kind=kind_of(source, kind),
-        text_field=text_field,
+        text=text,
         id_field=id_field,
         carry=check_output(target) != ".npy",
+        encoding=encoding,
+        delimiter=delimiter,
     )
-    _check_names(source, target, text_field, id_field)
+    _check_names(source, target, text.name, id_field)
     contract = FileContract(
         spec=embedder.spec(**options.of_spec),
         input_type=input_type,
-        text_field=text_field,
-        id_field=id_field,
+        text_field=text.name,
+        # A document of a folder is called by its path.
+        id_field="id" if reader.kind == "folder" else id_field,
     )
     embed = functools.partial(
         embedder.embed, input_type=input_type, truncate=truncate, **options.of_spec
     )
-    return _run(reader, contract, embed, target, on_error=on_error, progress=progress)
+    return _run(
+        reader, contract, embed, target, on_error=on_error, splitter=splitter, progress=progress
+    )
+
+
+_ANY = Chunk(0, 0, 1, "")
 
 
 class _Embed(Protocol):
@@ -147,6 +167,7 @@ def _run(
     target: Path,
     *,
     on_error: OnError,
+    splitter: Splitter | None,
     progress: Progress,
 ) -> FileReport:
     into_parquet = check_output(target) == ".parquet"
@@ -157,15 +178,24 @@ def _run(
     total = 0
     with Staging(target) as staging, _Rejects(reader, on_error, report, staging) as rejects:
         if rereadable:
-            total, bad = _survey(reader, inferred if reader.typeless and into_parquet else None)
+            learning = inferred if reader.typeless and into_parquet else None
+            total, bad = _survey(reader, learning, chunked=splitter is not None)
             if bad is not None and on_error == "raise":
                 rejects.reject([bad], bad.reason)
-        batches = _batched(_good(reader, rejects))
+        good = _good(reader, rejects)
+        if splitter is not None:
+            total, good = 0, _chunks(good, splitter, name_of(reader.source))
+        batches = _batched(good)
         if into_parquet and reader.typeless:
             batches = _fitting(batches, inferred, rejects, learn=not rereadable)
         elif into_parquet:
-            with open_parquet(reader.source) as file:
-                carried = ArrowTable(file.schema_arrow)
+            open_file = open_ipc if reader.kind == "feather" else open_parquet
+            with open_file(reader.source) as file:
+                carried = (
+                    ArrowTable(file.schema_arrow)
+                    if splitter is None
+                    else ChunkTable(file.schema_arrow, contract.text_field, contract.id_field)
+                )
         none: list[Row] = []
         # The first batch tells the columns of a stream, so it is read before the writer starts.
         batches = itertools.chain([next(batches, none)], batches)
@@ -199,7 +229,13 @@ def _check_names(source: Source, target: Path, text_field: str, id_field: str | 
             raise ConfigurationError(f"the output needs the name {name!r} for itself; rename it")
 
 
-def _survey(reader: RowReader, columns: InferredColumns | None) -> tuple[int, BadRow | None]:
+def _chunks(rows: Iterable[Row], splitter: Splitter, source: str) -> Iterator[Row]:
+    return (row for row in split_rows(rows, splitter, source=source) if isinstance(row, Row))
+
+
+def _survey(
+    reader: RowReader, columns: InferredColumns | None, *, chunked: bool
+) -> tuple[int, BadRow | None]:
     """Count the good rows, find the first bad one, and let ``columns`` learn their types.
 
     A pass over a file costs little beside embedding it, and finds in seconds what would otherwise
@@ -212,7 +248,8 @@ def _survey(reader: RowReader, columns: InferredColumns | None) -> tuple[int, Ba
             continue
         good += 1
         if columns is not None:
-            columns.learn(row)
+            # Where chunks lie changes no type, so that nothing need be split twice.
+            columns.learn(chunk_row(row, row_id(row, ""), _ANY) if chunked else row)
     return good, first_bad
 
 

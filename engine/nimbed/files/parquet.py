@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nimbed.batch import EmbeddingBatch, concatenate
+from nimbed.chunks import CHUNK_FIELDS, ChunkColumns
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.arrow import (
     RESERVED,
@@ -32,18 +33,19 @@ from nimbed.files.arrow import (
     arrow,
     parquet,
 )
-from nimbed.files.sources import Source, check_exists, is_rereadable, name_of
-from nimbed.rows import BadRow, Row, id_fault, text_fault
+from nimbed.files.sources import Source, name_of, random_access
+from nimbed.rows import BadRow, RecordReader, Row, TextFields, id_fault, text_fault
 
 __all__ = [
     "ArrowColumns",
     "ArrowTable",
     "Carried",
+    "ChunkTable",
     "EmbeddedFile",
     "ParquetWriter",
+    "arrow_rows",
     "open_embedded",
     "open_parquet",
-    "parquet_rows",
     "read_embedded",
     "rows_of",
 ]
@@ -119,34 +121,39 @@ def open_parquet(source: Source) -> Generator[ParquetFile]:
         MissingExtraError: If pyarrow is not installed.
         InputError: If the file is missing, damaged, of another format, or a pipe.
     """
-    check_exists(source)
-    name = name_of(source)
-    if not isinstance(source, (str, os.PathLike)) or not is_rereadable(source):
-        raise InputError(f"{name} is a stream; parquet is read from its end, so save it first")
+    place, name = random_access(source), name_of(source)
     try:
-        file = parquet().ParquetFile(Path(source), pre_buffer=False, buffer_size=_READ_BUFFER)
+        file = parquet().ParquetFile(place, pre_buffer=False, buffer_size=_READ_BUFFER)
     except (arrow().ArrowException, OSError) as error:
         raise InputError(f"{name} is not a whole parquet file: {error}") from error
     with file:
         yield file
 
 
-def parquet_rows(
-    source: Source, *, text_field: str, id_field: str | None, carry: bool
+def arrow_rows(
+    source: Source,
+    records: RecordReader,
+    open_file: Callable[[Source], AbstractContextManager[Any]] = open_parquet,
 ) -> Iterator[Row | BadRow]:
     """Yield a row a record.
+
+    Args:
+        source: What to read.
+        records: Which columns are text and id.
+        open_file: Opens it, as :func:`open_parquet` does.
 
     Raises:
         ConfigurationError: If the schema lacks a field that is asked for, or it is no text.
         InputError: If the file is missing or damaged.
     """
-    with open_parquet(source) as file:
-        _check_schema(file.schema_arrow, text_field, id_field, name_of(source))
-        columns = None if carry else [name for name in (text_field, id_field) if name is not None]
+    asked = [*records.text.names, *([] if records.id_field is None else [records.id_field])]
+    with open_file(source) as file:
+        _check_schema(file.schema_arrow, records.text.names, records.id_field, name_of(source))
+        columns = None if records.carry else asked
         number = 0
         try:
             for record in file.iter_batches(batch_size=_READ_ROWS, columns=columns):
-                yield from rows_of(record, text_field, id_field, first_number=number + 1)
+                yield from rows_of(record, records.text, records.id_field, first_number=number + 1)
                 number += record.num_rows
         except (arrow().ArrowException, OSError) as error:
             raise InputError(f"{name_of(source)} is damaged: {error}") from error
@@ -154,7 +161,7 @@ def parquet_rows(
 
 def rows_of(
     record: RecordBatch,
-    text_field: str,
+    text: TextFields,
     id_field: str | None,
     *,
     first_number: int,
@@ -164,23 +171,29 @@ def rows_of(
 
     Args:
         record: Every column.
-        text_field: Name of the column of texts.
+        text: Names of the columns of texts.
         id_field: Name of the column of ids, if there is one.
         first_number: The number of the first row.
         hidden: Columns that the rows do not show.
     """
-    unseen = frozenset({text_field, *hidden} | ({id_field} if id_field is not None else set()))
+    unseen = frozenset({*text.names, *hidden} | ({id_field} if id_field is not None else set()))
     columns = _Columns(record, unseen)
-    texts = _values(record.column(text_field))
+    texts = _values(record.column(text.names[0]))
+    if text.joined:
+        parts = [_values(record.column(name)) for name in text.names]
+        texts = [
+            text.text(dict(zip(text.names, values, strict=True)))
+            for values in zip(*parts, strict=True)
+        ]
     ids = _values(record.column(id_field)) if id_field is not None else None
-    for place, text in enumerate(texts):
+    for place, content in enumerate(texts):
         number = first_number + place
         identity = ids[place] if ids is not None else None
-        fault = text_fault(text) or (id_fault(identity) if ids is not None else None)
+        fault = text_fault(content) or (id_fault(identity) if ids is not None else None)
         if fault:
             yield BadRow(number, fault)
         else:
-            yield Row(number, text, identity, ArrowColumns(columns, place))
+            yield Row(number, content, identity, ArrowColumns(columns, place))
 
 
 def _values(column: Column) -> list[Any]:
@@ -230,17 +243,21 @@ def _nanoseconds(scalar: Any) -> Any:
     return scalar.cast(coarser).as_py()
 
 
-def _check_schema(schema: Schema, text_field: str, id_field: str | None, source: str) -> None:
-    for name in (text_field, id_field):
+def _check_schema(
+    schema: Schema, text_fields: Sequence[str], id_field: str | None, source: str
+) -> None:
+    for name in (*text_fields, id_field):
         if name is not None and schema.names.count(name) != 1:
             raise ConfigurationError(
                 f"{source} has no column {name!r}; it has {', '.join(schema.names)}"
             )
-    types, kind = arrow().types, schema.field(text_field).type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise ConfigurationError(f"the column {text_field!r} of {source} is {kind}, expected text")
+    types = arrow().types
+    for name in text_fields:
+        kind = schema.field(name).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+            raise ConfigurationError(f"the column {name!r} of {source} is {kind}, expected text")
 
 
 class Carried(Protocol):
@@ -267,12 +284,56 @@ class ArrowTable:
 
     def table(self, rows: Sequence[Row]) -> Table:
         """Take the rows out of the record batches that they came from."""
-        views = [row.columns for row in rows if isinstance(row.columns, ArrowColumns)]
+        given = [
+            row.columns.document if isinstance(row.columns, ChunkColumns) else row.columns
+            for row in rows
+        ]
+        views = [columns for columns in given if isinstance(columns, ArrowColumns)]
         taken: list[RecordBatch] = []
         for _, group in itertools.groupby(views, key=lambda view: id(view.record)):
             same = list(group)
             taken.append(same[0].record.take(arrow().array([view.place for view in same])))
         return arrow().Table.from_batches(taken, schema=self._schema)
+
+
+class ChunkTable(ArrowTable):
+    """The columns of such a source, a row a chunk: ids and texts of chunks, and where they lie.
+
+    Args:
+        schema: The source's.
+        text_field: Name of its column of texts.
+        id_field: Name of its column of ids, if there is one.
+    """
+
+    def __init__(self, schema: Schema, text_field: str, id_field: str | None) -> None:
+        super().__init__(schema)
+        self._text, self._id = text_field, id_field
+
+    def schema(self) -> Schema:
+        """Return the source's schema with :data:`nimbed.chunks.CHUNK_FIELDS`."""
+        pa, schema = arrow(), super().schema()
+        document = pa.string() if self._id is None else schema.field(self._id).type
+        for name in (self._text, self._id):
+            if name is not None:
+                place = schema.get_field_index(name)
+                schema = schema.set(place, pa.field(name, pa.string()))
+        for name, kind in zip(CHUNK_FIELDS, (document, *[pa.int64()] * 3), strict=True):
+            schema = schema.append(pa.field(name, kind))
+        return schema
+
+    def table(self, rows: Sequence[Row]) -> Table:
+        """Return the rows of chunks."""
+        pa, schema, taken = arrow(), self.schema(), super().table(rows)
+        own = {
+            **({} if self._id is None else {self._id: [row.id for row in rows]}),
+            self._text: [row.text for row in rows],
+            **{name: [row.columns[name] for row in rows] for name in CHUNK_FIELDS},
+        }
+        columns = [
+            pa.array(own[field.name], field.type) if field.name in own else taken[field.name]
+            for field in schema
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
 
 
 class ParquetWriter:
@@ -356,7 +417,7 @@ class EmbeddedFile:
             rows: list[Row] = []
             for row in rows_of(
                 record,
-                self.contract.text_field,
+                TextFields((self.contract.text_field,)),
                 self.contract.id_field,
                 first_number=number + 1,
                 hidden=RESERVED,

@@ -1,62 +1,142 @@
-"""Readers of files of texts: plain text, JSON lines, CSV and parquet become rows.
+"""Readers of files of texts: text formats, tables, Arrow's files and folders become rows.
 
 Nothing is read ahead, and of a text format one record is in memory at a time.
 """
 
 from __future__ import annotations
 
-import csv
+import codecs
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
 
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.files.arrow import RESERVED
-from nimbed.files.parquet import parquet_rows
-from nimbed.files.sources import Kind, Source, kind_of, lines, name_of
-from nimbed.inputs import encodable
-from nimbed.rows import BLANK, BadRow, Row, id_fault, text_fault
+from nimbed.files.delimited import csv_rows, xlsx_rows
+from nimbed.files.folders import folder_rows
+from nimbed.files.ipc import open_ipc
+from nimbed.files.parquet import arrow_rows, open_parquet
+from nimbed.files.sources import (
+    NUMBERED,
+    Kind,
+    Source,
+    check_encoding,
+    files_of,
+    kind_of,
+    lines,
+    name_of,
+    opened,
+)
+from nimbed.rows import BLANK, BadRow, RecordReader, Row, TextFields, text_fault
 
 __all__ = ["RowReader", "read_rows"]
 
-_LONGEST_FIELD = 2**26
+_BLOCK = 2**20
+_LONGEST_RECORD = 2**26
 
 
 def read_rows(
     source: Source,
     *,
-    text_field: str = "text",
+    text_field: str | Sequence[str] = "text",
     id_field: str | None = None,
     kind: str | None = None,
     carry: bool = True,
+    template: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
 ) -> Iterator[Row | BadRow]:
     """Yield every record of a file, the bad ones with their reason, without reading ahead.
 
     Args:
-        source: A path, ``-`` for standard input, or an open binary stream.
-        text_field: Field or column that holds the text; ``txt`` has none.
+        source: A path, a pattern such as ``data/*.jsonl``, a folder of texts, a folder that Hugging
+            Face's datasets saved, ``s3://bucket/path``, ``-`` for standard input, or an open binary
+            stream.
+        text_field: Field or column that holds the text, or several that are joined by an empty
+            line; ``txt`` has none.
         id_field: Field or column that holds a string or an integer, if any.
-        kind: ``txt``, ``jsonl``, ``csv`` or ``parquet``; None tells it from the suffix, and takes
-            a stream for ``txt``.
+        kind: The format (see :data:`nimbed.files.sources.Kind`); None tells it from the suffix,
+            and takes a stream for ``txt``.
         carry: False leaves ``Row.columns`` empty and does not read the other columns.
+        template: How text fields are joined, such as ``{title}: {body}``; goes before text_field.
+        encoding: Of a text format; None for UTF-8, or what a byte order mark says.
+        delimiter: Of ``csv``; None takes the one by which the header names the fields.
 
     Raises:
         ConfigurationError: If the format is unknown, or a column does not exist.
         InputError: If the file is missing or damaged as a whole.
-        MissingExtraError: If pyarrow is needed and absent.
+        MissingExtraError: If a library is needed and absent.
     """
     found = kind_of(source, kind)
-    if found == "txt":
-        if id_field is not None:
-            raise ConfigurationError(
-                f"a .txt file holds one text a line and has no field {id_field!r}; leave out the "
-                f"id field, or use jsonl, csv or parquet"
-            )
-        return _txt_rows(source)
-    if text_field == id_field:
-        raise ConfigurationError(f"{text_field!r} cannot be both the text and the id")
-    return _BY_FIELD[found](source, text_field=text_field, id_field=id_field, carry=carry)
+    if delimiter is not None and found != "csv":
+        raise ConfigurationError(f"a delimiter is one of csv; {name_of(source)} is {found}")
+    if encoding is not None and found in ("parquet", "feather", "xlsx"):
+        raise ConfigurationError(f"{found} says its encoding itself; leave the encoding out")
+    if found in ("txt", "folder") and (id_field is not None or template is not None):
+        lack = f"field {id_field!r}" if id_field is not None else "fields for a template"
+        holds = "a .txt file holds one text a line" if found == "txt" else "a folder one a file"
+        raise ConfigurationError(
+            f"{holds} and has no {lack}; leave that out, or use jsonl, csv or parquet"
+        )
+    text = TextFields.of(text_field, template)
+    if id_field in text.names and found not in ("txt", "folder"):
+        raise ConfigurationError(f"{id_field!r} cannot be both the text and the id")
+    records = RecordReader(text, id_field, carry)
+    files = files_of(source)
+    if files is not None:
+        return _each(files, found, records, encoding, delimiter)
+    return _rows(source, found, records, encoding, delimiter)
+
+
+def _rows(
+    source: Source,
+    kind: Kind,
+    records: RecordReader,
+    encoding: str | None,
+    delimiter: str | None,
+) -> Iterator[Row | BadRow]:
+    if kind == "txt":
+        return _txt_rows(source, encoding)
+    if kind == "jsonl":
+        return _jsonl_rows(source, records, encoding)
+    if kind == "json":
+        return _json_rows(source, records, encoding)
+    if kind in ("csv", "tsv"):
+        told = "\t" if kind == "tsv" else delimiter
+        return csv_rows(source, records, encoding=encoding, delimiter=told)
+    if kind == "xlsx":
+        return xlsx_rows(source, records)
+    if kind == "folder":
+        return folder_rows(source, encoding)
+    return arrow_rows(source, records, open_ipc if kind == "feather" else open_parquet)
+
+
+def _each(
+    files: Sequence[Path],
+    kind: Kind,
+    records: RecordReader,
+    encoding: str | None,
+    delimiter: str | None,
+) -> Iterator[Row | BadRow]:
+    """Yield the rows of several files; one without an id is called by its file and number.
+
+    Where two files have one name, all are called by their paths.
+    """
+    several = len({path.name for path in files}) < len(files)
+    number = 0
+    for path in files:
+        name = path.as_posix() if several else path.name
+        for row in _rows(path, kind, records, encoding, delimiter):
+            number += 1
+            if isinstance(row, BadRow):
+                unit = "row" if kind in NUMBERED else "line"
+                yield BadRow(number, f"{unit} {row.number} of {path}: {row.reason}")
+            else:
+                called = f"{name}:{row.number}" if row.id is None else row.id
+                yield dataclasses.replace(row, number=number, id=called)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,21 +146,26 @@ class RowReader:
     Attributes:
         source: A path, ``-`` or a stream.
         kind: Its format.
-        text_field: Field of the text.
+        text: Fields of the text.
         id_field: Field of the id, if any.
         carry: Whether the other fields are read too.
+        encoding: Of a text format.
+        delimiter: Of csv.
     """
 
     source: Source
     kind: Kind
-    text_field: str
+    text: TextFields
     id_field: str | None
     carry: bool
+    encoding: str | None = None
+    delimiter: str | None = None
 
     @property
     def typeless(self) -> bool:
-        """Whether the format does not say what type a field has."""
-        return self.kind != "parquet"
+        """Whether the columns' types are inferred from values: no format says what is joined."""
+        typed = self.kind in ("parquet", "feather") and not self.text.joined
+        return not typed or files_of(self.source) is not None
 
     def rows(self, *, carry: bool | None = None) -> Iterator[Row | BadRow]:
         """Read the source from its start.
@@ -90,14 +175,18 @@ class RowReader:
         """
         rows = read_rows(
             self.source,
-            text_field=self.text_field,
+            text_field=self.text.names,
             id_field=self.id_field,
             kind=self.kind,
             carry=self.carry if carry is None else carry,
+            template=self.text.template,
+            encoding=self.encoding,
+            delimiter=self.delimiter,
         )
+        own = (*RESERVED, self.text.name) if self.text.joined else RESERVED
         for row in rows:
             if isinstance(row, Row) and row.columns:
-                taken = next((name for name in RESERVED if name in row.columns), None)
+                taken = next((name for name in own if name in row.columns), None)
                 if taken is not None:
                     raise ConfigurationError(
                         f"{self.where([row.number])} has a field {taken!r} already, and the "
@@ -111,14 +200,14 @@ class RowReader:
 
     def places(self, numbers: Sequence[int]) -> str:
         """Return ``line 3`` or ``rows 3, 5`` for a message."""
-        named = name_rows(numbers)
-        return named if self.kind == "parquet" else named.replace("row", "line", 1)
+        named, counted = name_rows(numbers), self.kind in NUMBERED
+        return named if counted or files_of(self.source) else named.replace("row", "line", 1)
 
 
-def _txt_rows(source: Source) -> Iterator[Row | BadRow]:
+def _txt_rows(source: Source, encoding: str | None) -> Iterator[Row | BadRow]:
     """Yield a row a line. Blank lines are bad, except the ones that end the file."""
     first_blank = 0
-    for number, line in lines(source):
+    for number, line in lines(source, encoding):
         text, fault = _decoded(line)
         fault = fault or text_fault(text)
         if fault == BLANK:
@@ -131,17 +220,15 @@ def _txt_rows(source: Source) -> Iterator[Row | BadRow]:
 
 
 def _jsonl_rows(
-    source: Source, *, text_field: str, id_field: str | None, carry: bool
+    source: Source, records: RecordReader, encoding: str | None
 ) -> Iterator[Row | BadRow]:
     """Yield a row a JSON object. Blank lines are passed over, as every reader of JSONL does."""
-    for number, line in lines(source):
+    for number, line in lines(source, encoding):
         if line.strip():
-            yield _jsonl_row(number, line, text_field, id_field, carry)
+            yield _jsonl_row(number, line, records)
 
 
-def _jsonl_row(
-    number: int, line: bytes, text_field: str, id_field: str | None, carry: bool
-) -> Row | BadRow:
+def _jsonl_row(number: int, line: bytes, records: RecordReader) -> Row | BadRow:
     source, fault = _decoded(line)
     if fault is not None:
         return BadRow(number, fault)
@@ -149,31 +236,97 @@ def _jsonl_row(
         parsed: Any = json.loads(source, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return BadRow(number, f"not valid JSON: {error}")
-    if not isinstance(parsed, dict):
-        return BadRow(number, f"the line holds JSON {type(parsed).__name__}, expected an object")
-    record = cast(dict[str, Any], parsed)
-    for name in (text_field, id_field):
-        if name is not None and name not in record:
-            return BadRow(number, f"no field {name!r}; it has {_listed(record)}")
-    return _row_of(number, record, text_field, id_field, carry, escaped="\\u" in source)
+    return _of_json(number, parsed, "line", records, escaped="\\u" in source)
 
 
-def _row_of(
-    number: int,
-    record: dict[str, Any],
-    text_field: str,
-    id_field: str | None,
-    carry: bool,
-    *,
-    escaped: bool = False,
+def _of_json(
+    number: int, parsed: Any, unit: str, records: RecordReader, *, escaped: bool
 ) -> Row | BadRow:
-    text = record.pop(text_field)
-    identity = None if id_field is None else record.pop(id_field)
-    fault = text_fault(text) or (id_fault(identity) if id_field is not None else None)
-    # Only an escape can smuggle half a character past the UTF-8 decoder.
-    if fault is None and escaped and not _encodable_record(record):
-        fault = "a field is not valid Unicode"
-    return BadRow(number, fault) if fault else Row(number, text, identity, record if carry else {})
+    if not isinstance(parsed, dict):
+        return BadRow(number, f"the {unit} holds JSON {type(parsed).__name__}, expected an object")
+    record = cast(dict[str, Any], parsed)
+    missing = records.missing(record)
+    if missing is not None:
+        return BadRow(number, f"no field {missing!r}; it has {_listed(record)}")
+    return records.row(number, record, escaped=escaped)
+
+
+def _json_rows(
+    source: Source, records: RecordReader, encoding: str | None
+) -> Iterator[Row | BadRow]:
+    """Yield a row an element of a JSON array of objects.
+
+    Raises:
+        InputError: If the file is no array, or broken: what follows cannot be told apart then.
+    """
+    check_encoding(encoding)
+    with opened(source) as stream:
+        for number, parsed in enumerate(_elements(stream, name_of(source), encoding), 1):
+            yield _of_json(number, parsed, "element", records, escaped=True)
+
+
+def _elements(stream: IO[bytes], name: str, encoding: str | None) -> Iterator[Any]:
+    """Yield the elements of an array, of which one at a time is held."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    start = stream.read(_BLOCK)
+    told = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    read = codecs.getincrementaldecoder(encoding or told)()
+    number, over = 1, False
+
+    def more() -> str:
+        nonlocal start, over
+        block, start = start or stream.read(_BLOCK), b""
+        over = not block
+        return read.decode(block, final=over)
+
+    try:
+        text = ""
+        while not over and not text.lstrip():
+            text = more()
+        text = text.lstrip()
+        if not text.startswith("["):
+            like = "; a record a line is jsonl: say so" if text.startswith("{") else ""
+            raise InputError(f"{name} holds no JSON array of objects{like}")
+        at, between = 1, "["
+        while True:
+            at = _past_blanks(text, at)
+            if at == len(text) and not over:
+                text, at = more(), 0
+                continue
+            if text[at : at + 1] == "]" and between in "[e":
+                return
+            if between == "e":
+                if text[at : at + 1] != ",":
+                    raise ValueError("expected a comma or the end of the array")
+                at, between = at + 1, ","
+                continue
+            try:
+                element, end = decoder.raw_decode(text, at)
+                if end == len(text) and not over:  # a number may go on
+                    raise ValueError
+            except (ValueError, RecursionError):
+                if over or len(text) - at > _LONGEST_RECORD:
+                    raise
+                # As much again as there is, so that a long element is not begun for each block.
+                parts, size = [text[at:]], 0
+                while size <= len(parts[0]) and not over:
+                    parts.append(more())
+                    size += len(parts[-1])
+                text, at = "".join(parts), 0
+                continue
+            yield element
+            number += 1
+            at, between = end, "e"
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"element {number} of {name} is not valid JSON: {error}") from error
+
+
+def _past_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
 def _decoded(line: bytes) -> tuple[str, str | None]:
@@ -190,74 +343,6 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _encodable_record(record: dict[str, Any]) -> bool:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _listed(record: dict[str, Any]) -> str:
     names = [repr(name) for name in record]
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") or "none"
-
-
-def _csv_rows(
-    source: Source, *, text_field: str, id_field: str | None, carry: bool
-) -> Iterator[Row | BadRow]:
-    """Yield a row a record; every value is a string, and a record may span lines.
-
-    Raises:
-        ConfigurationError: If the header lacks a field that is asked for.
-        InputError: If there is no header, or it names a column twice.
-    """
-    # The csv module refuses fields of more than 131,072 characters unless the whole process is
-    # told otherwise; it is only ever told to allow more.
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-    # Bytes that are no UTF-8 become surrogates here, so that one of them spoils its own record
-    # and not the rest of the file.
-    decoded = (line.decode(errors="surrogateescape") for _, line in lines(source))
-    reader = csv.reader(decoded, strict=True)
-    header = _csv_header(reader, name_of(source))
-    for name in (text_field, id_field):
-        if name is not None and name not in header:
-            raise ConfigurationError(
-                f"{name_of(source)} has no column {name!r}; its header names {', '.join(header)}"
-            )
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield BadRow(number, f"not valid CSV: {error}")
-            continue
-        if cells is None:
-            return
-        if not cells:  # the csv module gives an empty list for an empty line
-            continue
-        if len(cells) != len(header):
-            yield BadRow(number, f"{len(cells)} fields, the header names {len(header)}")
-        elif not all(map(encodable, cells)):
-            yield BadRow(number, "not valid UTF-8")
-        else:
-            record = dict(zip(header, cells, strict=True))
-            yield _row_of(number, record, text_field, id_field, carry)
-
-
-def _csv_header(reader: Iterator[list[str]], source: str) -> list[str]:
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        raise InputError(f"the header of {source} is not valid CSV: {error}") from error
-    if not header:
-        raise InputError(f"{source} is empty, expected a header that names its columns")
-    if not all(map(encodable, header)):
-        raise InputError(f"the header of {source} is not valid UTF-8")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"the header of {source} names the column {twice!r} twice")
-    return header
-
-
-_BY_FIELD = {"jsonl": _jsonl_rows, "csv": _csv_rows, "parquet": parquet_rows}

@@ -73,15 +73,21 @@ class DistanceBias:
     def of(self, length: int, layout: Layout) -> torch.Tensor:
         """Return what is added in a sequence, of shape (1, heads, queries, keys).
 
-        It is made once a batch, and serves every layer.
+        On the CPU it is made once a batch, and serves every layer. Elsewhere it is made anew: it
+        costs little, and a batch of many lengths would keep gigabytes.
         """
+        if not self._added.is_cpu:
+            return self._between(length)
         if self._layout is not layout:
             self._layout, self._made = layout, {}
         if length not in self._made:
-            nearest = self._added.shape[1] // 2
-            around = self._added[:, nearest + 1 - length : nearest + length]
-            self._made[length] = around.unfold(1, length, 1).flip(1)[None]
+            self._made[length] = self._between(length)
         return self._made[length]
+
+    def _between(self, length: int) -> torch.Tensor:
+        nearest = self._added.shape[1] // 2
+        around = self._added[:, nearest + 1 - length : nearest + length]
+        return around.unfold(1, length, 1).flip(1)[None]
 
 
 def attention_for(

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
@@ -170,7 +170,13 @@ def read_checkpoint(
     if isinstance(override, ModelCard):
         card = override
     elif located.card is not None:
-        card = dataclasses.replace(located.card, **_of_roles(prompts))
+        tasks = prompts.tasks or located.card.task_prompts
+        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
+        if architecture == "static" and _table_width(folder) != card.dimensions:
+            raise CheckpointError(
+                f"{folder} holds a table of {_table_width(folder)} dimensions; {card.id} has "
+                f"{card.dimensions}"
+            )
     elif architecture == "static":
         card = _static_card(located, pipeline, prompts)
     else:
@@ -341,7 +347,8 @@ def _adapter(
         CheckpointError: If there is none of its name.
     """
     adapters = config["lora_adaptations"]
-    name = prompt_name or f"retrieval.{role or 'passage'}"
+    asked = prompt_name or role or "passage"
+    name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
         raise CheckpointError(
             f"{folder / 'config.json'} gives lora_adaptations {adapters!r}, without {name!r}"

@@ -25,6 +25,7 @@ from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_mo
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
 from nimbed.local.plan import run
+from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress, reporting
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
@@ -110,6 +111,7 @@ class LocalEmbedder(Managed):
         )
         check_backend(backend, self._checkpoint, devices=self._devices, dtype=dtype)
         self._loaded: Loaded | None = None
+        self._tokens: ModelTokens | None = None
         self._m3: M3Heads | None = None
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
@@ -262,6 +264,19 @@ class LocalEmbedder(Managed):
             truncated=tuple(truncated),
         )
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text that the model reads, prompt and special ones included."""
+        return self._counter().text_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the tokens of each text as the model reads it, however many; loads no weights."""
+        return self._counter().count_tokens(texts, input_type=input_type)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end, in characters: (tokens, 2)."""
+        return self._counter().token_spans(texts)
+
     async def aembed(
         self,
         inputs: Sequence[Input],
@@ -385,6 +400,11 @@ class LocalEmbedder(Managed):
             assert isinstance(engine, Engine)  # torch's own
             self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, engine)
         return self._m3
+
+    def _counter(self) -> ModelTokens:
+        if self._tokens is None:
+            self._tokens = ModelTokens(self._checkpoint)
+        return self._tokens
 
     def _load(self) -> Loaded:
         if self._loaded is not None:

@@ -117,15 +117,11 @@ FILES: Mapping[str, Keys] = {
     "LayerNorm": Keys(read=words("dimension")),
     "Normalize": _MODULE,
     "Dropout": Keys(idle=words("dropout")),
-    "WeightedLayerPooling": Keys(
-        read=words("embedding_dimension word_embedding_dimension layer_start num_hidden_layers")
-    ),
     "StaticEmbedding": Keys(
         # model2vec's own: what it was distilled with. Vectors have unit length in any case.
         idle=words(
             "model_type architectures normalize hidden_dim tokenizer_name apply_pca apply_zipf "
-            "sif_coefficient "
-            "seq_length embedding_dtype vocabulary_quantization pooling max_length"
+            "sif_coefficient seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
     "Router": _ROUTER,
@@ -154,7 +150,10 @@ FILES: Mapping[str, Keys] = {
             "trim_offsets do_basic_tokenize cls_token_type_id image_token boi_token eoi_token "
             "image_break_token image_end_token model_specific_special_tokens response_schema "
             "tokenizer_type model_type padding_token unk_id remove_space keep_accents "
-            "image_token_id video_token audio_token vision_bos_token vision_eos_token"
+            "transformers_version trust_remote_code revision use_auth_token verbose "
+            "return_token_type_ids bos_token_id eos_token_id unk_token_id sep_token_id "
+            "cls_token_id mask_token_id image_token_id video_token audio_token vision_bos_token "
+            "vision_eos_token"
         ),
         only={
             "split_special_tokens": NOTHING,

@@ -222,7 +222,7 @@ def _module(folder: Path, path: str, kind: str, where: str) -> _Listed:
     ours = package.split(".")[0] == "sentence_transformers" and not any(
         x in package for x in others
     )
-    if not ours or (name not in FILES and name != "Transformer"):
+    if not ours or name not in (*_Reader.kinds(), "Router", "Asym"):
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
             f"{', '.join(_Reader.kinds())}, Router"
@@ -327,7 +327,8 @@ class _Reader:
         self._weights = path
 
     def _read_static(self, path: Path) -> None:
-        self._weights, self._static, self._pooling = path, True, ("mean",)
+        self._weights, self._static = path, True
+        self._pooling = ("mean",)
 
     def _read_pooling(self, path: Path) -> None:
         config, where = _config(path, "Pooling")

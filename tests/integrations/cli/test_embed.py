@@ -84,6 +84,17 @@ def test_skipped_rows_are_counted_and_listed(nimbed_command, fake_model, tmp_pat
     assert [json.loads(line)["number"] for line in listed.read_text().splitlines()] == [2, 4]
 
 
+def test_a_text_that_is_too_long_is_mended_in_the_commands_own_words(
+    nimbed_command, fake_model, tmp_path
+):
+    (tmp_path / "in.txt").write_text("one\n" + "word " * 600)
+    command = ("embed", tmp_path / "in.txt", "-o", tmp_path / "out.npy", "--input-type", "query")
+    outcome = nimbed_command(*command)
+    assert outcome.code == 2
+    assert "--chunk TOKENS, or pass --truncate END" in outcome.err
+    assert "vectors written" in nimbed_command(*command, "--chunk", "100", "--overlap", "9").err
+
+
 def test_cut_texts_are_counted(nimbed_command, fake_model, tmp_path):
     (tmp_path / "in.txt").write_text("one\n" + "word " * 600)
     outcome = nimbed_command(

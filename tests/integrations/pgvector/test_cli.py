@@ -68,10 +68,10 @@ def test_two_commands_load_and_search(dsn: str, fake_model: list[Any]) -> None:
         "--embedding-type", "ubinary", "--also", "halfvec",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "200 passages loaded into t, 0 were there already" in done.output
+    assert "t: 200 new, 0 changed, 0 unchanged, 0 left out" in done.output
     assert "the index is built" in done.output
     again = typed("load", dsn, "--table", "t", file, "--id-field", "id")
-    assert "0 passages loaded into t, 200 were there already" in again.output
+    assert "t: 0 new, 0 changed, 200 unchanged" in again.output
     assert "the index was there already" in again.output
     found = typed(
         "search", dsn, "--table", "t", "what is it?", "-k", "3", "--json",
@@ -95,7 +95,7 @@ def test_bad_lines_are_listed_with_their_reasons(dsn: str) -> None:
     file = written("rows.jsonl", lines)
     done = typed("load", dsn, "--table", "t", file, "--id-field", "id", "--metadata-field", "lang")
     assert done.exit_code == 0, done.output
-    assert "10,046 passages" in done.output
+    assert "10,046 new, 0 changed, 0 unchanged, 4 left out" in done.output
     listed = [json.loads(line) for line in Path("t.rejects.jsonl").read_text().splitlines()]
     by_number = {reject["number"]: reject["reason"] for reject in listed}
     assert sorted(by_number) == [121, 131, 141, 10_000]
@@ -104,7 +104,7 @@ def test_bad_lines_are_listed_with_their_reasons(dsn: str) -> None:
     mended = typed(
         "load", dsn, "--table", "t", written("good.jsonl", rows(10_050)), "--id-field", "id"
     )
-    assert "4 passages loaded into t, 10,046 were there already" in mended.output
+    assert "t: 4 new, 0 changed, 10,046 unchanged" in mended.output
 
 
 def test_a_file_without_ids_gets_ids_of_its_name_and_rows(dsn: str) -> None:
@@ -132,9 +132,9 @@ def test_a_file_of_vectors_is_not_embedded_again(dsn: str, fake_model: list[Any]
     )  # fmt: skip
     done = typed("load", dsn, "--table", "t", "v.parquet")
     assert done.exit_code == 0, done.output
-    assert "50 passages loaded" in done.output
+    assert "50 new" in done.output
     assert fake_model == []
-    assert "50 were there already" in typed("load", dsn, "--table", "t", "v.parquet").output
+    assert "50 unchanged" in typed("load", dsn, "--table", "t", "v.parquet").output
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_a_second_file_of_the_same_name_is_told(dsn: str) -> None:
         Path(folder).mkdir()
         Path(folder, "part.txt").write_text(f"a text of {folder}\nand another of {folder}\n")
     first = typed("load", dsn, "--table", "t", "x1/part.txt", "--no-index")
-    assert "replaced" not in first.output
+    assert "took the place" not in first.output
     second = typed("load", dsn, "--table", "t", "x2/part.txt", "--no-index")
-    assert "2 of them replaced a row of the same id" in second.output
+    assert "0 new, 2 changed" in second.output
     assert "another file of this name" in second.output
     file = written("rows.jsonl", rows(20))
     assert "--id-field id makes it their key" in typed("load", dsn, "--table", "u", file).output
@@ -215,7 +215,7 @@ def test_a_second_file_of_the_same_name_is_told(dsn: str) -> None:
     assert "their key" not in named.output
     mended = written("rows.jsonl", [line.replace("number", "no.") for line in rows(20)])
     again = typed("load", dsn, "--table", "v", mended, "--id-field", "id")
-    assert "20 of them replaced a row" in again.output
+    assert "20 changed" in again.output
     assert "another file" not in again.output
 
 
@@ -229,8 +229,8 @@ def test_a_table_is_made_with_its_first_good_row(dsn: str) -> None:
         assert typed("load", dsn, "--table", "t", written("none.txt", [])).exit_code == 0
         late = written("late.jsonl", [*["nonsense"] * 1500, *rows(10)])
         done = typed("load", dsn, "--table", "t", late, "--embedding-type", "ubinary")
-        assert "10 passages loaded" in done.output
-        assert "1,500 rows were left out" in done.output
+        assert "10 new" in done.output
+        assert "1,500 left out" in done.output
         assert len(Path("t.rejects.jsonl").read_text().splitlines()) == 1500
 
 
@@ -258,4 +258,67 @@ def test_records_on_standard_input_need_a_format(dsn: str, start: str) -> None:
     assert f"--input-format {kind}" in said
     assert piped("--input-format", "txt")[0] == 0
     if kind == "jsonl":
-        assert "1 passages loaded" in piped("--input-format", "jsonl")[1]
+        assert "1 changed" in piped("--input-format", "jsonl")[1]
+
+
+def test_documents_are_loaded_as_chunks_and_found_by_document(dsn: str) -> None:
+    long = [json.dumps({"id": n, "text": f"Document {n} begins. " * 80}) for n in range(5)]
+    file = written("docs.jsonl", long)
+    words = ["load", dsn, "--table", "t", file, "--id-field", "id", "--chunk", "60"]
+    done = typed(*words, "--overlap", "10")
+    assert done.exit_code == 0, done.output
+    assert " 0 left out" in done.output
+    found = typed("search", dsn, "--table", "t", "what?", "--group", "-k", "4", "--json")
+    hits = [json.loads(line) for line in found.output.splitlines()]
+    assert len({hit["metadata"]["chunk_of"] for hit in hits}) == len(hits) == 4
+    short = written("docs.jsonl", [json.dumps({"id": 0, "text": "Short now."})])
+    again = typed(
+        "load", dsn, "--table", "t", short, "--id-field", "id", "--chunk", "60", "--prune"
+    )
+    assert again.exit_code == 0, again.output
+    assert "0 new, 1 changed, 0 unchanged, 0 left out" in again.output
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT id, text FROM t").fetchall() == [("0#0", "Short now.")]
+
+
+def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
+    file = written("rows.jsonl", rows(60))
+    words = ["load", dsn, "--table", "t", file, "--id-field", "id", "--words", "simple"]
+    assert typed(*words).exit_code == 0
+    asked = ["search", dsn, "--table", "t", "passage 17"]
+    best = typed(*asked[:-1], "17", "--hybrid", "simple", "-k", "2", "--json")
+    assert any(json.loads(line)["id"] == "17" for line in best.output.splitlines())
+    seen, after = [], "start"
+    for _ in range(3):
+        page = typed(*asked, "-k", "20", "--json", "--after", after)
+        lines = page.output.splitlines()
+        seen += [json.loads(line)["id"] for line in lines if line.startswith("{")]
+        ((after,),) = [
+            line.split("'")[1::2] for line in lines if line.startswith("the next page: --after")
+        ]
+    assert sorted(seen, key=int) == [str(n) for n in range(60)]
+    printed = typed(*asked, "-k", "2", "--filter", "metadata->>'lang' = 'en'", "--sql").output
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        *settings, statement, commit = printed.strip().split(";\n")
+        assert [settings[0], commit] == ["BEGIN", "COMMIT;"]
+        assert len(connection.execute(statement).fetchall()) == 2
+    for options, sentence in (
+        (["--after", "soon"], "'start' or DISTANCE:ID"),
+        (["--sql", "--group"], "leave out --group"),
+        (["--hybrid", "simple", "--group"], "neither group"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            raise typed(*asked, *options).exception or AssertionError("nothing was refused")
+    long = typed("search", dsn, "--table", "t", "word " * 600)
+    assert "the question has 601 tokens, the model reads 512; shorten it" in str(long.exception)
+
+
+def test_many_new_rows_for_an_index_are_told(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nimbed_cli.load._MANY_NEW", 1500)
+    words = ["load", dsn, "--table", "t", "--id-field", "id"]
+    first = typed(*words, written("some.jsonl", rows(2000)))
+    assert "DROP INDEX" not in first.output  # the index came after the rows
+    again = typed(*words, written("some.jsonl", rows(2000)))
+    more = typed(*words, written("more.jsonl", rows(5000)))
+    assert "DROP INDEX" not in again.output
+    assert more.output.count("DROP INDEX t_embedding_idx;") == 1

@@ -1,5 +1,6 @@
 """An object store behind a real socket: moto speaks S3 as Arrow and Ray hear it."""
 
+import gzip
 import secrets
 import signal
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from tests.engine.local.checkpoints import tiny_bert
 
 import nimbed
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, InputError
+from nimbed.files import read_rows
 from nimbed_ray import EmbedTexts, parts_of
 from nimbed_ray.folder import Folder, matching
 from nimbed_ray.parts import PartWriter
@@ -206,3 +208,16 @@ def test_a_secret_in_an_address_is_refused_without_repeating_it(address):
         with pytest.raises(ConfigurationError, match="must not hold a secret") as caught:
             meet(address)
         assert "hun" not in str(caught.value)
+
+
+def test_rows_are_read_out_of_a_store(bucket):
+    folder = Folder.at(bucket)
+    put(folder, "a.parquet", TEXTS)
+    lines = "".join(f'{{"body": "{text}"}}\n' for text in TEXTS).encode()
+    folder.write("a.jsonl.gz", gzip.compress(lines))
+    for name in ("a.parquet", "a.jsonl.gz"):
+        for _ in range(2):  # as embed_file does, to learn the types first
+            rows = read_rows(f"{bucket}/{name}", text_field="body")
+            assert [row.text for row in rows] == TEXTS
+    with pytest.raises(InputError, match="there is no object|cannot read"):
+        list(read_rows(f"{bucket}/none.jsonl"))

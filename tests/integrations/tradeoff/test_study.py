@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nimbed
+from nimbed.chunks import Splitter
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.search import nearest
 from nimbed_tradeoff import tradeoff
@@ -150,20 +151,58 @@ def test_a_file_that_cannot_be_studied_is_refused(fake, write_lines, name, recor
         tradeoff(fake, write_lines(name, records), id_field="id")
 
 
-def test_a_text_that_is_too_long_is_named_by_its_line(fake, write_lines):
+def test_texts_that_are_too_long_are_left_out_and_counted(fake, write_lines):
     records = [*PASSAGES[:3], PASSAGES[0], "word " * 600, *PASSAGES]
-    with pytest.raises(InputError, match="^line 5 of .*a.txt: input length") as caught:
-        tradeoff(fake, write_lines("a.txt", records), queries=write_lines("q.txt", QUERIES))
-    assert caught.value.rows == (5,)
     queries = write_lines("q.txt", [*QUERIES, "word " * 600])
-    with pytest.raises(InputError, match="^line 13 of .*q.txt: input length"):
-        tradeoff(fake, write_lines("a.txt", PASSAGES), queries=queries)
+    without = tradeoff(fake, write_lines("a.txt", PASSAGES), queries=write_lines("r.txt", QUERIES))
+    found = tradeoff(fake, write_lines("b.txt", records), queries=queries)
+    assert (found.too_long, found.passages, found.queries) == (2, len(PASSAGES), len(QUERIES))
+    assert [each.recall for each in found.measured] == [each.recall for each in without.measured]
+    assert any("too long for the model, left out: 2" in note for note in found.notes)
+    with pytest.raises(InputError, match="^line 1 of .*long.txt: input length"):
+        tradeoff(fake, write_lines("b.txt", records), queries=write_lines("long.txt", ["w " * 600]))
 
 
-def test_a_made_query_that_is_too_long_is_named_by_the_line_of_its_passage(fake, write_lines):
-    records = ["no second sentence", *PASSAGES, f"{'word ' * 600}end. {REST}"]
-    with pytest.raises(InputError, match="^line 62 of .*a.txt: input length"):
-        tradeoff(fake, write_lines("a.txt", records))
+def test_judgements_lose_what_is_too_long(fake, write_lines):
+    long, short = (
+        [{"id": "long", "text": "word " * 600}],
+        [{"id": f"p{n}", "text": text} for n, text in enumerate(PASSAGES)],
+    )
+    asked = [{"id": f"q{n}", "text": text} for n, text in enumerate(QUERIES)]
+    judged = [{"query_id": "q0", "passage_id": "long", "grade": 1}] + [
+        {"query_id": f"q{n}", "passage_id": f"p{n}", "grade": 1} for n in (1, 2)
+    ]
+
+    def study(passages, judgements):
+        return tradeoff(
+            fake,
+            write_lines("a.jsonl", passages),
+            queries=write_lines("q.jsonl", asked),
+            judgements=write_lines("j.jsonl", judgements),
+            id_field="id",
+        )
+
+    found, wanted = study(long + short, judged), study(short, judged[1:])
+    assert (found.queries, found.too_long) == (2, 1)
+    assert [each.ndcg for each in found.measured] == [each.ndcg for each in wanted.measured]
+    with pytest.raises(InputError, match="every relevant passage is too long"):
+        study(long + short, judged[:1])
+
+
+def test_chunks_are_studied_as_passages(fake, write_lines):
+    records = ["".join(f"This is sentence {n} of {m} here. " for n in range(90)) for m in range(12)]
+    splitter = Splitter(fake, tokens=60)
+    found = tradeoff(fake, write_lines("a.txt", records), splitter=splitter)
+    assert found.passages == sum(map(len, splitter.split_all(records)))
+    assert found.too_long == 0
+    with pytest.raises(ConfigurationError, match="whole passages, not their chunks"):
+        tradeoff(
+            fake,
+            write_lines("a.txt", records),
+            queries=write_lines("q.txt", QUERIES),
+            judgements=write_lines("j.jsonl", []),
+            splitter=splitter,
+        )
 
 
 def test_the_gauge_counts_the_passages(fake, files):

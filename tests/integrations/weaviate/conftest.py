@@ -9,6 +9,7 @@ import weaviate
 import weaviate.retry
 
 import nimbed_weaviate
+from nimbed import FakeEmbedder
 
 from .checks import Check
 from .double import Double
@@ -25,6 +26,11 @@ def double() -> Iterator[Double]:
 def client(double: Double) -> Iterator[weaviate.WeaviateClient]:
     with nimbed_weaviate.connect(double.url, grpc_port=double.grpc_port) as connected:
         yield connected
+
+
+@pytest.fixture
+def embedder() -> FakeEmbedder:
+    return FakeEmbedder()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ entities/vectorindex).
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -26,6 +27,9 @@ MODULE_DEFAULTS: dict[str, dict[str, Any]] = {
     "multi2vec-cohere": {},
     "text2vec-transformers": {"vectorizeClassName": True, "poolingStrategy": "masked_mean"},
     "text2vec-openai": {"vectorizeClassName": True, "model": "text-embedding-3-small"},
+    "text2vec-huggingface": {"vectorizeClassName": True},
+    "text2vec-ollama": {"vectorizeClassName": True, "apiEndpoint": "http://localhost:11434"},
+    "text2vec-weaviate": {},
     "none": {},
 }
 
@@ -71,6 +75,14 @@ FLAT: dict[str, Any] = {
     "rq": {"enabled": False, "rescoreLimit": -1, "cache": False, "bits": 8},
     "skipDefaultQuantization": False,
     "trackDefaultQuantization": False,
+}
+
+HFRESH: dict[str, Any] = {
+    "distance": "cosine",
+    "maxPostingSizeKB": 48,
+    "replicas": 4,
+    "searchProbe": 64,
+    "rq": {"enabled": False, "bits": 8, "rescoreLimit": 350},
 }
 
 CLASS: dict[str, Any] = {
@@ -125,13 +137,66 @@ def stored_property(sent: dict[str, Any]) -> dict[str, Any]:
     return defaults | {"tokenization": "word"} | sent
 
 
+def type_of(value: Any) -> str:
+    """Return the type that Weaviate gives to a property that it was never told about."""
+    if isinstance(value, list):
+        return f"{type_of(value[0]) if value else 'text'}[]"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, dict):
+        return "object"
+    return "date" if re.fullmatch(r"\d{4}-\d\d-\d\dT.*", value) else "text"
+
+
 def _index(vector: dict[str, Any], default_quantization: str) -> None:
     kind = vector.setdefault("vectorIndexType", "hnsw")
     given = vector.get("vectorIndexConfig", {})
-    index = copy.deepcopy(HNSW if kind == "hnsw" else FLAT)
-    for key, value in given.items():
-        index[key] = index[key] | value if isinstance(value, dict) else value
-    compressed = any(index[name]["enabled"] for name in ("pq", "bq", "sq", "rq"))
+    if kind == "dynamic":
+        index = {"distance": "cosine", "threshold": 10_000} | given
+        for part, defaults in (("hnsw", HNSW), ("flat", FLAT)):
+            index[part] = _filled(defaults, given.get(part, {}), default_quantization)
+    elif kind == "hfresh":
+        index = _filled(HFRESH, given, "")
+    else:
+        index = _filled(HNSW if kind == "hnsw" else FLAT, given, default_quantization)
+    vector["vectorIndexConfig"] = index
+
+
+def _filled(
+    defaults: dict[str, Any], given: dict[str, Any], default_quantization: str
+) -> dict[str, Any]:
+    index = copy.deepcopy(defaults)
+    _merge(index, given)
+    compressed = any(index[name]["enabled"] for name in ("pq", "bq", "sq", "rq") if name in index)
     if default_quantization and not compressed and not index["skipDefaultQuantization"]:
         index[default_quantization]["enabled"] = True
-    vector["vectorIndexConfig"] = index
+    return index
+
+
+def _merge(into: dict[str, Any], given: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if isinstance(value, dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def not_allowed(made: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any] | None:
+    """Return Weaviate's answer where ALLOWED_COMPRESSION_TYPES has not what was configured."""
+    for vector in made["vectorConfig"].values():
+        index = vector["vectorIndexConfig"]
+        for each in (index, index.get("hnsw", {}), index.get("flat", {})):
+            for name in ("pq", "bq", "sq", "rq"):
+                used = each.get(name, {})
+                value = f"rq-{used.get('bits', 8)}" if name == "rq" else name
+                if used.get("enabled") and value not in allowed:
+                    return {
+                        "errorCode": "CONFIG_NOT_ALLOWED",
+                        "restriction": "compression",
+                        "value": value,
+                        "allowed": sorted(allowed),
+                        "message": f"compression {value!r} is not allowed",
+                    }
+    return None

@@ -168,9 +168,9 @@ def test_a_default_quantiser_of_the_server_breaks_hamming(
     make("Docs", Configure.Vectors.self_provided(vector_index_config=index))
     verdict, detail = checked()["index"]
     assert verdict == "fail"
-    assert f"the quantiser {quantizer} knows no hamming" in detail
+    assert f"the quantiser {quantizer.replace('rq', 'rq-8')} knows no hamming" in detail
     make("Ours", self_provided(FakeEmbedder().spec(embedding_type="binary")))
-    assert checked("Ours")["index"] == ("ok", "hamming, quantised by nothing")
+    assert checked("Ours")["index"] == ("ok", "hnsw, hamming, quantised by nothing")
 
 
 def test_each_of_several_vectors_is_named(make: Any, checked: Check) -> None:
@@ -208,11 +208,30 @@ def test_a_module_that_is_off_and_an_old_server_are_told(double: Double, text2ve
     assert "fewer vectors" in findings["version"][1]
 
 
-def test_another_vectorizer_is_none_of_our_business(double: Double, checked: Check) -> None:
-    vector = {"vectorizer": {"text2vec-openai": {}}}
-    double.modules = {"text2vec-openai": {}}
+@pytest.mark.parametrize(
+    ("module", "settings", "words"),
+    [
+        ("text2vec-openai", {"baseURL": HOME, "model": "m"},
+         ["no role", "internet", f"vectorizer('m', base_url='{HOME}', module='text2vec-cohere')",
+          f"headers('{HOME}', module='text2vec-cohere')"]),
+        ("text2vec-openai", {"baseURL": f"{HOME}/v1"}, [f"base_url='{HOME}'"]),
+        ("text2vec-huggingface", {"endpointURL": f"{HOME}/v1/embeddings"},
+         ["no role", "neither truncate", f"base_url='{HOME}'"]),
+        ("text2vec-ollama", {"apiEndpoint": HOME, "model": "m"}, ["Ollama's API", "no role"]),
+        ("text2vec-openai", {"baseURL": "https://api.openai.com"}, ["its own api.openai.com"]),
+        ("text2vec-openai", {}, ["nimbed knows nothing about it"]),
+        ("text2vec-weaviate", {"baseURL": HOME}, ["nimbed knows nothing about it"]),
+    ],
+)  # fmt: skip
+def test_a_module_of_others_at_an_embedding_server_is_told_what_it_loses(
+    double: Double, checked: Check, module: str, settings: dict[str, Any], words: list[str]
+) -> None:
+    double.modules = {module: {}}
+    vector = {"vectorizer": {module: settings}}
     double.create({"class": "Docs", "vectorConfig": {"default": vector}})
-    assert checked()["module"] == ("note", "text2vec-openai: nimbed knows nothing about it")
+    verdict, detail = checked()["module"]
+    assert verdict == "note"
+    assert all(word in detail for word in words), detail
 
 
 def test_no_collection_and_no_server_are_sentences(

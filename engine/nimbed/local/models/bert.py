@@ -97,7 +97,7 @@ class Bert:
             width,
         ).float()
         # Every token is of type 0, so its embedding is added to the positions once, here.
-        if config.get("type_vocab_size", 2):
+        if config.get("type_vocab_size") != 0:
             types = whole(config, "type_vocab_size", default=2)
             name = "embeddings.token_type_embeddings.weight"
             positions = positions + tensors.get(name, types, width)[0].float()

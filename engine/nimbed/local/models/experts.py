@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from nimbed.errors import CheckpointError
 from nimbed.local.batching import padded_total
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activations, Dense, dense
@@ -79,7 +80,12 @@ class Experts:
             inner: Of an expert's hidden layer.
             experts: How many there are.
             chosen: How many a token meets.
+
+        Raises:
+            CheckpointError: If a weight is missing or misshapen, or there are fewer experts.
         """
+        if chosen > experts:
+            raise CheckpointError(f"config.json has a token meet {chosen} experts of {experts}")
         whole = Placement(placement.device, torch.float32)
         up, down = (  # of each expert as (inner, width)
             tensors.get(f"{at}.experts.mlp.{name}", experts * inner, width).chunk(experts)

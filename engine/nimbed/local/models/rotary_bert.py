@@ -136,7 +136,7 @@ class RotaryBert:
         words = "embeddings.word_embeddings.weight"
         self._words = tensors.placed(placement, words, self.vocabulary, width)
         self._type: torch.Tensor | None = None  # every token is of type 0
-        if config.get("type_vocab_size", 1):
+        if config.get("type_vocab_size") != 0:
             types = whole(config, "type_vocab_size", default=1)
             name = "embeddings.token_type_embeddings.weight"
             self._type = tensors.placed(placement, name, types, width)[0]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nimbed.errors import CheckpointError, InputError
 from nimbed.images import Image
 from nimbed.local.json_files import PIXTRAL_FILES, check_keys, read_json
-from nimbed.local.models.fields import only, whole
+from nimbed.local.models.fields import only, real, whole
 from nimbed.local.sentence_config import Prompts
 
 __all__ = ["PixtralSettings", "Resized", "templated"]
@@ -114,12 +114,14 @@ class PixtralSettings:
             given = {"patch_size": 16, "spatial_merge_size": 1, **processor}
             only(given, patch_size=patch, spatial_merge_size=shrink)
         only(image, do_resize=True, do_rescale=True, do_normalize=True, resample=_BICUBIC)
-        if (
-            image.get("do_center_crop")
-            or abs(image.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6
-        ):
-            raise CheckpointError("the image processor crops or rescales; nimbed divides by 255")
-        size = image.get("size") or {"longest_edge": whole(vision, "image_size", default=1024)}
+        factor = real(image, "rescale_factor", default=1 / 255)
+        if image.get("do_center_crop") or abs(factor * 255 - 1) > 1e-6:
+            raise CheckpointError(
+                "the image processor crops, or multiplies by another number than 1 / 255"
+            )
+        # Where a file leaves it out transformers has 1024; without a file the network's own size.
+        usual = 1024 if image else whole(vision, "image_size", default=1024)
+        size = image.get("size") or {"longest_edge": usual}
         if not isinstance(size, dict) or set(size) != {"longest_edge"}:
             raise CheckpointError(
                 f"the image processor gives size {size!r}, expected a longest_edge"

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError, InputError, TooLongError
@@ -38,6 +40,12 @@ def vision_tokenizer(checkpoint: Checkpoint) -> VisionTokenizer:
         raise CheckpointError(
             f"{folder} pools without the prompt (include_prompt false), which nimbed does not do "
             f"for models that read images"
+        )
+    if checkpoint.pipeline.tokenizer:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'} adds tokens that tokenizer.json lacks or has with "
+            f"other flags, which nimbed does not follow for models that read images; save the "
+            f"tokenizer anew with transformers"
         )
     settings: ImageSettings
     if checkpoint.card.architecture == "mistral3":
@@ -107,6 +115,32 @@ class VisionTokenizer:
             ) from failed[0][1]
         return Tokens(ids, truncated)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text alone, special tokens included."""
+        return self._texts.max_tokens
+
+    def count(self, texts: Sequence[str], *, prompt: str) -> list[int]:
+        """Return how many tokens each ``prompt + text`` has; as :meth:`TextTokenizer.count`."""
+        counts = self._texts.count(texts, prompt=prompt)
+        for row, text in enumerate(texts):
+            if self._marked(text):
+                head, body = self._divided(text, prompt)
+                counts[row] = len(head) + len(self._literal.ids(body)) + len(self._literal.tail)
+        return counts
+
+    def spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text begin and end; as :meth:`TextTokenizer.spans`.
+
+        Marks are read as marks here, so a text that holds some has fewer tokens than are counted.
+        """
+        return self._texts.spans(texts)
+
+    def _divided(self, text: str, prompt: str) -> tuple[list[int], str]:
+        """Return the ids that stand before a text with marks, and what is read literally."""
+        lead = prompt.rstrip()
+        return self._literal.head(lead), prompt[len(lead) :] + text
+
     def _row(
         self, item: Input, prompt: str, truncate: Truncate, row: int
     ) -> tuple[list[int], bool]:
@@ -114,8 +148,7 @@ class VisionTokenizer:
             if not self._marked(item):
                 found = self._texts.encode([item], prompt=prompt, truncate=truncate, first_row=row)
                 return found.ids[0], bool(found.truncated)
-            lead = prompt.rstrip()
-            head, body = self._literal.head(lead), prompt[len(lead) :] + item
+            head, body = self._divided(item, prompt)
             return self._fitted(head, body, self._longest_text, truncate, row)
         text, image = ("", item) if isinstance(item, Image) else item
         settings = self._settings

@@ -227,6 +227,11 @@ def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, tas
     expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
     assert ours.card.asymmetric
+    # Neither has a prompt; the weights differ.
+    named = [
+        load(folder, prompt_name=name).spec().fingerprint for name in ("passage", "separation")
+    ]
+    assert named[0] != named[1]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +256,7 @@ def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, tas
         (tiny_nomic, {"prenorm": True}, "prenorm True"),
         (tiny_nomic, {"num_experts": 8}, "moe_every_n_layers None"),
         (tiny_nomic_moe, {"moe_top_k": 0}, "moe_top_k 0"),
+        (tiny_nomic_moe, {"moe_top_k": 7}, "7 experts of 6"),
         (tiny_nomic_moe, {"num_experts": 4}, "mlp.experts.mlp.w1 has shape"),
         (tiny_nomic_moe, {"moe_normalize_expert_weights": True}, "moe_normalize_expert_weights"),
         (tiny_nomic, {"activation_function": "glu"}, "activation_function 'glu'"),

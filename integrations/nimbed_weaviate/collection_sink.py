@@ -1,0 +1,248 @@
+"""A collection as the store of a bulk import: objects looked up, sent, and sent again if lost."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+from weaviate.classes.data import DataObject
+from weaviate.classes.query import Filter
+from weaviate.collections import Collection
+from weaviate.exceptions import WeaviateInsertManyAllFailedError
+from weaviate.util import generate_uuid5
+
+from nimbed import EmbeddingBatch, VectorSpec, stores
+from nimbed.bulk import PassageBatch, StoreResult
+from nimbed.errors import BackendError
+from nimbed.rows import Reject
+from nimbed_weaviate.calls import Calls
+from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, space_of
+
+__all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "refused"]
+
+#: Older servers take 10 MB a message; vectors and the wire's own bytes come on top.
+MESSAGE_BYTES = 4 * 2**20
+# A server that is killed loses about a second of what it had acknowledged.
+_REMEMBERED_NUMBERS = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is stored of a row beside its vector.
+
+    Attributes:
+        properties: The properties, without those that nimbed adds.
+        size: About how many bytes they take.
+    """
+
+    properties: Mapping[str, Any]
+    size: int
+
+
+Passages = PassageBatch[Content, list[float]]
+
+
+class CollectionSink:
+    """A collection as the store of a bulk job.
+
+    One object carries its text, its vector and its digest, so nothing can be half there. An
+    object that is stored again is a new one to Weaviate, so its other vectors and their digests
+    are read before, and sent along.
+
+    Args:
+        calls: Makes the calls.
+        collection: The collection, of either client.
+        spec: The contract of the vectors.
+        vector: The vector's name; empty for the single one of older collections.
+        digests: The property that takes the digests.
+        others: The other vectors that no module makes, and the properties with their digests;
+            empty for a vector that has none.
+
+    Attributes:
+        was_empty: Whether the collection held nothing at first.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        collection: Collection[Any, Any],
+        spec: VectorSpec,
+        vector: str,
+        *,
+        digests: str,
+        others: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._calls = calls
+        self._collection = collection
+        self._field = stores.field(spec, "weaviate")
+        self._space = space_of(spec)
+        self._vector = vector
+        self._digests = digests
+        self._others = others
+        # An empty collection needs no look-up.
+        fetch = functools.partial(collection.query.fetch_objects, limit=1, return_properties=[])
+        self.was_empty = not calls(fetch).objects
+        self._took_any = False
+        # Ids of objects that have other vectors, from the look-up until they are stored.
+        self._there: set[str] = set()
+        self._recent: deque[Passages] = deque()
+        self._interruptions = calls.interruptions
+
+    def encode(self, batch: EmbeddingBatch) -> list[list[float]]:
+        """Return the vectors in the form that Weaviate compares."""
+        return cast("list[list[float]]", self._field.encode(batch))
+
+    def look_up(self, passages: Passages) -> Mapping[str, bytes]:
+        """Return the digests of those passages whose objects the collection holds."""
+        if self.was_empty or not passages:
+            return {}
+        return self._digests_of(passages)
+
+    def _digests_of(self, passages: Passages) -> dict[str, bytes]:
+        places = {generate_uuid5(name): place for place, name in enumerate(passages.ids)}
+        others = [name for name in self._others.values() if name]
+        known: dict[str, bytes] = {}
+        for each in self._fetched(list(places), [self._digests, *others]):
+            place = places[str(each.uuid)]
+            name, wanted = passages.ids[place], passages.digests[place]
+            stored = Digest.parse(each.properties.get(self._digests))
+            same = stored.value == wanted
+            if stored.text and not stored.row:  # earlier versions made one digest of the row
+                encoded = encoded_row(passages.metadata[place].properties)
+                same = same or stored.text == digest(encoded, self._space)
+            self._took_any |= same
+            if self._others and not same:
+                self._there.add(name)
+            rows = (Digest.parse(each.properties.get(other)).row for other in others)
+            if not stored.text and Digest.parse(wanted.hex()).row in rows:
+                continue  # the same row, which only has to get this vector
+            known[name] = wanted if same else stored.value
+        return known
+
+    def storing(self, passages: Passages, *, replace: bool) -> Callable[[], StoreResult]:
+        """Return a function that stores passages, replacing those that are there."""
+        del replace  # an object of the same uuid is replaced anyway
+        return functools.partial(self._store, passages)
+
+    def finish(self) -> None:
+        """Do nothing: what Weaviate took, it keeps."""
+
+    def _store(self, passages: Passages) -> StoreResult:
+        """Store passages in messages of a few megabytes.
+
+        Raises:
+            BackendError: If nothing was ever stored, and nothing of the first message was.
+            weaviate.exceptions.WeaviateBaseError: If Weaviate was not reached; any part may be
+                there.
+        """
+        refused_rows: list[Reject] = []
+        for message in _messages(passages):
+            left_out = self._sent(message)
+            if len(left_out) == len(message) > 1 and not self._took_any:
+                raise BackendError(
+                    f"{self._collection.name} took none of the first {len(message)} rows: "
+                    f"{left_out[0].reason}"
+                )
+            self._took_any |= len(left_out) < len(message)
+            refused_rows += left_out
+            self._remember(message)
+        if self._calls.interruptions > self._interruptions:
+            self._interruptions = self._calls.interruptions
+            self._restore()
+        return StoreResult(stored=len(passages) - len(refused_rows), refused=refused_rows)
+
+    def _remember(self, passages: Passages) -> None:
+        self._recent.append(passages)
+        numbers = [len(each) * len((each.vectors or [[]])[0]) for each in self._recent]
+        while len(numbers) > 1 and sum(numbers) > _REMEMBERED_NUMBERS:
+            del numbers[0]
+            self._recent.popleft()
+
+    def _restore(self) -> None:
+        """Store again what Weaviate had acknowledged and lost when it went away."""
+        for passages in self._recent:
+            known = self._digests_of(passages)
+            pairs = enumerate(zip(passages.ids, passages.digests, strict=True))
+            lost = [place for place, (name, digest) in pairs if known.get(name) != digest]
+            if lost:
+                self._sent(passages.select(lost))
+
+    def _sent(self, passages: Passages) -> list[Reject]:
+        """Send one message, and return what Weaviate refused."""
+        uuids = [generate_uuid5(name) for name in passages.ids]
+        there = self._there.intersection(passages.ids)
+        kept = self._kept(uuids) if there else {}
+        self._there -= there
+        vectors = cast("list[list[float]]", passages.vectors)
+        rows = zip(uuids, passages.ids, passages.metadata, passages.digests, vectors, strict=True)
+        objects: list[DataObject[Any, Any]] = []
+        for uuid, name, content, made, vector in rows:
+            properties, others = kept.get(uuid, ({}, {}))
+            objects.append(
+                DataObject(
+                    uuid=uuid,
+                    properties={
+                        **properties,
+                        **content.properties,
+                        ID: name,
+                        self._digests: made.hex(),
+                    },
+                    vector={**others, self._vector: vector} if self._vector else vector,
+                )
+            )
+        try:
+            errors = self._calls(lambda: self._collection.data.insert_many(objects)).errors
+        except WeaviateInsertManyAllFailedError as error:
+            # The client tells which reasons there are, not which is whose.
+            return refused(passages, dict.fromkeys(range(len(passages)), error.message))
+        return refused(passages, {place: error.message for place, error in sorted(errors.items())})
+
+    def _kept(self, uuids: Sequence[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """Return the other vectors of objects and their digests, by uuid."""
+        digests = [name for name in self._others.values() if name]
+        return {
+            str(each.uuid): (
+                {name: value for name, value in each.properties.items() if value is not None},
+                {name: each.vector[name] for name in self._others if each.vector.get(name)},
+            )
+            for each in self._fetched(uuids, digests, vectors=list(self._others))
+        }
+
+    def _fetched(
+        self, uuids: Sequence[str], properties: Sequence[str], vectors: Sequence[str] = ()
+    ) -> list[Any]:
+        return self._calls(
+            lambda: self._collection.query.fetch_objects(
+                filters=Filter.by_id().contains_any(list(uuids)),
+                limit=len(uuids),
+                return_properties=list(properties),
+                include_vector=list(vectors) or False,
+            )
+        ).objects
+
+
+def refused(passages: PassageBatch[Any, Any], said: Mapping[int, str]) -> list[Reject]:
+    """Return what Weaviate refused, with its words."""
+    return [
+        Reject(
+            passages.numbers[place],
+            passages.ids[place],
+            f"Weaviate refused it: {' '.join(reason.split())}",
+        )
+        for place, reason in said.items()
+    ]
+
+
+def _messages(passages: Passages) -> Iterator[Passages]:
+    """Yield passages in as few parts as a message's size allows."""
+    start = size = 0
+    for place, content in enumerate(passages.metadata):
+        if size + content.size > MESSAGE_BYTES and place > start:
+            yield passages.select(range(start, place))
+            start, size = place, 0
+        size += content.size
+    yield passages if start == 0 else passages.select(range(start, len(passages)))

@@ -1,0 +1,130 @@
+"""Documents loaded as chunks, kept in step with their file, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import psycopg
+import pytest
+
+from nimbed import FakeEmbedder
+from nimbed.errors import ConfigurationError, InputError
+from nimbed.rows import BadRow, Row
+from nimbed_pgvector import AsyncVectorTable, VectorTable
+
+pytestmark = pytest.mark.postgres
+
+TOKENS, OVERLAP = 48, 8
+
+
+def prose(seed: int, sentences: int) -> str:
+    words = random.Random(seed)
+    return "".join(
+        " ".join(f"word{words.randrange(900)}" for _ in range(words.randrange(4, 12)))
+        + words.choice([". ", "! ", ".\n\n"])
+        for _ in range(sentences)
+    )
+
+
+def loaded(table: VectorTable, documents: dict[str, str], **options: Any) -> Any:
+    items = [(name, text, {"lang": "en"}) for name, text in documents.items()]
+    return table.load(items, chunk_tokens=TOKENS, overlap=OVERLAP, chunk_rows=64, **options)
+
+
+def in_table(connection: psycopg.Connection) -> dict[str, str]:
+    """Return the documents that the chunks of the table are."""
+    rows = connection.execute(
+        "SELECT id, text, metadata FROM t ORDER BY metadata->>'chunk_of', (metadata->>'chunk')::int"
+    ).fetchall()
+    whole: dict[str, str] = {}
+    for name, text, facts in rows:
+        document = facts["chunk_of"]
+        assert name == f"{document}#{facts['chunk']}"
+        assert facts["lang"] == "en"
+        assert len(text.split()) <= TOKENS - 1
+        so_far = whole.get(document, "")
+        assert facts["chunk_start"] <= len(so_far)
+        assert facts["chunk_stop"] == facts["chunk_start"] + len(text)
+        whole[document] = so_far + text[len(so_far) - facts["chunk_start"] :]
+    return whole
+
+
+def test_documents_are_in_step_with_their_file(connection: psycopg.Connection) -> None:
+    rng = random.Random(3)
+    documents = {f"d{n}": prose(n, rng.randrange(1, 60)) for n in range(60)}
+    table = VectorTable(connection, "t", FakeEmbedder())
+    first = loaded(table, documents)
+    assert in_table(connection) == documents
+    assert (first.replaced, first.removed, first.unchanged) == (0, 0, 0)
+    for round_ in range(4):
+        for name in rng.sample(sorted(documents), 12):
+            documents[name] = prose(100 * round_ + len(name), rng.choice([1, 2, 30, 120]))
+        report = loaded(table, documents)
+        assert in_table(connection) == documents
+        assert report.replaced
+        assert report.removed
+    again = loaded(table, documents)
+    assert (again.loaded, again.removed) == (0, 0)
+    assert again.unchanged == connection.execute("SELECT count(*) FROM t").fetchall()[0][0]
+    for name in list(documents)[:7]:
+        del documents[name]
+    pruned = loaded(table, documents, prune=True)
+    assert in_table(connection) == documents
+    assert (pruned.loaded, pruned.replaced) == (0, 0)
+    assert pruned.removed > 7
+
+
+def test_no_document_is_too_long(connection: psycopg.Connection) -> None:
+    documents = {"prose": prose(1, 4000), "word": "x" * 3000, "emoji": "👩‍👩‍👧‍👦 " * 3000}
+    report = loaded(VectorTable(connection, "t", FakeEmbedder()), documents)
+    assert report.rejected == 0
+    assert in_table(connection) == documents
+
+
+async def test_a_search_gives_a_hit_a_document(dsn: str, connection: psycopg.Connection) -> None:
+    documents = {f"d{n}": prose(n, 40 if n < 3 else 1) for n in range(30)}
+    table = VectorTable(connection, "t", FakeEmbedder())
+    loaded(table, documents)
+    table.index()
+    every = table.search("what?", 10_000)
+    nearest = list(dict.fromkeys(hit.document for hit in every))
+    for k in (1, 5, 29, 30, 40):
+        grouped = table.search("what?", k, group=True)
+        assert [hit.document for hit in grouped] == nearest[:k]
+        assert len({hit.document for hit in grouped}) == len(grouped)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+        found = await AsyncVectorTable(other, "t", FakeEmbedder()).search("what?", 5, group=True)
+    assert [hit.document for hit in found] == nearest[:5]
+    with pytest.raises(ConfigurationError, match="holds chunks of documents; load with --chunk"):
+        table.load([("d1", "whole")])
+
+
+def test_chunks_are_not_mixed_with_whole_passages(connection: psycopg.Connection) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load([("d1", "whole")])
+    with pytest.raises(ConfigurationError, match="holds whole passages; leave out --chunk"):
+        loaded(table, {"d1": "in parts"})
+    with pytest.raises(ConfigurationError, match="give chunk_tokens too"):
+        table.load([("d1", "whole")], overlap=3)
+
+
+def test_only_what_an_input_has_lost_is_pruned(connection: psycopg.Connection) -> None:
+    table = VectorTable(connection, "t", FakeEmbedder())
+    table.load([(f"p{n}", f"passage {n}") for n in range(30)])
+
+    def ids() -> set[str]:
+        return {name for (name,) in connection.execute("SELECT id FROM t").fetchall()}
+
+    rows = [Row(n, f"passage {n}" if n != 3 else "word " * 600, f"p{n}") for n in range(20)]
+    # A row that cannot be embedded any more keeps what the table has of it.
+    report = table.load(rows, prune=True)
+    assert (report.removed, report.rejected) == (10, 1)
+    assert ids() == {f"p{n}" for n in range(20)}
+    with pytest.raises(InputError, match="nothing was pruned, .* row 9: not valid JSON"):
+        table.load([*rows[:5], BadRow(9, "not valid JSON")], prune=True)
+    assert len(ids()) == 20
+    assert table.load([], prune=False).removed == 0
+    with pytest.raises(InputError, match="holds no row at all"):
+        table.load([], prune=True)
+    assert len(ids()) == 20

@@ -1,0 +1,174 @@
+"""Weaviate goes away, comes back, and has lost some: an import ends in the state of its input."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from weaviate.util import generate_uuid5
+
+import nimbed_weaviate
+from nimbed import FakeEmbedder
+from nimbed.errors import BackendError
+from nimbed_weaviate import backfill, batch_import, embed_stored, self_provided
+
+from .double import Double
+
+Make = Callable[..., Any]
+
+
+def rows(texts: dict[str, str]) -> list[tuple[str, str]]:
+    return list(texts.items())
+
+
+def vectors_of(texts: list[str]) -> Any:
+    return FakeEmbedder().embed(texts, input_type="passage").vectors
+
+
+def assert_state(held: dict[str, Any], texts: dict[str, str], *names: str) -> None:
+    """Every text is stored once, with the vectors of these names, and nothing else is."""
+    assert set(held) == {generate_uuid5(name) for name in texts}
+    right = vectors_of(list(texts.values()))
+    for n, (name, text) in enumerate(texts.items()):
+        properties, vectors = held[generate_uuid5(name)]
+        assert properties["text"] == text
+        for vector in names:
+            np.testing.assert_array_equal(np.float32(vectors[vector]), right[n])
+
+
+def test_a_restart_is_waited_for_and_told_and_what_it_lost_is_stored_again(
+    double: Double, make: Make, embedder: FakeEmbedder, no_pauses: list[float]
+) -> None:
+    docs = make("Docs", self_provided(embedder.spec()))
+    texts = {f"r{n}": f"passage number {n}" for n in range(60)}
+    told: list[str] = []
+
+    class Killing(FakeEmbedder):
+        def embed(self, inputs: Any, **options: Any) -> Any:
+            if len(self.calls) == 5:
+                double.restart(lose=13)
+            return super().embed(inputs, **options)
+
+    report = batch_import(docs, rows(texts), Killing(), chunk_rows=6, on_wait=told.append)
+    assert (report.loaded, report.rejected) == (60, 0)
+    assert_state(double.objects["Docs"], texts, "default")
+    assert told == [
+        "Weaviate does not answer; waiting up to 120 s for it",
+        "Weaviate answers again",
+    ]
+
+
+def test_the_wait_has_a_limit(
+    double: Double, make: Make, embedder: FakeEmbedder, no_pauses: list[float]
+) -> None:
+    docs = make("Docs", self_provided(embedder.spec()))
+    double.stop_grpc()
+    began, told = time.monotonic(), list[str]()
+    with pytest.raises(BackendError, match="run it again"):
+        batch_import(docs, [("a", "b")], embedder, restart_wait=0.6, on_wait=told.append)
+    assert time.monotonic() - began < 30
+    assert len(told) == 1
+    double.start_grpc()
+
+
+def test_objects_that_lie_there_get_their_vectors_over_a_restart(
+    double: Double, make: Make, embedder: FakeEmbedder, no_pauses: list[float]
+) -> None:
+    docs = make("Docs", self_provided(embedder.spec(), name="a"))
+    texts = {f"r{n}": f"passage number {n}" for n in range(40)}
+    batch_import(docs, rows(texts), embedder)
+    held = double.objects["Docs"]
+
+    class Killing(FakeEmbedder):
+        def embed(self, inputs: Any, **options: Any) -> Any:
+            if len(self.calls) == 3:
+                double.restart(away=0.7)
+                for properties, vectors in held.values():  # what was acknowledged, and lost
+                    properties.pop("nimbed_digest_b", None)
+                    vectors.pop("b", None)
+            return super().embed(inputs, **options)
+
+    told: list[str] = []
+    report = backfill(docs, Killing(), vector="b", chunk_rows=6, on_wait=told.append)
+    assert report.loaded == 40
+    assert len(told) == 2
+    assert_state(held, texts, "a", "b")
+
+
+class Killed(Exception):
+    """Stands for a process that is killed between two batches."""
+
+
+STEPS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "changed": st.dictionaries(st.integers(0, 11), st.integers(0, 3), max_size=6),
+            "how": st.sampled_from(["import a", "import b", "embed b"]),
+            "kill": st.none() | st.integers(0, 4),
+            "away": st.none() | st.tuples(st.integers(0, 4), st.integers(0, 5)),
+            "twice": st.lists(st.integers(0, 11), max_size=2),
+        }
+    ),
+    max_size=5,
+)
+
+
+@pytest.mark.usefixtures("no_pauses")
+@settings(max_examples=12, deadline=None, database=None)
+@given(steps=STEPS)
+def test_any_mixture_of_kills_losses_and_changes_ends_in_the_state_of_the_input(
+    steps: list[dict[str, Any]],
+) -> None:
+    double = Double()
+    try:
+        with nimbed_weaviate.connect(double.url, grpc_port=double.grpc_port) as client:
+            spec = FakeEmbedder().spec()
+            both = [self_provided(spec, name="a"), self_provided(spec, name="b")]
+            docs = client.collections.create("Docs", vector_config=both)
+            texts: dict[str, str] = {"r0": "the first"}
+            for step in steps:
+                texts |= {f"r{n}": f"text {n}, version {v}" for n, v in step["changed"].items()}
+                _run(double, docs, texts, step)
+            double.on_batch, double.away = lambda number: None, 0
+            batch_import(docs, rows(texts), FakeEmbedder(), vector="a", prune=True)
+            batch_import(docs, rows(texts), FakeEmbedder(), vector="b")
+            assert_state(double.objects["Docs"], texts, "a", "b")
+            again = FakeEmbedder()
+            for vector in "ab":
+                assert batch_import(docs, rows(texts), again, vector=vector).loaded == 0
+            assert embed_stored(docs, again, vector="b").loaded == 0
+            assert again.calls == []
+    finally:
+        double.stop()
+
+
+def _run(double: Double, docs: Any, texts: dict[str, str], step: dict[str, Any]) -> None:
+    first = len(double.batches)
+
+    def on_batch(number: int) -> None:
+        if step["away"] and number - first == step["away"][0]:
+            held = double.objects["Docs"]
+            for uuid in list(held)[len(held) - step["away"][1] :] if step["away"][1] else []:
+                del held[uuid]
+            double.away = 6  # more than the client itself tries again
+
+    def on_progress(report: Any) -> None:
+        if step["kill"] is not None and report.read >= 3 * step["kill"]:
+            raise Killed
+
+    double.on_batch = on_batch
+    items = [*rows(texts), *((f"r{n}", "there twice") for n in step["twice"] if f"r{n}" in texts)]
+    options: dict[str, Any] = {"chunk_rows": 3, "on_progress": on_progress}
+    try:
+        if step["how"] == "embed b":
+            if double.objects["Docs"]:
+                embed_stored(docs, FakeEmbedder(), vector="b", **options)
+        else:
+            batch_import(docs, items, FakeEmbedder(), vector=step["how"][-1], **options)
+    except Killed:
+        pass
