@@ -241,8 +241,7 @@ def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]
         (output,) = session.run(None, feed)
     except Exception as error:  # its own errors derive from RuntimeError, but are not public
         raise BackendError(f"ONNX Runtime failed: {error}") from error
-    states: Floats = output
-    return states
+    return np.asarray(output, np.float32)
 
 
 def _pooled(states: Floats, first: int, ways: Sequence[Pooling]) -> Floats:
