@@ -238,10 +238,11 @@ def _session(
 
 def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> Floats:
     try:
-        (output,) = session.run(None, feed)
+        outputs: Any = session.run(None, feed)
     except Exception as error:  # its own errors derive from RuntimeError, but are not public
         raise BackendError(f"ONNX Runtime failed: {error}") from error
-    return np.asarray(output, np.float32)
+    states: Floats = outputs[0]
+    return states
 
 
 def _pooled(states: Floats, first: int, ways: Sequence[Pooling]) -> Floats:
