@@ -214,7 +214,7 @@ def load(
                 )
                 target = make(embedder)
                 total = given.count()
-                slow = _warning(target.find_index(), table)
+                slow = _warning(target.find_index(), name)
 
                 def tell(report: JobReport) -> None:
                     slow(report)

@@ -164,8 +164,9 @@ def search(
                 "text": hit.text,
                 "metadata": dict(hit.metadata),
             }
-            if hit.score is not None:
-                facts["score"] = hit.score
+            score = getattr(hit, "score", None)  # of a hybrid search
+            if score is not None:
+                facts["score"] = score
             line = json.dumps(facts, ensure_ascii=False, default=str)
             # JSON escapes the control characters that terminals obey, except for these.
             typer.echo(re.sub("[\x7f-\x9f]", lambda each: f"\\u{ord(each[0]):04x}", line))
