@@ -162,7 +162,7 @@ def migrate(
         if not (rollback or any(form) or model or card or prompt_name):
             raise ConfigurationError("say what the table is to hold: --model, or --embedding-type")
         embedder: Any = None
-        if not rollback or model is not None:
+        if not rollback or model or card:
             embedder = options.load_embedder(model, table_spec=target.spec, **how)
         if same_vectors:
             found = target.relabel(embedder)

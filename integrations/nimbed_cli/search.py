@@ -164,7 +164,7 @@ def search(
                 "text": hit.text,
                 "metadata": dict(hit.metadata),
             }
-            score = getattr(hit, "score", None)  # of a hybrid search
+            score = getattr(hit, "score", None)  # of a table's hybrid search alone
             if score is not None:
                 facts["score"] = score
             line = json.dumps(facts, ensure_ascii=False, default=str)

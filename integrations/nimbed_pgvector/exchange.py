@@ -89,11 +89,6 @@ def begin(name: str, layout: Layout) -> Procedure[Table]:
         for statement in contract_statements(name, column, NEXT):
             yield Query(statement)
     yield from _watch(table, added)
-    yield Query(
-        sql.SQL("CREATE TRIGGER {} BEFORE UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
-            _TRIGGER, table.identifier, _function(table)
-        )
-    )
     return existing((yield from find(name)), name)
 
 
@@ -308,6 +303,13 @@ def _watch(table: Table, columns: list[Column]) -> Procedure[None]:
     yield Query(
         sql.SQL("CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS {}").format(
             _function(table), sql.Literal(body.as_string(None))
+        )
+    )
+    # Made anew each time: a restored table has another number, and its trigger the old function.
+    yield Query(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(_TRIGGER, table.identifier))
+    yield Query(
+        sql.SQL("CREATE TRIGGER {} BEFORE UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
+            _TRIGGER, table.identifier, _function(table)
         )
     )
 

@@ -11,9 +11,7 @@ import asyncio
 import functools
 import itertools
 import os
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from weaviate.classes.config import Configure, DataType
@@ -32,7 +30,7 @@ from nimbed.bulk import (
     load_batches,
 )
 from nimbed.errors import ConfigurationError
-from nimbed.rows import Reject, text_fault
+from nimbed.rows import Reject, TextFields, text_fault
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import refused
@@ -246,7 +244,7 @@ def _embed_stored(
     with listing(rejects_file, on_reject) as tell, translate_errors(doing):
         config = calls(collection.config.get)
         known = digest_properties(calls, collection, config)
-        text = _text_of(config, source_properties, template)
+        text = _fields_of(config, source_properties, template)
         setup, spec = fitting(
             vector_setups(config), vector, collection.name,
             lambda name: spec_for(
@@ -274,53 +272,43 @@ def _embed_stored(
         return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """How the text of an object is made of its properties."""
-
-    properties: tuple[str, ...]
-    template: str | None = None
-
-    def of(self, properties: Mapping[str, Any]) -> str:
-        if self.template is None:
-            # As text2vec-* does: a module's vectors and these are then of the same texts.
-            parts = (_values(properties.get(name)) for name in sorted(self.properties))
-            return " ".join(itertools.chain.from_iterable(parts))
-        filled = {name: " ".join(_values(properties.get(name))) for name in self.properties}
-        return self.template.format_map(filled)
+def _text_of(fields: TextFields, properties: Mapping[str, Any]) -> str:
+    """Return the text of an object's properties, lists joined by blanks."""
+    values = {name: _values(properties.get(name)) for name in fields.names}
+    if fields.template is None:
+        # As text2vec-* does: a module's vectors and these are then of the same texts.
+        return " ".join(itertools.chain.from_iterable(values[name] for name in sorted(values)))
+    return str(fields.text({name: " ".join(each) for name, each in values.items()}))
 
 
 def _values(value: Any) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _text_of(config: CollectionConfig, names: Sequence[str], template: str | None) -> _Text:
-    """Return how texts are made, once it is clear that the collection has what it takes.
+def _fields_of(config: CollectionConfig, names: Sequence[str], template: str | None) -> TextFields:
+    """Return what texts are made of, once it is clear that the collection has it.
 
     Raises:
         ConfigurationError: If a property is unknown or no text, or the template is none.
     """
     if isinstance(names, str) or not names:
         raise ConfigurationError("source_properties must be a list of at least one property's name")
-    wanted = list(dict.fromkeys(names))
-    if template is not None:
-        used = _fields(template)
-        if list(names) != ["text"] and set(used) != set(wanted):
-            raise ConfigurationError(
-                f"the template names {', '.join(used)}, and source_properties "
-                f"{', '.join(wanted)}; leave source_properties out"
-            )
-        wanted = used
+    fields = TextFields.of(names, template)
+    if template is not None and list(names) != ["text"] and set(fields.names) != set(names):
+        raise ConfigurationError(
+            f"the template names {', '.join(fields.names)}, and source_properties "
+            f"{', '.join(names)}; leave source_properties out"
+        )
     kinds = {each.name: each.data_type for each in config.properties}
     texts = [name for name, kind in kinds.items() if kind in (DataType.TEXT, DataType.TEXT_ARRAY)]
-    for name in wanted:
+    for name in fields.names:
         if name not in texts:
             what = "is no text" if name in kinds else "is unknown"
             raise ConfigurationError(
                 f"the property {name!r} of the collection {config.name} {what}; its texts are "
                 f"{', '.join(map(repr, texts)) or 'none'}"
             )
-    return _Text(tuple(wanted), template)
+    return fields
 
 
 def text_of(
@@ -334,22 +322,7 @@ def text_of(
     Raises:
         ConfigurationError: If a property is unknown or no text, or the template is none.
     """
-    return _text_of(config, source_properties, template).of
-
-
-def _fields(template: str) -> list[str]:
-    """Return the names in a template."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigurationError(f"the template {template!r} is not closed: {error}") from error
-    found = [(name, spec, turned) for _, name, spec, turned in parts if name is not None]
-    if not found or any(spec or turned or not name.isidentifier() for name, spec, turned in found):
-        raise ConfigurationError(
-            f"a template has names of properties in braces and nothing else in them, such as "
-            f"'{{title}} {{body}}'; got {template!r}"
-        )
-    return list(dict.fromkeys(name for name, _, _ in found))
+    return functools.partial(_text_of, _fields_of(config, source_properties, template))
 
 
 class _StoredSink:
@@ -372,10 +345,10 @@ class _StoredSink:
         self._known: dict[str, bytes] = {}
 
     def read(
-        self, text: _Text, others: Sequence[str], rows: int
+        self, text: TextFields, others: Sequence[str], rows: int
     ) -> Iterator[tuple[_Stored, list[Reject]]]:
         """Yield the objects in the order of their uuids."""
-        names = [*text.properties, self._digests, *others]
+        names = [*text.names, self._digests, *others]
         after, numbers = None, itertools.count(1)
         while True:
             fetch = functools.partial(
@@ -392,7 +365,7 @@ class _StoredSink:
             rejects: list[Reject] = []
             for each in page:
                 number, uuid = next(numbers), str(each.uuid)
-                found = text.of(each.properties)
+                found = _text_of(text, each.properties)
                 fault = text_fault(found)
                 if fault:
                     rejects.append(Reject(number, uuid, fault))

@@ -1,6 +1,7 @@
 """Every family's shape against transformers on this machine's CPU, random weights.
 
 Run: python tests/benchmarks/bench_families.py [--shapes e5-large llama-1b nvembed vl] [--rounds 2]
+    [--layers N] [--shared]
 
 The competitor is transformers with SDPA on the same weights and the same token ids, sorted by
 length and padded, at every batch size; the table compares with its best.

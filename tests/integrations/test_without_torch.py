@@ -109,8 +109,8 @@ def test_the_server_does_and_says_what_runs_the_model(without_torch):
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert len(json.load(answer)["data"][0]["embedding"]) == 384
         with urllib.request.urlopen(f"{url}/v1/metadata", timeout=60) as answer:
-            backends = json.load(answer)["backends"]
-        assert backends == {"sentence-transformers/all-MiniLM-L6-v2": "onnxruntime"}
+            (computed_in,) = json.load(answer)["computedIn"].values()
+        assert computed_in == "float32 on cpu by onnxruntime"
     finally:
         server.terminate()
         server.communicate(timeout=60)

@@ -123,7 +123,7 @@ def _from_hub(
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError as error:
-        raise missing_extra("local", needs="huggingface-hub") from error
+        raise missing_extra("light", needs="huggingface-hub") from error
 
     def fetch(patterns: list[str], *, offline: bool) -> Path:
         return Path(

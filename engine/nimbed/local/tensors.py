@@ -227,7 +227,7 @@ def safetensors_names(files: list[Path], framework: str) -> dict[str, Path]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise missing_extra("local", needs="safetensors") from error
+        raise missing_extra("light", needs="safetensors") from error
     owner: dict[str, Path] = {}
     for path in files:
         try:

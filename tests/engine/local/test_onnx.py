@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ from tests.engine.local.checkpoints import change_config, tiny_m3
 from tests.engine.local.families import FAMILIES, ON_ONNX, TEXTS, load
 
 import nimbed
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, NimbedError
 
 LONG = [" ".join(TEXTS) * 3, *TEXTS, "a " * 90]
 
@@ -158,6 +159,22 @@ def test_what_it_does_not_do_is_refused_at_once(family, options, message, tmp_pa
     folder = FAMILIES[family](tmp_path / "model")
     with pytest.raises(ConfigurationError, match=f"backend 'onnxruntime' cannot.*{message}"):
         load(folder, **{"backend": "onnxruntime", **options})
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"num_experts": 8, "moe_every_n_layers": 2, "moe_top_k": 2}, "divides its tokens among"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "'linear' rotary positions"),
+    ],
+)
+def test_what_a_nomic_bert_may_have_beyond_the_graph_is_refused(facts, message, tmp_path):
+    folder = FAMILIES["nomic-bert"](tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps({**config, **facts}))
+    with pytest.raises(NimbedError, match=message):
+        load(folder, backend="onnxruntime").embed(["a"], input_type="query")
 
 
 def test_an_unknown_backend_and_one_beside_a_server_are_refused():

@@ -260,6 +260,7 @@ def _told(status: int, body: bytes) -> dict[str, Any]:
         return '"embedding":"@"'
 
     text = re.sub(r'"embedding":"([^"]+)"', floats, text)
+    text = re.sub(r'"id":"[0-9a-f]+-[0-9a-f]+"', '"id":"of the request"', text)
     text = re.sub(r"-?\d+\.\d+(?:[eE][-+]?\d+)?", number, text)
     return {"text": text, "numbers": numbers}
 
