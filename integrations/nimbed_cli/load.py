@@ -142,9 +142,6 @@ def load(
             "--from-query": from_query is not None,
             "--also": also is not None,
             "--words": words is not None,
-            "--chunk": chunk is not None,
-            "--overlap": overlap != 0,
-            "--prune": prune,
             "--no-index": not index,
         },
         collections_alone={
@@ -225,11 +222,12 @@ def load(
                     known = total and chunk is None  # chunks are more than rows
                     move(report.read, max(total, report.read) if known else 0)
 
-                if collection is None:
-                    common |= {"chunk_tokens": chunk, "overlap": overlap, "prune": prune}
                 report = target.load(
                     given.rows(),
                     truncate=cast(Any, truncate),  # a word of the engine's, which checks it
+                    chunk_tokens=chunk,
+                    overlap=overlap,
+                    prune=prune,
                     on_progress=tell,
                     **common,
                 )
