@@ -22,14 +22,15 @@ from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
-from nimbed.remote.rate_limit import (
+from nimbed.remote.request import (
+    RenderedInputs,
     RequestPlanner,
     TextBatch,
     TokenEstimator,
     apportion,
+    modality_of_request,
     size_of,
 )
-from nimbed.remote.request import RenderedInputs, modality_of_request
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import Failure
 from nimbed.spec import InputType, Truncate, VectorSpec

@@ -34,8 +34,8 @@ from nimbed.remote.discovery import (
     list_models,
 )
 from nimbed.remote.http import Http, Reply, Traffic
-from nimbed.remote.rate_limit import Limiter, RequestLimits, TokenEstimator, shared_rate
-from nimbed.remote.request import RequestTemplate, compose
+from nimbed.remote.rate_limit import Limiter, shared_rate
+from nimbed.remote.request import RequestLimits, RequestTemplate, TokenEstimator, compose
 from nimbed.remote.response import Answer, read_answer, read_failure
 from nimbed.remote.retry import Failure, RetryPolicy, error_of
 from nimbed.spec import VectorSpec

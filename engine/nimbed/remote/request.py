@@ -1,14 +1,19 @@
-"""Requests in a server's dialect: which fields are sent, and how each input is written.
+"""Requests in a server's dialect: how many texts, which fields, and how each input is written.
 
-The one rule: the role of an asymmetric model is never dropped.
+The one rule of the fields: the role of an asymmetric model is never dropped.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nimbed.cards import Modality, ModelCard
 from nimbed.errors import ConfigurationError, InputError
@@ -21,11 +26,19 @@ from nimbed.spec import InputType
 
 __all__ = [
     "RenderedInputs",
+    "RequestLimits",
+    "RequestPlanner",
     "RequestTemplate",
+    "TextBatch",
+    "TokenEstimator",
+    "apportion",
     "compose",
     "modality_of_request",
     "sendable",
+    "size_of",
 ]
+
+_LARGE = 50_000  # bytes of a text from which on no more are looked at than fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,3 +244,165 @@ def sendable(
         _, left = sendable([items[row] for row in rows], options, model=model, card=card, skip=True)
         return items, [rows[row] for row in left]
     return items, range(len(items))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may hold: texts, their estimated tokens, and their bytes in UTF-8."""
+
+    items: int
+    tokens: int
+    bytes: int
+
+
+class TokenEstimator:
+    """Estimates tokens from bytes, corrected by what servers report.
+
+    English has about one token in four bytes, code and other scripts up to one in two: the first
+    guess is on the safe side.
+    """
+
+    def __init__(self) -> None:
+        self.per_byte = 1 / 3
+
+    def observe(self, *, tokens: int, size: int) -> None:
+        """Take note that ``size`` bytes were ``tokens`` tokens."""
+        if tokens > 0 and size > 0:
+            self.per_byte += 0.3 * (min(tokens / size, 1.0) - self.per_byte)
+
+    def estimate(self, size: int) -> float:
+        """Return the tokens of ``size`` bytes."""
+        return size * self.per_byte + 2  # special tokens
+
+
+def apportion(
+    total: int, weights: Sequence[float], *, most: int | None = None
+) -> NDArray[np.int32]:
+    """Split a request's token count over its texts: whole numbers that sum to it.
+
+    A server counts tokens per request. One text gets the exact number; several share it by
+    estimate, none more than the model reads.
+
+    Args:
+        total: Tokens of the request.
+        weights: Estimated tokens of each text, positive.
+        most: Longest input of the model, if known.
+
+    Returns:
+        Array of shape (n,).
+    """
+    cap = np.inf if most is None else float(most)
+    shares = np.minimum(np.asarray(weights, np.float64), cap)
+    for _ in range(4):  # what one text cannot have, the others get
+        free = shares < cap
+        spare = total - shares[~free].sum()
+        if not free.any() or spare <= 0:
+            break
+        shares[free] = np.minimum(shares[free] * (spare / shares[free].sum()), cap)
+    shares *= total / shares.sum()
+    counts = np.floor(shares).astype(np.int32)
+    left = total - int(counts.sum())
+    counts[np.argsort(counts - shares, kind="stable")[:left]] += 1
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Texts that travel in one request.
+
+    Attributes:
+        rows: The caller's row numbers.
+        texts: The texts, without any prefix.
+        sizes: Their bytes in UTF-8.
+        cut: Whether they were shortened here.
+        guesses: How often, without the server having said that they are too long.
+    """
+
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    cut: bool = False
+    guesses: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> TextBatch:
+        """Return the batch of some consecutive texts."""
+        return replace(
+            self,
+            rows=self.rows[start:stop],
+            texts=self.texts[start:stop],
+            sizes=self.sizes[start:stop],
+        )
+
+    def split(self, suspect: int | None = None) -> tuple[TextBatch, ...]:
+        """Return the halves; given the position of a suspect, it alone and what surrounds it."""
+        if suspect is not None and 0 <= suspect < len(self):
+            cuts = [0, suspect, suspect + 1, len(self)]
+        else:
+            cuts = [0, len(self) // 2, len(self)]
+        pairs = itertools.pairwise(cuts)
+        return tuple(self.part(start, stop) for start, stop in pairs if start < stop)
+
+
+class RequestPlanner:
+    """Hands out the next request's texts: as many as fit by items, estimated tokens and bytes.
+
+    It plans as it goes, so that what was learnt from the first answers shapes the later requests.
+
+    Args:
+        texts: The caller's texts.
+        rows: Their row numbers, ascending; those left out are not sent.
+        estimator: Estimates tokens.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], rows: Sequence[int], estimator: TokenEstimator
+    ) -> None:
+        self._texts = texts
+        self._rows = rows
+        self._estimator = estimator
+        self._next = 0
+        self._returned: deque[TextBatch] = deque()
+
+    def put_back(self, batch: TextBatch) -> None:
+        """Take texts back, to be handed out again under the limits of then."""
+        self._returned.append(batch)
+
+    def take(self, limits: RequestLimits) -> TextBatch | None:
+        """Return the next texts that fit into one request, at least one, or None at the end."""
+        if self._returned:
+            batch = self._returned.popleft()
+            fits = self._fitting(batch.sizes, limits)
+            if fits < len(batch):
+                self._returned.appendleft(batch.part(fits, len(batch)))
+            return batch.part(0, fits)
+        if self._next == len(self._rows):
+            return None
+        texts: list[str] = []
+        sizes: list[int] = []
+        rows = self._rows[self._next : self._next + limits.items]
+        for row in rows:
+            texts.append(self._texts[row])
+            sizes.append(size_of(texts[-1]))
+            # Images are large and made when they are looked at: not one more than fits.
+            if sizes[-1] > _LARGE and self._fitting(sizes, limits) < len(sizes):
+                break
+        fits = self._fitting(sizes, limits)
+        self._next += fits
+        return TextBatch(tuple(rows[:fits]), tuple(texts[:fits]), tuple(sizes[:fits]))
+
+    def _fitting(self, sizes: Sequence[int], limits: RequestLimits) -> int:
+        tokens, total = 0.0, 0
+        for count, size in enumerate(sizes[: limits.items]):
+            tokens += self._estimator.estimate(size)
+            total += size
+            if count and (tokens > limits.tokens or total > limits.bytes):
+                return count
+        return min(len(sizes), limits.items)
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

@@ -37,9 +37,9 @@ __all__ = [
 _LONGEST = 500  # characters of a server's message
 _READ = 32_768  # bytes of an error body; a page of tags alone would take seconds to clean
 _TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
-# input[3], inputs.3, and pydantic's ('body', 'input', 3)
 _WORD = re.compile(r"[a-z0-9]+")
-_COMPARED = 256  # characters
+_COMPARED = 256  # characters of a text that is compared with others by its words
+# input[3], inputs.3, and pydantic's ('body', 'input', 3)
 _NAMED = re.compile(r"inputs?(?:\[|\.|', )(\d{1,9})\b")
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.remote.rate_limit import (
+from nimbed.remote.request import (
     RequestLimits,
     RequestPlanner,
     TextBatch,
