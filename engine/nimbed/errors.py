@@ -161,8 +161,30 @@ class OverloadedError(RemoteError):
 def missing_extra(extra: str, *, needs: str) -> MissingExtraError:
     """Return the error for an absent optional dependency, with the line that installs it."""
     return MissingExtraError(
-        f"this needs {needs}, which is not installed; run: pip install 'nimbed[{extra}]'"
+        f"this needs {needs}, which is not installed; run: {install_line(extra)}"
     )
+
+
+def install_line(extra: str) -> str:
+    """Return the command that adds an extra to this installation, a clone's or a package's."""
+    import json
+    import shlex
+    import sys
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        recorded = distribution("nimbed").read_text("direct_url.json")
+    except PackageNotFoundError:  # on the path alone
+        recorded = None
+    # Where it came from if not from an index, as pip writes it down (PEP 610).
+    origin = json.loads(recorded or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        clone = url2pathname(urlsplit(origin["url"]).path)
+        python = shlex.quote(sys.executable or "python")
+        return f"{python} -m pip install -e {shlex.quote(f'{clone}[{extra}]')}"
+    return f"pip install 'nimbed[{extra}]'"
 
 
 def name_rows(rows: Sequence[int]) -> str:

@@ -85,6 +85,7 @@ def embed(
     The result appears when it is complete, or not at all.
     """
     from nimbed.errors import ConfigurationError
+    from nimbed_cli.terminal import hint_if_stopped
 
     keywords: dict[str, Any] = {
         "input_type": input_type,
@@ -129,13 +130,22 @@ def embed(
         if found is not None:
             address = arguments[0] if len(arguments) > 1 else None
             gpus = False if device == "cpu" else None
-            said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
+            kept = (
+                f"the parts in {output} are kept, and the same command makes those that are missing"
+            )
+            with hint_if_stopped(kept):
+                said = _embed_on_ray(embedder, address, found, output, keywords, gpus, progress)
         else:
             keywords |= {"template": template, "encoding": encoding, "delimiter": delimiter}
             keywords["splitter"] = options.splitter_for(
                 embedder, chunk, overlap, input_type=input_type
             )
-            said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
+            nothing = (
+                f"{output} is as it was, and the same command begins anew; `nimbed load` into a "
+                f"table goes on where it was stopped"
+            )
+            with hint_if_stopped(nothing):
+                said = _embed_here(embedder, arguments[0], output, input_format, keywords, progress)
     typer.echo("\n".join(said), err=True)
 
 

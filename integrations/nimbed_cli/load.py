@@ -122,7 +122,7 @@ def load(
     from nimbed.bulk import listing
     from nimbed.errors import ConfigurationError, InputError
     from nimbed.files.sources import is_source
-    from nimbed_cli.terminal import progress_bar
+    from nimbed_cli.terminal import hint_if_stopped, progress_bar
 
     if from_table is None and from_query is None:
         *dsn, source = arguments
@@ -175,6 +175,9 @@ def load(
         "int8_scale": int8_scale,
     }
     with ExitStack() as stack:
+        stack.enter_context(
+            hint_if_stopped(f"what {name} has is kept, and the same command goes on from there")
+        )
         opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
         if collection is None:
             opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)

@@ -22,7 +22,9 @@ __all__ = ["models"]
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="An id, an alias, an old name, or a folder."),
+        typer.Argument(
+            metavar="NAME", help="An id, an alias, an old name, a part of them, or a folder."
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -43,7 +45,7 @@ def models(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the known models, or describe one."""
+    """List the known models, or those that NAME is a part of, or describe one."""
     from nimbed import cards
     from nimbed.errors import ConfigurationError
 
@@ -53,17 +55,22 @@ def models(
                 "--check, --card, --dimensions and --store describe one model; each needs the name "
                 "of a model"
             )
-        listed = cards.catalogue()
-        if as_json:
-            typer.echo(json.dumps([_facts(card) for card in listed], ensure_ascii=False, indent=2))
-        else:
-            _print_catalogue(listed)
+        _list(cards.catalogue(), as_json=as_json)
         return
     steps: list[str] | None = None
     if check or card is not None or Path(name).is_dir():
         described, steps = _from_files(name, card)
     else:
-        described = cards.find(name)
+        found = _search(name)
+        if len(found) > 1:
+            if dimensions is not None or store is not None:
+                raise ConfigurationError(
+                    f"--dimensions and --store describe one model; {name!r} is a part of "
+                    f"{len(found)}: {', '.join(each.id for each in found)}"
+                )
+            _list(found, as_json=as_json)
+            return
+        described = found[0] if found else cards.find(name)
     specs = _specs(described, dimensions)
     fields = None if store is None else _fields(specs, store)
     if as_json:
@@ -83,6 +90,28 @@ def models(
             _print_specs(specs)
         else:
             _print_fields(fields)
+
+
+def _search(name: str) -> tuple[ModelCard, ...]:
+    """Return the model of a name, or else all that have it as a part of one of their names."""
+    from nimbed import cards
+
+    exact = cards.known(name)
+    if exact is not None:
+        return (exact,)
+    part = name.lower()
+    return tuple(
+        card
+        for card in cards.catalogue()
+        if part and any(part in each.lower() for each in (card.id, *card.aliases))
+    )
+
+
+def _list(listed: tuple[ModelCard, ...], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([_facts(card) for card in listed], ensure_ascii=False, indent=2))
+    else:
+        _print_catalogue(listed)
 
 
 def _from_files(name: str, told: str | None) -> tuple[ModelCard, list[str]]:

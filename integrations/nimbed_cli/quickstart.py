@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
+import json
+import os
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,22 +33,26 @@ _QUESTIONS = (
     "share memory between processes",
 )
 _SHOWN = 3
-_MOST_QUERIES = 250
 _COMPARED: tuple[tuple[EmbeddingType, int], ...] = (
     ("float", 0),
     ("int8", 0),
     ("ubinary", 0),
     ("ubinary", OVERSAMPLING),
 )
-_NEXT = """\
-  echo '{"text": "Bees make honey."}' > texts.jsonl    [dim]# or texts of your own[/dim]
-  nimbed embed texts.jsonl -o vectors.jsonl --input-type passage
-  nimbed load --embedded ./database --table docs texts.jsonl
-  nimbed search --embedded ./database --table docs "who makes honey?"
-  nimbed models                  [dim]# what else it can load[/dim]
-  python                         [dim]# the same from a program:[/dim]
-  >>> import nimbed
-  >>> nimbed.load().embed(["a text"], input_type="query")"""
+# The passages left behind: few enough to be embedded again in half a minute.
+_MOST_KEPT = 1000
+_FILE_COMMANDS = (
+    "{nimbed} embed {passages} -o {folder}/vectors.jsonl --input-type passage --id-field id",
+    "{nimbed} tradeoff {passages} --id-field id",
+)
+_DATABASE_COMMANDS = (
+    "{nimbed} load --embedded {folder}/database --table docs {passages} --id-field id",
+    '{nimbed} search --embedded {folder}/database --table docs "compress a file" -k 3',
+)
+_OTHER_COMMANDS = (
+    "{nimbed} models",
+    """{python} -c 'import nimbed; print(nimbed.load().embed(["a text"], input_type="query"))'""",
+)
 
 
 def quickstart(
@@ -58,7 +63,8 @@ def quickstart(
     """Embed and search Python's documentation.
 
     A few thousand docstrings of the standard library, searched by floats, by bits, and in a
-    PostgreSQL of their own.
+    PostgreSQL of their own. A thousand of them stay behind in passages.jsonl, for the commands that
+    are shown at the end.
     """
     from rich.console import Console
 
@@ -89,28 +95,67 @@ def quickstart(
         )
         packed = embedder.spec(embedding_type="ubinary")
         console.print(_answers(corpus, questions, floats, packed))
-        console.print(_comparison(compare(floats, embedder), len(corpus)))
+        console.print(_comparison(compare(corpus, floats, embedder), len(corpus)))
         smaller = floats.spec.bytes_per_vector // packed.bytes_per_vector
         console.print(
-            f"[dim]recall@10: how many of the ten nearest by float are found. Bits take "
-            f"{smaller} times\nless memory; rescored, the best "
-            f"{OVERSAMPLING}0 by bits are ranked again by floats from disk.[/dim]\n"
+            f"[dim]recall@10: how many of the ten nearest by float are found, where first\n"
+            f"sentences ask for the rest of their passages. Bits take {smaller} times less\n"
+            f"memory; rescored, the best {OVERSAMPLING}0 by bits are ranked again by floats from "
+            f"disk.[/dim]\n"
         )
-        console.print(search_database(corpus, floats, _QUESTIONS, questions, embedder))
+        ran, answers = search_database(corpus, floats, _QUESTIONS, questions, embedder)
+        console.print(answers)
+    cut = set(floats.truncated)
+    whole = [passage for row, passage in enumerate(corpus) if row not in cut]
+    kept = whole[:: -(-len(whole) // _MOST_KEPT)]
+    path = leave_passages(kept)
+    typed = (*_FILE_COMMANDS, *(_DATABASE_COMMANDS if ran else ()), *_OTHER_COMMANDS)
     console.print("[bold]What to type next[/bold]")
-    programs = Path(sys.executable).parent
-    if shutil.which("nimbed") != str(programs / "nimbed"):
-        inside = programs.is_relative_to(Path.cwd())
-        folder = f"$PWD/{programs.relative_to(Path.cwd())}" if inside else programs
-        console.print(f'  export PATH="{folder}:$PATH"', markup=False, soft_wrap=True)
-    console.print(_NEXT)
+    console.print(f"{len(kept):,} of the passages are in {path}\n", markup=False, soft_wrap=True)
+    for command in _commands(path, typed):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
-def compare(floats: EmbeddingBatch, embedder: Embedder) -> tuple[Measured, ...]:
-    """Search a corpus for some of its own passages, which are left out of it.
+def leave_passages(passages: Sequence[Passage]) -> Path:
+    """Write passages as JSON lines into the current folder, and replace no file of anybody else's.
+
+    Returns:
+        ``passages.jsonl``; ``quickstart-passages.jsonl`` where a file of the first name holds
+        something else; in a new temporary folder where the current one cannot be written to.
+    """
+    lines = (json.dumps({"id": each.id, "text": each.text}) + "\n" for each in passages)
+    written = "".join(lines).encode()
+    folder = Path() if os.access(".", os.W_OK) else Path(tempfile.mkdtemp(prefix="nimbed-"))
+    path = folder / "passages.jsonl"
+    if path.exists() and not (path.is_file() and path.read_bytes() == written):
+        path = folder / "quickstart-passages.jsonl"
+    path.write_bytes(written)
+    return path
+
+
+def _commands(passages: Path, typed: Sequence[str]) -> list[str]:
+    """Return commands as they are to be typed here: with this program, this Python, that file."""
+    from nimbed_cli.terminal import program_typed, python_typed
+
+    places = {
+        "nimbed": program_typed(),
+        "python": python_typed(),
+        "passages": shlex.quote(str(passages)),
+        "folder": shlex.quote(str(passages.parent)),
+    }
+    return [command.format(**places) for command in typed]
+
+
+def compare(
+    corpus: Sequence[Passage], floats: EmbeddingBatch, embedder: Embedder
+) -> tuple[Measured, ...]:
+    """Search a corpus by the first sentences of some passages, of which the rest is left in it.
+
+    The names in front are left out of both, or bits would be found by the name alone.
 
     Args:
-        floats: At least two float vectors, all of one role.
+        corpus: The passages.
+        floats: Their vectors.
         embedder: The embedder that made them.
 
     Returns:
@@ -118,16 +163,20 @@ def compare(floats: EmbeddingBatch, embedder: Embedder) -> tuple[Measured, ...]:
     """
     import numpy as np
 
+    from nimbed.batch import concatenate
     from nimbed_tradeoff import Way, measure
+    from nimbed_tradeoff.texts import first_sentences
 
-    step = max(2, len(floats) // _MOST_QUERIES)
-    held_out = np.arange(0, len(floats), step)
-    corpus = np.setdiff1d(np.arange(len(floats)), held_out)
+    made = first_sentences([passage.text.removeprefix(f"{passage.id}: ") for passage in corpus])
+    asked = embedder.embed(made.texts, input_type="query", truncate="END")
+    left = [made.passages[place] for place in made.places]
+    others = floats.select(np.setdiff1d(np.arange(len(floats)), made.places))
+    rest = embedder.embed(left, input_type="passage", truncate="END")
     ways = [
         Way(spec=embedder.spec(embedding_type=kind), oversampling=times)
         for kind, times in _COMPARED
     ]
-    return measure(floats.select(held_out), floats.select(corpus), ways)
+    return measure(asked, concatenate([others, rest]), ways)
 
 
 def search_database(
@@ -136,7 +185,7 @@ def search_database(
     questions: Sequence[str],
     asked: EmbeddingBatch,
     embedder: Embedder,
-) -> str:
+) -> tuple[bool, str]:
     """Load passages into a PostgreSQL of their own, in a temporary folder, and search it.
 
     What ``nimbed load --embedded`` and ``nimbed search --embedded`` do.
@@ -149,7 +198,7 @@ def search_database(
         embedder: The embedder that made the vectors.
 
     Returns:
-        The answers in rich's markup, or why no database runs here.
+        Whether a database runs here, and the answers in rich's markup, or why it does not.
     """
     from rich.markup import escape
 
@@ -176,16 +225,17 @@ def search_database(
                 ]
                 seconds = (time.perf_counter() - loaded) / len(questions)
     except NimbedError as error:
-        return f"[dim]No PostgreSQL could be started here: {escape(str(error))}[/dim]\n"
+        return False, f"[dim]No PostgreSQL could be started here: {escape(str(error))}[/dim]\n"
     lines = [
         "[bold]The same in a PostgreSQL of its own, with pgvector[/bold]",
         f"loaded and indexed in {loaded - begun:.1f} s; a question takes "
         f"{1000 * seconds:.1f} ms: bits by HNSW, then floats\n",
+        f"  {'question':36}  cosine  nearest passage",
     ]
     for question, found in zip(questions, hits, strict=True):
         best = found[0]
-        lines.append(f"  {question:36.36}  [cyan]{1 - best.distance:4.2f}[/cyan] {best.id:.34}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"  {question:36.36}  [cyan]{1 - best.distance:6.2f}[/cyan]  {best.id:.32}")
+    return True, "\n".join(lines) + "\n"
 
 
 def _answers(
@@ -202,7 +252,7 @@ def _answers(
     coarse = nearest(derive(questions, packed), derive(floats, packed), _SHOWN * OVERSAMPLING)
     rescored = rescore(questions, floats, coarse.rows, _SHOWN)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cosine of floats", "Hamming of bits, then rescored"):
+    for heading in ("cosine, nearest by floats", "bits that differ, by bits then floats"):
         table.add_column(heading, width=37, no_wrap=True, overflow="ellipsis")
     for place, question in enumerate(_QUESTIONS):
         if place:
@@ -226,7 +276,7 @@ def _comparison(compared: Sequence[Measured], count: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stored as")
     table.add_column("compared by")
-    for heading in ("bytes", "in memory", "a query", "recall@10"):
+    for heading in ("bytes each", "all in memory", "time a query", "recall@10"):
         table.add_column(heading, justify="right")
     for each in compared:
         spec, rescored = each.way.spec, each.way.oversampling > 0

@@ -5,10 +5,13 @@ A table goes to standard output, in a pipe as tab-separated lines; a bar to stan
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -16,7 +19,16 @@ import typer
 if TYPE_CHECKING:
     from nimbed.findings import Finding
 
-__all__ = ["Column", "print_facts", "print_findings", "print_table", "progress_bar"]
+__all__ = [
+    "Column",
+    "hint_if_stopped",
+    "print_facts",
+    "print_findings",
+    "print_table",
+    "program_typed",
+    "progress_bar",
+    "python_typed",
+]
 
 
 #: Unicode has pictures of the old control characters; of the others the number is shown, as of
@@ -145,6 +157,36 @@ def _one_line(cell: str) -> str:
 def _visible(text: str) -> str:
     """Return a text whose control characters are shown, not obeyed by the terminal."""
     return text.translate(_SHOWN)
+
+
+def program_typed() -> str:
+    """Return how this program is called from here, to begin a command that works as it is shown."""
+    program = sys.argv[0]
+    if Path(program).stem != "nimbed" or not Path(program).is_file():
+        return f"{python_typed()} -m nimbed_cli.main"
+    found = shutil.which("nimbed")
+    if found is not None and Path(found).samefile(program):
+        return "nimbed"
+    return shlex.quote(program)
+
+
+def python_typed() -> str:
+    """Return how the Python that runs this is called from here."""
+    python = Path(sys.executable)
+    if shutil.which("python") == str(python):
+        return "python"
+    inside = python.is_relative_to(Path.cwd())
+    return shlex.quote(str(python.relative_to(Path.cwd()) if inside else python))
+
+
+@contextmanager
+def hint_if_stopped(hint: str) -> Generator[None]:
+    """Say what became of a job, and how it goes on, if Ctrl-C ends the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; {hint}", err=True)
+        raise
 
 
 @contextmanager

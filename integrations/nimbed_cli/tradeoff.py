@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -113,6 +114,19 @@ def tradeoff(
         typer.echo(json.dumps(study.to_dict(), ensure_ascii=False, indent=2))
     else:
         _show(study, target)
+        given = {
+            "--model": model,
+            "--card": card,
+            "--prompt-name": prompt_name,
+            "--base-url": base_url,
+            "--text-field": text_field,
+            "--id-field": id_field,
+            "--input-format": input_format,
+            "--truncate": None if truncate == "NONE" else truncate,
+            "--chunk": chunk,
+            "--overlap": overlap or None,
+        }
+        typer.echo(f"\nso stored, in a PostgreSQL of its own:\n{_load_line(study, source, given)}")
 
 
 def _writable(output: str, inputs: Iterable[str | None]) -> Path:
@@ -143,6 +157,24 @@ def _sizes(typed: str) -> list[int]:
         raise ConfigurationError(
             f"--dimensions takes sizes separated by commas, such as 128,256; got {typed!r}"
         ) from None
+
+
+def _load_line(study: Tradeoff, source: str, given: Mapping[str, object]) -> str:
+    """Return the command that loads the same passages in the recommended way."""
+    from nimbed_cli.terminal import program_typed
+
+    way = study.advice.best.way
+    stored: dict[str, object] = {
+        "--embedding-type": way.spec.embedding_type,
+        "--dimensions": way.spec.dimensions,
+        "--also": "halfvec" if way.oversampling else None,
+    }
+    words = ["load", "--embedded", "./database", "--table", "passages", source]
+    for name, value in {**given, **stored}.items():
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                words += [name, str(each)]
+    return f"{program_typed()} {shlex.join(words)}"
 
 
 def _show(study: Tradeoff, target: Path | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from nimbed.errors import install_line
 from nimbed_server.logging import LOG
 
 __all__ = ["traced"]
@@ -34,8 +35,9 @@ def traced(app: Any) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         LOG.warning(
-            "OpenTelemetry is asked for, but %s is missing; run: pip install 'nimbed[otel]'",
+            "OpenTelemetry is asked for, but %s is missing; run: %s",
             error.name,
+            install_line("otel"),
         )
         return app
     # The resource reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which go before ours.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 
 import pytest
@@ -56,7 +57,33 @@ def test_a_text_that_is_too_long_says_by_how_much():
 
 def test_a_missing_extra_comes_with_its_pip_line():
     error = errors.missing_extra("llama-index", needs="llama-index-core")
-    assert "pip install 'nimbed[llama-index]'" in str(error)
+    assert str(error).endswith(f"; run: {errors.install_line('llama-index')}")
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        (None, "pip install 'nimbed[light]'"),
+        (
+            {"url": "https://index.example/nimbed.whl", "archive_info": {}},
+            "pip install 'nimbed[light]'",
+        ),
+        ({"url": "file:///work/nimbed", "dir_info": {}}, "pip install 'nimbed[light]'"),
+        (
+            {"url": "file:///my%20work/nimbed", "dir_info": {"editable": True}},
+            "/venv/bin/python -m pip install -e '/my work/nimbed[light]'",
+        ),
+    ],
+)
+def test_an_extra_is_added_to_the_installation_that_runs(origin, line, tmp_path, monkeypatch):
+    facts = tmp_path / "nimbed-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.4\nName: nimbed\nVersion: 1\n")
+    if origin is not None:
+        (facts / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.executable", "/venv/bin/python")
+    assert errors.install_line("light") == line
 
 
 def test_long_lists_of_rows_are_cut_in_messages():

@@ -249,14 +249,14 @@ _WITHOUT_PILLOW = """
 import sys
 sys.modules["PIL"] = None
 from nimbed.images import Image
-from nimbed.errors import MissingExtraError
+from nimbed.errors import MissingExtraError, install_line
 image = Image(bytes.fromhex(sys.argv[1]))
 assert image.kind == "png" and image.digest and image.data_url().startswith("data:image/png")
 for look in (image.rgb, lambda: image.size):
     try:
         look()
     except MissingExtraError as error:
-        assert "pip install 'nimbed[images]'" in str(error)
+        assert install_line("images") in str(error)
     else:
         raise SystemExit("it decoded without Pillow")
 """

@@ -45,7 +45,7 @@ for asked, said in (
     try:
         nimbed.load(**asked).embed(texts, input_type="query")
     except nimbed.errors.MissingExtraError as error:
-        assert said in str(error) and "pip install 'nimbed[local]'" in str(error), error
+        assert said in str(error) and nimbed.errors.install_line("local") in str(error), error
     else:
         raise AssertionError(asked)
 assert not {"torch", "scipy", "transformers"}.intersection(sys.modules)

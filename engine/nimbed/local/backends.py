@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from nimbed.embedder import Backend
-from nimbed.errors import ConfigurationError, MissingExtraError, missing_extra
+from nimbed.errors import ConfigurationError, MissingExtraError, install_line, missing_extra
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.tensors import weight_files
 from nimbed.spec import check_literal
@@ -22,8 +22,8 @@ __all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch
 # What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
 _GRAPHS = ("bert", "distilbert", "mpnet", "nomic_bert", "xlm_roberta")
 
-_TORCH = (
-    "pip install 'nimbed[local]' (on a machine without a GPU first: pip install torch "
+_TORCH_ALONE = (
+    "(on a machine without a GPU first: pip install torch "
     "--index-url https://download.pytorch.org/whl/cpu)"
 )
 
@@ -131,7 +131,7 @@ def _read_static(checkpoint: Checkpoint, devices: Sequence[str]) -> Loaded:
 def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:
     why = why_torch(checkpoint, devices=devices, dtype=dtype)
     if why:
-        raise MissingExtraError(f"{why}; run: {_TORCH}")
+        raise MissingExtraError(f"{why}; run: {install_line('local')} {_TORCH_ALONE}")
     try:
         from nimbed.local.onnx.session import OnnxEngine
         from nimbed.local.tokenizer import read_tokenizer
@@ -141,8 +141,9 @@ def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dty
         if backend == "onnxruntime":
             raise missing_extra("light", needs=error.name or "onnxruntime") from error
         raise MissingExtraError(
-            f"a local model needs a backend, and {error.name} is not installed; run: pip install "
-            f"'nimbed[light]' (ONNX Runtime: encoders on the CPU, in float32) or {_TORCH}"
+            f"a local model needs a backend, and {error.name} is not installed; run: "
+            f"{install_line('light')} (ONNX Runtime: encoders on the CPU, in float32) or "
+            f"{install_line('local')} {_TORCH_ALONE}"
         ) from error
     engines = tuple(OnnxEngine(checkpoint) for _ in devices)
     return Loaded(tokenizer, engines, lambda: None)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
 from nimbed.embedder import Managed, Prepared, Replica, Token
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, install_line
 from nimbed.inputs import Input, check_inputs
 from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
@@ -391,7 +391,7 @@ class LocalEmbedder(Managed):
             if self.backend != "torch":
                 raise ConfigurationError(
                     "sparse and multi-vector embeddings need torch; load the model with "
-                    "backend='torch' (pip install 'nimbed[local]')"
+                    f"backend='torch' ({install_line('local')})"
                 )
             from nimbed.local.engine import Engine
             from nimbed.local.heads import M3Heads

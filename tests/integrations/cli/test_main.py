@@ -6,7 +6,13 @@ import time
 
 import pytest
 
-from nimbed.errors import BackendError, ConfigurationError, InputError, missing_extra
+from nimbed.errors import (
+    BackendError,
+    ConfigurationError,
+    InputError,
+    install_line,
+    missing_extra,
+)
 from nimbed.version import __version__
 from nimbed_cli import main as command_line
 
@@ -74,7 +80,7 @@ def test_what_cannot_be_parsed_is_misuse(nimbed_command, arguments, message):
         (ConfigurationError("ask for less"), 2, "Error: ask for less\n"),
         (InputError("line 3 is blank", rows=[3]), 2, "Error: line 3 is blank\n"),
         (BackendError("the model failed"), 1, "Error: the model failed\n"),
-        (missing_extra("parquet", needs="pyarrow"), 1, "pip install 'nimbed[parquet]'\n"),
+        (missing_extra("parquet", needs="pyarrow"), 1, install_line("parquet") + "\n"),
         (OSError(28, "No space left on device", "x.npy"), 1, "No space left on device: x.npy\n"),
         (MemoryError(), 1, "no memory left"),
         (KeyError("oops"), 1, "KeyError: 'oops'\nrun the command again with --debug"),
@@ -103,7 +109,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(place):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_job_is_quiet_and_leaves_nothing_behind(
+def test_an_interrupted_job_says_how_to_go_on_and_leaves_nothing_behind(
     nimbed_process, tmp_path, number, code
 ):
     (tmp_path / "in.txt").write_text("text\n" * 10_000)
@@ -118,7 +124,10 @@ def test_an_interrupted_job_is_quiet_and_leaves_nothing_behind(
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (code, "")
+    assert process.returncode == code
+    hint = f"stopped; {output} is as it was, and the same command begins anew; `nimbed load` "
+    assert err.startswith(hint) if number == signal.SIGINT else err == ""
+    assert err.count("\n") == (number == signal.SIGINT)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 

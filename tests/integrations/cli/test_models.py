@@ -73,6 +73,26 @@ def test_one_card_shows_its_facts_and_the_spec_of_every_type(nimbed_command, nam
         ]
 
 
+def test_a_part_of_a_name_lists_the_models_that_have_it(nimbed_command, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR")
+    head, *rows = (line.split("\t") for line in nimbed_command("models", "qwen").out.splitlines())
+    wanted = [card.id for card in cards.catalogue() if "qwen" in card.id.lower()]
+    assert head == ["model", "dimensions", "tokens", "inputs"]
+    assert [row[0] for row in rows] == wanted
+    assert len(wanted) > 1
+    listed = json.loads(nimbed_command("models", "QWEN", "--json").out)
+    assert [facts["id"] for facts in listed] == wanted
+    refused = nimbed_command("models", "qwen", "--store", "pgvector")
+    assert refused.code == 2
+    assert f"'qwen' is a part of {len(wanted)}: {wanted[0]}, " in refused.err
+
+
+def test_a_part_of_one_name_alone_describes_that_model(nimbed_command):
+    (card,) = (card for card in cards.catalogue() if "dinggemma" in card.id.lower())
+    described = nimbed_command("models", "dinggemma", "--json")
+    assert json.loads(described.out)["id"] == card.id
+
+
 def test_a_note_is_shown_whole(nimbed_command):
     card = next(card for card in cards.catalogue() if len(card.note) > 100)
     out = nimbed_command("models", card.id).out

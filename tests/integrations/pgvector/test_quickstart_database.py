@@ -18,7 +18,7 @@ CORPUS = [Passage(f"module.name{n}", f"module.name{n}: does this and that") for 
 QUESTIONS = ["what does it?", "and who?"]
 
 
-def told() -> str:
+def told() -> tuple[bool, str]:
     embedder = FakeEmbedder()
     floats = embedder.embed([passage.text for passage in CORPUS], input_type="passage")
     asked = embedder.embed(QUESTIONS, input_type="query")
@@ -32,7 +32,10 @@ def test_the_database_of_the_tour_gives_the_nearest(server_dsn: str) -> None:
         embedder.embed([passage.text for passage in CORPUS], input_type="passage"),
         1,
     )
-    said = re.findall(r"\[cyan\](.*)\[/cyan\] (\S+)", told())
+    ran, answers = told()
+    assert ran
+    assert "cosine  nearest passage" in answers
+    said = re.findall(r"\[cyan\] *(\S+)\[/cyan\]  (\S+)", answers)
     assert [name for _, name in said] == [CORPUS[row].id for row in best.rows[:, 0]]
     for (cosine, _), distance in zip(said, best.distances[:, 0], strict=True):
         assert float(cosine) == pytest.approx(1 - distance, abs=0.006)
@@ -43,4 +46,6 @@ def test_where_no_server_starts_the_tour_says_why(monkeypatch: pytest.MonkeyPatc
         raise BackendError("no room [here]")
 
     monkeypatch.setattr(embedded_server, "embedded_server", refuse)
-    assert "could be started here: no room \\[here]" in told()
+    ran, answers = told()
+    assert not ran
+    assert "could be started here: no room \\[here]" in answers

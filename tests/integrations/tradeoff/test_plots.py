@@ -12,6 +12,7 @@ import pytest
 from tests.integrations.tradeoff.test_page import marks, ticks
 
 import nimbed
+from nimbed.errors import install_line
 from nimbed_tradeoff import Measured, Way
 from nimbed_tradeoff.plots import draw_plots
 
@@ -136,4 +137,4 @@ def test_a_missing_library_is_named_when_a_page_is_asked_for_and_not_before():
         "except nimbed.errors.MissingExtraError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'nimbed[tradeoff]'" in said.stdout
+    assert install_line("tradeoff") in said.stdout
