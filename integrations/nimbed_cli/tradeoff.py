@@ -126,7 +126,7 @@ def tradeoff(
             "--chunk": chunk,
             "--overlap": overlap or None,
         }
-        typer.echo(f"\nso stored, in a PostgreSQL of its own:\n{_load_line(study, source, given)}")
+        typer.echo("\nso stored:\n" + "\n".join(_commands(study, source, given)))
 
 
 def _writable(output: str, inputs: Iterable[str | None]) -> Path:
@@ -159,22 +159,36 @@ def _sizes(typed: str) -> list[int]:
         ) from None
 
 
-def _load_line(study: Tradeoff, source: str, given: Mapping[str, object]) -> str:
-    """Return the command that loads the same passages in the recommended way."""
+def _commands(study: Tradeoff, source: str, given: Mapping[str, object]) -> list[str]:
+    """Return what stores the same passages in the recommended way.
+
+    A table, unless the floats to rescore by have more dimensions than the index: a table has one
+    size, so these are two files.
+    """
     from nimbed_cli.terminal import program_typed
 
-    way = study.advice.best.way
-    stored: dict[str, object] = {
-        "--embedding-type": way.spec.embedding_type,
-        "--dimensions": way.spec.dimensions,
-        "--also": "halfvec" if way.oversampling else None,
-    }
-    words = ["load", "--embedded", "./database", "--table", "passages", source]
-    for name, value in {**given, **stored}.items():
-        for each in value if isinstance(value, list) else [value]:
-            if each is not None:
-                words += [name, str(each)]
-    return f"{program_typed()} {shlex.join(words)}"
+    best, full = study.advice.best.way, study.measured[0].way.spec
+    compact = {"--embedding-type": best.spec.embedding_type, "--dimensions": best.spec.dimensions}
+    if best.oversampling and best.spec.dimensions != full.dimensions:
+        jobs: list[tuple[list[str], Mapping[str, object]]] = [
+            (
+                ["embed", source, "-o", f"{name}.jsonl", "--input-type", "passage"],
+                stored,
+            )
+            for name, stored in (("compact", compact), ("floats", {}))
+        ]
+    else:
+        also = {"--also": "halfvec" if best.oversampling else None}
+        table = ["load", "--embedded", "./database", "--table", "passages", source]
+        jobs = [(table, {**compact, **also})]
+    commands = []
+    for words, stored in jobs:
+        for name, value in {**given, **stored}.items():
+            for each in value if isinstance(value, list) else [value]:
+                if each is not None:
+                    words += [name, str(each)]
+        commands.append(f"{program_typed()} {shlex.join(words)}")
+    return commands
 
 
 def _show(study: Tradeoff, target: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,17 @@ def test_the_first_command_works_in_a_fresh_clone(tmp_path):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_an_older_python_gets_one_sentence():
+    checks = {code.partition(" && ")[0] for mark, code in blocks("bash") if mark is not None}
+    assert len(checks) == 1  # the same in both commands
+    python, option, check = shlex.split(checks.pop())
+    assert (python, option) == ("python3", "-c")
+    for version, said in [((3, 10, 13), "nimbed needs Python 3.11 or newer\n"), ((3, 14, 0), "")]:
+        code = f"import sys; sys.version_info = {version}; {check}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (bool(said), said)
 
 
 def test_the_ci_script_finds_the_test_command():

@@ -33,7 +33,7 @@ def test_the_terminal_shows_every_way_the_advice_and_what_to_know(
     outcome = nimbed_command("tradeoff", passages)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert max(map(len, lines[:-1])) <= 80
+    assert max(map(len, lines[: lines.index("so stored:")])) <= 80
     assert (
         sum(line.split()[:1] in (["float"], ["int8"], ["uint8"], ["ubinary"]) for line in lines)
         == 12
@@ -44,7 +44,8 @@ def test_the_terminal_shows_every_way_the_advice_and_what_to_know(
     assert "Store " in words
     assert "first sentences of 120 passages" in words
     assert "add -o page.html for the plots" in words
-    assert fake_model == [(None, {"base_url": None, "device": "auto", "dtype": "auto"})]
+    placement = {"base_url": None, "device": "auto", "dtype": "auto", "backend": "auto"}
+    assert fake_model == [(None, {"card": None, "prompt_name": None, **placement})]
 
 
 @pytest.mark.parametrize("columns", [80, 70, 60, 50, 40])
@@ -53,30 +54,45 @@ def test_a_narrow_terminal_shows_recall_and_the_recommended_way(
 ):
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = nimbed_command("tradeoff", passages).out.splitlines()
-    assert max(map(len, lines[:-1])) <= columns
+    assert max(map(len, lines[: lines.index("so stored:")])) <= columns
     (best,) = (line for line in lines if line.rstrip().endswith(" <"))
     assert re.search(r"\b[01]\.\d{3}\b", best)
     assert "recall@10" in " ".join(lines)
     assert ("IQR" in " ".join(lines)) == (columns == 80)
 
 
-def test_the_last_line_loads_the_same_passages_in_the_recommended_way(
-    nimbed_command, fake_model, tmp_path
+@pytest.mark.parametrize(
+    ("keep", "sizes", "rescored"),
+    [("0.3", "64", False), ("0.5", "64", True), ("0.5", "32,16", True)],
+)
+def test_the_last_lines_store_the_same_passages_in_the_recommended_way(
+    nimbed_command, fake_model, tmp_path, keep, sizes, rescored
 ):
     source = tmp_path / "my passages.jsonl"
-    rows = [{"name": f"p{n}", "title": f"T{n}", "body": text} for n, text in enumerate(PASSAGES)]
+    rows = [{"name": n, "title": f"The title of {n}", "body": t} for n, t in enumerate(PASSAGES)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = ["--text-field", "title", "--text-field", "body", "--id-field", "name"]
-    out = nimbed_command("tradeoff", source, *fields, "--keep", "0.1", "--truncate", "END").out
-    kind, size = re.search(r"Store (\w+) at (\d+) dimensions", " ".join(out.split())).groups()
-    _, _, typed = out.splitlines()[-1].partition(" -m nimbed_cli.main ")
-    words = shlex.split(typed)
-    get_command(app).commands["load"].make_context("load", words[1:])  # every option is load's
-    assert words == [
-        *("load", "--embedded", "./database", "--table", "passages", str(source)),
-        *(*fields, "--truncate", "END", "--embedding-type", kind, "--dimensions", size),
-        *(["--also", "halfvec"] if "and rescore the best" in " ".join(out.split()) else []),
+    given = ["--text-field", "title", "--text-field", "body", "--id-field", "name"]
+    given += ["--truncate", "END"]
+    out = nimbed_command("tradeoff", source, *given, "--keep", keep, "--dimensions", sizes).out
+    said = " ".join(out.split())
+    assert ("and rescore the best" in said) == rescored
+    kind, size = re.search(r"Store (\w+) at (\d+) dimensions", said).groups()
+    _, _, typed = out.partition("so stored:\n")
+    commands = [
+        shlex.split(line.partition(" -m nimbed_cli.main ")[2]) for line in typed.splitlines()
     ]
+    for name, *words in commands:
+        get_command(app).commands[name].make_context(name, words)  # every option is the command's
+    stored = ["--embedding-type", kind, "--dimensions", size]
+    table = ["load", "--embedded", "./database", "--table", "passages", str(source)]
+    files = [
+        ["embed", str(source), "-o", f"{name}.jsonl", "--input-type", "passage"]
+        for name in ("compact", "floats")
+    ]
+    if rescored and size != "64":
+        assert commands == [[*files[0], *given, *stored], [*files[1], *given]]
+    else:
+        assert commands == [[*table, *given, *stored, *["--also", "halfvec"] * rescored]]
 
 
 def test_plots_need_matplotlib_and_the_table_does_not(
@@ -135,7 +151,8 @@ def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, passages)
         *("--device", "cpu", "--dtype", "float32", "--dimensions", "16"),
     )
     placement = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
-    assert fake_model == [("some/model", placement)]
+    how = {"card": None, "prompt_name": None, "backend": "auto", **placement}
+    assert fake_model == [("some/model", how)]
 
 
 def test_standard_input_is_read(nimbed_process):
