@@ -22,6 +22,7 @@ PAGES = [
         for name in ("pgvector", "server", "weaviate")
     ),
     ROOT / "integrations" / "nimbed_pgvector" / "LIFECYCLE.md",
+    *sorted((ROOT / "examples").glob("*.md")),
 ]
 FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
