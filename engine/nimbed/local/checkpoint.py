@@ -306,12 +306,7 @@ def _refuse_generators(
 
 def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
     folder = pipeline.weights
-    if pipeline.modules:
-        raise CheckpointError(
-            f"{folder} has {pipeline.modules[0].folder.name} behind its StaticEmbedding, which "
-            f"nimbed does not run there"
-        )
-    width = _table_width(folder)
+    width = pipeline.width(_table_width(folder))
     return ModelCard(
         id=located.name,
         architecture="static",
