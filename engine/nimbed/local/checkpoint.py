@@ -199,8 +199,9 @@ def read_checkpoint(
         card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
-    if "adapter" in config:  # other weights
-        revision = f"{revision}, {config['adapter']}"
+    if "adapter" in config and (prompt_name is not None or not located.pinned):
+        # Other weights; a model's name alone means the adapters of its roles.
+        revision = ", ".join(filter(None, (revision, config["adapter"])))
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
