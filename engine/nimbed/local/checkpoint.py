@@ -201,7 +201,8 @@ def read_checkpoint(
         revision = _content_id(folder, pipeline)
     if "adapter" in config and (prompt_name is not None or not located.pinned):
         # Other weights; a model's name alone means the adapters of its roles.
-        revision = ", ".join(filter(None, (revision, config["adapter"])))
+        adapter = str(config["adapter"])
+        revision = adapter if revision is None else f"{revision}, {adapter}"
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
