@@ -15,7 +15,6 @@ from sentence_transformers.sentence_transformer.modules import (
     Dropout,
     LayerNorm,
     Pooling,
-    WeightedLayerPooling,
 )
 from tests.engine.local.checkpoints import tiny_bert
 from tests.engine.local.families import FAMILIES
@@ -26,6 +25,7 @@ from tests.engine.local.sentence_folders import (
     edit,
     saved,
     transformer,
+    weighted_layers,
     width_of,
 )
 
@@ -77,16 +77,6 @@ def test_dense_layers_are_applied_with_their_activation(network, activation, tmp
     assert ours.card.dimensions == 16
 
 
-def weighted_layers(folder, first):
-    """Return a network and weights of its layers from one on, as modules."""
-    network = transformer(folder, config_kwargs={"output_hidden_states": True})
-    width, last = network.model.config.hidden_size, network.model.config.num_hidden_layers
-    layers = WeightedLayerPooling(width, num_hidden_layers=last, layer_start=first)
-    with torch.no_grad():
-        layers.layer_weights.copy_(torch.linspace(-0.2, 1.9, last + 1 - first))
-    return [network, layers]
-
-
 @pytest.mark.parametrize("family", ["bert", "mpnet", "xlm-roberta", "distilbert"])
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_a_weighted_mean_of_layers_is_that_of_sentence_transformers(family, first, tmp_path):
@@ -98,6 +88,8 @@ def test_a_weighted_mean_of_layers_is_that_of_sentence_transformers(family, firs
     together = ours.embed(TEXTS, input_type="query").vectors
     alone = [ours.embed([text], input_type="query").vectors[0] for text in TEXTS]
     np.testing.assert_array_equal(together, alone)
+    half = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="bfloat16")
+    assert (half.embed(TEXTS, input_type="query").vectors * together).sum(1).min() >= 0.999
     last = nimbed.load(str(network), device="cpu", dtype="float32").spec().fingerprint
     assert ours.spec().fingerprint != last
 
