@@ -39,13 +39,20 @@ def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, tmp_path)
     nimbed_command(
         *arguments,
         *("--model", "some/model", "--base-url", "http://localhost:1", "--device", "cpu"),
-        *("--dtype", "float32"),
+        *("--dtype", "float32", "--backend", "torch", "--card", "a/card", "--prompt-name", "task"),
     )
+    chosen = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
     assert fake_model == [
-        (None, {"base_url": None, "device": "auto", "dtype": "auto"}),
+        (
+            None,
+            {
+                **{"card": None, "prompt_name": None, "base_url": None},
+                **dict.fromkeys(("device", "dtype", "backend"), "auto"),
+            },
+        ),
         (
             "some/model",
-            {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"},
+            {**chosen, "card": "a/card", "prompt_name": "task", "backend": "torch"},
         ),
     ]
 
