@@ -63,8 +63,8 @@ def quickstart(
     """Embed and search Python's documentation.
 
     A few thousand docstrings of the standard library, searched by floats, by bits, and in a
-    PostgreSQL of their own. A thousand of them stay behind in passages.jsonl, for the commands that
-    are shown at the end.
+    PostgreSQL of their own. Up to a thousand of them stay behind in passages.jsonl, for the
+    commands that are shown at the end.
     """
     from rich.console import Console
 

@@ -169,6 +169,16 @@ def test_the_embedded_database_needs_no_dsn(server_dsn: str, open_folder: Path) 
     assert not (open_folder / "data" / "postmaster.pid").exists()  # stopped with its last user
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(dsn: str, monkeypatch: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nimbed_pgvector.VectorTable.load", stop)
+    done = typed("load", dsn, "--table", "t", written("rows.jsonl", rows(3)), "--id-field", "id")
+    assert done.exit_code == 130
+    assert "stopped; what t has is kept, and the same command goes on from there" in done.output
+
+
 def test_a_search_makes_no_database(server_dsn: str, open_folder: Path) -> None:
     done = typed("search", "--embedded", str(open_folder / "typo"), "--table", "t", "what?")
     assert isinstance(done.exception, ConfigurationError)
