@@ -276,7 +276,7 @@ def _comparison(compared: Sequence[Measured], count: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stored as")
     table.add_column("compared by")
-    for heading in ("bytes each", "all in memory", "time a query", "recall@10"):
+    for heading in ("bytes", "in memory", "query time", "recall@10"):
         table.add_column(heading, justify="right")
     for each in compared:
         spec, rescored = each.way.spec, each.way.oversampling > 0

@@ -129,6 +129,7 @@ def test_the_real_model_answers_the_questions(nimbed_command, monkeypatch, tmp_p
         assert 0 < int(distance) < 384 / 2
     assert re.search(r"float +cosine +1,536 .* 1\.000", out)
     assert re.search(r"ubinary +hamming +48 ", out)
+    assert " ubinary, rescored " in out  # in one line
 
 
 @with_minilm
