@@ -191,7 +191,7 @@ class _Network:
         if self._distances is not None:
             feed["bias"] = _bias(self._distances, ids.shape[1])
         if self._window is not None:
-            feed |= blocks(*ids.shape, self._window)
+            feed |= blocks(len(ids), ids.shape[1], self._window)
         states = _run(self._encoder, {name: feed[name] for name in self._takes})
         pooled = np.stack(
             [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
