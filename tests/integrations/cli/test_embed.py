@@ -39,15 +39,13 @@ def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, tmp_path)
     nimbed_command(
         *arguments,
         *("--model", "some/model", "--base-url", "http://localhost:1", "--device", "cpu"),
-        *("--dtype", "float32"),
+        *("--dtype", "float32", "--backend", "torch"),
     )
-    assert fake_model == [
-        (None, {"base_url": None, "device": "auto", "dtype": "auto"}),
-        (
-            "some/model",
-            {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"},
-        ),
-    ]
+    unsaid = {"card": None, "prompt_name": None, "base_url": None, "device": "auto"}
+    unsaid |= {"dtype": "auto", "backend": "auto"}
+    said = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
+    said["backend"] = "torch"
+    assert fake_model == [(None, unsaid), ("some/model", {**unsaid, **said})]
 
 
 @pytest.mark.parametrize(
