@@ -57,6 +57,13 @@ _ARCHITECTURES = {
     "xlm-roberta": "xlm_roberta",
 }
 
+# Networks that a configuration describes apart from each other.
+_PARTS = {
+    "mistral3": ("text_config", "vision_config"),
+    "nemotron_vl": ("llm_config", "vision_config"),
+    "nvembed": ("text_config", "latent_attention_config"),
+}
+
 # Prompts that NVIDIA's own types were trained with, for checkpoints that declare none.
 _TRAINED_PROMPTS = {
     "bidir_mistral": ("query: ", "passage: "),
@@ -153,6 +160,9 @@ def read_checkpoint(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
+    missing = [part for part in _PARTS.get(architecture, ()) if config.get(part) is None]
+    if missing:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {' and '.join(missing)}")
     known_keys = keys_of(architecture, str(model_type))
     catalogued = located.card is not None or isinstance(override, ModelCard)
     check_keys(config, folder / "config.json", known_keys, unknown=catalogued)

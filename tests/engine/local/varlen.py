@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nimbed.local.attention import ByVarlen, by_length
-from nimbed.local.models import bert, llama, modernbert, rotary_bert
+from nimbed.local.models import bert, gemma3, llama, modernbert, rotary_bert
 
 
 def varlen(
@@ -56,5 +56,5 @@ def attend_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
             return functools.partial(by_length, bias=bias)
         return ByVarlen(varlen, causal=causal, window=window)
 
-    for module in (bert, llama, modernbert, rotary_bert):
+    for module in (bert, gemma3, llama, modernbert, rotary_bert):
         monkeypatch.setattr(module, "attention_for", attend)

@@ -170,7 +170,7 @@ def test_prompts_are_joined_as_the_template_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"vision_config": None}, "lacks text_config or vision_config"),
+        ({"vision_config": None}, "lacks vision_config"),
         (
             {
                 "text_config": {
