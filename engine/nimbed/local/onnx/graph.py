@@ -8,8 +8,8 @@ Every batch holds texts of one length, so no graph masks padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +116,8 @@ class Encoder:
             tokens).
         window: Tokens that some layers see on either side of each, or None. If not, the model also
             takes what :func:`nimbed.local.onnx.session.blocks` makes.
+        turns: By how a rotation is called, its radians a token, of shape (head_dim / 2,). For each,
+            the model also takes ``cosines`` and ``sines`` of shape (tokens, head_dim / 2).
     """
 
     model: bytes
@@ -125,6 +127,7 @@ class Encoder:
     padding: int | None = None
     distances: Floats | None = None
     window: int | None = None
+    turns: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class Reader:

@@ -85,7 +85,7 @@ def _rotary_bert(
         name = "embeddings.token_type_embeddings.weight"
         x = graph.node("Add", x, graph.weight("type", tensors.floats(name, types, width)[0]))
     x = reader.normalized(x, "embeddings.LayerNorm")
-    turn = _Turn(graph, config, head_dim, heads, places)
+    turn = _Turn(graph, config, head_dim, heads)
     activation = gate_activation(config)
 
     def parts(x: str, at: str, joined: str, names: list[str], size: int, bias: bool) -> list[str]:
@@ -108,7 +108,8 @@ def _rotary_bert(
         gated = reader.gated(gate, up, activation)
         norm, down = f"{at}.post_mlp_layernorm", f"{at}.mlp.down_proj"
         x = reader.after(norm, gated, down, inner, x, bias=down_bias)
-    return Encoder(graph.model(token_inputs(words), x), graph.weights, words, places)
+    model = graph.model([*token_inputs(words), *turn.inputs], x)
+    return Encoder(model, graph.weights, words, places, turns=turn.frequencies)
 
 
 def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
@@ -130,7 +131,7 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
     graph = reader.graph
     kinds = modernbert_layers(config)
     turns = {
-        kind: _Turn(graph, modernbert_rotation(config, kind), head_dim, heads, places, f"{kind}, ")
+        kind: _Turn(graph, modernbert_rotation(config, kind), head_dim, heads, f"{kind}, ")
         for kind in dict.fromkeys(kinds)
     }
     window = whole(config, "local_attention", default=128) // 2 if SLIDING in kinds else None
@@ -166,6 +167,10 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
         x = graph.node("Add", x, down)
     x = reader.normalized(x, "final_norm")
     inputs = token_inputs(words)
+    frequencies: dict[str, Floats] = {}
+    for turn in turns.values():
+        inputs += turn.inputs
+        frequencies |= turn.frequencies
     if window is not None:
         inputs += [
             ("queries", TensorProto.INT64, ["blocks", "some"]),
@@ -173,19 +178,23 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
             ("hidden", TensorProto.FLOAT, ["masks", 1, "some", "around"]),
             ("back", TensorProto.INT64, ["texts", "tokens"]),
         ]
-    return Encoder(graph.model(inputs, x), graph.weights, words, places, window=window)
+    model = graph.model(inputs, x)
+    return Encoder(model, graph.weights, words, places, window=window, turns=frequencies)
 
 
 class _Turn:
     """Adds rotations to a graph.
+
+    Attributes:
+        inputs: What the graph takes for them.
+        frequencies: See :class:`Encoder`.
 
     Args:
         graph: Which it is.
         config: With the rotary parameters.
         head_dim: Dimensions of a head.
         heads: Of a row.
-        places: Tokens of the longest text.
-        name: What the names of its weights begin with.
+        name: What the names of its inputs begin with.
 
     Raises:
         CheckpointError: If the configuration asks for a rotation that is not here.
@@ -197,14 +206,13 @@ class _Turn:
         config: dict[str, Any],
         head_dim: int,
         heads: int,
-        places: int,
         name: str = "",
     ) -> None:
         self._graph, self._heads = graph, heads
-        angles = np.arange(places, dtype=np.float32)[:, None] * _frequencies(config, head_dim)
-        self._tables = [
-            graph.weight(f"{name}cosines", np.cos(angles)),
-            graph.weight(f"{name}sines", np.sin(angles)),
+        self._tables = [f"{name}cosines", f"{name}sines"]
+        self.frequencies = {name: _frequencies(config, head_dim)}
+        self.inputs: list[tuple[str, int, Sequence[str | int]]] = [
+            (table, TensorProto.FLOAT, ["tokens", head_dim // 2]) for table in self._tables
         ]
         self._begin = _integers(graph, "begin", [0])
 

@@ -155,6 +155,7 @@ class _Network:
         self._words = built.words
         self._learnt, self._padding = built.learnt, built.padding
         self._distances, self._window = built.distances, built.window
+        self._turns = built.turns
         self._encoder = _session(built.model, built.weights, threads())
         self._takes = [each.name for each in self._encoder.get_inputs()]
         del built  # ONNX Runtime has laid out copies of its own
@@ -190,6 +191,9 @@ class _Network:
         }
         if self._distances is not None:
             feed["bias"] = _bias(self._distances, ids.shape[1])
+        for name, frequencies in self._turns.items():
+            angles = np.arange(ids.shape[1], dtype=np.float32)[:, None] * frequencies
+            feed |= {f"{name}cosines": np.cos(angles), f"{name}sines": np.sin(angles)}
         if self._window is not None:
             feed |= blocks(len(ids), ids.shape[1], self._window)
         states = _run(self._encoder, {name: feed[name] for name in self._takes})
