@@ -107,6 +107,11 @@ class ModelCard:
         """Dimensions that may be asked for, ascending."""
         return tuple(sorted({*self.matryoshka, self.dimensions}))
 
+    @property
+    def adapted(self) -> bool:
+        """Whether queries and passages go through adapters of their own, besides any prompts."""
+        return self.architecture == "jina_v3"
+
     def prompt(self, input_type: InputType) -> str:
         """Return the text that is put before an input of this role."""
         check_literal("input_type", input_type, InputType)

@@ -156,6 +156,8 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
             f"{card.id} is of the architecture {card.architecture}, which runs in torch alone "
             f"(ONNX Runtime runs {', '.join(_GRAPHS)})"
         )
+    if checkpoint.pipeline.layers is not None:
+        return f"{card.id} pools several layers (WeightedLayerPooling), which runs in torch alone"
     config = checkpoint.config
     mixed = config.get("num_experts") not in (None, 0, 1)
     if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):

@@ -19,7 +19,7 @@ from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
 from nimbed.local.models.fields import first_position, whole
-from nimbed.local.pipeline import DenseModule, Pipeline, read_pipeline
+from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
 from nimbed.local.vision.pixtral_settings import templated
@@ -81,6 +81,9 @@ _DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "q
 
 # Architectures whose positions begin behind the padding id.
 _OFFSET = ("mpnet", "xlm_roberta")
+
+# Architectures whose layers give their states, for a weighted mean of them.
+_LAYERED = ("bert", "distilbert", "mpnet", "xlm_roberta")
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {
@@ -167,6 +170,8 @@ def read_checkpoint(
     catalogued = located.card is not None or isinstance(override, ModelCard)
     check_keys(config, folder / "config.json", known_keys, unknown=catalogued)
     config = usual_names(config, folder / "config.json", known_keys)
+    if pipeline.layers is not None:
+        _check_layers(folder, config, architecture, pipeline.layers)
     if told is not None:
         _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
@@ -204,8 +209,10 @@ def read_checkpoint(
         card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
         revision = _content_id(folder, pipeline)
-    if "adapter" in config:  # other weights
-        revision = f"{revision}, {config['adapter']}"
+    if "adapter" in config and (prompt_name is not None or not located.pinned):
+        # Other weights; a model's name alone means the adapters of its roles.
+        adapter = str(config["adapter"])
+        revision = adapter if revision is None else f"{revision}, {adapter}"
     return Checkpoint(folder, config, card, revision, pipeline)
 
 
@@ -223,9 +230,12 @@ def _pipeline_of(located: Located, *, told: bool, role: InputType | None) -> Pip
     bare = Pipeline(folder=located.folder, weights=located.folder)
     listed = read_any_json(located.folder / "modules.json", empty=list)
     kinds = [str(module.get("type")) for module in listed if isinstance(module, dict)]
-    if not kinds or not (told or any(kind.endswith((".Dense", ".LayerNorm")) for kind in kinds)):
+    more = (".Dense", ".LayerNorm", ".WeightedLayerPooling")
+    if not kinds or not (told or any(kind.endswith(more) for kind in kinds)):
         return bare  # the card says all this, and its publisher's files change
     followed = read_pipeline(located.folder)
+    if followed.layers is not None:
+        raise CheckpointError(f"{followed.layers.folder} weights layers; {card.id} does not")
     if followed.card_pooling != card.pooling:
         raise CheckpointError(
             f"{located.folder} pools by {followed.card_pooling}; {card.id} pools by {card.pooling}"
@@ -308,12 +318,7 @@ def _refuse_generators(
 
 def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
     folder = pipeline.weights
-    if pipeline.modules:
-        raise CheckpointError(
-            f"{folder} has {pipeline.modules[0].folder.name} behind its StaticEmbedding, which "
-            f"nimbed does not run there"
-        )
-    width = _table_width(folder)
+    width = pipeline.width(_table_width(folder))
     return ModelCard(
         id=located.name,
         architecture="static",
@@ -364,6 +369,28 @@ def _adapter(
             f"{folder / 'config.json'} gives lora_adaptations {adapters!r}, without {name!r}"
         )
     return name
+
+
+def _check_layers(
+    folder: Path, config: dict[str, Any], architecture: str, layers: LayerWeights
+) -> None:
+    """Refuse weights of layers that the network does not have, or does not give."""
+    if architecture not in _LAYERED:
+        raise CheckpointError(
+            f"{layers.folder} weights the layers of a {architecture} (WeightedLayerPooling), which "
+            f"nimbed does of {', '.join(_LAYERED)}"
+        )
+    if config.get("num_hidden_layers") != layers.last:
+        raise CheckpointError(
+            f"{layers.folder / 'config.json'} gives num_hidden_layers {layers.last}, but "
+            f"{folder / 'config.json'} {config.get('num_hidden_layers')}"
+        )
+    if config.get("output_hidden_states") is not True:
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not give output_hidden_states true, without which "
+            f"sentence-transformers passes over WeightedLayerPooling; set it if the model was "
+            f"trained so, or take the module out of modules.json"
+        )
 
 
 def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:

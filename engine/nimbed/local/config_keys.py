@@ -11,11 +11,13 @@ __all__ = ["keys_of"]
 # What transformers writes into any config.json: how a model was made, trained and asked to
 # generate, which an embedding does not depend on.
 _ANY = Keys(
-    read=words("model_type architectures auto_map pooling matryoshka_dimensions"),
+    read=words(
+        "model_type architectures auto_map pooling matryoshka_dimensions output_hidden_states"
+    ),
     idle=words(
         """
         _name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
-        use_cache output_hidden_states output_attentions output_scores output_past return_dict
+        use_cache output_attentions output_scores output_past return_dict
         return_dict_in_generate torchscript tie_word_embeddings tie_encoder_decoder use_bfloat16
         initializer_range initializer_factor initializer_cutoff_factor gradient_checkpointing
         finetuning_task task_specific_params problem_type id2label label2id num_labels _num_labels

@@ -25,12 +25,13 @@ from nimbed.local.batching import Layout, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
+from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
 from nimbed.local.plan import HostResults, Results, micro_batches
-from nimbed.local.pooling import Module, pool, read_modules
+from nimbed.local.pooling import Module, WeightedLayers, pool, read_modules
 from nimbed.local.tensors import give_back
 from nimbed.local.tokenizer import Row, ids_of
 from nimbed.local.transfer import Staging, Transfer
@@ -373,6 +374,10 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
     with torch.inference_mode(), open_tensors(checkpoint.folder) as tensors:
         model = MODELS[card.architecture](config, tensors, placement)
         tensors.refuse_leftovers()
+        layers = checkpoint.pipeline.layers
+        if layers is not None:
+            assert isinstance(model, Bert)  # others were refused with the configuration
+            model = WeightedLayers(model, layers)
         modules = read_modules(checkpoint.pipeline.modules, placement.device)
     give_back()
     if placement.device.type == "cuda":

@@ -104,6 +104,10 @@ FILES: Mapping[str, Keys] = {
             ),
         },
     ),
+    "WeightedLayerPooling": Keys(
+        read=words("layer_start num_hidden_layers"),
+        idle=words("embedding_dimension word_embedding_dimension"),
+    ),
     "Pooling": Keys(
         read=words(
             "pooling_mode include_prompt pooling_mode_cls_token pooling_mode_max_tokens "

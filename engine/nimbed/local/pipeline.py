@@ -19,7 +19,15 @@ from nimbed.local.sentence_config import read_sentence_config
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import InputType, Metric
 
-__all__ = ["DenseModule", "NormModule", "Pipeline", "PoolingMode", "has_routes", "read_pipeline"]
+__all__ = [
+    "DenseModule",
+    "LayerWeights",
+    "NormModule",
+    "Pipeline",
+    "PoolingMode",
+    "has_routes",
+    "read_pipeline",
+]
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -68,6 +76,21 @@ class NormModule:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """A weighted mean of each token's states, in place of the last layer's.
+
+    Attributes:
+        folder: Of its weights, one for each layer that counts.
+        first: The first layer that counts; 0 is what the network makes of words and positions.
+        last: The network's last layer, which is also their number.
+    """
+
+    folder: Path
+    first: int
+    last: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What a checkpoint's own files say of everything but the network.
@@ -76,6 +99,7 @@ class Pipeline:
         folder: Of the checkpoint.
         weights: Folder of the network: the same, or one inside it.
         static: Whether the network is one table of words, which pools by itself.
+        layers: Which layers' states are pooled; None for the last layer's.
         pooling: Modes, whose vectors are joined; None if no file says.
         include_prompt: Whether the prompt's tokens are pooled.
         modules: What follows the pooling, in order, unit length aside.
@@ -90,6 +114,7 @@ class Pipeline:
     folder: Path
     weights: Path
     static: bool = False
+    layers: LayerWeights | None = None
     pooling: tuple[PoolingMode, ...] | None = None
     include_prompt: bool = True
     modules: tuple[DenseModule | NormModule, ...] = ()
@@ -113,12 +138,11 @@ class Pipeline:
         Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
         tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
-        if self.card_pooling == "mean" and self.include_prompt and not self.modules:
+        modules = self.modules if self.layers is None else (self.layers, *self.modules)
+        if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
         # The folder's name, which comes first, changes no vector.
-        facts = [
-            (type(module).__name__, *dataclasses.astuple(module)[1:]) for module in self.modules
-        ]
+        facts = [(type(module).__name__, *dataclasses.astuple(module)[1:]) for module in modules]
         named = (self.card_pooling, self.include_prompt, facts)
         return repr(named if tokenizer is None else (*named, tokenizer))
 
@@ -142,6 +166,8 @@ class Pipeline:
     def steps(self) -> Iterator[str]:
         """Yield what happens to a text, step by step, for people."""
         yield "StaticEmbedding" if self.static else "Transformer"
+        if self.layers is not None:
+            yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
         if not self.static:
             prompt = "" if self.include_prompt else ", without the prompt"
             yield f"Pooling by {' and '.join(self.pooling or ('mean',))}{prompt}"
@@ -266,6 +292,7 @@ class _Reader:
         self._folder = folder
         self._weights = folder
         self._static = False
+        self._layers: LayerWeights | None = None
         self._pooling: tuple[PoolingMode, ...] | None = None
         self._include_prompt = True
         self._modules: list[DenseModule | NormModule] = []
@@ -278,6 +305,7 @@ class _Reader:
         return {
             "Transformer": _Reader._read_transformer,
             "StaticEmbedding": _Reader._read_static,
+            "WeightedLayerPooling": _Reader._read_layers,
             "Pooling": _Reader._read_pooling,
             "Dense": _Reader._read_dense,
             "LayerNorm": _Reader._read_norm,
@@ -292,7 +320,10 @@ class _Reader:
             raise CheckpointError(f"{where} is {kind}, which nimbed does not run there")
         if (kind in ("Transformer", "StaticEmbedding")) != (place == 0):
             raise CheckpointError(f"{where} is {kind}; a Transformer comes first, and only there")
-        if kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
+        if kind == "WeightedLayerPooling":
+            if place != 1 or self._static:
+                raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
+        elif kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
         if self._normalized and kind != "Dropout":
             raise CheckpointError(
@@ -307,12 +338,15 @@ class _Reader:
 
     def finished(self) -> Pipeline:
         """Return what was found, the metric and lengths beside it included."""
+        if self._layers is not None and self._pooling is None:
+            raise CheckpointError(f"{self._folder} weights its layers, but has no Pooling")
         said = read_sentence_config(self._folder, normalized=self._normalized)
         longest, lowers = self._of_transformer()
         return Pipeline(
             folder=self._folder,
             weights=self._weights,
             static=self._static,
+            layers=self._layers,
             pooling=self._pooling,
             include_prompt=self._include_prompt,
             modules=tuple(self._modules),
@@ -329,6 +363,18 @@ class _Reader:
     def _read_static(self, path: Path) -> None:
         self._weights, self._static = path, True
         self._pooling = ("mean",)
+
+    def _read_layers(self, path: Path) -> None:
+        config, where = _config(path, "WeightedLayerPooling")
+        # sentence-transformers' own sizes, where the file does not say.
+        last = size_of({"num_hidden_layers": 12} | config, where, "num_hidden_layers")
+        first = config.get("layer_start", 4)
+        if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first <= last:
+            raise CheckpointError(
+                f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
+            )
+        self._layers = LayerWeights(path, first, last)
+        self._module_weights.extend(_weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
         config, where = _config(path, "Pooling")

@@ -1,7 +1,9 @@
-"""One vector a sequence out of packed token states, in float32, and the modules behind it."""
+"""One vector a sequence out of packed token states, in float32, and the modules around it."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,13 +12,15 @@ import torch.nn.functional as F
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local import kernels
+from nimbed.local.attention import Attention
 from nimbed.local.batching import Layout, padded_total
 from nimbed.local.device import Placement
 from nimbed.local.linear import dense
-from nimbed.local.pipeline import DenseModule, NormModule
+from nimbed.local.models.bert import Bert
+from nimbed.local.pipeline import DenseModule, LayerWeights, NormModule
 from nimbed.local.weights import Tensors, open_tensors
 
-__all__ = ["Module", "pool", "read_modules"]
+__all__ = ["Module", "WeightedLayers", "pool", "read_modules"]
 
 Module = Callable[[torch.Tensor], torch.Tensor]
 
@@ -105,6 +109,51 @@ def _by_group(states: torch.Tensor, layout: Layout) -> torch.Tensor:
         for start, count, length in layout.groups
     ]
     return torch.cat(means)
+
+
+class WeightedLayers:
+    """A network that gives a weighted mean of its layers' states in place of the last layer's.
+
+    The formula is that of sentence-transformers' WeightedLayerPooling: the sum of the states, each
+    times its layer's weight, over the sum of the weights.
+
+    Args:
+        model: The network.
+        layers: Which layers count, and where their weights are.
+
+    Raises:
+        CheckpointError: If the weights are missing, misshapen, damaged, or sum to nothing.
+    """
+
+    def __init__(self, model: Bert, layers: LayerWeights) -> None:
+        self._model, self._first = model, layers.first
+        with open_tensors(layers.folder) as tensors:
+            stored = tensors.get("layer_weights", layers.last + 1 - layers.first).double()
+        total = float(stored.sum())
+        if total == 0:
+            raise CheckpointError(f"{layers.folder}: the layer_weights sum to zero")
+        # Numbers, not a tensor: the device is asked for none of them.
+        self._shares: list[float] = (stored / total).tolist()
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids it knows."""
+        return self._model.vocabulary
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """What its layers attend with."""
+        return self._model.attentions
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return float32 states of shape (layout.rows, width) for ids of shape (layout.rows,)."""
+        counted = itertools.islice(self._model.layers(ids, layout), self._first, None)
+        # A product apart from its sum: as one operation some rows would be rounded twice, others
+        # once, by their place in the batch.
+        return functools.reduce(
+            torch.Tensor.add_,
+            (share * states.float() for share, states in zip(self._shares, counted, strict=True)),
+        )
 
 
 def read_modules(modules: Sequence[DenseModule | NormModule], device: torch.device) -> list[Module]:

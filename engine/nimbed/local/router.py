@@ -32,17 +32,19 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
     Raises:
         NimbedError: As the embedder's own constructor does.
     """
-    if isinstance(model, str) and known(model) is None:
+    card = known(model) if isinstance(model, str) else model
+    if isinstance(model, str) and card is None:
         revision, cache_dir = arguments.get("revision"), arguments.get("cache_dir")
-        if has_routes(locate(model, revision=revision, cache_dir=cache_dir).folder):
-            return RoutedEmbedder(model, **arguments)
-    return LocalEmbedder(model, **arguments)
+        routed = has_routes(locate(model, revision=revision, cache_dir=cache_dir).folder)
+    else:
+        routed = card is not None and card.adapted
+    return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
 class RoutedEmbedder(Managed):
     """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
 
-    def __init__(self, model: str, **arguments: Any) -> None:
+    def __init__(self, model: str | ModelCard | None, **arguments: Any) -> None:
         self._model, self._arguments = model, arguments
         routes: dict[InputType, LocalEmbedder] = {
             role: LocalEmbedder(model, route=role, **arguments) for role in get_args(InputType)
@@ -53,17 +55,18 @@ class RoutedEmbedder(Managed):
                 f"{model} gives queries {specs[0].dimensions} dimensions and passages "
                 f"{specs[1].dimensions}; they could not be compared"
             )
-        # One name for both, which neither route's weights have alone.
-        named = "".join(str(spec.revision) for spec in specs)
-        revision = f"content:{hashlib.sha256(named.encode()).hexdigest()[:16]}"
-        for embedder in routes.values():
-            embedder.pin(revision)
+        if known(specs[0].model) is None or specs[0].revision != specs[1].revision:
+            # One name for both, which neither route's weights have alone.
+            named = "".join(str(spec.revision) for spec in specs)
+            revision = f"content:{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+            for embedder in routes.values():
+                embedder.pin(revision)
         self._routes = routes
 
     def __repr__(self) -> str:
         return f"RoutedEmbedder({self.card.id!r}, {self._routes})"
 
-    def __reduce__(self) -> tuple[Callable[..., RoutedEmbedder], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., RoutedEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
         return functools.partial(RoutedEmbedder, **self._arguments), (self._model,)
 

@@ -1,10 +1,12 @@
 """Static embeddings in numpy: the mean of a table's rows, a row a token (model2vec's potion).
 
-What sentence-transformers' StaticEmbedding does: no special tokens, no cut, no network.
+What sentence-transformers' StaticEmbedding does: no special tokens, no cut, no network. Dense
+layers and norms behind it are applied to one vector at a time, so none depends on its neighbours.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from nimbed.errors import CheckpointError
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.pipeline import DenseModule, NormModule
 from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.tensors import safetensors_names, weight_files
 
@@ -23,6 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["StaticEngine"]
 
 Floats = NDArray[np.float32]
+Module = Callable[[Floats], Floats]
+
+_erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(np.tanh(x / 2) / 2 + 0.5, np.float32)  # exp would overflow
+
+
+# torch's names of activations, with torch's own parameters.
+_ACTIVATIONS: dict[str, Module] = {
+    "Identity": lambda x: x,
+    "Tanh": np.tanh,
+    "ReLU": lambda x: np.maximum(x, 0),
+    "GELU": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "Sigmoid": _sigmoid,
+    "SiLU": lambda x: x * _sigmoid(x),
+    "LeakyReLU": lambda x: np.where(x > 0, x, x * np.float32(0.01)),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+}
 
 
 class StaticEngine:
@@ -33,7 +56,8 @@ class StaticEngine:
             and perhaps ``mapping`` (a token's row) and ``weights`` (a token's factor).
 
     Raises:
-        CheckpointError: If there is no such table, or its parts do not fit each other.
+        CheckpointError: If there is no such table, its parts do not fit each other, or a module's
+            weights are missing, misshapen or damaged.
     """
 
     budget = 65_536
@@ -62,7 +86,11 @@ class StaticEngine:
             and (self._rows >= 0).all()
             and (self._rows < len(table)).all()
         )
-        if not fits or shapes - {self._vocabulary} or table.shape[1] < self._dimensions:
+        modules = checkpoint.pipeline.modules
+        self._modules = [_module(module) for module in modules]
+        # What is cut off behind a mean need not be summed.
+        self._columns = table.shape[1] if modules else self._dimensions
+        if not fits or shapes - {self._vocabulary} or table.shape[1] < self._columns:
             raise CheckpointError(f"{self._folder}: mapping, weights and embeddings do not agree")
 
     def warm_up(self) -> None:
@@ -107,14 +135,51 @@ class StaticEngine:
         words = words.astype(np.float32)
         if self._factors is not None:
             words *= self._factors[ids, None].astype(np.float32)
-        mean: Floats = words[:, : self._dimensions].mean(axis=0)
-        return mean
+        vector: Floats = words[:, : self._columns].mean(axis=0)
+        for module in self._modules:
+            vector = module(vector)
+        return vector[: self._dimensions]
+
+
+def _module(module: DenseModule | NormModule) -> Module:
+    """Read what follows the mean; the formulas are those of :mod:`nimbed.local.pooling`."""
+    tensors = _read(module.folder)
+
+    def get(name: str, *shape: int) -> Floats:
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{module.folder} lacks the tensor {name}")
+        if tensor.shape != shape or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{module.folder}: {name} has shape {tensor.shape} and holds {tensor.dtype}; "
+                f"expected finite floats of shape {shape}"
+            )
+        return tensor.astype(np.float32)
+
+    if isinstance(module, NormModule):
+        scale, shift = (get(f"norm.{name}", module.width) for name in ("weight", "bias"))
+        return lambda x: (x - x.mean()) / np.sqrt(x.var() + np.float32(1e-5)) * scale + shift
+    if not module.bias and "linear.bias" in tensors:
+        raise CheckpointError(f"{module.folder} has a bias that its config.json denies")
+    weight = get("linear.weight", module.outputs, module.inputs)
+    bias = get("linear.bias", module.outputs) if module.bias else np.float32(0)
+    activation, projection = _ACTIVATIONS[module.activation], None
+    if module.residual and module.inputs != module.outputs:
+        projection = get("residual.weight", module.outputs, module.inputs)
+
+    def dense(x: Floats) -> Floats:
+        out = activation(weight @ x + bias)
+        if not module.residual:
+            return out
+        return out + (x if projection is None else projection @ x)
+
+    return dense
 
 
 def _read(folder: Path) -> dict[str, NDArray[Any]]:
     files = weight_files(folder, "model.safetensors")
     if not files:
-        raise CheckpointError(f"{folder} holds no model.safetensors")
+        raise CheckpointError(f"{folder} holds no model.safetensors, which alone is read here")
     owner = safetensors_names(files, "numpy")
     from safetensors import safe_open
 

@@ -151,6 +151,12 @@ def compose(
 
 def _prefix(card: ModelCard, input_type: InputType) -> str:
     """Return what tells the role where no field does."""
+    if card.adapted:
+        raise ConfigurationError(
+            f"{card.id} has an adapter for queries and one for passages, and this server has no "
+            f"field for the role to choose it by; pass dialect='nim' if it takes input_type (as "
+            f"nimbed serve does), or load the model here, without base_url"
+        )
     if card.asymmetric and card.query_prompt == card.passage_prompt:
         raise ConfigurationError(
             f"{card.id} treats queries and passages differently, but this server has no field "

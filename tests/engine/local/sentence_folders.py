@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 
 import nimbed
 from nimbed.local.backends import why_torch
@@ -22,6 +23,16 @@ MODES = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 def transformer(folder: Path, **options: Any) -> Transformer:
     """Return the first module of a model, of the network in a folder."""
     return Transformer(str(folder), **options)
+
+
+def weighted_layers(folder: Path, first: int) -> list[Any]:
+    """Return a network and weights of its layers from one on, as modules."""
+    network = transformer(folder, config_kwargs={"output_hidden_states": True})
+    width, last = network.model.config.hidden_size, network.model.config.num_hidden_layers
+    layers = WeightedLayerPooling(width, num_hidden_layers=last, layer_start=first)
+    with torch.no_grad():
+        layers.layer_weights.copy_(torch.linspace(-0.2, 1.9, last + 1 - first))
+    return [network, layers]
 
 
 def width_of(folder: Path) -> int:

@@ -14,7 +14,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tests.engine.local.checkpoints import tiny_bert
-from tests.engine.local.sentence_folders import MODES, assert_same, edit, saved, transformer
+from tests.engine.local.sentence_folders import (
+    MODES,
+    assert_same,
+    edit,
+    saved,
+    transformer,
+    weighted_layers,
+)
 
 import nimbed
 from nimbed.errors import CheckpointError
@@ -39,6 +46,7 @@ def network(tmp_path_factory):
 def plans(draw):
     """What to save: modules, and options of the model."""
     return {
+        "first_layer": draw(st.sampled_from([None, None, 0, 1, 2])),
         "modes": draw(st.lists(st.sampled_from(MODES), min_size=1, max_size=2, unique=True)),
         "include_prompt": draw(st.booleans()),
         "longest": draw(st.sampled_from([12, 20, 60])),
@@ -57,10 +65,12 @@ def plans(draw):
 
 
 def build(network, folder: Path, plan) -> SentenceTransformer:
-    modules = [
-        transformer(network, max_seq_length=plan["longest"]),
-        Pooling(WIDTH, tuple(plan["modes"]), include_prompt=plan["include_prompt"]),
-    ]
+    first = [transformer(network)]
+    if plan["first_layer"] is not None:
+        first = weighted_layers(network, plan["first_layer"])
+    first[0].max_seq_length = plan["longest"]
+    pooling = Pooling(WIDTH, tuple(plan["modes"]), include_prompt=plan["include_prompt"])
+    modules = [*first, pooling]
     size = WIDTH * len(plan["modes"])
     after, bias, residual = plan["dense"]
     for kind in plan["layers"]:
@@ -85,15 +95,16 @@ def build(network, folder: Path, plan) -> SentenceTransformer:
 
 def spell_as_before(folder: Path, plan) -> None:
     """Write the folder as sentence-transformers did before version 5: names, keys and places."""
+    pooling = next(folder.glob("*_Pooling"))
     edit(
-        folder / "1_Pooling" / "config.json",
+        pooling / "config.json",
         lambda config: {
             "word_embedding_dimension": WIDTH,
             **{flag: mode in plan["modes"] for mode, flag in FLAGS.items()},
             "include_prompt": plan["include_prompt"],
         },
     )
-    (folder / "1_Pooling").rename(folder / "7_Pooling")
+    pooling.rename(folder / "7_Pooling")
     edit(
         folder / "sentence_bert_config.json",
         lambda config: {"max_seq_length": plan["longest"], "do_lower_case": False},
@@ -102,7 +113,7 @@ def spell_as_before(folder: Path, plan) -> None:
     def renamed(modules):
         for module in modules:
             module["type"] = f"sentence_transformers.models.{module['type'].rpartition('.')[2]}"
-            module["path"] = module["path"].replace("1_Pooling", "7_Pooling")
+            module["path"] = module["path"].replace(pooling.name, "7_Pooling")
         return modules
 
     edit(folder / "modules.json", renamed)

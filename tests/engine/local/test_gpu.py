@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.sentence_folders import saved, weighted_layers, width_of
 
 import nimbed
 from nimbed.local.attention import attention_for
@@ -25,9 +27,15 @@ pytestmark = [
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-@pytest.fixture(params=FAMILIES)
+def several_layers(folder):
+    network = FAMILIES["bert"](folder.with_name("network"))
+    saved(folder, [*weighted_layers(network, 0), Pooling(width_of(network))])
+    return folder
+
+
+@pytest.fixture(params=[*FAMILIES.values(), several_layers], ids=[*FAMILIES, "several layers"])
 def folder(request, tmp_path):
-    return FAMILIES[request.param](tmp_path / "model")
+    return request.param(tmp_path / "model")
 
 
 @pytest.fixture

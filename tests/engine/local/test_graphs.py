@@ -7,7 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.sentence_folders import saved, weighted_layers, width_of
 from tests.engine.local.varlen import attend_as_on_cuda
 
 import nimbed
@@ -71,6 +73,19 @@ def test_a_result_outlives_the_next_batch(engine):
     before = first.clone()
     run(recorded, ids(engine, [1]))
     torch.testing.assert_close(first, before, atol=0, rtol=0)
+
+
+def test_a_weighted_mean_of_layers_is_recorded_with_the_network(tmp_path, monkeypatch):
+    attend_as_on_cuda(monkeypatch)
+    network = FAMILIES["bert"](tmp_path / "network")
+    saved(tmp_path / "model", [*weighted_layers(network, 0), Pooling(width_of(network))])
+    embedder = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="float32")
+    expected = embedder.embed(TEXTS[:3], input_type="passage").vectors
+    (engine,) = embedder._loaded.engines
+    rows = embedder.prepare(TEXTS[:3], EmbedOptions(input_type="passage")).rows
+    got = run(graphs(engine), [ids for ids, _ in rows])
+    got = torch.nn.functional.normalize(got).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-6, rtol=0)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from tests.engine.local.tiny_encoders import tiny_jina_adapters
 
 import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError, UnknownModelError
 from nimbed.local import hub
+from nimbed.local.router import RoutedEmbedder
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,17 @@ def test_a_cached_model_is_used_without_the_network(tmp_path):
     assert located.name == "someone/something"
     spec = nimbed.load("someone/something", cache_dir=tmp_path / "cache").spec()
     assert (spec.model, spec.revision) == ("someone/something", None)
+
+
+def test_a_catalogued_model_with_adapters_has_the_fingerprint_of_its_card(tmp_path):
+    name, cache = "jinaai/jina-embeddings-v3", tmp_path / "cache"
+    files = [path for path in tiny_jina_adapters(tmp_path / "tiny").iterdir() if path.is_file()]
+    cached(cache, name, [path for path in files if not path.name.startswith("config_sentence")])
+    ours = nimbed.load(name, cache_dir=cache)
+    assert isinstance(ours, RoutedEmbedder)
+    assert ours.spec() == nimbed.cards.find(name).spec()
+    other = nimbed.load(name, prompt_name="separation", cache_dir=cache)
+    assert other.spec().revision == "separation"
 
 
 def test_a_pinned_revision_is_part_of_the_space(tmp_path):

@@ -8,10 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import (
+    Dropout,
+    LayerNorm,
+    Pooling,
+)
 from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.families import FAMILIES
 from tests.engine.local.sentence_folders import (
     MODES,
     TEXTS,
@@ -19,12 +25,16 @@ from tests.engine.local.sentence_folders import (
     edit,
     saved,
     transformer,
+    weighted_layers,
     width_of,
 )
 
 import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.hub import locate
+from nimbed_cli.main import main
+
+LAYERS = "1_WeightedLayerPooling/config.json"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,71 @@ def test_dense_layers_are_applied_with_their_activation(network, activation, tmp
     theirs = saved(tmp_path / "model", modules)
     ours = assert_same(tmp_path / "model", theirs)
     assert ours.card.dimensions == 16
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_weighted_mean_of_layers_is_that_of_sentence_transformers(family, first, tmp_path):
+    network = FAMILIES[family](tmp_path / "network")
+    layers = weighted_layers(network, first)
+    pooling = Pooling(layers[1].embedding_dimension, ("cls", "mean"))
+    theirs = saved(tmp_path / "model", [*layers, pooling])
+    ours = assert_same(tmp_path / "model", theirs)
+    together = ours.embed(TEXTS, input_type="query").vectors
+    alone = [ours.embed([text], input_type="query").vectors[0] for text in TEXTS]
+    np.testing.assert_array_equal(together, alone)
+    half = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="bfloat16")
+    assert (half.embed(TEXTS, input_type="query").vectors * together).sum(1).min() >= 0.999
+    last = nimbed.load(str(network), device="cpu", dtype="float32").spec().fingerprint
+    assert ours.spec().fingerprint != last
+
+
+def test_weights_of_layers_are_part_of_a_models_name_and_of_what_is_said_of_it(
+    network, tmp_path, capsys
+):
+    folder = tmp_path / "model"
+    saved(folder, [*weighted_layers(network, 1), Pooling(32)])
+    seen = {nimbed.load(str(folder), device="cpu").spec().fingerprint}
+    with pytest.raises(SystemExit, match="0"):
+        main(["models", str(folder)])
+    assert "Transformer, WeightedLayerPooling of layers 1 to 2, Pooling" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"WeightedLayerPooling\), which runs in torch"):
+        nimbed.load(str(folder), backend="onnxruntime")
+    path = folder / "1_WeightedLayerPooling" / "model.safetensors"
+    save_file({"layer_weights": torch.tensor([1.0, 2.0])}, path)
+    seen.add(nimbed.load(str(folder), device="cpu").spec().fingerprint)
+    assert len(seen) == 2
+    save_file({"layer_weights": torch.tensor([1.0, -1.0])}, path)
+    with pytest.raises(CheckpointError, match="the layer_weights sum to zero"):
+        nimbed.load(str(folder), device="cpu").warmup()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("modules.json", lambda m: [m[0], m[2], m[1]], "stands behind a Transformer alone"),
+        ("modules.json", lambda m: m[:2], "weights its layers, but has no Pooling"),
+        ("config.json", lambda c: {**c, "output_hidden_states": False}, "output_hidden_states"),
+        (LAYERS, lambda c: {**c, "num_hidden_layers": 3}, "num_hidden_layers 3, but .* 2"),
+        (LAYERS, lambda c: {**c, "layer_start": 3}, "layer_start 3, expected .* from 0 to 2"),
+        (LAYERS, lambda c: {**c, "layer_start": 0}, "layer_weights has shape"),
+        (LAYERS, lambda c: {**c, "twist": 3}, "has the key 'twist'"),
+    ],
+)
+def test_weights_of_layers_that_do_not_fit_are_refused(network, file, change, message, tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [*weighted_layers(network, 1), Pooling(32)])
+    edit(folder / file, change)
+    with pytest.raises(CheckpointError, match=message):
+        nimbed.load(str(folder), device="cpu").warmup()
+
+
+def test_weights_of_layers_are_refused_where_a_network_gives_one_state(tmp_path):
+    network = FAMILIES["modernbert"](tmp_path / "network")
+    modules = [*weighted_layers(network, 2), Pooling(width_of(network))]
+    saved(tmp_path / "model", modules)
+    with pytest.raises(CheckpointError, match="weights the layers of a modernbert"):
+        nimbed.load(str(tmp_path / "model"), device="cpu")
 
 
 def test_minilm_with_a_dense_layer_and_half_of_its_dimensions(minilm, tmp_path):
@@ -231,14 +306,6 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             "modules.json",
             lambda m: [{**m[0], "type": "custom_st.Transformer"}, *m[1:]],
             "is 'custom_st.Transformer', which nimbed does not run",
-        ),
-        (
-            "modules.json",
-            lambda m: [
-                m[0],
-                {**m[1], "type": "sentence_transformers.models.WeightedLayerPooling"},
-            ],
-            "WeightedLayerPooling', which nimbed does not run",
         ),
         (
             "config_sentence_transformers.json",

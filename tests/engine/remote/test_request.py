@@ -184,6 +184,14 @@ def test_an_asymmetric_model_without_prompts_is_refused_where_no_field_carries_t
         )
 
 
+def test_a_model_with_adapters_is_refused_where_no_field_carries_the_role():
+    jina = "jinaai/jina-embeddings-v3"
+    assert template_of("nim", jina, EmbedOptions(input_type="query")).prefix == ""
+    for dialect in ("openai", "vllm", "tei"):
+        with pytest.raises(ConfigurationError, match="an adapter for queries and one for passages"):
+            template_of(dialect, jina, EmbedOptions(input_type="query"))
+
+
 def test_an_unknown_dialect_is_refused_with_the_known_ones():
     with pytest.raises(ConfigurationError, match="'nim-hosted'"):
         named("azure")

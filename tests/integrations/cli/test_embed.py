@@ -39,13 +39,22 @@ def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, tmp_path)
     nimbed_command(
         *arguments,
         *("--model", "some/model", "--base-url", "http://localhost:1", "--device", "cpu"),
-        *("--dtype", "float32", "--backend", "torch"),
+        *("--dtype", "float32", "--backend", "torch", "--card", "a/card", "--prompt-name", "task"),
     )
-    unsaid = {"card": None, "prompt_name": None, "base_url": None, "device": "auto"}
-    unsaid |= {"dtype": "auto", "backend": "auto"}
-    said = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
-    said["backend"] = "torch"
-    assert fake_model == [(None, unsaid), ("some/model", {**unsaid, **said})]
+    chosen = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
+    assert fake_model == [
+        (
+            None,
+            {
+                **{"card": None, "prompt_name": None, "base_url": None},
+                **dict.fromkeys(("device", "dtype", "backend"), "auto"),
+            },
+        ),
+        (
+            "some/model",
+            {**chosen, "card": "a/card", "prompt_name": "task", "backend": "torch"},
+        ),
+    ]
 
 
 @pytest.mark.parametrize(

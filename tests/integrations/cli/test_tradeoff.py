@@ -112,7 +112,8 @@ def test_where_the_model_runs_is_passed_on(nimbed_command, fake_model, passages)
         *("--device", "cpu", "--dtype", "float32", "--dimensions", "16"),
     )
     placement = {"base_url": "http://localhost:1", "device": "cpu", "dtype": "float32"}
-    assert fake_model == [("some/model", placement)]
+    unsaid = {"card": None, "prompt_name": None, "backend": "auto"}
+    assert fake_model == [("some/model", placement | unsaid)]
 
 
 def test_standard_input_is_read(nimbed_process):

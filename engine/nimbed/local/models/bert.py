@@ -6,6 +6,8 @@ A post-norm transformer with learnt positions, run over packed sequences. The st
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +136,13 @@ class Bert:
         Raises:
             ConfigurationError: If a sequence is longer than the positions that were learnt.
         """
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what the layers begin with, and the states of each; see :meth:`__call__`.
+
+        The next layer may overwrite them.
+        """
         if layout.longest > self._learnt:
             raise ConfigurationError(
                 f"the model learnt {self._learnt} positions, a text has {layout.longest} "
@@ -144,9 +153,10 @@ class Bert:
             positions = _positions_without(self._padding, ids, positions)
         x = F.embedding(ids, self._words) + F.embedding(positions, self._positions)
         x = self._norm(x)
+        yield x
         for layer in self._layers:
             x = layer(x, layout, self._attention, self._heads)
-        return x
+            yield x
 
 
 def _positions_without(padding: int, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

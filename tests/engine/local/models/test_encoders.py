@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.engine.local.tiny_encoders import (
 )
 from transformers import AutoModel
 
+from nimbed import cards
 from nimbed.errors import CheckpointError
 
 LONG = "the warm sky over york and the river is not what a cat sleeps under " * 12
@@ -245,6 +247,17 @@ def test_a_role_or_a_prompt_chooses_the_adapter(tmp_path, role, prompt_name, tas
         load(folder, prompt_name=name).spec().fingerprint for name in ("passage", "separation")
     ]
     assert named[0] != named[1]
+
+
+def test_a_card_of_a_model_with_adapters_chooses_them_by_role(tmp_path):
+    folder = tiny_jina_adapters(tmp_path / "model")
+    own, jina = load(folder), cards.find("jinaai/jina-embeddings-v3")
+    facts = {"dimensions": 32, "matryoshka": (), "query_prompt": "query: ", "passage_prompt": ""}
+    card = dataclasses.replace(jina, id=str(folder), **facts)
+    for carded in (load(card), load(folder, card=card)):
+        for role in ("query", "passage"):
+            got, expected = (each.embed(TEXTS, input_type=role) for each in (carded, own))
+            np.testing.assert_array_equal(got.vectors, expected.vectors)
 
 
 @pytest.mark.parametrize(

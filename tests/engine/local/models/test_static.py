@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import LayerNorm, StaticEmbedding
 from tests.engine.local.sentence_folders import assert_same, edit, saved
 from tests.engine.local.tiny_tokenizers import bert_tokenizer
 
@@ -64,6 +65,48 @@ def test_a_table_gives_the_mean_of_its_rows(tmp_path, unit):
     assert ours.spec().metric == ("cosine" if unit else "dot")
     alone = [ours.embed([text], input_type="query").vectors[0] for text in TEXTS]
     np.testing.assert_array_equal(ours.embed(TEXTS, input_type="query").vectors, alone)
+
+
+@pytest.mark.parametrize(
+    "activation", ["Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU"]
+)
+def test_dense_layers_and_norms_behind_a_table_are_applied(tmp_path, activation):
+    function = getattr(torch.nn, activation)()
+    norm = LayerNorm(12)
+    torch.nn.init.uniform_(norm.norm.weight)
+    torch.nn.init.uniform_(norm.norm.bias)
+    modules = static(
+        Dense(WIDTH, 24, activation_function=function),
+        Dense(24, 24, bias=False, activation_function=function, use_residual=True),
+        Dense(24, 12, activation_function=function, use_residual=True),
+        norm,
+        Normalize(),
+    )
+    theirs = saved(tmp_path / "model", modules, truncate_dim=8)
+    ours = assert_same(tmp_path / "model", theirs, texts=TEXTS, atol=2e-6)
+    assert (ours.backend, ours.card.dimensions) == ("numpy", 8)
+    alone = [ours.embed([text], input_type="query").vectors[0] for text in TEXTS]
+    np.testing.assert_array_equal(ours.embed(TEXTS, input_type="query").vectors, alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {"linear.bias": t["linear.bias"]}, "lacks the tensor linear.weight"),
+        (lambda t: {**t, "linear.bias": t["linear.bias"][:3]}, "linear.bias has shape"),
+        (lambda t: {**t, "linear.weight": t["linear.weight"] * np.nan}, "expected finite floats"),
+        (None, "has a bias that its config.json denies"),
+    ],
+)
+def test_a_damaged_layer_behind_a_table_is_refused(tmp_path, change, message):
+    saved(tmp_path / "model", static(Dense(WIDTH, 8)))
+    path = tmp_path / "model" / "1_Dense"
+    if change is None:
+        edit(path / "config.json", lambda config: {**config, "bias": False})
+    else:
+        save_file(change(load_file(path / "model.safetensors")), path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        nimbed.load(str(tmp_path / "model")).warmup()
 
 
 def test_model2vecs_own_layout_is_read(folder):
@@ -127,6 +170,6 @@ def test_what_it_cannot_do_is_refused(folder, tmp_path):
     edit(folder / "config.json", lambda config: {**config, "twist": 1})
     with pytest.raises(CheckpointError, match="has the key 'twist'"):
         nimbed.load(str(folder))
-    saved(tmp_path / "dense", static(Dense(WIDTH, 8)))
-    with pytest.raises(CheckpointError, match="1_Dense behind its StaticEmbedding"):
+    saved(tmp_path / "dense", static(Dense(8, 8)))
+    with pytest.raises(CheckpointError, match="takes vectors of 8 dimensions, but is given 16"):
         nimbed.load(str(tmp_path / "dense"))
