@@ -237,7 +237,8 @@ def _frequencies(config: dict[str, Any], head_dim: int) -> Floats:
             f"model with backend='torch'"
         )
     scale = 1.0 if kind == "default" else real(asked, "factor")
-    powers = (base * scale) ** (np.arange(0, head_dim, 2) / head_dim)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = (base * scale) ** exponents.astype(np.float64)
     plain = np.float32(1.0) / powers.astype(np.float32)
     frequencies: Floats = plain / np.float32(scale ** (2 / head_dim))
     return frequencies
