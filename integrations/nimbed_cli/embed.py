@@ -169,10 +169,8 @@ def _embed_here(
         f"vectors written to {report.output}: {report.rows:,} in {seconds:,.1f} s "
         f"({report.rows / seconds:,.0f} texts/s, {report.tokens / seconds:,.0f} tokens/s)",
         _contract(report.spec),
+        *options.computed_in(embedder),
     ]
-    arithmetic = getattr(embedder, "arithmetic", None)  # a server does not say
-    if arithmetic:
-        said.append(f"computed in {arithmetic}")
     if report.truncated:
         said.append(f"texts that were cut to what the model reads: {report.truncated:,}")
     if report.skipped:

@@ -204,6 +204,7 @@ def load(
         with progress_bar("loading", before="reading", show=progress) as move:
             texts = chunk is not None or prune
             report = _load_vectors(target, given, card, move, common, texts=texts)
+            computed: list[str] = []
             if report is None:
                 embedder = options.load_embedder(
                     model,
@@ -234,13 +235,14 @@ def load(
                     on_progress=tell,
                     **common,
                 )
+                computed = options.computed_in(embedder)
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
                 f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
-        typer.echo("\n".join(_summary(report, name, listed, given)), err=True)
+        typer.echo("\n".join([*_summary(report, name, listed, given), *computed]), err=True)
         if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(words=words, on_progress=move)

@@ -212,6 +212,15 @@ def load_embedder(
     return nimbed.load(model, card=card, **placement)
 
 
+def computed_in(embedder: Embedder) -> list[str]:
+    """Return the line that says which arithmetic, device and backend made the vectors.
+
+    There is none of a server, which does not say, nor before anything was embedded.
+    """
+    arithmetic = getattr(embedder, "arithmetic", None)
+    return [f"computed in {arithmetic}"] if arithmetic else []
+
+
 def splitter_for(
     embedder: Embedder, chunk: int | None, overlap: int, *, input_type: Any = "passage"
 ) -> Splitter | None:

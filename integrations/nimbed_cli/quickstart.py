@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nimbed_cli import options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -84,8 +86,7 @@ def quickstart(
             floats = embedder.embed(texts, input_type="passage", truncate="END", progress=move)
             seconds = time.perf_counter() - loaded
         questions = embedder.embed(_QUESTIONS, input_type="query")
-        arithmetic = getattr(embedder, "arithmetic", None)
-        computed = f"computed in {arithmetic}\n" if arithmetic else ""
+        computed = "".join(f"{line}\n" for line in options.computed_in(embedder))
         console.print(
             f"[bold]{len(corpus):,} docstrings of Python's standard library[/bold]\n"
             f"{embedder.card.id}, {floats.spec.dimensions} dimensions\n{computed}"

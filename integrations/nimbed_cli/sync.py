@@ -110,6 +110,8 @@ def sync(
             f"{report.seconds:,.1f} s" + (f" (listed in {listed})" if report.rejected else ""),
             err=True,
         )
+        for line in options.computed_in(embedder):
+            typer.echo(line, err=True)
         if index and target.index():
             typer.echo("the index is built", err=True)
         if watch:

@@ -82,7 +82,8 @@ def test_the_quickstart_and_the_commands_do(without_torch):
     assert "The same in a PostgreSQL of its own" in told
     (without_torch[1] / "texts.jsonl").write_text('{"text": "Bees make honey."}\n')
     embed = ["embed", "texts.jsonl", "-o", "vectors.jsonl", "--input-type", "passage"]
-    assert "float32 on cpu" in run([*command, *embed], without_torch).stderr
+    told = run([*command, *embed], without_torch).stderr
+    assert "computed in float32 on cpu by onnxruntime" in told
 
 
 def test_the_server_does_and_says_what_runs_the_model(without_torch):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # which import the tokenizers library
 
 __all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
 
-# What ONNX Runtime has a graph for; nimbed.local.onnx.graph makes it.
-_GRAPHS = ("bert", "distilbert", "mpnet", "nomic_bert", "xlm_roberta")
+# What ONNX Runtime has a graph for; nimbed.local.onnx.encoders makes it.
+_GRAPHS = ("bert", "distilbert", "gte", "modernbert", "mpnet", "nomic_bert", "xlm_roberta")
 
 _TORCH_ALONE = (
     "(on a machine without a GPU first: pip install torch "

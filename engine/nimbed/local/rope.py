@@ -122,8 +122,6 @@ def rope_for(
 
 def _ntk(base: float, head_dim: int, asked: Mapping[str, Any]) -> torch.Tensor:
     """Return the frequencies of Alibaba's encoders (formula 6 of kexue.fm/archives/9706)."""
-    if asked.get("mixed_b") is not None:
-        raise CheckpointError("config.json mixes its rotary scaling by mixed_b; nimbed does not")
     factor = real(asked, "factor")
     slower = (base * factor) ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     frequencies: torch.Tensor = 1.0 / slower / factor ** (2 / head_dim)

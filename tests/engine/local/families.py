@@ -64,7 +64,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 
 
 #: Those that ONNX Runtime runs too.
-ON_ONNX = ("bert", "distilbert", "mpnet", "nomic-bert", "xlm-roberta")
+ON_ONNX = ("bert", "distilbert", "gte", "modernbert", "mpnet", "nomic-bert", "xlm-roberta")
 
 #: What every test loads with, unless it says otherwise; a fixture sets another backend here.
 OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "backend": "torch"}

@@ -17,6 +17,7 @@ from tests.engine.local.families import FAMILIES, ON_ONNX, TEXTS, load
 
 import nimbed
 from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.local.onnx.session import blocks
 
 LONG = [" ".join(TEXTS) * 3, *TEXTS, "a " * 90]
 
@@ -63,6 +64,49 @@ def test_a_model_that_reads_long_texts_attends_by_blocks(tmp_path):
     np.testing.assert_allclose(got, expected, atol=2e-6, rtol=0)
     alone = [longer.embed([text], input_type="query").vectors[0] for text in texts]
     np.testing.assert_array_equal(alone, got)
+
+
+@pytest.mark.parametrize(
+    ("family", "facts"),
+    [
+        ("modernbert", {"local_attention": 128}),
+        ("modernbert", {"local_attention": 301, "layer_types": ["sliding_attention"] * 3}),
+        ("modernbert", {"layer_types": ["full_attention"] * 3}),
+        ("nomic-bert", {}),
+    ],
+)
+def test_texts_far_longer_than_a_window_are_those_of_torch_and_of_no_company(
+    family, facts, tmp_path
+):
+    folder = FAMILIES[family](tmp_path / "model")
+    # Nothing is made for every place that a configuration claims.
+    change_config(folder, max_position_embeddings=10**12, **facts)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 2048}')
+    ours, theirs = load(folder, backend="onnxruntime"), load(folder, backend="torch")
+    # The borders of one block and several: of 128 queries with 64 keys on either side, to begin.
+    texts = ["a " * n for n in (1900, 510, 509, 400, 301, 300, 255, 254, 253, 252, 128, 63, 1)]
+    texts += [f"the river {text}" for text in texts for _ in range(2)]
+    got = ours.embed(texts, input_type="query").vectors
+    expected = theirs.embed(texts, input_type="query").vectors
+    np.testing.assert_allclose(got, expected, atol=2e-6, rtol=0)
+    alone = [ours.embed([text], input_type="query").vectors[0] for text in texts]
+    np.testing.assert_array_equal(alone, got)
+
+
+@pytest.mark.parametrize("window", [1, 64, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 127, 256, 257, 300, 731, 1000, 2000])
+def test_a_block_has_every_key_within_the_window_of_its_queries_and_sees_no_other(tokens, window):
+    made = blocks(2, tokens, window)
+    queries, keys = made["queries"], made["keys"]
+    hidden = np.broadcast_to(made["hidden"][:, 0], (*queries.shape, keys.shape[1]))
+    np.testing.assert_array_equal(queries.ravel()[made["back"].ravel()], np.arange(2 * tokens))
+    seen = (hidden == 0).sum(2).ravel()[made["back"]]
+    place = np.arange(tokens)
+    near = np.minimum(place, window) + np.minimum(tokens - 1 - place, window) + 1
+    np.testing.assert_array_equal(seen, [near, near])
+    distances = np.abs(queries[:, :, None] - keys[:, None, :])
+    assert distances[hidden == 0].max() <= window
+    assert hidden.nbytes <= 4 * 2 * 2 * tokens * (max(128, window) + 2 * window)
 
 
 def test_minilm_is_that_of_torch_and_of_sentence_transformers(minilm):

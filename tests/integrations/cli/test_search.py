@@ -27,7 +27,7 @@ def table_of_hits(fake_model, monkeypatch):
         def __init__(self, connection, name, embedder=None):
             self.spec = type("Spec", (), {"model": "some/model", "revision": "abc"})
 
-        def search(self, question, k, *, filter, candidates):
+        def search(self, question, k, *, filter, candidates, group, after, hybrid):
             return HITS[:k]
 
     @contextmanager

@@ -44,8 +44,9 @@ def test_the_terminal_shows_every_way_the_advice_and_what_to_know(
     assert "Store " in words
     assert "first sentences of 120 passages" in words
     assert "add -o page.html for the plots" in words
-    placement = {"base_url": None, "device": "auto", "dtype": "auto", "backend": "auto"}
-    assert fake_model == [(None, {"card": None, "prompt_name": None, **placement})]
+    unsaid = {"card": None, "prompt_name": None, "base_url": None}
+    placement = dict.fromkeys(("device", "dtype", "backend"), "auto")
+    assert fake_model == [(None, unsaid | placement)]
 
 
 @pytest.mark.parametrize("columns", [80, 70, 60, 50, 40])

@@ -61,7 +61,10 @@ def rows(count: int) -> list[str]:
     ]
 
 
-def test_two_commands_load_and_search(dsn: str, fake_model: list[Any]) -> None:
+def test_two_commands_load_and_search(
+    dsn: str, fake_model: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEmbedder, "arithmetic", "float32 on cpu by torch", raising=False)
     file = written("rows.jsonl", rows(200))
     done = typed(
         "load", dsn, "--table", "t", file, "--id-field", "id",
@@ -69,6 +72,7 @@ def test_two_commands_load_and_search(dsn: str, fake_model: list[Any]) -> None:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "t: 200 new, 0 changed, 0 unchanged, 0 left out" in done.output
+    assert "computed in float32 on cpu by torch" in done.output
     assert "the index is built" in done.output
     again = typed("load", dsn, "--table", "t", file, "--id-field", "id")
     assert "t: 0 new, 0 changed, 200 unchanged" in again.output

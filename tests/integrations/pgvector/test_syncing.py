@@ -323,6 +323,7 @@ def test_the_command_says_what_it_did(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nimbed, "load", lambda *_, **__: FakeEmbedder())
+    monkeypatch.setattr(FakeEmbedder, "arithmetic", "float32 on cpu by torch", raising=False)
     articles.execute("UPDATE articles SET title = '', body = '' WHERE id = 5")
     app = typer.Typer()
     app.command()(sync)
@@ -330,6 +331,7 @@ def test_the_command_says_what_it_did(
     done = CliRunner().invoke(app, [*words, "--into", "articles.embedding"])
     assert done.exit_code == 0, done.output
     assert "199 rows embedded, 0 of them anew, 0 unchanged or gone, 1 left out" in done.stderr
+    assert "computed in float32 on cpu by torch" in done.stderr
     assert "the index is built" in done.stderr
     assert 'GRANT UPDATE ("embedding") ON "articles" TO "worker";' in done.stdout
     (listed,) = Path("articles_embedding.rejects.jsonl").read_text().splitlines()

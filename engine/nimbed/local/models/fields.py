@@ -14,12 +14,18 @@ from nimbed.errors import CheckpointError
 __all__ = [
     "DISTILBERT_NAMES",
     "FLASH_NAMES",
+    "FULL",
+    "GTE_NAMES",
     "MPNET_BUCKETS",
     "MPNET_NAMES",
     "NOMIC_NAMES",
+    "SLIDING",
     "first_position",
     "gate_activation",
+    "gte_settings",
     "heads_fit",
+    "modernbert_layers",
+    "modernbert_rotation",
     "mpnet_buckets",
     "nomic_settings",
     "only",
@@ -61,6 +67,14 @@ NOMIC_NAMES = {
     "mlp.fc2.": "mlp.down_proj.",
 }
 
+#: What Alibaba's encoder calls the tensors that transformers names otherwise.
+GTE_NAMES = {
+    "encoder.layer.": "layers.",
+    ".attention.": ".self_attn.",
+    "attn_ln.": "post_attention_layernorm.",
+    "mlp_ln.": "post_mlp_layernorm.",
+}
+
 #: What MPNet calls the tensors that BERT has.
 MPNET_NAMES = {
     "attention.attn.q.": "attention.self.query.",
@@ -70,6 +84,9 @@ MPNET_NAMES = {
     "attention.LayerNorm.": "attention.output.LayerNorm.",
 }
 
+
+#: What a layer of ModernBERT sees: the whole text, or what is near each token.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 # transformers has both numbers in its code and ignores config.json's.
 MPNET_BUCKETS, _FURTHEST = 32, 128
@@ -190,6 +207,11 @@ def mpnet_buckets(longest: int) -> NDArray[np.int64]:
     return buckets
 
 
+def gte_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a GTE's configuration with the base of the rotation, where it says none."""
+    return {"rope_theta": 160000.0 if config["model_type"] == "gte" else 10000.0, **config}
+
+
 def nomic_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a NomicBERT's configuration with what its publisher's code takes for granted.
 
@@ -227,4 +249,47 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     asked["rope_type"] = given.get("rope_type") or given.get("type") or "default"
     if asked["partial_rotary_factor"] not in (None, 1):
         raise CheckpointError("config.json rotates only part of each head; nimbed rotates it whole")
+    if asked.get("mixed_b") is not None:
+        raise CheckpointError("config.json mixes its rotary scaling by mixed_b; nimbed does not")
     return asked
+
+
+def modernbert_layers(config: Mapping[str, Any]) -> list[str]:
+    """Return what each layer of a ModernBERT sees; older files say how often it is everything.
+
+    Raises:
+        CheckpointError: If they are not known, or as many as there are layers.
+    """
+    count = whole(config, "num_hidden_layers")
+    given = config.get("layer_types")
+    if given is None:
+        every = whole(config, "global_attn_every_n_layers", default=3)
+        return [SLIDING if number % every else FULL for number in range(count)]
+    if not isinstance(given, list) or len(given) != count or not {FULL, SLIDING} >= set(given):
+        raise CheckpointError(
+            f"config.json gives layer_types {given!r}, expected {FULL} or {SLIDING} for each of "
+            f"{count} layers"
+        )
+    return given
+
+
+def modernbert_rotation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the rotation of a ModernBERT's kind of layer, as a configuration of its own.
+
+    Raises:
+        CheckpointError: If they are no table a kind.
+    """
+    theta = config.get("global_rope_theta", 160000.0)
+    if kind == SLIDING and config.get("local_rope_theta", 10000.0) is not None:
+        theta = config.get("local_rope_theta", 10000.0)
+    given = config.get("rope_parameters")
+    own = {} if given is None else given.get(kind) if isinstance(given, dict) else None
+    if not isinstance(own, dict):
+        raise CheckpointError(
+            f"config.json gives rope_parameters {given!r}, expected a table for {FULL} and one "
+            f"for {SLIDING}"
+        )
+    return {
+        "max_position_embeddings": config.get("max_position_embeddings"),
+        "rope_parameters": {"rope_theta": theta, **own},
+    }

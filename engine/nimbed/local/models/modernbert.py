@@ -7,26 +7,31 @@ that of ``transformers.ModernBertModel``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Affine, Dense, Gated, dense, gated
-from nimbed.local.models.fields import gate_activation, heads_fit, real, whole
+from nimbed.local.models.fields import (
+    FULL,
+    SLIDING,
+    gate_activation,
+    heads_fit,
+    modernbert_layers,
+    modernbert_rotation,
+    real,
+    whole,
+)
 from nimbed.local.norms import LayerNorm
 from nimbed.local.rope import Rope, rope_for
 from nimbed.local.weights import Tensors
 
 __all__ = ["ModernBert"]
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +79,20 @@ class ModernBert:
         def product(name: str, outputs: int, inputs: int, bias: str) -> Dense:
             return dense(*affine(name, outputs, inputs, bias), placement)
 
-        kinds = _layer_kinds(config)
+        kinds = modernbert_layers(config)
         self._ropes: dict[str, Rope] = {
             kind: rope_for(
-                _rotation(config, kind), head_dim, device=placement.device, dtype=placement.dtype
+                modernbert_rotation(config, kind),
+                head_dim,
+                device=placement.device,
+                dtype=placement.dtype,
             )
             for kind in set(kinds)
         }
         self._attention: dict[str, Attention] = {
-            _FULL: attention_for(placement),
+            FULL: attention_for(placement),
             # Half of it lies on either side.
-            _SLIDING: attention_for(
+            SLIDING: attention_for(
                 placement, window=whole(config, "local_attention", default=128) // 2
             ),
         }
@@ -137,44 +145,3 @@ class ModernBert:
             x = layer.attended.plus(attended, x)
             x = layer.down.plus(layer.gated(layer.mlp_norm(x)), x)
         return self._last_norm(x)
-
-
-def _layer_kinds(config: Mapping[str, Any]) -> list[str]:
-    """Return what each layer sees; older configurations say how often it is everything.
-
-    Raises:
-        CheckpointError: If they are not known, or as many as there are layers.
-    """
-    count = whole(config, "num_hidden_layers")
-    given = config.get("layer_types")
-    if given is None:
-        every = whole(config, "global_attn_every_n_layers", default=3)
-        return [_SLIDING if number % every else _FULL for number in range(count)]
-    if not isinstance(given, list) or len(given) != count or not {_FULL, _SLIDING} >= set(given):
-        raise CheckpointError(
-            f"config.json gives layer_types {given!r}, expected {_FULL} or {_SLIDING} for each of "
-            f"{count} layers"
-        )
-    return given
-
-
-def _rotation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the rotary parameters of a kind of layer, as a configuration of their own.
-
-    Raises:
-        CheckpointError: If they are no table a kind.
-    """
-    theta = config.get("global_rope_theta", 160000.0)
-    if kind == _SLIDING and config.get("local_rope_theta", 10000.0) is not None:
-        theta = config.get("local_rope_theta", 10000.0)
-    given = config.get("rope_parameters")
-    own = {} if given is None else given.get(kind) if isinstance(given, dict) else None
-    if not isinstance(own, dict):
-        raise CheckpointError(
-            f"config.json gives rope_parameters {given!r}, expected a table for {_FULL} and one "
-            f"for {_SLIDING}"
-        )
-    return {
-        "max_position_embeddings": config.get("max_position_embeddings"),
-        "rope_parameters": {"rope_theta": theta, **own},
-    }

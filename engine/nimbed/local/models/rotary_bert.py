@@ -21,8 +21,10 @@ from nimbed.local.linear import Affine, Dense, Gated, Product, dense, gated
 from nimbed.local.models.experts import Experts
 from nimbed.local.models.fields import (
     FLASH_NAMES,
+    GTE_NAMES,
     NOMIC_NAMES,
     gate_activation,
+    gte_settings,
     heads_fit,
     nomic_settings,
     real,
@@ -33,13 +35,6 @@ from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
 
 __all__ = ["gte", "jina_v3", "nomic_bert"]
-
-_GTE = {
-    "encoder.layer.": "layers.",
-    ".attention.": ".self_attn.",
-    "attn_ln.": "post_attention_layernorm.",
-    "mlp_ln.": "post_mlp_layernorm.",
-}
 
 _Mlp = Gated | Callable[[torch.Tensor], torch.Tensor]
 
@@ -178,9 +173,8 @@ class RotaryBert:
 
 def gte(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
     """Read Alibaba's "new" encoder (gte-v1.5, gte-multilingual, arctic-embed-m-v2)."""
-    tensors = tensors.stripped("new.", "gte.", renamed=_GTE)
-    config = {"rope_theta": 160000.0 if config["model_type"] == "gte" else 10000.0, **config}
-    return RotaryBert(config, tensors, placement, up_bias=False, is_gated=True)
+    tensors = tensors.stripped("new.", "gte.", renamed=GTE_NAMES)
+    return RotaryBert(gte_settings(config), tensors, placement, up_bias=False, is_gated=True)
 
 
 def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:

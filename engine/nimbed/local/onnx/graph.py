@@ -1,49 +1,31 @@
-"""ONNX graphs of encoders, built from a checkpoint's configuration and weights.
+"""Parts of ONNX graphs: operations with their weights, and what follows the pooling.
 
 The operators of the domain com.microsoft are ONNX Runtime's own, which fuse what belongs together:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 
-Every batch holds texts of one length, so no graph has a mask.
+Every batch holds texts of one length, so no graph masks padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from nimbed.errors import CheckpointError
-from nimbed.local.models.fields import (
-    DISTILBERT_NAMES,
-    MPNET_BUCKETS,
-    MPNET_NAMES,
-    NOMIC_NAMES,
-    first_position,
-    gate_activation,
-    heads_fit,
-    mpnet_buckets,
-    nomic_settings,
-    real,
-    rope_parameters,
-    whole,
-)
 from nimbed.local.onnx.weights import ArrayTensors, open_arrays
 from nimbed.local.pipeline import DenseModule, NormModule
 
-__all__ = ["Encoder", "Graph", "encoder", "modules_graph"]
+__all__ = ["Encoder", "Floats", "Graph", "Reader", "modules_graph", "token_inputs"]
 
 Floats = NDArray[np.float32]
 
 _OPSET = 17
 _IR = 8  # of that opset; a younger one would refuse older runtimes without need
-
-# Of a model that reads more tokens, attention never forms the matrix of all pairs: ONNX Runtime's
-# MultiHeadAttention goes through it by blocks, where Attention keeps heads · tokens² numbers.
-_MOST_PAIRS = 1024
 
 
 class Graph:
@@ -132,6 +114,10 @@ class Encoder:
         distances: What is added to the scores by the distance of two tokens, of shape (heads, 2 ·
             learnt - 1), or None. If not, the model also takes ``bias`` of shape (1, heads, tokens,
             tokens).
+        window: Tokens that some layers see on either side of each, or None. If not, the model also
+            takes what :func:`nimbed.local.onnx.session.blocks` makes.
+        turns: By how a rotation is called, its radians a token, of shape (head_dim / 2,). For each,
+            the model also takes ``cosines`` and ``sines`` of shape (tokens, head_dim / 2).
     """
 
     model: bytes
@@ -140,6 +126,8 @@ class Encoder:
     learnt: int
     padding: int | None = None
     distances: Floats | None = None
+    window: int | None = None
+    turns: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class Reader:
@@ -149,16 +137,53 @@ class Reader:
         tensors: Of the checkpoint.
         width: Of the states.
         eps: Of the norms.
+        norm_bias: Whether they have a shift.
     """
 
-    def __init__(self, tensors: ArrayTensors, width: int, eps: float) -> None:
+    def __init__(
+        self, tensors: ArrayTensors, width: int, eps: float, *, norm_bias: bool = True
+    ) -> None:
         self.graph = Graph()
         self._tensors, self._width, self._eps = tensors, width, eps
+        self._norm_parts = ("weight", "bias") if norm_bias else ("weight",)
 
     def product(self, x: str, name: str, outputs: int, inputs: int) -> str:
         """Add x·Wᵀ."""
         weight = self._tensors.floats(f"{name}.weight", outputs, inputs)
         return self.graph.node("MatMul", x, self.graph.weight(name, weight.T))
+
+    def products(
+        self, x: str, name: str, sizes: Sequence[int], inputs: int | None = None, *, bias: bool
+    ) -> list[str]:
+        """Add products of one input, which the checkpoint stores as one.
+
+        Args:
+            x: The input.
+            name: Of the weight.
+            sizes: Outputs of each product.
+            inputs: Width of the input, if it is not that of the states.
+            bias: Whether they have one.
+        """
+        total, ends = sum(sizes), np.cumsum(sizes)[:-1]
+        weight = self._tensors.floats(f"{name}.weight", total, inputs or self._width)
+        biases = np.split(self._tensors.floats(f"{name}.bias", total), ends) if bias else []
+        made = []
+        for place, part in enumerate(np.split(weight, ends)):
+            own = self.graph.weight(f"{name}.{place}", part.T)
+            product = self.graph.node("MatMul", x, own)
+            if bias:
+                shift = self.graph.weight(f"{name}.{place}.bias", biases[place])
+                product = self.graph.node("Add", product, shift)
+            made.append(product)
+        return made
+
+    def gated(self, gate: str, up: str, activation: Literal["gelu", "silu"]) -> str:
+        """Add the gate's activation, times the other product."""
+        if activation == "silu":
+            activated = self.graph.node("QuickGelu", gate, own=True, alpha=1.0)
+        else:
+            activated = self.graph.node("Gelu", gate, own=True)
+        return self.graph.node("Mul", activated, up)
 
     def bias(self, name: str, size: int) -> str:
         """Add a product's bias; returns its name."""
@@ -166,7 +191,7 @@ class Reader:
 
     def norm(self, name: str) -> list[str]:
         """Add scale and shift of a norm; returns their names."""
-        parts = (f"{name}.weight", f"{name}.bias")
+        parts = [f"{name}.{part}" for part in self._norm_parts]
         return [self.graph.weight(part, self._tensors.floats(part, self._width)) for part in parts]
 
     def normalized(self, x: str, name: str) -> str:
@@ -200,176 +225,6 @@ def token_inputs(words: Floats) -> list[tuple[str, int, Sequence[str | int]]]:
         ("ids", TensorProto.INT32, ["texts", "tokens"]),
         ("words", TensorProto.FLOAT, words.shape),
     ]
-
-
-def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """Build the graph of a checkpoint.
-
-    Raises:
-        CheckpointError: If a weight is missing or misshapen, or the configuration asks for
-            something that the architecture does not do.
-    """
-    made = _ENCODERS[architecture](config, tensors)
-    tensors.refuse_leftovers()
-    return made
-
-
-def _bert(
-    config: dict[str, Any],
-    tensors: ArrayTensors,
-    *,
-    padding: int | None = None,
-    distances: Floats | None = None,
-) -> Encoder:
-    """BERT, as :class:`nimbed.local.models.bert.Bert` has it."""
-    tensors = tensors.stripped("bert.")
-    heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
-    heads_fit(width, heads)
-    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
-    graph = reader.graph
-    words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
-    places = whole(config, "max_position_embeddings")
-    positions = tensors.floats("embeddings.position_embeddings.weight", places, width)
-    # Every token is of type 0, so its embedding is added to the positions once, here.
-    if config.get("type_vocab_size", 2):
-        types = whole(config, "type_vocab_size", default=2)
-        name = "embeddings.token_type_embeddings.weight"
-        positions = positions + tensors.floats(name, types, width)[0]
-    x = reader.embedded(graph.weight("places", positions), "embeddings.LayerNorm")
-    inner = whole(config, "intermediate_size")
-    bias_name = "" if distances is None else "bias"
-    for number in range(whole(config, "num_hidden_layers")):
-        at = f"encoder.layer.{number}"
-        own = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
-        biases = [tensors.floats(f"{name}.bias", width) for name in own]
-        joined = graph.weight(f"{own[0]}, {own[1]}, {own[2]}.bias", np.concatenate(biases))
-        if places <= _MOST_PAIRS:
-            parts = [tensors.floats(f"{name}.weight", width, width) for name in own]
-            qkv = graph.weight(f"{own[0]}, {own[1]}, {own[2]}", np.concatenate(parts).T)
-            attended = graph.node(
-                "Attention", x, qkv, joined, "", "", bias_name, own=True, num_heads=heads
-            )
-        else:
-            products = [reader.product(x, name, width, width) for name in own]
-            attended = graph.node(
-                "MultiHeadAttention", *products, joined, "", bias_name, own=True, num_heads=heads
-            )
-        output = f"{at}.attention.output"
-        x = reader.after(f"{output}.LayerNorm", attended, f"{output}.dense", width, x)
-        up = reader.product(x, f"{at}.intermediate.dense", inner, width)
-        up = graph.node("BiasGelu", up, reader.bias(f"{at}.intermediate.dense", inner), own=True)
-        x = reader.after(f"{at}.output.LayerNorm", up, f"{at}.output.dense", inner, x)
-    learnt = places - (0 if padding is None else padding + 1)
-    inputs = [*token_inputs(words), ("positions", TensorProto.INT32, ["texts", "tokens"])]
-    if distances is not None:
-        inputs.append(("bias", TensorProto.FLOAT, [1, heads, "tokens", "tokens"]))
-    model = graph.model(inputs, x)
-    return Encoder(model, graph.weights, words, learnt, padding, distances)
-
-
-def _xlm_roberta(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """XLM-R, whose positions begin behind the padding id."""
-    tensors = tensors.stripped("roberta.", "xlm_roberta.")
-    return _bert(config, tensors, padding=first_position(config) - 1)
-
-
-def _distilbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """DistilBERT: BERT without token types, under other names."""
-    tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
-    return _bert({**config, "type_vocab_size": 0}, tensors)
-
-
-def _mpnet(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """MPNet, as :mod:`nimbed.local.models.mpnet` has it."""
-    tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
-    first, heads = first_position(config), whole(config, "num_attention_heads")
-    longest = whole(config, "max_position_embeddings") - first
-    table = tensors.floats("encoder.relative_attention_bias.weight", MPNET_BUCKETS, heads)
-    added = table[mpnet_buckets(longest)].T
-    return _bert({**config, "type_vocab_size": 0}, tensors, padding=first - 1, distances=added)
-
-
-def _nomic_bert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """NomicBERT, as :mod:`nimbed.local.models.rotary_bert` has it: rotated, with a gated MLP."""
-    tensors = tensors.stripped("bert.", "nomic_bert.", renamed=NOMIC_NAMES)
-    config = nomic_settings(config)
-    heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
-    inner, head_dim = whole(config, "intermediate_size"), heads_fit(width, heads)
-    places = whole(config, "max_position_embeddings", default=2048)
-    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
-    graph = reader.graph
-    words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
-    x = graph.node("Gather", "words", "ids")
-    if config["type_vocab_size"]:
-        name, types = "embeddings.token_type_embeddings.weight", whole(config, "type_vocab_size")
-        x = graph.node("Add", x, graph.weight("type", tensors.floats(name, types, width)[0]))
-    x = reader.normalized(x, "embeddings.LayerNorm")
-    turns = [graph.weight(*each) for each in _turns(config, head_dim, places)]
-    begin = graph.node("Constant", value=helper.make_tensor("begin", TensorProto.INT64, [1], [0]))
-    silu = gate_activation(config) == "silu"
-
-    def parts(x: str, at: str, joined: str, names: list[str], size: int, bias: bool) -> list[str]:
-        """Add products of one input, stored apart or as one."""
-        together = f"{at}.{joined}.weight" in tensors
-        made = []
-        for place, part in enumerate(names):
-            name, rows = f"{at}.{part}", slice(None)
-            count = size
-            if together:
-                name, count = f"{at}.{joined}", len(names) * size
-                rows = slice(place * size, (place + 1) * size)
-            weight = tensors.floats(f"{name}.weight", count, width)[rows].T
-            product = graph.node("MatMul", x, graph.weight(f"{at}.{part}", weight))
-            if bias:
-                own = graph.weight(f"{at}.{part}.bias", tensors.floats(f"{name}.bias", count)[rows])
-                product = graph.node("Add", product, own)
-            made.append(product)
-        return made
-
-    for number in range(whole(config, "num_hidden_layers")):
-        at = f"layers.{number}"
-        names = ["q_proj", "k_proj", "v_proj"]
-        qkv = parts(x, f"{at}.self_attn", "qkv_proj", names, width, config["qkv_proj_bias"])
-        turned = [
-            graph.node("RotaryEmbedding", each, begin, *turns, own=True, num_heads=heads)
-            for each in qkv[:2]
-        ]
-        attended = graph.node("MultiHeadAttention", *turned, qkv[2], own=True, num_heads=heads)
-        norm, output = f"{at}.post_attention_layernorm", f"{at}.self_attn.o_proj"
-        x = reader.after(norm, attended, output, width, x, bias=config["qkv_proj_bias"])
-        names = ["up_proj", "gate_proj"]
-        up, gate = parts(x, f"{at}.mlp", "up_gate_proj", names, inner, config["mlp_fc1_bias"])
-        if silu:
-            activated = graph.node("QuickGelu", gate, own=True, alpha=1.0)
-        else:
-            activated = graph.node("Gelu", gate, own=True)
-        gated = graph.node("Mul", activated, up)
-        norm, down = f"{at}.post_mlp_layernorm", f"{at}.mlp.down_proj"
-        x = reader.after(norm, gated, down, inner, x, bias=config["mlp_fc2_bias"])
-    return Encoder(graph.model(token_inputs(words), x), graph.weights, words, places)
-
-
-def _turns(config: dict[str, Any], head_dim: int, places: int) -> list[tuple[str, Floats]]:
-    """Return cosines and sines of shape (places, head_dim / 2), by name."""
-    asked = rope_parameters(config)
-    if asked["rope_type"] != "default":
-        raise CheckpointError(
-            f"config.json asks for {asked['rope_type']!r} rotary positions, which run in torch "
-            f"alone; load the model with backend='torch'"
-        )
-    powers = np.arange(0, head_dim, 2) / head_dim
-    frequencies = (1.0 / real(asked, "rope_theta", default=10000.0) ** powers).astype(np.float32)
-    angles = np.arange(places, dtype=np.float32)[:, None] * frequencies
-    return [("cosines", np.cos(angles)), ("sines", np.sin(angles))]
-
-
-_ENCODERS: dict[str, Callable[[dict[str, Any], ArrayTensors], Encoder]] = {
-    "bert": _bert,
-    "distilbert": _distilbert,
-    "mpnet": _mpnet,
-    "nomic_bert": _nomic_bert,
-    "xlm_roberta": _xlm_roberta,
-}
 
 
 def modules_graph(modules: Sequence[DenseModule | NormModule]) -> tuple[bytes, dict[str, Floats]]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.checkpoint import Checkpoint
-from nimbed.local.onnx.graph import Floats, encoder, modules_graph
+from nimbed.local.onnx.encoders import encoder
+from nimbed.local.onnx.graph import Floats, modules_graph
 from nimbed.local.onnx.weights import open_arrays
 from nimbed.local.plan import HostResults, Results
 from nimbed.local.tensors import give_back
@@ -31,6 +32,9 @@ __all__ = ["OnnxEngine"]
 # Tokens that run together at most. Of 256 texts of 16 to 256 tokens, runs of 512 to 1,024 took the
 # least time (RESULTS.md); more leave the caches.
 _RUN = 1024
+
+# Queries of a block at most that attends through a window, if that is no wider.
+_BLOCK = 128
 
 # Engines of this process, for :func:`_after_fork`.
 _engines: weakref.WeakSet[OnnxEngine] = weakref.WeakSet()
@@ -150,7 +154,8 @@ class _Network:
             built = encoder(card.architecture, checkpoint.config, tensors)
         self._words = built.words
         self._learnt, self._padding = built.learnt, built.padding
-        self._distances = built.distances
+        self._distances, self._window = built.distances, built.window
+        self._turns = built.turns
         self._encoder = _session(built.model, built.weights, threads())
         self._takes = [each.name for each in self._encoder.get_inputs()]
         del built  # ONNX Runtime has laid out copies of its own
@@ -186,6 +191,11 @@ class _Network:
         }
         if self._distances is not None:
             feed["bias"] = _bias(self._distances, ids.shape[1])
+        for name, frequencies in self._turns.items():
+            angles = np.arange(ids.shape[1], dtype=np.float32)[:, None] * frequencies
+            feed |= {f"{name}cosines": np.cos(angles), f"{name}sines": np.sin(angles)}
+        if self._window is not None:
+            feed |= blocks(len(ids), ids.shape[1], self._window)
         states = _run(self._encoder, {name: feed[name] for name in self._takes})
         pooled = np.stack(
             [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
@@ -209,6 +219,43 @@ def _bias(distances: Floats, tokens: int) -> Floats:
     around = distances[:, nearest + 1 - tokens : nearest + tokens]
     windows = np.lib.stride_tricks.sliding_window_view(around, tokens, axis=1)
     return np.ascontiguousarray(windows[None, :, ::-1])
+
+
+def blocks(texts: int, tokens: int, window: int) -> dict[str, NDArray[Any]]:
+    """Return the blocks in which texts of one length attend through a window.
+
+    All blocks have as many queries, so the last begins early enough to end with the text, and as
+    many keys. A text that is hardly longer than what a block sees is one block.
+
+    Args:
+        texts: How many.
+        tokens: Of each.
+        window: Tokens that are seen on either side.
+
+    Returns:
+        ``queries`` and ``keys``, the rows of each block, counted through all texts, of shape
+        (blocks, queries) and (blocks, keys); ``hidden`` of shape (blocks or 1, 1, queries, keys),
+        what is added to the scores; and ``back`` of shape (texts, tokens), where each token is
+        among the queries.
+    """
+    most = max(_BLOCK, window)
+    count = 1 if tokens <= most + 2 * window else -(-tokens // most)
+    size = -(-tokens // count)
+    starts = np.minimum(np.arange(count) * size, tokens - size)[:, None]
+    seen = min(tokens, size + 2 * window)
+    queries = starts + np.arange(size)
+    keys = np.clip(starts - window, 0, tokens - seen) + np.arange(seen)
+    far = np.abs(queries[:, :, None] - keys[:, None, :]) > window
+    hidden = np.where(far, np.float32(-1e30), np.float32(0))[:, None]
+    block = np.minimum(np.arange(tokens) // size, count - 1)
+    back = block * size + np.arange(tokens) - starts[block, 0]
+    text = np.arange(texts)[:, None]
+    return {
+        "queries": (queries[None] + text[:, :, None] * tokens).reshape(-1, size),
+        "keys": (keys[None] + text[:, :, None] * tokens).reshape(-1, seen),
+        "hidden": hidden if count == 1 else np.tile(hidden, (texts, 1, 1, 1)),
+        "back": back + text * (count * size),
+    }
 
 
 def threads() -> int:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tests.engine.local.checkpoints import change_config, change_tensors, tiny_bert, write_json
-from tests.engine.local.families import TEXTS, load
+from tests.engine.local.families import OPTIONS, TEXTS, load
 from tests.engine.local.oracles import token_ids, unit
 from tests.engine.local.tiny_encoders import (
     ENCODERS,
@@ -33,6 +33,11 @@ from nimbed.errors import CheckpointError
 
 LONG = "the warm sky over york and the river is not what a cat sleeps under " * 12
 MANY = [*TEXTS, LONG, "a cat <pad> sleeps [PAD] where", *(LONG[:n] for n in (30, 75, 140, 141))]
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def either_backend(request, monkeypatch):
+    monkeypatch.setitem(OPTIONS, "backend", request.param)
 
 
 @pytest.fixture(scope="module", params=[*ENCODERS, "camembert"])
@@ -74,6 +79,7 @@ def sentence_transformers(folder):
     return theirs.encode(MANY, prompt_name="query", normalize_embeddings=True)
 
 
+@pytest.mark.usefixtures("either_backend")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -87,6 +93,7 @@ def test_modernbert_follows_its_configuration(tmp_path, changes):
     np.testing.assert_allclose(embed(folder), sentence_transformers(folder), atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("either_backend")
 @pytest.mark.parametrize("local", [3000.0, None])
 def test_modernbert_reads_its_first_configurations(tmp_path, local):
     folder = tiny_modernbert(tmp_path / "model")
@@ -120,6 +127,7 @@ NOMIC = {
 }
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_nomic_bert_reads_its_publishers_configuration(tmp_path):
     folder = tiny_nomic(tmp_path / "model", type_vocab_size=2)
     expected = sentence_transformers(folder)
@@ -129,6 +137,7 @@ def test_nomic_bert_reads_its_publishers_configuration(tmp_path):
     assert load(folder).card.max_tokens == 180
 
 
+@pytest.mark.usefixtures("either_backend")
 def test_gte_reads_its_publishers_configuration_and_rotation(tmp_path):
     """NTK's scaling of a base b by f is a base f·b, slowed by f^(2/d): transformers' linear."""
     folder = tiny_gte(tmp_path / "model", type_vocab_size=0)
