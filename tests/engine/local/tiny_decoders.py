@@ -172,6 +172,8 @@ def tiny_gemma(folder: Path, *, dense: bool = True, seed: int = 0, **changes: An
         **{"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"], **sizes},
         **{"num_hidden_layers": 3, "hidden_activation": "gelu_pytorch_tanh"},
         **{"query_pre_attn_scalar": 5, "use_bidirectional_attention": True},
+        # With masks, torch's attention to heads of 8 depends on where its buffer lies.
+        "head_dim": 16,
         # A token sees three on either side; texts are longer.
         **{"sliding_window": 6, "sliding_window_pattern": 2, "max_position_embeddings": 256},
         **{"rope_theta": 1000000.0, "rope_local_base_freq": 50.0},
