@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from typing import Any
 
 import psycopg
 from tests.integrations.pgvector.crash_loader import SlowEmbedder
 
-from nimbed.fake import FAKE_CARD
+from nimbed.batch import EmbeddingBatch
+from nimbed.fake import FAKE_CARD, FakeEmbedder
 from nimbed_pgvector import VectorTable
 
 OTHER = dataclasses.replace(FAKE_CARD, id="other/model", passage_prompt="doc: ")
+
+
+class TardyEmbedder(FakeEmbedder):
+    """So slow that a fast machine, too, is killed before it is through."""
+
+    def embed(self, *arguments: Any, **options: Any) -> EmbeddingBatch:
+        time.sleep(0.1)
+        return super().embed(*arguments, **options)
 
 
 def migrate_slowly(dsn: str, batch: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         table = VectorTable(connection, "t", SlowEmbedder())
         if table.spec.model != OTHER.id:
-            table.migrate(SlowEmbedder(OTHER), batch_rows=batch)
+            table.migrate(TardyEmbedder(OTHER), batch_rows=batch)
 
 
 def roll_back_slowly(dsn: str, batch: int) -> None:
