@@ -68,10 +68,10 @@ def test_a_missing_extra_comes_with_its_pip_line():
             {"url": "https://index.example/nimbed.whl", "archive_info": {}},
             "pip install 'nimbed[light]'",
         ),
-        ({"url": "file:///work/nimbed", "dir_info": {}}, "pip install 'nimbed[light]'"),
+        ({"url": "file:///src/nimbed", "dir_info": {}}, "pip install 'nimbed[light]'"),
         (
-            {"url": "file:///my%20work/nimbed", "dir_info": {"editable": True}},
-            "/venv/bin/python -m pip install -e '/my work/nimbed[light]'",
+            {"url": "file:///my%20src/nimbed", "dir_info": {"editable": True}},
+            "/venv/bin/python -m pip install -e '/my src/nimbed[light]'",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +102,7 @@ class RmsNorm:
 
     def of_heads_(self, x: torch.Tensor) -> None:
         """Normalise each head of x of shape (rows, heads, width), in its place."""
-        in_parts = x.is_cpu and x.dtype != torch.float32
-        for part in torch.split(x, _ROWS) if in_parts else (x,):
-            part.copy_(self._whole(part))
+        _in_place(x, self._whole)
 
     def after(
         self, product: Dense, x: Activations, residual: torch.Tensor
@@ -182,9 +181,7 @@ class OffsetRmsNorm:
 
     def of_heads_(self, x: torch.Tensor) -> None:
         """Normalise each head of x of shape (rows, heads, width), in its place."""
-        in_parts = x.is_cpu and x.dtype != torch.float32
-        for part in torch.split(x, _ROWS) if in_parts else (x,):
-            part.copy_(self._whole(part))
+        _in_place(x, self._whole)
 
     @classmethod
     def read(
@@ -203,3 +200,10 @@ class OffsetRmsNorm:
 
     def _whole(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x.float(), self.factor.shape, self.factor, self.eps)
+
+
+def _in_place(x: torch.Tensor, normed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace x by its norm, in half precision on a CPU a few rows at a time."""
+    in_parts = x.is_cpu and x.dtype != torch.float32
+    for part in torch.split(x, _ROWS) if in_parts else (x,):
+        part.copy_(normed(part))
