@@ -57,7 +57,7 @@ _ARCHITECTURES = {
     "xlm-roberta": "xlm_roberta",
 }
 
-# Networks that a configuration describes apart from each other.
+# Networks that a configuration describes apart, each in a table.
 _PARTS = {
     "mistral3": ("text_config", "vision_config"),
     "nemotron_vl": ("llm_config", "vision_config"),

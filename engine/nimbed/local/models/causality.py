@@ -98,12 +98,10 @@ def mistral3_language(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config.json that describes the language model.
 
     Raises:
-        CheckpointError: If it is missing, is of another kind, or contradicts the whole about which
+        CheckpointError: If it is of another kind, or contradicts the whole about which
             way attention looks.
     """
-    language = config.get("text_config")
-    if not isinstance(language, dict) or not isinstance(config.get("vision_config"), dict):
-        raise CheckpointError("config.json lacks text_config or vision_config")
+    language: dict[str, Any] = config["text_config"]
     kind = language.get("model_type")
     if kind not in _LANGUAGES:
         raise CheckpointError(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import read_dense
@@ -41,9 +40,7 @@ class NemotronVL:
     """
 
     def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
-        language, vision = config.get("llm_config"), config.get("vision_config")
-        if not isinstance(language, dict) or not isinstance(vision, dict):
-            raise CheckpointError("config.json lacks llm_config or vision_config")
+        language, vision = config["llm_config"], config["vision_config"]
         if config.get("bidirectional_attention") is True:
             language = {**language, "is_causal": False}
         # Files in the wild put these words before a name in any of the usual combinations.

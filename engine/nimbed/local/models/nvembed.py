@@ -36,9 +36,7 @@ class NvEmbed:
     """
 
     def __init__(self, config: dict[str, Any], tensors: Tensors, placement: Placement) -> None:
-        language, latent = config.get("text_config"), config.get("latent_attention_config")
-        if not isinstance(language, dict) or not isinstance(latent, dict):
-            raise CheckpointError("config.json lacks text_config or latent_attention_config")
+        language, latent = config["text_config"], config["latent_attention_config"]
         language = {"model_type": "bidir_mistral", **language}
         self._mistral = Llama(language, tensors.stripped("embedding_model."), placement)
         self._latent = _LatentAttention(
