@@ -63,7 +63,28 @@ BATCH_ROWS = 256
 
 
 class ImportOptions(TypedDict, total=False):
-    """What :func:`batch_import` may be told, by name."""
+    """What :func:`batch_import` may be told, by name.
+
+    Attributes:
+        vector: The vector's name, where there are several.
+        text_property: The property that takes the text, ``text`` if not given.
+        embedding_type: None, the default, means: as the collection has it, or float.
+        dimensions: None, the default, means: as the collection has it, or the model's full size.
+        int8_scale: For int8 and uint8.
+        truncate: What happens to a text that is too long: NONE, the default, rejects it.
+        source: Names rows that have no id, ``script`` if not given.
+        metadata_fields: Other fields to keep; None, the default, keeps all.
+        chunk_rows: Rows that are embedded together and sent in one request, :data:`BATCH_ROWS` if
+            not given; long texts make it several requests.
+        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
+            chunk's id is the document's with ``#`` and its number, and its properties say where
+            it lies. A document that changed replaces its chunks, and leaves none behind.
+        overlap: Tokens of a chunk's end that the next one begins with, at most; none if not given.
+        prune: Remove the objects of earlier imports whose rows are not in this input.
+        rejects_file: Where the rows left out are listed, as JSON lines.
+        on_reject: Told each row that cannot be stored, and why.
+        on_progress: Told the report after each batch.
+    """
 
     vector: str | None
     text_property: str
@@ -87,23 +108,9 @@ def batch_import(
     rows: Iterable[Item],
     embedder: Embedder,
     *,
-    vector: str | None = None,
-    text_property: str = "text",
-    embedding_type: EmbeddingType | None = None,
-    dimensions: int | None = None,
-    int8_scale: Int8Scale | None = None,
-    truncate: Truncate = "NONE",
-    source: str = "script",
-    metadata_fields: Sequence[str] | None = None,
-    chunk_rows: int = BATCH_ROWS,
-    chunk_tokens: int | None = None,
-    overlap: int = 0,
-    prune: bool = False,
     restart_wait: float = RESTART_WAIT,
     on_wait: Callable[[str], None] = ignore,
-    rejects_file: str | os.PathLike[str] | None = None,
-    on_reject: Callable[[Reject], None] = ignore,
-    on_progress: Callable[[JobReport], None] = ignore,
+    **options: Unpack[ImportOptions],
 ) -> JobReport:
     """Embed rows and store them; those that are there with the same content are skipped.
 
@@ -121,26 +128,9 @@ def batch_import(
             :func:`nimbed_weaviate.vectorizer` to be seeded; with its tenant, if it has tenants.
         rows: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
         embedder: Embeds the texts, as passages.
-        vector: The vector's name, where there are several.
-        text_property: The property that takes the text.
-        embedding_type: None means: as the collection has it, or float.
-        dimensions: None means: as the collection has it, or the model's full size.
-        int8_scale: For int8 and uint8.
-        truncate: What happens to a text that is too long: NONE rejects it.
-        source: Names rows that have no id.
-        metadata_fields: Other fields to keep; None keeps all.
-        chunk_rows: Rows that are embedded together and sent in one request; long texts make it
-            several requests.
-        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
-            chunk's id is the document's with ``#`` and its number, and its properties say where
-            it lies. A document that changed replaces its chunks, and leaves none behind.
-        overlap: Tokens of a chunk's end that the next one begins with, at most.
-        prune: Remove the objects of earlier imports whose rows are not in this input.
         restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
         on_wait: Told in a sentence that Weaviate is away, and that it is back.
-        rejects_file: Where the rows left out are listed, as JSON lines.
-        on_reject: Told each row that cannot be stored, and why.
-        on_progress: Told the report after each batch.
+        **options: Any of those that :class:`ImportOptions` describes.
 
     Raises:
         SpaceMismatchError: If the collection holds vectors of another space.
@@ -149,27 +139,8 @@ def batch_import(
         BackendError: If Weaviate or the model failed, or Weaviate refused all that it was sent at
             first; what is stored stays.
     """
-    return _import(
-        Calls(budget=restart_wait, tell=on_wait),
-        collection,
-        rows,
-        embedder,
-        vector=vector,
-        text_property=text_property,
-        embedding_type=embedding_type,
-        dimensions=dimensions,
-        int8_scale=int8_scale,
-        truncate=truncate,
-        source=source,
-        metadata_fields=metadata_fields,
-        chunk_rows=chunk_rows,
-        chunk_tokens=chunk_tokens,
-        overlap=overlap,
-        prune=prune,
-        rejects_file=rejects_file,
-        on_reject=on_reject,
-        on_progress=on_progress,
-    )
+    calls = Calls(budget=restart_wait, tell=on_wait)
+    return _import(calls, collection, rows, embedder, **options)
 
 
 async def abatch_import(
