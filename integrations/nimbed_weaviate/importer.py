@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypedDict, Unpack, cast
 
+from weaviate.classes.query import Filter
 from weaviate.collections import Collection, CollectionAsync
 from weaviate.outputs.config import CollectionConfig
+from weaviate.util import generate_uuid5
 
 from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
@@ -26,7 +28,7 @@ from nimbed.bulk import (
     load_batches,
     read_batches,
 )
-from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.chunks import CHUNK_FIELDS, Splitter, document_of, split_rows
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
@@ -44,8 +46,6 @@ from nimbed_weaviate.properties import (
     seal,
     space_of,
 )
-from nimbed_weaviate.pruning import prune as prune_collection
-from nimbed_weaviate.pruning import trim
 from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
 __all__ = [
@@ -60,6 +60,10 @@ __all__ = [
 
 #: Rows that are embedded together and sent in one request, or in several if they are long.
 BATCH_ROWS = 256
+# Objects that are read at a time, and looked for or deleted by one request.
+_PAGE = 1000
+# Chunks of a document that are looked for beyond its end at a time, once there is one.
+_STEP = 64
 
 
 class ImportOptions(TypedDict, total=False):
@@ -221,9 +225,9 @@ def _import(
             on_progress=on_progress,
         )
         if not sink.was_empty:
-            report.removed += trim(calls, collection, ended)
+            report.removed += _trim(calls, collection, ended)
         if kept is not None:
-            report.removed += prune_collection(calls, collection, kept)
+            report.removed += _prune(calls, collection, kept)
         return report
 
 
@@ -406,3 +410,72 @@ def fitting(
             f"embedding_type"
         )
     return chosen, spec
+
+
+def _prune(calls: Calls, collection: Any, kept: InputIds) -> int:
+    """Delete the objects of imports that the input has not; return how many.
+
+    Raises:
+        InputError: If there was no row, or one whose id could not be read.
+    """
+    kept.require_all()
+    return sum(
+        _delete(calls, collection, kept.vanished(names)) for names in _imported(calls, collection)
+    )
+
+
+def _trim(calls: Calls, collection: Any, documents: Sequence[tuple[str, int]]) -> int:
+    """Delete the chunks that documents have beyond their number of chunks; return how many.
+
+    A document's chunks are numbered from 0 without a gap, ``7#0``, ``7#1``, …: where the first
+    one beyond its end is absent, so are all that would follow it.
+    """
+    beyond, step, removed = dict(documents), 1, 0
+    while beyond:
+        names = [f"{name}#{n + more}" for name, n in beyond.items() for more in range(step)]
+        gone = [
+            name
+            for start in range(0, len(names), _PAGE)
+            for name in _there(calls, collection, names[start : start + _PAGE])
+        ]
+        removed += _delete(calls, collection, gone)
+        left = set(map(document_of, gone))
+        beyond = {name: n + step for name, n in beyond.items() if name in left}
+        step = _STEP
+    return removed
+
+
+def _imported(calls: Calls, collection: Any) -> Iterator[list[str]]:
+    """Yield the ids of the objects that imports made, page by page."""
+    after = None
+    while True:
+        fetch = functools.partial(
+            collection.query.fetch_objects, limit=_PAGE, after=after, return_properties=[ID]
+        )
+        page = calls(fetch).objects
+        if not page:
+            return
+        after = page[-1].uuid
+        pairs = [(str(each.properties.get(ID) or ""), str(each.uuid)) for each in page]
+        # Only an object whose uuid an import made is its own to remove.
+        yield [name for name, uuid in pairs if name and uuid == generate_uuid5(name)]
+
+
+def _there(calls: Calls, collection: Any, names: Sequence[str]) -> list[str]:
+    by_uuid = {generate_uuid5(name): name for name in names}
+    fetch = functools.partial(
+        collection.query.fetch_objects,
+        filters=Filter.by_id().contains_any(list(by_uuid)),
+        limit=len(by_uuid),
+        return_properties=[],
+    )
+    return [by_uuid[str(each.uuid)] for each in calls(fetch).objects]
+
+
+def _delete(calls: Calls, collection: Any, names: Sequence[str]) -> int:
+    removed = 0
+    for start in range(0, len(names), _PAGE):
+        uuids = [generate_uuid5(name) for name in names[start : start + _PAGE]]
+        where = Filter.by_id().contains_any(uuids)
+        removed += calls(functools.partial(collection.data.delete_many, where=where)).successful
+    return removed
