@@ -106,9 +106,9 @@ class MigrationOperations(AuditOperations[S]):
             truncate: What happens to a text that is too long: NONE rejects it, and a table with
                 rejected rows is not switched.
             switch: Whether to search by the new columns once they are filled and checked.
-            keep_index: Whether the old index stays meanwhile. Each row that is filled is put into
-                it anew, which takes far longer than to fill it; without it, searches compare
-                every row until the switch.
+            keep_index: Whether the old index stays meanwhile. A row that is filled and finds no
+                room in its page is put into it anew; without it, searches compare every row until
+                the switch.
             batch_rows: Rows a transaction.
             on_reject: Told each row that cannot be embedded.
             on_progress: Told the counts after each batch.
@@ -130,7 +130,7 @@ class MigrationOperations(AuditOperations[S]):
         spec = options.from_embedder(embedder, name=self._name)(None).spec
         kept = also if also or spec.embedding_type == "float" else old.layout.also
         table: Table = yield from self._locking(
-            lambda: begin(self._name, Layout.of(spec, also=kept))
+            lambda: begin(self._name, Layout.of(spec, also=kept), keep_index=keep_index)
         )
         target = table.next or table.layout
         indexed = (yield Transaction(procedure=plan_index(table), commits=True)).exists
@@ -292,7 +292,7 @@ class MigrationOperations(AuditOperations[S]):
         rows: int = BATCH_ROWS,
     ) -> Operation[JobReport]:
         """Embed what lacks a vector; refuse to go on if something cannot be embedded."""
-        yield from self._beside(lambda beside: index_pending(table, target, concurrently=beside))
+        report = JobReport()
 
         def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
             return backfill(
@@ -302,12 +302,21 @@ class MigrationOperations(AuditOperations[S]):
                 target,
                 embed,
                 batch_rows=rows,
-                report=JobReport(),
+                report=report,
                 on_reject=on_reject,
                 on_progress=on_progress,
             )
 
-        report: JobReport = yield Job(work, itertools.repeat(None))
+        filled = rows + 1
+        # What came meanwhile is little in the end; the rest is done under a lock.
+        while filled > rows and not report.rejected:
+            before = report.loaded
+            yield Job(work, itertools.repeat(None))
+            filled = report.loaded - before
+            # Only now: with an index on the new column no update would stay in its page.
+            yield from self._beside(
+                lambda beside: index_pending(table, target, concurrently=beside)
+            )
         if report.rejected:
             first = report.first_rejects[0]
             raise InputError(
