@@ -269,13 +269,13 @@ def test_an_error_names_the_rows_of_the_call_in_whatever_batch(
 ) -> None:
     ours = fake(cache=SimpleKVStore() if cached else None)
     ours.embed_batch_size = 3
+    embed = ours.get_text_embedding_batch
+    if asynchronous:
+        embed = lambda texts: asyncio.run(ours.aget_text_embedding_batch(texts))  # noqa: E731
     texts = [f"text {n}" for n in range(10)]
     ours.get_text_embedding_batch([*texts[:4], *texts[5:]])  # the cache leaves one row of a batch
     for place in (4, 9):
         wrong = [*texts[:place], " ", *texts[place + 1 :]]
         with pytest.raises(InputError, match=f"row {place} is; leave it out") as caught:
-            if asynchronous:
-                asyncio.run(ours.aget_text_embedding_batch(wrong))
-            else:
-                ours.get_text_embedding_batch(wrong)
+            embed(wrong)
         assert caught.value.rows == (place,)
