@@ -8,15 +8,18 @@ import os
 import re
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import yaml
 from tests.engine.local.checkpoints import tiny_bert
 from tests.house.test_readme import ROOT, environment
 from tests.integrations.server.conftest import free_port
+from tests.integrations.weaviate.double import Double
+from tests.integrations.weaviate import modules
 
 PAGES = {path.stem: path.read_text("utf-8") for path in (ROOT / "examples").glob("*.md")}
 # A block, what is said of it, and what it prints, if that is shown.
@@ -27,7 +30,7 @@ BLOCK = re.compile(
 )
 ELSEWHERE = "in another terminal"
 # What a page takes for granted, as a fixture; and where its servers are, which tests move.
-NEEDS = {"postgresql": "database"}
+NEEDS = {"postgresql": "database", "weaviate": "composed"}
 PORTS = ("8000", "8080", "50051")
 
 
@@ -44,6 +47,45 @@ def database(make_open_folder: Callable[[], Path]) -> Generator[dict[str, str]]:
             yield {"PATH": f"{psql.parent}:{os.environ['PATH']}", "DSN": dsn}
     except NimbedError as error:
         pytest.skip(f"the embedded PostgreSQL cannot run here: {error}")
+
+
+@pytest.fixture
+def composed(warm_nimbed: Path) -> Generator[dict[str, str]]:
+    """Yield what the compose file starts: nimbed as it says, and a double of Weaviate."""
+    compose = yaml.safe_load((ROOT / "examples" / "weaviate" / "compose.yaml").read_text("utf-8"))
+    words, port = compose["services"]["nimbed"]["command"], str(free_port())
+    keys = {"WEAVIATE_API_KEY": "change-me-1", "NIMBED_API_KEY": "change-me-2"}
+    variables = {**os.environ, "NIMBED_API_KEYS": keys["NIMBED_API_KEY"]}
+    server = serving([warm_nimbed / "nimbed", "serve", "--port", port, *words], port, env=variables)
+    double = Double()
+
+    def embed(settings: dict[str, Any], text: str, role: str) -> list[float]:
+        # As Weaviate's module does, from where the name of the service is known.
+        vector = {"vectorizer": {"text2vec-cohere": settings}}
+        asked = modules.request(vector)["url"].replace("//nimbed:", "//localhost:")
+        bearer = {"Authorization": f"Bearer {keys['NIMBED_API_KEY']}"}
+        answer = httpx.post(asked, json=modules.body(vector, [text], role), headers=bearer)
+        return answer.raise_for_status().json()["embeddings"]["float"][0]
+
+    double.embed = embed
+    try:
+        yield {**keys, "8000": port, "8080": str(double.port), "50051": str(double.grpc_port)}
+    finally:
+        double.stop()
+        server.terminate()
+        assert server.wait(20) == 0
+
+
+def serving(command: Sequence[str | Path], port: str, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a server and wait until it is ready."""
+    server = subprocess.Popen(command, **how)
+    for _ in range(1200):
+        assert server.poll() is None, f"it ended: {command}"
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://localhost:{port}/v1/health/ready").status_code == 200:
+                return server
+        time.sleep(0.05)
+    raise AssertionError(f"it was never ready: {command}")
 
 
 def shows(shown: str, printed: str) -> bool:
@@ -67,7 +109,9 @@ class Reader:
         for there, here in self.ports.items():
             code = re.sub(rf"\b{there}\b", here, code)
         if block["mark"] == ELSEWHERE:
-            self.start(code)
+            words = ["bash", "-euc", f"exec {code}"]
+            port = self.ports["8000"]
+            self.servers.append(serving(words, port, cwd=self.folder, env=self.variables))
             return ""
         if block["kind"] == "python":
             with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -87,20 +131,6 @@ class Reader:
         for there, here in self.ports.items():
             printed = printed.replace(here, there)
         return "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
-
-    def start(self, code: str) -> None:
-        """Start a server as it is typed, on a port of its own, and wait until it is ready."""
-        server = subprocess.Popen(
-            ["bash", "-euc", f"exec {code}"], cwd=self.folder, env=self.variables
-        )
-        self.servers.append(server)
-        for _ in range(1200):
-            assert server.poll() is None, f"it ended: {code}"
-            with contextlib.suppress(urllib.error.URLError):
-                urllib.request.urlopen(f"http://localhost:{self.ports['8000']}/v1/health/ready")
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"it was never ready: {code}")
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -132,14 +162,14 @@ def test_every_block_runs_and_prints_what_is_shown(
     monkeypatch: pytest.MonkeyPatch,
     warm_nimbed: Path,
 ) -> None:
-    if page in NEEDS:
-        for name, value in request.getfixturevalue(NEEDS[page]).items():
-            monkeypatch.setenv(name, value)
+    given = request.getfixturevalue(NEEDS[page]) if page in NEEDS else {}
+    for name in given.keys() - set(PORTS):
+        monkeypatch.setenv(name, given[name])
     monkeypatch.chdir(tmp_path)
     tiny_bert(tmp_path / "my-model")
     variables = environment()
     variables["PATH"] = f"{warm_nimbed}:{variables['PATH']}"
-    ports = {there: os.environ.get(f"PORT_{there}") or str(free_port()) for there in PORTS}
+    ports = {there: given.get(there) or str(free_port()) for there in PORTS}
     reader = Reader(tmp_path, ports, variables)
     try:
         for block in BLOCK.finditer(PAGES[page]):

@@ -80,6 +80,8 @@ def main(address: str) -> None:
                     said += asking.recv(2**20)
                 child = os.fork()
                 if child == 0:
+                    for each in (listener, asking, *running.values()):
+                        each.close()
                     run(*json.loads(said), streams, code)
                 for stream in streams:
                     os.close(stream)
