@@ -18,8 +18,8 @@ import yaml
 from tests.engine.local.checkpoints import tiny_bert
 from tests.house.test_readme import ROOT, environment
 from tests.integrations.server.conftest import free_port
-from tests.integrations.weaviate.double import Double
 from tests.integrations.weaviate import modules
+from tests.integrations.weaviate.double import Double
 
 PAGES = {path.stem: path.read_text("utf-8") for path in (ROOT / "examples").glob("*.md")}
 # A block, what is said of it, and what it prints, if that is shown.

@@ -33,7 +33,7 @@ with socket.socket(socket.AF_UNIX) as there:
 """
 IMPORTED = (
     *("nimbed_cli.main", "nimbed.local.embedder", "nimbed.local.engine"),
-    *("nimbed_pgvector.table", "nimbed_tradeoff"),
+    *("nimbed_pgvector.table", "nimbed_tradeoff", "nimbed_weaviate"),
 )
 
 
