@@ -62,7 +62,9 @@ def test_the_example_adapter_runs():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_line_blocks_run(open_folder):
+def test_the_command_line_blocks_run(open_folder, warm_nimbed):
+    variables = environment()
+    variables["PATH"] = f"{warm_nimbed}{os.pathsep}{variables['PATH']}"
     texts = [
         f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
         f"has written yet, between the passages before it and the passages behind it."
@@ -78,7 +80,7 @@ def test_the_command_line_blocks_run(open_folder):
             cwd=open_folder,
             capture_output=True,
             text=True,
-            env=environment(),
+            env=variables,
         )
         assert done.returncode == 0, done.stderr
     assert (open_folder / "passages.parquet").is_file()
