@@ -6,6 +6,7 @@ passages.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,6 +24,9 @@ Batch: TypeAlias = EmbeddingBatch | SparseBatch | MultiVectorBatch
 
 # 64-bit words of a temporary for one block of passages: a megabyte stays in the cache.
 _BLOCK_WORDS = 2**17
+
+# Tokens of queries whose products with a block of passages are taken at once.
+_ASKED = 1024
 
 
 class Neighbours(NamedTuple):
@@ -181,19 +185,29 @@ def _sparse_products(queries: SparseBatch, passages: SparseBatch) -> NDArray[np.
 
 
 def _max_sims(queries: MultiVectorBatch, passages: MultiVectorBatch) -> NDArray[np.float32]:
-    """Return for each pair the sum over the query's tokens of the largest dot product."""
+    """Return for each pair the sum over the query's tokens of the largest dot product.
+
+    A block of passages is dequantised at a time, and 4 MB of products are held.
+    """
     sums = np.empty((len(queries), len(passages)), np.float32)
     asked = queries.floats()
-    # Whole passages whose products with all tokens of the queries are about a block, and which
-    # alone are dequantised meanwhile.
-    most = max(1, 8 * _BLOCK_WORDS // max(1, len(asked)))
-    first = 0
-    while len(queries) and first < len(passages):
-        last = int(np.searchsorted(passages.offsets, passages.offsets[first] + most, "right")) - 1
-        last = max(last, first + 1)
-        starts = passages.offsets[first:last]
-        block = passages.floats(slice(starts[0], passages.offsets[last]))
-        best = np.maximum.reduceat(asked @ block.T, starts - starts[0], axis=1)
-        sums[:, first:last] = np.add.reduceat(best, queries.offsets[:-1], axis=0)
-        first = last
+    most = 8 * _BLOCK_WORDS // max(1, min(len(asked), _ASKED))
+    for some in _blocks(passages.offsets, most):
+        begins = passages.offsets[some]
+        floats = passages.floats(slice(begins[0], passages.offsets[some.stop]))
+        for few in _blocks(queries.offsets, _ASKED):
+            starts = queries.offsets[few]
+            products = floats @ asked[starts[0] : queries.offsets[few.stop]].T
+            # Down columns: the maxima of many of a query's tokens at once.
+            best = np.maximum.reduceat(products, begins - begins[0], axis=0)
+            sums[few, some] = np.add.reduceat(best, starts - starts[0], axis=1).T
     return sums
+
+
+def _blocks(offsets: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Yield runs of whole rows of at most so many elements, or of one row that has more."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + most, "right")) - 1
+        yield slice(first, max(last, first + 1))
+        first = max(last, first + 1)
