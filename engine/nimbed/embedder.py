@@ -195,8 +195,9 @@ class HybridEmbedder(Protocol):
             int8_scale: ``even`` (default) or ``nim``, for dense int8 and uint8.
             max_active: The most tokens that a sparse vector keeps; None for all.
             token_type: How a dimension of a token's vector is stored.
-            pool_factor: About how many neighbouring tokens of a passage become one vector (their
-                mean); 1 for none. Queries are never pooled.
+            pool_factor: How many tokens of a passage share a vector on average, the mean of those
+                that are alike; 1 for no pooling, which queries never are. Needs the extra
+                ``pooling``.
             progress: As for :meth:`Embedder.embed`.
 
         Raises:
