@@ -31,6 +31,7 @@ from nimbed_pgvector.schema import (
     find,
     see_extension,
 )
+from nimbed_pgvector.source_table import described
 from nimbed_pgvector.statements import Call, Procedure, Query, trusted
 
 __all__ = [
@@ -261,8 +262,10 @@ def relabel(table: Table, columns: tuple[Column, ...]) -> Procedure[None]:
     found = yield from _locked(table.name)
     if found.layout != table.layout:
         raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
+    synced = yield from described(table.name)
     for column in columns:
-        for statement in contract_statements(table.name, column):
+        comment, *copies = contract_statements(table.name, column)
+        for statement in [comment] if synced else [comment, *copies]:
             yield Query(statement)
 
 

@@ -199,6 +199,18 @@ def test_a_worker_that_goes_on_ends_with_a_sentence_once_others_are_shown(
     assert "sync with the model that it names" in str(said[0])
 
 
+def test_local_weights_under_another_name_take_the_vectors_over(
+    articles: psycopg.Connection,
+) -> None:
+    synced(articles, None).prepare()
+    synced(articles, None).run()
+    copy = dataclasses.replace(FAKE_CARD, id="local/copy")
+    assert VectorTable(articles, VIEW).relabel(FakeEmbedder(copy)).ok
+    assert VectorTable(articles, VIEW).spec.model == "local/copy"
+    articles.execute("UPDATE articles SET body = 'changed' WHERE id = 1")
+    assert synced(articles, None, copy).run().loaded == 1
+
+
 async def test_the_async_face_does_the_same(articles: psycopg.Connection, dsn: str) -> None:
     synced(articles, None).prepare()
     synced(articles, None).run()
