@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psycopg import sql
 
+from nimbed import VectorSpec
+from nimbed.bulk import JobReport
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.findings import Finding
 from nimbed_pgvector.backfill import Embed, Pending, embedded, pending, store
@@ -28,10 +31,13 @@ from nimbed_pgvector.schema import (
     find,
     see_extension,
 )
+from nimbed_pgvector.source_table import described
 from nimbed_pgvector.statements import Call, Procedure, Query, trusted
 
 __all__ = [
+    "Migration",
     "begin",
+    "brief_locks",
     "compare_neighbours",
     "drop",
     "exchange",
@@ -50,6 +56,25 @@ _LOCK_TIMEOUT = "400ms"
 # became 5,000.
 _ROW_BYTES = 1000
 _PROBES, _COMPARED, _NEIGHBOURS = 20, 2_000_000, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What a migration has done.
+
+    Attributes:
+        state: ``prepared``: the new columns are filled; ``switched``: they are searched;
+            ``rolled back``: the old ones are again; ``abandoned``: the new ones are dropped;
+            ``finished``: the old ones are dropped.
+        spec: The contract of the vectors that are searched now.
+        report: Counts of the rows that were embedded.
+        findings: What was checked before the switch.
+    """
+
+    state: str
+    spec: VectorSpec
+    report: JobReport
+    findings: tuple[Finding, ...] = ()
 
 
 def begin(name: str, layout: Layout, *, keep_index: bool) -> Procedure[Table]:
@@ -237,8 +262,10 @@ def relabel(table: Table, columns: tuple[Column, ...]) -> Procedure[None]:
     found = yield from _locked(table.name)
     if found.layout != table.layout:
         raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
+    synced = yield from described(table.name)
     for column in columns:
-        for statement in contract_statements(table.name, column):
+        comment, *copies = contract_statements(table.name, column)
+        for statement in [comment] if synced else [comment, *copies]:
             yield Query(statement)
 
 
@@ -256,27 +283,32 @@ def index_pending(table: Table, layout: Layout, *, concurrently: bool) -> Proced
     )
 
 
-def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list[Finding]]:
-    """Compare the nearest rows of a few rows of the table, by both columns and by the new index.
+def compare_neighbours(old: Table, new: Table) -> Procedure[list[Finding]]:
+    """Compare the nearest rows of a few rows by the old and the new vectors and by the new index.
 
     A row's own vectors ask, so that it needs neither of the models.
+
+    Args:
+        old: The table or view of the old vectors.
+        new: That of the new ones, which may be the same with another layout.
     """
-    yield from see_extension(table.extension)
+    yield from see_extension(new.extension)
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
-    ((rows,),) = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
+    ((rows,),) = yield Query(sql.SQL("SELECT count(*) FROM {}").format(new.identifier))
     if rows < 2:
         return []
     probes = max(3, min(_PROBES, _COMPARED // rows))
     ids = yield Query(
         sql.SQL("SELECT id FROM {} WHERE {} IS NOT NULL ORDER BY random() LIMIT {}").format(
-            table.identifier, sql.Identifier(new.embedding.name), sql.Literal(probes)
+            new.identifier, sql.Identifier(new.layout.embedding.name), sql.Literal(probes)
         )
     )
     nearest = min(_NEIGHBOURS, rows - 1)
     shared = {"same": 0, "found": 0}
     for (name,) in ids:
         lists: list[set[str]] = []
-        for column, exact in ((old.embedding, True), (new.embedding, True), (new.embedding, False)):
+        for table, exact in ((old, True), (new, True), (new, False)):
+            column = table.layout.embedding
             yield Query(
                 sql.SQL("SELECT set_config('enable_indexscan', %s, true)"),
                 ("off" if exact else "on",),
@@ -303,7 +335,7 @@ def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list
             "neighbours",
             "note",
             f"of the {nearest} nearest rows of {len(ids)} rows, {same:.0%} are the same by "
-            f"{old.spec.model} and by {new.spec.model}",
+            f"{old.layout.spec.model} and by {new.layout.spec.model}",
         ),
         Finding(
             "index",
@@ -313,8 +345,8 @@ def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list
     ]
 
 
-def _locked(name: str) -> Procedure[Table]:
-    """Return the table, once nobody else reads it or writes to it until the transaction ends."""
+def brief_locks() -> Procedure[None]:
+    """Give up a lock that others are in the way of, so that nobody queues behind it for long."""
     yield Query(
         sql.SQL(
             "SELECT set_config('lock_timeout', %s, true),"
@@ -322,6 +354,11 @@ def _locked(name: str) -> Procedure[Table]:
         ),
         (_LOCK_TIMEOUT,),
     )
+
+
+def _locked(name: str) -> Procedure[Table]:
+    """Return the table, once nobody else reads it or writes to it until the transaction ends."""
+    yield from brief_locks()
     before = existing((yield from find(name)), name)
     yield Query(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(before.identifier))
     return existing((yield from find(name)), name)
