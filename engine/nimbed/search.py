@@ -6,16 +6,20 @@ passages.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
+from nimbed.kinds import MultiVectorBatch, SparseBatch
 from nimbed.spec import require_same_space
 
-__all__ = ["Neighbours", "distances", "nearest", "rescore"]
+__all__ = ["Batch", "Neighbours", "distances", "nearest", "rescore"]
+
+#: A batch of any kind of vector.
+Batch: TypeAlias = EmbeddingBatch | SparseBatch | MultiVectorBatch
 
 # 64-bit words of a temporary for one block of passages: a megabyte stays in the cache.
 _BLOCK_WORDS = 2**17
@@ -31,17 +35,27 @@ class Neighbours(NamedTuple):
     distances: NDArray[Any]
 
 
-def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]:
+def distances(queries: Batch, passages: Batch) -> NDArray[Any]:
     """Return every distance, of shape (queries, passages); smaller is closer.
 
     Cosine distance (1 - cosine) for float and int8, Euclidean for uint8, the number of
     differing bits (int32) for packed types. Floats of a model that ranks by length too: the
-    negative dot product, or the Euclidean distance.
+    negative dot product, or the Euclidean distance. Sparse vectors: the negative dot product;
+    multi-vectors: the negative MaxSim.
 
     Raises:
-        SpaceMismatchError: If the two batches have different fingerprints.
+        SpaceMismatchError: If the two batches have different fingerprints, or are of two kinds.
     """
     require_same_space(queries.spec, passages.spec, doing="compare")
+    # Batches of one spec are of one kind, which type checkers do not know.
+    if isinstance(queries, SparseBatch) or isinstance(passages, SparseBatch):
+        assert isinstance(queries, SparseBatch)
+        assert isinstance(passages, SparseBatch)
+        return -_sparse_products(queries, passages)
+    if isinstance(queries, MultiVectorBatch) or isinstance(passages, MultiVectorBatch):
+        assert isinstance(queries, MultiVectorBatch)
+        assert isinstance(passages, MultiVectorBatch)
+        return -_max_sims(queries, passages)
     if queries.metric == "hamming":
         return _hamming(queries.bits(), passages.bits())
     if queries.spec.embedding_type == "float" and queries.metric != "euclidean":
@@ -60,7 +74,7 @@ def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]
     return np.float32(1) - products
 
 
-def nearest(queries: EmbeddingBatch, passages: EmbeddingBatch, k: int) -> Neighbours:
+def nearest(queries: Batch, passages: Batch, k: int) -> Neighbours:
     """Return the k closest passages of each query (all of them if there are fewer).
 
     Raises:
@@ -72,16 +86,15 @@ def nearest(queries: EmbeddingBatch, passages: EmbeddingBatch, k: int) -> Neighb
     return _smallest(distances(queries, passages), k)
 
 
-def rescore(
-    queries: EmbeddingBatch, passages: EmbeddingBatch, candidates: NDArray[np.intp], k: int
-) -> Neighbours:
+def rescore(queries: Batch, passages: Batch, candidates: NDArray[np.intp], k: int) -> Neighbours:
     """Rank candidate rows again by another type's exact distance, and keep the best k.
 
-    The second stage of a two-stage search: candidates by Hamming, order by float.
+    The second stage of a two-stage search: candidates by Hamming, order by float; or candidates by
+    one vector a text, order by one a token.
 
     Args:
-        queries: The queries in the finer type.
-        passages: All passages in the finer type.
+        queries: The queries in the finer type or kind.
+        passages: All passages in the finer type or kind.
         candidates: Row numbers of shape (queries, m), as :func:`nearest` gives them.
         k: How many to keep of each row of candidates.
     """
@@ -140,3 +153,37 @@ def _as_words(bits: NDArray[np.uint8]) -> NDArray[Any]:
     """View bytes as 64-bit words where the width allows: eight times fewer counts."""
     bits = np.ascontiguousarray(bits)
     return bits.view(np.uint64) if bits.shape[1] % 8 == 0 and bits.size else bits
+
+
+def _sparse_products(queries: SparseBatch, passages: SparseBatch) -> NDArray[np.float32]:
+    rows = np.repeat(np.arange(len(passages)), np.diff(passages.offsets))
+    products = np.empty((len(queries), len(passages)), np.float32)
+    query = np.zeros(queries.spec.dimensions)
+    for row, (ids, weights) in enumerate(queries.rows()):
+        query[ids] = weights
+        terms = query[passages.ids] * passages.weights
+        products[row] = np.bincount(rows, weights=terms, minlength=len(passages))
+        query[ids] = 0
+    return products
+
+
+def _max_sims(queries: MultiVectorBatch, passages: MultiVectorBatch) -> NDArray[np.float32]:
+    """Return for each pair the sum over the query's tokens of the largest dot product."""
+    sums = np.empty((len(queries), len(passages)), np.float32)
+    if not len(passages):
+        return sums
+    asked, floats = queries.floats(), passages.floats()
+    starts = queries.offsets[:-1]
+    # Whole passages whose products with all tokens of the queries are about a block.
+    most = max(1, 8 * _BLOCK_WORDS // max(1, len(asked)))
+    first = 0
+    while len(queries) and first < len(passages):
+        last = int(np.searchsorted(passages.offsets, passages.offsets[first] + most, "right")) - 1
+        last = max(last, first + 1)
+        begin, end = passages.offsets[first], passages.offsets[last]
+        best = np.maximum.reduceat(
+            asked @ floats[begin:end].T, passages.offsets[first:last] - begin, axis=1
+        )
+        sums[:, first:last] = np.add.reduceat(best, starts, axis=0)
+        first = last
+    return sums
