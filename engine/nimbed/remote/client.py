@@ -362,7 +362,7 @@ class Client:
                 outcome = self._failure(reply)
             now = clock()
             if isinstance(reply, Reply):
-                hold = rate.observe(reply.headers, now, most=self._retry.max_retry_after)
+                hold = rate.observe(reply.headers, began, now, most=self._retry.max_retry_after)
                 self._tell(hold, "the server says that nothing is left of its limit")
             if isinstance(outcome, Answer):
                 rate.accepted(began, now)
