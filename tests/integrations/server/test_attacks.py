@@ -12,6 +12,9 @@ import time
 import tracemalloc
 
 import pytest
+from tests.engine.local.checkpoints import tiny_bert
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Split
 
 import nimbed
 
@@ -281,6 +284,19 @@ def test_a_text_of_60_megabytes_is_refused_or_cut_before_it_is_tokenized(serve):
             assert answer.headers["x-nimbed-truncated"] == "1"
             cut = server.embed(input=["a", "word " * 500], truncate=truncate)
             assert answer.json()["data"] == cut.json()["data"]
+
+
+def test_a_tokenizer_that_gives_up_refuses_one_text_and_serves_the_others(serve, tmp_path):
+    folder = tiny_bert(tmp_path / "model")
+    breakable = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    breakable.pre_tokenizer = Split(Regex(r"(?:a|aa|aaa)+$"), "isolated")
+    breakable.save(str(folder / "tokenizer.json"))
+    server = serve({MODEL: nimbed.load(str(folder), device="cpu")})
+    for path, name in (("/v1/embeddings", "input"), ("/tokenize", "inputs")):
+        answer = server.client.post(path, json={name: ["the fox", "a" * 60 + "b"]})
+        assert answer.status_code == 400
+        assert "cannot read row 1" in answer.json()["message"]
+        assert server.client.post(path, json={name: ["the fox"]}).status_code == 200
 
 
 # What is said of a request
