@@ -455,6 +455,8 @@ def _content_id(folder: Path, pipeline: Pipeline) -> str:
         *weights,
         *pipeline.module_weights,
     ]:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise CheckpointError(f"{path} is no file that could be read")
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
         with path.open("rb") as file:
