@@ -6,18 +6,34 @@ with vectors of another space.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.errors import BackendError, ConfigurationError, InputError, name_rows
 from nimbed.quantize import dequantize_int8, signs_from_bits, stored
-from nimbed.spec import InputType, Metric, VectorSpec, check_literal, require_same_space
+from nimbed.spec import (
+    Contract,
+    InputType,
+    Metric,
+    VectorSpec,
+    check_literal,
+    require_same_space,
+)
 
-__all__ = ["EmbeddingBatch", "PartialResult", "Report", "concatenate"]
+__all__ = [
+    "EmbeddingBatch",
+    "PartialResult",
+    "Report",
+    "all_truncated",
+    "common_contract",
+    "concatenate",
+    "still_truncated",
+]
 
 _INPUT_TYPES = get_args(InputType)
 _SIGNS = np.array([-1.0, 1.0], dtype=object)
@@ -189,13 +205,12 @@ class EmbeddingBatch:
     def select(self, rows: Sequence[int] | NDArray[np.intp] | slice) -> EmbeddingBatch:
         """Return the batch of the given rows, in the given order."""
         picked = np.arange(len(self))[rows]
-        cut = set(self.truncated)
         return EmbeddingBatch(
             vectors=self.vectors[picked],
             spec=self.spec,
             input_type=self.input_type,
             token_counts=self.token_counts[picked],
-            truncated=tuple(new for new, old in enumerate(picked.tolist()) if old in cut),
+            truncated=still_truncated(self.truncated, picked),
         )
 
     def split(self, lengths: Sequence[int]) -> list[EmbeddingBatch]:
@@ -273,23 +288,52 @@ def concatenate(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
         SpaceMismatchError: If two batches have different fingerprints.
         ConfigurationError: If queries were about to be joined with passages.
     """
+    common_contract(batches)
+    return EmbeddingBatch(
+        vectors=np.concatenate([batch.vectors for batch in batches]),
+        spec=batches[0].spec,
+        input_type=batches[0].input_type,
+        token_counts=np.concatenate([batch.token_counts for batch in batches]),
+        truncated=all_truncated(batches),
+    )
+
+
+class _Batch(Protocol):
+    """What batches of every kind of vector have."""
+
+    @property
+    def spec(self) -> Contract: ...
+    @property
+    def input_type(self) -> InputType: ...
+    @property
+    def truncated(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+
+
+def common_contract(batches: Sequence[_Batch]) -> None:
+    """Raise as :func:`concatenate` does unless batches of any kind have one space and role."""
     if not batches:
         raise InputError("there are no batches to concatenate")
     first = batches[0]
-    truncated: list[int] = []
-    offset = 0
     for batch in batches:
         require_same_space(first.spec, batch.spec, doing="concatenate")
         if batch.input_type != first.input_type:
             raise ConfigurationError(
                 f"cannot concatenate {first.input_type} vectors with {batch.input_type} vectors"
             )
-        truncated.extend(offset + row for row in batch.truncated)
-        offset += len(batch)
-    return EmbeddingBatch(
-        vectors=np.concatenate([batch.vectors for batch in batches]),
-        spec=first.spec,
-        input_type=first.input_type,
-        token_counts=np.concatenate([batch.token_counts for batch in batches]),
-        truncated=tuple(truncated),
+
+
+def all_truncated(batches: Sequence[_Batch]) -> tuple[int, ...]:
+    """Return the rows of the whole that were truncated in its parts."""
+    starts = itertools.accumulate(map(len, batches), initial=0)
+    return tuple(
+        start + row
+        for start, batch in zip(starts, batches, strict=False)
+        for row in batch.truncated
     )
+
+
+def still_truncated(truncated: tuple[int, ...], picked: NDArray[np.intp]) -> tuple[int, ...]:
+    """Return which of the picked rows were truncated, by their new numbers."""
+    cut = set(truncated)
+    return tuple(new for new, old in enumerate(picked.tolist()) if old in cut)

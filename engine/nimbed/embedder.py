@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
@@ -12,14 +14,27 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
+from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions
 from nimbed.progress import Progress
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    Truncate,
+    VectorSpec,
+)
 
 __all__ = [
     "Adjustable",
     "Backend",
     "Embedder",
+    "HybridEmbedder",
+    "KindsAlone",
     "Managed",
     "Prepared",
     "Replica",
@@ -119,6 +134,191 @@ class Embedder(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class HybridEmbedder(Protocol):
+    """An embedder that gives sparse vectors or multi-vectors, beside dense ones or alone."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that the model gives; reads no weights."""
+        ...
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract of sparse vectors; reads no weights.
+
+        Raises:
+            ConfigurationError: If the model gives none.
+        """
+        ...
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract of multi-vectors; reads no weights.
+
+        Raises:
+            ConfigurationError: If the model gives none, or none of that type.
+        """
+        ...
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts as several kinds of vectors in one forward pass.
+
+        Args:
+            inputs: Texts; an empty list gives empty batches.
+            kinds: Which kinds; None for all that the model gives.
+            input_type: ``query`` or ``passage``.
+            embedding_type: How a dimension of a dense vector is stored.
+            dimensions: The size of a dense vector; None for the full one.
+            truncate: As for :meth:`Embedder.embed`.
+            int8_scale: ``even`` (default) or ``nim``, for dense int8 and uint8.
+            max_active: The most tokens that a sparse vector keeps; None for all.
+            token_type: How a dimension of a token's vector is stored.
+            pool_factor: How many tokens of a passage share a vector on average, the mean of those
+                that are alike; 1 for no pooling, which queries never are. Needs the extra
+                ``pooling``.
+            progress: As for :meth:`Embedder.embed`.
+
+        Raises:
+            ConfigurationError: If the model does not give one of the kinds, or not so.
+            InputError: If texts are blank, malformed or too long; ``.rows`` has their numbers.
+            BackendError: If the model or the server failed.
+        """
+        ...
+
+    async def aembed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed like :meth:`embed_kinds`, without blocking the event loop."""
+        ...
+
+    def embed_sparse(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        max_active: int | None = None,
+        progress: Progress = False,
+    ) -> SparseBatch:
+        """Embed texts as the weights of their tokens alone; see :meth:`embed_kinds`."""
+        ...
+
+    def embed_multi(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> MultiVectorBatch:
+        """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
+        ...
+
+
+class KindsAlone(ABC):
+    """Single kinds, and the async call, on top of ``embed_kinds``."""
+
+    @abstractmethod
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts; see :meth:`HybridEmbedder.embed_kinds`."""
+
+    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
+        """Embed in a thread; see :meth:`HybridEmbedder.embed_kinds` for the options."""
+        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
+
+    def embed_sparse(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        max_active: int | None = None,
+        progress: Progress = False,
+    ) -> SparseBatch:
+        """Embed texts as the weights of their tokens; see :meth:`HybridEmbedder.embed_kinds`."""
+        found = self.embed_kinds(
+            inputs,
+            kinds=("sparse",),
+            input_type=input_type,
+            truncate=truncate,
+            max_active=max_active,
+            progress=progress,
+        ).sparse
+        assert found is not None  # it was asked for
+        return found
+
+    def embed_multi(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> MultiVectorBatch:
+        """Embed texts as one vector a token; see :meth:`HybridEmbedder.embed_kinds`."""
+        found = self.embed_kinds(
+            inputs,
+            kinds=("multi",),
+            input_type=input_type,
+            truncate=truncate,
+            token_type=token_type,
+            pool_factor=pool_factor,
+            progress=progress,
+        ).multi
+        assert found is not None  # it was asked for
+        return found
 
 
 @runtime_checkable

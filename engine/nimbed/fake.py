@@ -1,7 +1,8 @@
 """An embedder without a model, for tests of code that uses nimbed.
 
 A vector is drawn from the hash of the *prompted* input, so code that forgets the role, or confuses
-the two roles, fails a plain equality test. An image is hashed as it is, never decoded.
+the two roles, fails a plain equality test. An image is hashed as it is, never decoded. Sparse
+vectors and multi-vectors are hashed word by word, so that texts that share words are near.
 """
 
 from __future__ import annotations
@@ -9,19 +10,31 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import KindsAlone, Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import Input, check_inputs
-from nimbed.options import EmbedOptions
+from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    Truncate,
+    VectorSpec,
+)
 
 __all__ = ["FAKE_CARD", "FakeEmbedder"]
 
@@ -39,7 +52,11 @@ FAKE_CARD = ModelCard(
 )
 
 
-class FakeEmbedder(Managed):
+#: Words that sparse vectors tell apart; a hash chooses one for each.
+_VOCABULARY = 2**15
+
+
+class FakeEmbedder(KindsAlone, Managed):
     """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
 
     Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:
@@ -97,6 +114,110 @@ class FakeEmbedder(Managed):
         )
         card = self._card
         spec = self.spec(**options.of_spec)
+        items, counts, cut = self._read(inputs, options)
+        self.calls.append((options.input_type, tuple(items)))
+        prompt = card.prompt(options.input_type)
+        floats = np.empty((len(items), card.dimensions), np.float32)
+        with reporting(progress, len(items)) as finished:
+            for row, item in enumerate(items):
+                floats[row] = _hashed(f"{prompt}{_text(item)}{_digest(item)}", card.dimensions)
+                finished(1)
+        return EmbeddingBatch.from_floats(
+            floats,
+            spec=spec,
+            input_type=options.input_type,
+            token_counts=counts,
+            truncated=cut,
+        )
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """All three."""
+        return get_args(Kind)
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.sparse_spec`."""
+        return SparseSpec(
+            model=self._card.id,
+            vocabulary="hashed words",
+            dimensions=_VOCABULARY,
+            max_active=max_active,
+            query_prompt=self._card.query_prompt,
+            passage_prompt=self._card.passage_prompt,
+        )
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.multi_spec`."""
+        return MultiVectorSpec.of(
+            model=self._card.id,
+            dimensions=self._card.dimensions,
+            token_type=token_type,
+            pool_factor=pool_factor,
+            query_prompt=self._card.query_prompt,
+            passage_prompt=self._card.passage_prompt,
+        )
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts by hashing; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`.
+
+        A token's weight is 1 plus the logarithm of how often it occurs.
+        """
+        asked = KindOptions(
+            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
+        )
+        chosen = asked.chosen(self.kinds, self._card.id)
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality="text",
+        )
+        dense = None
+        if "dense" in chosen:
+            dense = self.embed(inputs, **options.keywords(), progress=progress)
+        items, counts, cut = self._read(inputs, options)
+        if "dense" not in chosen:
+            self.calls.append((input_type, tuple(items)))
+        shared: Any = {"input_type": input_type, "token_counts": counts, "truncated": cut}
+        prompt = self._card.prompt(input_type)
+        words = [f"{prompt}{_text(item)}".split() for item in items]
+        sparse = multi = None
+        if "sparse" in chosen:
+            spec = self.sparse_spec(max_active=max_active)
+            sparse = SparseBatch.from_rows([_weights(each) for each in words], spec=spec, **shared)
+        if "multi" in chosen:
+            width = self._card.dimensions
+            rows = [np.stack([_hashed(word, width) for word in each]) for each in words]
+            multi = MultiVectorBatch.from_floats(
+                rows,
+                spec=self.multi_spec(token_type=token_type, pool_factor=pool_factor),
+                **shared,
+            )
+        return EmbeddingKinds(dense=dense, sparse=sparse, multi=multi)
+
+    def _read(
+        self, inputs: Sequence[Input], options: EmbedOptions
+    ) -> tuple[list[Input], NDArray[np.int32], tuple[int, ...]]:
+        """Return the inputs as they are read, the tokens of each, and which were cut."""
+        card = self._card
         items = check_inputs(
             inputs,
             input_type=options.input_type,
@@ -118,23 +239,11 @@ class FakeEmbedder(Managed):
         for row in too_long:
             words[row] = words[row][:room] if options.truncate == "END" else words[row][-room:]
             items[row] = _with_text(items[row], " ".join(words[row]))
-        self.calls.append((options.input_type, tuple(items)))
-        floats = np.empty((len(items), card.dimensions), np.float32)
-        with reporting(progress, len(items)) as finished:
-            for row, item in enumerate(items):
-                floats[row] = _hashed(f"{prompt}{_text(item)}{_digest(item)}", card.dimensions)
-                finished(1)
         lengths = [
             len(prompt.split()) + len(split) + (not isinstance(item, str))
             for split, item in zip(words, items, strict=True)
         ]
-        return EmbeddingBatch.from_floats(
-            floats,
-            spec=spec,
-            input_type=options.input_type,
-            token_counts=np.array(lengths, np.int32),
-            truncated=tuple(too_long),
-        )
+        return items, np.array(lengths, np.int32), tuple(too_long)
 
     @property
     def text_tokens(self) -> int:
@@ -195,5 +304,15 @@ def _with_text(item: Input, text: str) -> Input:
 
 
 def _hashed(text: str, dimensions: int) -> NDArray[np.float64]:
-    seed = hashlib.sha256(text.encode()).digest()
-    return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(dimensions)
+    seed = np.frombuffer(_seed(text), np.uint32)
+    return np.random.default_rng(seed).standard_normal(dimensions)
+
+
+def _seed(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _weights(words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    ids = [int.from_bytes(_seed(word)[:4]) % _VOCABULARY for word in words]
+    found, counts = np.unique(np.array(ids, np.int32), return_counts=True)
+    return found, (1 + np.log(counts)).astype(np.float32)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict, get_args
 
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Modality
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    TokenType,
+    Truncate,
+    check_literal,
+    check_size,
+)
 
-__all__ = ["EmbedKeywords", "EmbedOptions", "SpecOptions", "cached_options"]
+__all__ = ["EmbedKeywords", "EmbedOptions", "KindOptions", "SpecOptions", "cached_options"]
 
 # Name, Literal and values of each option: compared here, since most calls are right.
 _CHOICES: tuple[tuple[str, Any, tuple[object, ...]], ...] = (
@@ -99,6 +109,55 @@ class EmbedOptions:
             "int8_scale": self.int8_scale,
             "modality": self.modality,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindOptions:
+    """What a caller asks of a call for several kinds of vectors, besides :class:`EmbedOptions`.
+
+    Attributes:
+        kinds: Which kinds, each once; None for all that the model gives.
+        max_active: The most tokens that a sparse vector keeps; None for all.
+        token_type: How a dimension of a token's vector is stored.
+        pool_factor: How many tokens of a passage share a vector on average.
+
+    Raises:
+        ConfigurationError: If an option has a value that no model knows.
+    """
+
+    kinds: Sequence[Kind] | None = None
+    max_active: int | None = None
+    token_type: TokenType = "float"
+    pool_factor: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a value that no model knows."""
+        if self.kinds is not None:
+            if isinstance(self.kinds, str) or not self.kinds:
+                raise ConfigurationError(
+                    f"kinds must list some of {', '.join(map(repr, get_args(Kind)))}; "
+                    f"got {self.kinds!r}"
+                )
+            for kind in self.kinds:
+                check_literal("kinds", kind, Kind)
+            object.__setattr__(self, "kinds", tuple(dict.fromkeys(self.kinds)))
+        check_literal("token_type", self.token_type, TokenType)
+        check_size("pool_factor", self.pool_factor)
+        if self.max_active is not None:
+            check_size("max_active", self.max_active)
+
+    def chosen(self, offered: Sequence[Kind], model: str) -> tuple[Kind, ...]:
+        """Return the kinds to give, of those that a model offers.
+
+        Raises:
+            ConfigurationError: If the model does not give one of them.
+        """
+        for kind in self.kinds or ():
+            if kind not in offered:
+                raise ConfigurationError(
+                    f"{model} gives no {kind} vectors; it gives {' and '.join(offered)}"
+                )
+        return tuple(self.kinds or offered)
 
 
 @lru_cache(maxsize=256, typed=True)

@@ -6,19 +6,27 @@ passages.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.spec import require_same_space
+from nimbed.kinds import MultiVectorBatch, SparseBatch
+from nimbed.spec import MultiVectorSpec, require_same_space
 
-__all__ = ["Neighbours", "distances", "nearest", "rescore"]
+__all__ = ["Batch", "Neighbours", "distances", "nearest", "rescore"]
+
+#: A batch of any kind of vector.
+Batch: TypeAlias = EmbeddingBatch | SparseBatch | MultiVectorBatch
 
 # 64-bit words of a temporary for one block of passages: a megabyte stays in the cache.
 _BLOCK_WORDS = 2**17
+
+# Tokens of queries whose products with a block of passages are taken at once.
+_ASKED = 1024
 
 
 class Neighbours(NamedTuple):
@@ -31,17 +39,32 @@ class Neighbours(NamedTuple):
     distances: NDArray[Any]
 
 
-def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]:
+def distances(queries: Batch, passages: Batch) -> NDArray[Any]:
     """Return every distance, of shape (queries, passages); smaller is closer.
 
     Cosine distance (1 - cosine) for float and int8, Euclidean for uint8, the number of
     differing bits (int32) for packed types. Floats of a model that ranks by length too: the
-    negative dot product, or the Euclidean distance.
+    negative dot product, or the Euclidean distance. Sparse vectors: the negative dot product;
+    multi-vectors: the negative MaxSim.
+
+    Multi-vectors of queries in ``float`` are compared with those of passages in any ``token_type``
+    and with any ``pool_factor``, dequantised: all of them stand for the same vectors, and only the
+    passages', of which there are many, have to be small. A query's signs against a passage's signs
+    rank worse than its floats do.
 
     Raises:
-        SpaceMismatchError: If the two batches have different fingerprints.
+        SpaceMismatchError: If the two batches have different fingerprints, or are of two kinds.
     """
-    require_same_space(queries.spec, passages.spec, doing="compare")
+    _require_comparable(queries, passages)
+    # Batches of one spec are of one kind, which type checkers do not know.
+    if isinstance(queries, SparseBatch) or isinstance(passages, SparseBatch):
+        assert isinstance(queries, SparseBatch)
+        assert isinstance(passages, SparseBatch)
+        return -_sparse_products(queries, passages)
+    if isinstance(queries, MultiVectorBatch) or isinstance(passages, MultiVectorBatch):
+        assert isinstance(queries, MultiVectorBatch)
+        assert isinstance(passages, MultiVectorBatch)
+        return -_max_sims(queries, passages)
     if queries.metric == "hamming":
         return _hamming(queries.bits(), passages.bits())
     if queries.spec.embedding_type == "float" and queries.metric != "euclidean":
@@ -60,7 +83,7 @@ def distances(queries: EmbeddingBatch, passages: EmbeddingBatch) -> NDArray[Any]
     return np.float32(1) - products
 
 
-def nearest(queries: EmbeddingBatch, passages: EmbeddingBatch, k: int) -> Neighbours:
+def nearest(queries: Batch, passages: Batch, k: int) -> Neighbours:
     """Return the k closest passages of each query (all of them if there are fewer).
 
     Raises:
@@ -72,20 +95,19 @@ def nearest(queries: EmbeddingBatch, passages: EmbeddingBatch, k: int) -> Neighb
     return _smallest(distances(queries, passages), k)
 
 
-def rescore(
-    queries: EmbeddingBatch, passages: EmbeddingBatch, candidates: NDArray[np.intp], k: int
-) -> Neighbours:
+def rescore(queries: Batch, passages: Batch, candidates: NDArray[np.intp], k: int) -> Neighbours:
     """Rank candidate rows again by another type's exact distance, and keep the best k.
 
-    The second stage of a two-stage search: candidates by Hamming, order by float.
+    The second stage of a two-stage search: candidates by Hamming, order by float; or candidates by
+    one vector a text, order by one a token.
 
     Args:
-        queries: The queries in the finer type.
-        passages: All passages in the finer type.
+        queries: The queries in the finer type or kind.
+        passages: All passages in the finer type or kind.
         candidates: Row numbers of shape (queries, m), as :func:`nearest` gives them.
         k: How many to keep of each row of candidates.
     """
-    require_same_space(queries.spec, passages.spec, doing="compare")
+    _require_comparable(queries, passages)
     exact = np.stack(
         [
             distances(queries.select([row]), passages.select(picked))[0]
@@ -94,6 +116,14 @@ def rescore(
     )
     best = _smallest(exact, k)
     return Neighbours(np.take_along_axis(candidates, best.rows, axis=1), best.distances)
+
+
+def _require_comparable(queries: Batch, passages: Batch) -> None:
+    asked, stored = queries.spec, passages.spec
+    of_query = queries.input_type == "query"
+    if of_query and isinstance(asked, MultiVectorSpec) and isinstance(stored, MultiVectorSpec):
+        asked = asked.for_passages(stored)
+    require_same_space(asked, stored, doing="compare")
 
 
 def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:
@@ -140,3 +170,44 @@ def _as_words(bits: NDArray[np.uint8]) -> NDArray[Any]:
     """View bytes as 64-bit words where the width allows: eight times fewer counts."""
     bits = np.ascontiguousarray(bits)
     return bits.view(np.uint64) if bits.shape[1] % 8 == 0 and bits.size else bits
+
+
+def _sparse_products(queries: SparseBatch, passages: SparseBatch) -> NDArray[np.float32]:
+    rows = np.repeat(np.arange(len(passages)), np.diff(passages.offsets))
+    products = np.empty((len(queries), len(passages)), np.float32)
+    query = np.zeros(queries.spec.dimensions)
+    for row, (ids, weights) in enumerate(queries.rows()):
+        query[ids] = weights
+        terms = query[passages.ids] * passages.weights
+        products[row] = np.bincount(rows, weights=terms, minlength=len(passages))
+        query[ids] = 0
+    return products
+
+
+def _max_sims(queries: MultiVectorBatch, passages: MultiVectorBatch) -> NDArray[np.float32]:
+    """Return for each pair the sum over the query's tokens of the largest dot product.
+
+    A block of passages is dequantised at a time, and 4 MB of products are held.
+    """
+    sums = np.empty((len(queries), len(passages)), np.float32)
+    asked = queries.floats()
+    most = 8 * _BLOCK_WORDS // max(1, min(len(asked), _ASKED))
+    for some in _blocks(passages.offsets, most):
+        begins = passages.offsets[some]
+        floats = passages.floats(slice(begins[0], passages.offsets[some.stop]))
+        for few in _blocks(queries.offsets, _ASKED):
+            starts = queries.offsets[few]
+            products = floats @ asked[starts[0] : queries.offsets[few.stop]].T
+            # Down columns: the maxima of many of a query's tokens at once.
+            best = np.maximum.reduceat(products, begins - begins[0], axis=0)
+            sums[few, some] = np.add.reduceat(best, starts - starts[0], axis=1).T
+    return sums
+
+
+def _blocks(offsets: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Yield runs of whole rows of at most so many elements, or of one row that has more."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + most, "right")) - 1
+        yield slice(first, max(last, first + 1))
+        first = max(last, first + 1)

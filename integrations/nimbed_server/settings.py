@@ -83,7 +83,7 @@ class Settings:
     aliases: tuple[Alias, ...] = _setting(
         (),
         "A name that fixes options: dimensions, embedding_type, as (signs), int8_scale, "
-        "input_type, truncate.",
+        "input_type, truncate, kinds (such as dense+sparse), max_active, token_type, pool_factor.",
         flag="--alias",
         metavar="NAME=MODEL,option=value,...",
     )

@@ -17,15 +17,27 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, known
-from nimbed.embedder import Embedder, Managed, Prepared, Replica, Token
+from nimbed.embedder import Embedder, KindsAlone, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
+from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
-from nimbed.local.pipeline import has_routes
-from nimbed.options import EmbedOptions
+from nimbed.local.module_list import has_routes
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    Truncate,
+    VectorSpec,
+    check_literal,
+)
 
 __all__ = ["RoutedEmbedder", "local_embedder"]
 
@@ -45,7 +57,7 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
     return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
-class RoutedEmbedder(Managed):
+class RoutedEmbedder(KindsAlone, Managed):
     """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
 
     def __init__(self, model: str | ModelCard | None, **arguments: Any) -> None:
@@ -124,6 +136,35 @@ class RoutedEmbedder(Managed):
             modality=modality,
             progress=progress,
         )
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that both routes give."""
+        passages = self._routes["passage"].kinds
+        return tuple(kind for kind in self._routes["query"].kinds if kind in passages)
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract, the same for both routes."""
+        return self._routes["passage"].sparse_spec(max_active=max_active)
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract, the same for both routes."""
+        return self._routes["passage"].multi_spec(token_type=token_type, pool_factor=pool_factor)
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        **options: Any,
+    ) -> EmbeddingKinds:
+        """Embed texts by their role's route; see :class:`nimbed.embedder.HybridEmbedder`."""
+        chosen = KindOptions(kinds=kinds).chosen(self.kinds, self.card.id)
+        route = self._route(input_type)
+        return route.embed_kinds(inputs, kinds=chosen, input_type=input_type, **options)
 
     async def aembed(
         self,

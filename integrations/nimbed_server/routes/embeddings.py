@@ -16,7 +16,7 @@ from nimbed_server.wire.inputs import read_inputs
 from nimbed_server.wire.request import ParsedRequest, Resolved
 from nimbed_server.wire.response import render
 
-__all__ = ["embeddings"]
+__all__ = ["embeddings", "tell_role"]
 
 # Clients that were told once which role their texts took; beyond it the oldest may be told again.
 _WARNED = 4096
@@ -57,9 +57,7 @@ async def embeddings(state: State, request: Request, in_path: ServedModel | None
             shown = [not isinstance(item, str) for item in inputs]
             roles, role_header = parsed.assign_roles(resolved, shown)
         if role_header is not None:
-            request.add_header(b"x-nimbed-input-type", role_header)
-            if resolved.role_from == "default":
-                _warn_once(state, request, role_header)
+            tell_role(state, request, resolved, role_header)
         embedded = await state.embed(request, model, inputs, resolved, roles=roles)
         writing = time.perf_counter()
         if embedded.vectors.size > LARGE_ANSWER:
@@ -79,8 +77,11 @@ def _inputs(state: State, texts: list[str], parsed: ParsedRequest) -> list[Input
     )
 
 
-def _warn_once(state: State, request: Request, role: str) -> None:
-    """Log, once for each client, that its texts came without a role."""
+def tell_role(state: State, request: Request, resolved: Resolved, role: str) -> None:
+    """Say which role texts took that came without one; log it once for each client."""
+    request.add_header(b"x-nimbed-input-type", role)
+    if resolved.role_from != "default":
+        return
     agent = (request.header(b"user-agent") or b"")[:_AGENT]
     client = request.client, agent
     if client in state.warned:

@@ -27,6 +27,7 @@ __all__ = [
     "RequestFields",
     "TokenIds",
     "bounded",
+    "flag",
     "one_of",
     "parse_object",
     "positive",
@@ -36,6 +37,7 @@ __all__ = [
     "signature",
     "string",
     "strings",
+    "take_foreign_roles",
 ]
 
 T = TypeVar("T")
@@ -298,7 +300,8 @@ FIELDS = (
 )
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """Return true or false, or raise."""
     if not isinstance(value, bool):
         raise HttpError(400, f"{name} must be true or false; got {_kind(value)}", param=name)
     return value
@@ -319,8 +322,8 @@ TOKENIZE_FIELDS = (
         },
     ),
     Field("prompt_name", _foreign_role, None),
-    Field("add_special_tokens", _flag, {"type": "boolean", "default": True}),
-    Field("return_token_strs", _flag, {"type": "boolean", "default": False}),
+    Field("add_special_tokens", flag, {"type": "boolean", "default": True}),
+    Field("return_token_strs", flag, {"type": "boolean", "default": False}),
 )
 _FREE = tuple(field for field in FIELDS if field.free)
 _OTHERS = tuple(field.name for field in FIELDS if not field.free)
@@ -417,6 +420,18 @@ def read_request(
                 f"{len(texts)} inputs",
                 param="modality",
             )
+    take_foreign_roles(found)
+    for name in ("user", "normalize"):
+        found.pop(name, None)
+    return texts, RequestFields(**found)
+
+
+def take_foreign_roles(found: dict[str, Any]) -> None:
+    """Make input_type of the fields in which other servers' clients say the role.
+
+    Raises:
+        HttpError: With status 400, if two fields ask for two roles.
+    """
     for name in _FOREIGN_ROLES:
         role = found.pop(name, None)
         if role is not None and found.setdefault("input_type", role) != role:
@@ -426,9 +441,6 @@ def read_request(
                 f"input_type alone",
                 param=name,
             )
-    for name in ("user", "normalize"):
-        found.pop(name, None)
-    return texts, RequestFields(**found)
 
 
 def read_texts(body: Mapping[str, Any], *, max_items: int) -> Inputs:
