@@ -37,6 +37,7 @@ _TEXTS = (
 _ROLES: tuple[InputType, InputType] = ("query", "passage")
 _SAME = 0.9999  # cosine of one text embedded twice in half precision
 _PARITY = 0.999
+_LONGEST = 8192  # tokens of a text that is sent to see whether it is refused
 _SAME_NUMBERS = 0.97  # of two runs in half precision
 
 
@@ -168,6 +169,8 @@ def _check_all(
     floats = np.array([first.vectors[0]])
     yield _vectors(embedder)
     yield _roles(embedder, card)
+    if card.max_tokens <= _LONGEST:
+        yield _length(embedder, card)
     yield _dimensions(embedder, card, floats)
     yield _base64(embedder, floats)
     yield _types(embedder, floats)
@@ -229,6 +232,29 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
         f"{said}; the card's prompt {card.prompt('query')!r} without a role gives another vector "
         f"({same:.4f}): the server's prompt differs, or it adds one of its own; type this again "
         f"with --against CHECKPOINT to see which",
+    )
+
+
+def _length(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
+    """A text that is too long must be refused, or its client be told."""
+    limit = card.max_tokens
+    text = "word " * round(1.5 * limit)
+    try:
+        answer = embedder.ask([text], {"input_type": "passage"})
+    except RemoteError as refusal:
+        if refusal.status in (400, 413, 422):
+            return Finding("length", "ok", f"more than {limit} tokens are refused")
+        return Finding("length", "note", f"of more than {limit} tokens it says: {refusal}")
+    if answer.tokens is None:
+        return Finding("length", "note", "it counts no tokens: what it cuts, nobody can tell")
+    if answer.tokens > limit:
+        return Finding("length", "ok", f"{answer.tokens} tokens are read, more than the card says")
+    return Finding(
+        "length",
+        "fail",
+        f"of a text of more than {limit} tokens it reads {answer.tokens} and says nothing; switch "
+        f"its truncation off (--no-auto-truncate of text-embeddings-inference), or mean it: "
+        f"truncate='END', --truncate END",
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.engine.remote.conftest import no_keys, serve
 from tests.engine.remote.double import answer, as_json, error, vector, vectors
 from tests.engine.remote.players import DIMENSIONS, E5, listing, nim, openai, plain, tei, vllm
+from tests.engine.remote.test_verified import cutting_tei
 from tests.integrations.server.conftest import running
 
 from nimbed import cards
@@ -207,3 +208,18 @@ def test_what_to_type_next_is_said(serve, status, mend):
     double = serve(lambda request: error("no", status))
     (finding,) = examine(double.url, E5, dialect="nim")
     assert mend in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("player", "dialect", "verdict", "words"),
+    [
+        (nim(longest=512), "nim", "ok", "more than 512 tokens are refused"),
+        (cutting_tei(512), "tei", "fail", "reads 512 and says nothing"),
+        (cutting_tei(9000), "openai", "ok", "more than the card says"),
+        (lambda request: answer(vectors(request.texts, DIMENSIONS)), "openai", "note", "no tokens"),
+    ],
+)
+def test_a_text_that_is_cut_in_silence_is_found_out(serve, player, dialect, verdict, words):
+    finding = by_name(examine(serve(player).url, E5, dialect=dialect))["length"]
+    assert finding.verdict == verdict
+    assert words in finding.detail
