@@ -397,7 +397,8 @@ class Client:
         if wait < _WORTH_TELLING or until < self._told_until + 1.0:
             return
         self._told_until = until
-        _LOG.warning("%s: waiting %.0f s before the next request (%s)", self._api, wait, why)
+        place = self.http.server  # which names the proxy that leads there
+        _LOG.warning("%s: waiting %.0f s before the next request (%s)", place, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""
@@ -490,7 +491,6 @@ class Client:
             failure, tried=tried, elapsed=elapsed, jitter=self._jitter, proven=self._answered
         )
         if pause is not None:
-            _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
             self._tell(0.0 if failure.limited else pause, failure.message)
         return pause
 

@@ -203,7 +203,11 @@ class Http:
                 reply = await self._send(method, url, body, traffic)
             if reply.status not in _REDIRECTIONS or "location" not in reply.headers:
                 return reply
-            url, before = urljoin(url, reply.headers["location"]), url
+            before = url
+            try:
+                url = urljoin(url, reply.headers["location"])
+            except ValueError:  # no host has half a bracket
+                url = ""
             refused = refuse_redirect(reply.status, method, before, url)
             if refused:
                 return Failure(kind="refused", message=refused, status=reply.status)

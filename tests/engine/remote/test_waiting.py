@@ -228,7 +228,9 @@ def test_two_embedders_share_what_is_known_of_a_server(serve, connect):
     assert len(double.posts) <= 77
 
 
-def test_a_cold_start_passes(serve, connect, caplog):
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:3128"])
+def test_a_cold_start_passes(serve, connect, caplog, monkeypatch, proxy):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
     begun = now()
 
     def handle(request):
@@ -241,6 +243,7 @@ def test_a_cold_start_passes(serve, connect, caplog):
         batch = connect(double, CARD, retry=RetryPolicy()).embed(["a"], input_type="query")
     assert len(batch) == 1
     assert "Model is loading" in caplog.text
+    assert ("(through the proxy http://127.0.0.1:3128 of HTTP_PROXY)" in caplog.text) is bool(proxy)
     assert 75 < now() - begun < 120
 
 
