@@ -61,6 +61,9 @@ class _Pretty(logging.Formatter):
         return f"{line}\n{_frames(record)}" if record.exc_info else line
 
 
+_WARNING = {"name": LOG.name, "levelno": logging.WARNING, "levelname": "WARNING"}
+
+
 class _Errors(logging.StreamHandler[TextIO]):
     """Writes to standard error, and rather loses lines than waits for whoever should read them.
 
@@ -77,8 +80,9 @@ class _Errors(logging.StreamHandler[TextIO]):
             self._lost += 1
             return
         if self._lost:
-            lost, self._lost = self._lost, 0
-            self.stream.write(f"{lost} lines of this log are lost: nobody read them\n")
+            said = f"{self._lost} lines of this log are lost: nobody read them"
+            self._lost = 0
+            super().emit(logging.makeLogRecord({**_WARNING, "msg": said}))
         super().emit(record)
 
     def _takes(self) -> bool:

@@ -108,6 +108,7 @@ class Client:
         self._answered = self._trying_base64 = self._warned = self._checked = False
         self._unreachable = self._unsure = False
         self._told_until, self._asked = 0.0, 0
+        self._space: VectorSpec | None = None  # of a name of nimbed's own server
 
     @property
     def capabilities(self) -> Capabilities:
@@ -158,11 +159,11 @@ class Client:
         Raises:
             ConfigurationError: With the name and the type to ask for.
         """
-        if self.card is not None or self._checked or self._identified()[0].name != "nim":
+        if self.card is not None or self._identified()[0].name != "nim":
             return
-        self._checked = True
-        space = await self.find_space(traffic)
-        if space is not None and space.embedding_type != "float":
+        if not self._checked:
+            self._space, self._checked = await self.find_space(traffic), True
+        if (space := self._space) is not None and space.embedding_type != "float":
             raise ConfigurationError(
                 f"{self.model!r} is a name of {space.model!r} that fixes embedding_type="
                 f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
@@ -397,8 +398,7 @@ class Client:
         if wait < _WORTH_TELLING or until < self._told_until + 1.0:
             return
         self._told_until = until
-        place = self.http.server  # which names the proxy that leads there
-        _LOG.warning("%s: waiting %.0f s before the next request (%s)", place, wait, why)
+        _LOG.warning("%s: waiting %.0f s before asking again (%s)", self.http.server, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""

@@ -189,7 +189,7 @@ def test_a_log_that_nobody_reads_stops_nobody_and_says_what_it_lost(serve, logge
         logging.getLogger("nimbed").handlers.clear()
     os.close(end)
     assert written.count(b"xxx status=404") < 300
-    assert re.search(rb"\n(3|4)\d\d lines of this log are lost: nobody read them\n", written)
+    assert re.search(rb" (3|4)\d\d lines of this log are lost: nobody read them\n", written)
 
 
 def test_a_thousand_connections_that_say_nothing_do_not_stop_a_client(serve):
