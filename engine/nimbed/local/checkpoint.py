@@ -466,6 +466,8 @@ def _content_id(folder: Path, pipeline: Pipeline) -> str:
 
 
 def _add_content(digest: Any, path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file that could be read")
     size = path.stat().st_size
     digest.update(f"{path.name}:{size};".encode())
     with path.open("rb") as file:
