@@ -117,7 +117,7 @@ class Reader:
             return ""
         if block["kind"] == "python":
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                exec(compile(code, "<the page>", "exec"), self.names)
+                exec(compile(code, "<the page>", "exec", dont_inherit=True), self.names)
             printed = said.getvalue()
         else:
             done = subprocess.run(
