@@ -6,9 +6,11 @@ It holds for one server and model, in this process.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from nimbed.errors import ConfigurationError
+from nimbed.options import EmbedOptions
 from nimbed.remote.dialects import RoleMode
 from nimbed.remote.retry import Failure
 
@@ -18,6 +20,7 @@ __all__ = [
     "learn",
     "limit_of_tokens",
     "names_number",
+    "refuse_lesson",
     "shrink",
     "too_long",
     "too_many",
@@ -102,6 +105,50 @@ def learn(failure: Failure, sent: Iterable[str], known: Capabilities) -> Capabil
         if field in sent and _names(failure, field):
             return replace(known, refused=known.refused | {field})
     return None
+
+
+def refuse_lesson(
+    lesson: Capabilities,
+    known: Capabilities,
+    failure: Failure,
+    options: EmbedOptions,
+    texts: Sequence[str],
+    *,
+    server: str,
+    model: str | None,
+) -> None:
+    """Raise if a field would be left out whose work nimbed cannot do itself.
+
+    Args:
+        lesson: What a refusal teaches.
+        known: What was known before.
+        failure: The refusal.
+        options: What was asked for.
+        texts: The texts that were sent: a server may echo one that holds a field's name.
+        server: Who refused.
+        model: Its model, if no card of it is known.
+
+    Raises:
+        ConfigurationError: With the server's words.
+    """
+    new = lesson.refused - known.refused
+    if (
+        "dimensions" in new
+        and model is not None
+        and not any("dimensions" in text for text in texts)
+    ):
+        raise ConfigurationError(
+            f"{server} refuses dimensions={options.dimensions} of {model!r} "
+            f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
+            f"sizes hold it: then nimbed shortens the vectors itself"
+        )
+    echoed = any("input_type" in text for text in texts)
+    if lesson.role != known.role and known.role is not None and not echoed:
+        raise ConfigurationError(
+            f"{server} asks for input_type and refuses it, or drops it on the way "
+            f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
+            f"model's name"
+        )
 
 
 def too_long(failure: Failure) -> bool:
