@@ -41,7 +41,8 @@ from nimbed_pgvector.exchange import (
 )
 from nimbed_pgvector.index import IndexProgress, build, build_beside, drop_indexes, plan_index
 from nimbed_pgvector.operations import Job, Operation
-from nimbed_pgvector.schema import Table, TableOptions, check_embedder
+from nimbed_pgvector.options import TableOptions, check_embedder
+from nimbed_pgvector.schema import Table
 from nimbed_pgvector.statements import Procedure, Runner, Transaction
 
 __all__ = ["Migration", "MigrationOperations"]
