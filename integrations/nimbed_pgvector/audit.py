@@ -13,6 +13,7 @@ from psycopg import sql
 
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.findings import Finding
 from nimbed.quantize import signs_from_bits
@@ -20,7 +21,7 @@ from nimbed.spec import InputType, require_same_space
 from nimbed_pgvector.columns import AnyColumn, Column
 from nimbed_pgvector.operations import Operation, TableOperations
 from nimbed_pgvector.schema import Table
-from nimbed_pgvector.sparse import SparseColumn, as_hybrid, decode_sparse, sparse_spec_of
+from nimbed_pgvector.sparse import SparseColumn, decode_sparse, sparse_spec_of
 from nimbed_pgvector.statements import Procedure, Query, Rows, Transaction, trusted
 
 __all__ = ["AuditOperations", "audit_columns", "claimed", "decode", "sample_rows", "sent"]
@@ -146,7 +147,7 @@ def _audit_sparse(column: SparseColumn, rows: Rows, embedder: Embedder) -> Audit
     for role, plural in roles.items():
         if not left:
             break
-        batch = as_hybrid(embedder).embed_sparse(
+        batch = giving(embedder, "sparse").embed_sparse(
             [rows[row][1] for row in left],
             input_type=role,
             truncate="END",

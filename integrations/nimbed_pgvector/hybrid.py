@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from psycopg import sql
 
 from nimbed import Embedder, EmbeddingBatch, EmbeddingKinds, SparseBatch
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
 from nimbed.fusion import DAMPING, Fusion, check_weights
 from nimbed.spec import Kind, check_literal
@@ -32,7 +33,7 @@ from nimbed_pgvector.search import (
     vector_of,
     way_to,
 )
-from nimbed_pgvector.sparse import as_hybrid, sparse_column
+from nimbed_pgvector.sparse import sparse_column
 from nimbed_pgvector.statements import Procedure, Query, Rows, trusted
 
 __all__ = ["Question", "embed_question_kinds", "hybrid_search", "index_words", "written_hybrid"]
@@ -71,7 +72,7 @@ def embed_question_kinds(
     spec = layout.spec
     sparse = sparse_column(layout.sparse, table.name)
     rescored = spec.packed or layout.rescoring is not None
-    return as_hybrid(embedder).embed_kinds(
+    return giving(embedder, "sparse").embed_kinds(
         [question],
         kinds=kinds,
         input_type="query",

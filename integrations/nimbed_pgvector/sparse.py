@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nimbed import Embedder, EmbeddingKinds, HybridEmbedder, SparseBatch, SparseSpec, stores
+from nimbed import Embedder, EmbeddingKinds, SparseBatch, SparseSpec, stores
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
 from nimbed.spec import Truncate, VectorSpec, require_same_space
 from nimbed_pgvector.statements import Wire
@@ -26,7 +27,6 @@ __all__ = [
     "MOST_INDEXED",
     "SPARSE",
     "SparseColumn",
-    "as_hybrid",
     "decode_sparse",
     "embedding_kinds",
     "sparse_column",
@@ -155,7 +155,7 @@ def sparse_spec_of(embedder: Embedder, *, max_active: int | None) -> SparseSpec:
     Raises:
         ConfigurationError: If it gives none.
     """
-    return as_hybrid(embedder).sparse_spec(max_active=max_active)
+    return giving(embedder, "sparse").sparse_spec(max_active=max_active)
 
 
 def embedding_kinds(
@@ -163,7 +163,7 @@ def embedding_kinds(
 ) -> Callable[[Sequence[str]], EmbeddingKinds]:
     """Return a function that embeds passages in one forward pass, as two specs say."""
     return functools.partial(
-        as_hybrid(embedder).embed_kinds,
+        giving(embedder, "sparse").embed_kinds,
         kinds=("dense", "sparse"),
         input_type="passage",
         embedding_type=dense.embedding_type,
@@ -172,17 +172,3 @@ def embedding_kinds(
         truncate=truncate,
         max_active=sparse.max_active,
     )
-
-
-def as_hybrid(embedder: Embedder) -> HybridEmbedder:
-    """Return an embedder that gives sparse vectors, or refuse it.
-
-    Raises:
-        ConfigurationError: If it gives none.
-    """
-    if not isinstance(embedder, HybridEmbedder) or "sparse" not in embedder.kinds:
-        raise ConfigurationError(
-            f"{embedder.card.id} gives no sparse vectors; use a model that does, such as "
-            f"BAAI/bge-m3, or leave sparse out of the kinds"
-        )
-    return embedder

@@ -207,7 +207,7 @@ def test_what_cannot_be_is_refused_before_the_first_row(connection: psycopg.Conn
         ({"kinds": ("dense", "spares")}, "kinds must be one of"),
         ({"kinds": BOTH, "max_active": 16_001}, "at most 16000 weights a vector"),
         ({"max_active": 5}, "max_active is for sparse vectors; ask for them with kinds="),
-        ({"kinds": BOTH, "embedder": Dense()}, "nimbed/fake gives no sparse vectors; use a model"),
+        ({"kinds": BOTH, "embedder": Dense()}, "gives no sparse vectors; it gives dense"),
     ):
         with pytest.raises(ConfigurationError, match=sentence):
             loading(**options)
