@@ -12,6 +12,7 @@ from nimbed.fake import FakeEmbedder
 from nimbed.images import Image
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.load import load
+from nimbed.muvera import Muvera
 from nimbed.options import EmbedOptions
 from nimbed.spec import MultiVectorSpec, SparseSpec, VectorSpec
 from nimbed.version import __version__
@@ -27,6 +28,7 @@ __all__ = [
     "ModelCard",
     "MultiVectorBatch",
     "MultiVectorSpec",
+    "Muvera",
     "SparseBatch",
     "SparseSpec",
     "VectorSpec",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from nimbed.local import kernels
 from nimbed.local.attention_rectangles import ByRectangle
 from nimbed.local.batching import Layout
-from nimbed.local.device import Placement
+from nimbed.local.device import Placement, has_amx
 
 __all__ = [
     "Attention",
@@ -111,7 +111,7 @@ def attention_for(
     assert bias is None or not (causal or window is not None)
     plain: Attention = functools.partial(by_length, causal=causal, window=window, bias=bias)
     everything = not causal and window is None and bias is None
-    if placement.on_cpu and placement.dtype == torch.bfloat16 and everything and not _has_amx():
+    if placement.on_cpu and placement.dtype == torch.bfloat16 and everything and not has_amx():
         # Without AMX torch's fused kernel multiplies bfloat16 at float32 speed; oneDNN's batched
         # products use AVX512-BF16 (measured 1.9x at 64 to 512 tokens).
         return ByRectangle()
@@ -238,8 +238,3 @@ class ByVarlen:
             options["enable_gqa"] = True
         spans, longest = layout.spans, layout.longest_span
         return self._kernel(q, k, v, spans, spans, longest, longest, **options).flatten(1)
-
-
-@functools.cache
-def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())

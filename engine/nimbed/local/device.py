@@ -9,7 +9,7 @@ import torch
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["DTYPES", "Placement", "place", "release"]
+__all__ = ["DTYPES", "Placement", "has_amx", "place", "release"]
 
 # What a dtype's name stands for: the activations' dtype, and whether products are in float8.
 DTYPES = {
@@ -109,7 +109,14 @@ def _device(name: str) -> torch.device:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return any(
-        bool(getattr(torch.cpu, probe, bool)())
-        for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
+    return has_amx() or _reports("_is_avx512_bf16_supported")
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices (AMX, on Intel's from Sapphire Rapids)."""
+    return _reports("_is_amx_tile_supported")
+
+
+def _reports(probe: str) -> bool:
+    return bool(getattr(torch.cpu, probe, bool)())

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
-from nimbed.local import kernels
-from nimbed.local.device import Placement
+from nimbed.local import kernels, row_counts
+from nimbed.local.device import Placement, has_amx
 from nimbed.local.float8 import Float8Rows, Float8Weight, activate, gated_rows
 from nimbed.local.weights import Tensors
 
@@ -88,7 +88,9 @@ class _Plain:
 
     def __call__(self, x: Activations) -> torch.Tensor:
         assert isinstance(x, torch.Tensor)  # float8 rows are made for float8 products alone
-        return F.linear(x, self._weight, self._bias)
+        return _alike(
+            "plain", len(self._weight), lambda rows: F.linear(rows, self._weight, self._bias), x
+        )
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         return F.gelu(self(x))
@@ -99,7 +101,13 @@ class _Plain:
     def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
         if self._bias is None:
             assert isinstance(x, torch.Tensor)
-            return residual.addmm_(x, self._weight.t())  # the sum rides in the product
+            # The sum rides in the product.
+            return _alike(
+                "sum",
+                len(self._weight),
+                lambda rows, sums: sums.addmm_(rows, self._weight.t()),
+                *(x, residual),
+            )
         return self(x).add_(residual)
 
 
@@ -132,7 +140,7 @@ class _Prepacked:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)
-        self._bias = bias
+        self._bias, self._outputs = bias, len(weight)
 
     def __call__(self, x: Activations) -> torch.Tensor:
         assert isinstance(x, torch.Tensor)
@@ -145,16 +153,43 @@ class _Prepacked:
         return self._pointwise(x, "gelu", "tanh")
 
     def plus(self, x: Activations, residual: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual, self._weight, self._bias, "add"
-        )
-        return out
+        assert isinstance(x, torch.Tensor)
+
+        def product(rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+            return _onednn_binary(rows, residual, Affine(self._weight, self._bias), "add")
+
+        return _alike("add", self._outputs, product, x, residual)
 
     def _pointwise(self, x: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, activation, [], algorithm
-        )
-        return out
+        def product(rows: torch.Tensor) -> torch.Tensor:
+            return _onednn(rows, Affine(self._weight, self._bias), activation, algorithm)
+
+        return _alike(activation + algorithm, self._outputs, product, x)
+
+
+def _onednn(x: torch.Tensor, affine: Affine, activation: str, algorithm: str) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, affine.weight, affine.bias, activation, [], algorithm
+    )
+    return out
+
+
+def _onednn_binary(
+    x: torch.Tensor, other: torch.Tensor, affine: Affine, operation: str
+) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+        x, other, affine.weight, affine.bias, operation
+    )
+    return out
+
+
+def _alike(
+    kind: str, outputs: int, product: row_counts.Operation, *operands: torch.Tensor
+) -> torch.Tensor:
+    """Return a product whose rows are the same to the bit in batches of any size."""
+    if not (operands[0].is_cpu and has_amx()):
+        return product(*operands)
+    return row_counts.run(kind, product, *operands, outputs=outputs)
 
 
 @functools.cache
@@ -273,6 +308,7 @@ class _PrepackedGate:
     ) -> None:
         self._gate, self._up = self._laid_out(gate, placement), self._laid_out(up, placement)
         self._activation, self._algorithm = _POINTWISE[activation]
+        self._outputs = len(gate.weight)
 
     def _laid_out(self, affine: Affine, placement: Placement) -> Affine:
         weight = torch.ops.mkldnn._reorder_linear_weight(
@@ -281,13 +317,13 @@ class _PrepackedGate:
         return Affine(weight, None if affine.bias is None else affine.bias.to(placement.dtype))
 
     def __call__(self, x: Activations) -> torch.Tensor:
-        gate = torch.ops.mkldnn._linear_pointwise(
-            x, self._gate.weight, self._gate.bias, self._activation, [], self._algorithm
-        )
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, gate, self._up.weight, self._up.bias, "mul"
-        )
-        return out
+        assert isinstance(x, torch.Tensor)
+
+        def product(rows: torch.Tensor) -> torch.Tensor:
+            gate = _onednn(rows, self._gate, self._activation, self._algorithm)
+            return _onednn_binary(rows, gate, self._up, "mul")
+
+        return _alike(f"gated {self._activation}{self._algorithm}", self._outputs, product, x)
 
 
 @functools.cache

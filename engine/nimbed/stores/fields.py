@@ -117,7 +117,8 @@ def _dense_template(spec: VectorSpec, store: str, *, emulate: bool) -> tuple[Tem
     if not spec.normalized:
         template = keeping_lengths(store, template, spec.metric)
     if template.most is not None and spec.dimensions > template.most:
-        bits = database.packed.most is None or spec.dimensions <= database.packed.most
+        fits = database.packed.most is None or spec.dimensions <= database.packed.most
+        bits = fits and spec.normalized
         raise ConfigurationError(
             f"{store} indexes at most {template.most} dimensions of type "
             f"{template.type.split('(')[0]}; got {spec.dimensions}; use fewer dimensions"
