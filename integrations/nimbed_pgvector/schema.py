@@ -339,12 +339,12 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
         return
     rows: list[tuple[Any, ...]] = yield Query(
         sql.SQL(
-            "SELECT column_name, spec::text FROM {} WHERE relation = to_regclass(%s)"
+            "SELECT spec::text, column_name FROM {} WHERE relation = to_regclass(%s)"
             " AND column_name = ANY (%s)"
         ).format(noted_in),
         (quoted, [column.name for column in (layout.embedding, layout.sparse) if column]),
     )
-    for column, facts in rows:
+    for facts, column in rows:
         other = layout.sparse is not None and column == layout.sparse.name
         spec = layout.sparse.spec if layout.sparse is not None and other else layout.spec
         noted = type(spec).from_dict(json.loads(facts))

@@ -312,6 +312,23 @@ def test_an_audit_looks_at_sparse_vectors_too(
     assert "1 of 198 rows are nimbed/fake's sparse vectors of queries" in fault.detail
 
 
+def test_a_local_model_fills_both_columns(connection: psycopg.Connection, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tests.engine.local.checkpoints import tiny_m3
+
+    with nimbed.load(str(tiny_m3(tmp_path)), device="cpu", dtype="float32") as model:
+        table = VectorTable(connection, "t", model, kinds=BOTH)
+        words = [text.replace("word", "w ") for text in TEXTS[:12]]
+        assert table.load(list(enumerate(words)), chunk_rows=5).loaded == 12
+        queries = model.embed_kinds([words[0]], kinds=BOTH, input_type="query", max_active=1_000)
+        passages = model.embed_sparse(words, input_type="passage", max_active=1_000)
+        exact = search.nearest(queries.sparse, passages, 3)
+        hits = table.search(words[0], 3, kinds=("sparse",))
+        np.testing.assert_allclose([h.distance for h in hits], exact.distances[0], rtol=1e-5)
+        assert table.search(words[0], 3) == table.nearest(queries, 3)
+        assert table.audit(rows=12).ok
+
+
 def test_a_vector_of_too_many_weights_is_refused_by_its_row() -> None:
     spec = SparseSpec(model="m", vocabulary=None, dimensions=250_002)
     rows = [(np.arange(n, dtype=np.int32), np.ones(n, np.float32)) for n in (3, 16_001)]
