@@ -75,3 +75,13 @@ def make_open_folder() -> Iterator[Callable[[], Path]]:
 @pytest.fixture
 def open_folder(make_open_folder: Callable[[], Path]) -> Path:
     return make_open_folder()
+
+
+@pytest.fixture(scope="session")
+def warm_nimbed() -> Iterator[Path]:
+    """Yield a folder for ``PATH`` whose ``nimbed`` spares a shell block the imports."""
+    pytest.importorskip("torch")
+    from tests.house.warm_command import warm_command
+
+    with warm_command() as folder:
+        yield folder

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
 from nimbed.spec import (
     EmbeddingType,
@@ -41,6 +41,7 @@ __all__ = [
     "Schedulable",
     "Token",
     "Tokenizing",
+    "giving",
 ]
 
 #: What runs a local model; see :func:`nimbed.load`.
@@ -195,8 +196,9 @@ class HybridEmbedder(Protocol):
             int8_scale: ``even`` (default) or ``nim``, for dense int8 and uint8.
             max_active: The most tokens that a sparse vector keeps; None for all.
             token_type: How a dimension of a token's vector is stored.
-            pool_factor: About how many neighbouring tokens of a passage become one vector (their
-                mean); 1 for none. Queries are never pooled.
+            pool_factor: How many tokens of a passage share a vector on average, the mean of those
+                that are alike; 1 for no pooling, which queries never are. Needs the extra
+                ``pooling``.
             progress: As for :meth:`Embedder.embed`.
 
         Raises:
@@ -248,6 +250,19 @@ class HybridEmbedder(Protocol):
     ) -> MultiVectorBatch:
         """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
         ...
+
+
+def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:
+    """Return an embedder that gives a kind of vectors besides dense ones, or refuse it.
+
+    Raises:
+        ConfigurationError: If it does not.
+    """
+    offered: Sequence[Kind] = ("dense",)
+    if isinstance(embedder, HybridEmbedder):
+        offered = embedder.kinds
+    KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
+    return cast(HybridEmbedder, embedder)
 
 
 class KindsAlone(ABC):
@@ -452,5 +467,18 @@ class Tokenizing(Protocol):
 
         Raises:
             InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
+        """
+        ...
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts whose tokens these are, special ones included and no prompt.
+
+        Args:
+            ids: Token ids of each text, none negative.
+            input_type: The role that the texts will have.
+
+        Raises:
+            InputError: If this model's tokenizer makes other ids of every text; ``.rows`` names
+                them. TooLongError, if they are more than the model reads.
         """
         ...

@@ -11,6 +11,7 @@ from nimbed.spec import Int8Scale, VectorSpec
 from nimbed.version import __version__
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
+from nimbed_server.settings import Settings
 from nimbed_server.state import State
 from nimbed_server.wire.docs import docs_page
 from nimbed_server.wire.openapi import document
@@ -93,7 +94,7 @@ def _described(state: State, model: ServedModel) -> dict[str, Any]:
 
 
 async def metadata(state: State, request: Request, in_path: ServedModel | None) -> None:
-    """Return what nv-ingest reads, and what runs each model and the contract of each name."""
+    """Return what nv-ingest reads, what runs each model, and the contracts of each name."""
     cards = [backend.card for backend in state.models.backends.values()]
     answer = {
         "version": __version__,
@@ -107,8 +108,11 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "selectedModelProfileId": "",
         "computedIn": {name: each.arithmetic for name, each in state.models.backends.items()},
         "spaces": {
-            model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models
+            model.name: _space(model, state.settings.int8_scale).to_dict()
+            for model in state.models
+            if "dense" in model.kinds
         },
+        "kinds": {model.name: _contracts(model, state.settings) for model in state.models},
     }
     await _json(request, answer)
 
@@ -118,7 +122,16 @@ def _space(model: ServedModel, int8_scale: Int8Scale) -> VectorSpec:
     fixed = model.fixed
     kind = fixed.embedding_type or "float"
     scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
-    return model.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+    return model.backend.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+
+
+def _contracts(model: ServedModel, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the contract of every kind of vector that a name gives to such a client."""
+    contracts = dict(model.backend.contracts)
+    if "dense" in model.kinds:
+        contracts["dense"] = _space(model, settings.int8_scale)
+    asked = model.kind_options
+    return {kind: asked.applied_to(contracts[kind]).to_dict() for kind in model.kinds}
 
 
 async def info(state: State, request: Request, in_path: ServedModel | None) -> None:
@@ -129,7 +142,7 @@ async def info(state: State, request: Request, in_path: ServedModel | None) -> N
     answer = {
         "model_id": model.name,
         "model_sha": None,
-        "fingerprint": _space(model, settings.int8_scale).fingerprint,
+        "fingerprint": _contracts(model, settings)[model.kinds[0]]["fingerprint"],
         "model_dtype": (model.backend.arithmetic or "unknown").partition(" ")[0],
         "computed_in": model.backend.arithmetic,
         "model_type": {"embedding": {"pooling": card.pooling}},
@@ -140,6 +153,7 @@ async def info(state: State, request: Request, in_path: ServedModel | None) -> N
         "max_batch_tokens": settings.max_queue_tokens,
         "auto_truncate": truncate in ("END", "START"),
         "modalities": list(card.modalities),
+        "kinds": list(model.kinds),
         "served": [each.name for each in state.models],
         "version": __version__,
     }
