@@ -148,9 +148,9 @@ def embedding_passages(
 
 def embed_accepted(
     texts: Sequence[str],
-    embed: Callable[[Sequence[str]], EmbeddingBatch],
+    embed: Callable[[Sequence[str]], V],
     refuse: Callable[[list[int], InputError], None],
-) -> tuple[list[int], EmbeddingBatch]:
+) -> tuple[list[int], V]:
     """Embed the texts that can be embedded.
 
     Args:
