@@ -4,7 +4,7 @@
 vectors that knows its dimensions, type, metric, model and role.
 """
 
-from nimbed import cards, chunks, errors, scheduling, search, stores
+from nimbed import cards, chunks, errors, fusion, scheduling, search, stores
 from nimbed.batch import EmbeddingBatch, concatenate
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, HybridEmbedder
@@ -37,6 +37,7 @@ __all__ = [
     "chunks",
     "concatenate",
     "errors",
+    "fusion",
     "load",
     "scheduling",
     "search",

@@ -455,3 +455,16 @@ class Tokenizing(Protocol):
             InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
         """
         ...
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts whose tokens these are, special ones included and no prompt.
+
+        Args:
+            ids: Token ids of each text, none negative.
+            input_type: The role that the texts will have.
+
+        Raises:
+            InputError: If this model's tokenizer makes other ids of every text; ``.rows`` names
+                them. TooLongError, if they are more than the model reads.
+        """
+        ...
