@@ -44,9 +44,15 @@ _ANY = Keys(
         "add_cross_attention": (False,),
         "cross_attention_hidden_size": (),
         **dict.fromkeys(
-            words("pruned_heads quantization_config compression_config adapters adapter_fusion"),
+            words("pruned_heads quantization_config compression_config adapter_fusion"),
             NOTHING,
         ),
+    },
+    # The adapters library writes its tables into every model's file, empty where it has none.
+    nested={
+        "adapters": Keys(
+            only=dict.fromkeys(words("adapters config_map fusion_config_map fusions"), NOTHING)
+        )
     },
 )
 

@@ -88,12 +88,17 @@ FILES: Mapping[str, Keys] = {
         idle=words("__version__"),
         only={"model_type": ("SentenceTransformer",)},
     ),
+    # The same file of a SparseEncoder
+    "SparseEncoder": Keys(
+        read=words("prompts default_prompt_name similarity_fn_name max_active_dims"),
+        idle=words("__version__"),
+        only={"model_type": ("SparseEncoder",)},
+    ),
     # sentence_bert_config.json and its siblings
     "Transformer": Keys(
-        read=words("max_seq_length do_lower_case modality_config"),
+        read=words("max_seq_length do_lower_case modality_config transformer_task"),
         idle=words("unpad_inputs"),
         only={
-            "transformer_task": ("feature-extraction",),
             "module_output_name": ("token_embeddings",),
             **dict.fromkeys(
                 words(
@@ -128,6 +133,11 @@ FILES: Mapping[str, Keys] = {
             "sif_coefficient seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
+    "SpladePooling": Keys(
+        read=words("pooling_strategy activation_function"),
+        idle=words("embedding_dimension word_embedding_dimension chunk_size"),
+    ),
+    "SparseStaticEmbedding": Keys(read=words("path"), idle=words("frozen")),
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "special_tokens_map.json": Keys(

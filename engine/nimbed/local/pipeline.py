@@ -14,10 +14,10 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import Multi, Sparse
+from nimbed.local.head_config import Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
-from nimbed.local.module_list import ListedModule, listed_modules, of_route
-from nimbed.local.sentence_config import read_sentence_config
+from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
+from nimbed.local.sentence_config import read_sentence_config, read_sparse_config
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import InputType, Kind, Metric
 
@@ -47,6 +47,12 @@ _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+
+# What a network gives for each task, and what sentence-transformers calls it.
+_TASKS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
+
+# Modules that begin a pipeline.
+_FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
 
@@ -107,6 +113,7 @@ class Pipeline:
         sparse: What makes sparse vectors of the token states, if anything does.
         multi: Likewise for multi-vectors.
         dense: Whether there is one vector a text, too.
+        max_active: How many tokens a sparse vector keeps, if a file says so.
     """
 
     folder: Path
@@ -125,6 +132,7 @@ class Pipeline:
     sparse: Sparse | None = None
     multi: Multi | None = None
     dense: bool = True
+    max_active: int | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -145,6 +153,9 @@ class Pipeline:
         Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
         tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
+        if self.sparse is not None and not self.dense:
+            head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
+            return repr((head, tokenizer))
         modules = self.modules if self.layers is None else (self.layers, *self.modules)
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
@@ -172,7 +183,14 @@ class Pipeline:
 
     def steps(self) -> Iterator[str]:
         """Yield what happens to a text, step by step, for people."""
+        if isinstance(self.sparse, TokenTable):
+            yield "SparseStaticEmbedding"
+            return
         yield "StaticEmbedding" if self.static else "Transformer"
+        if isinstance(self.sparse, Splade):
+            taken = "log1p of " * self.sparse.logarithms
+            yield f"SpladePooling by {self.sparse.pooling} of {taken}relu"
+            return
         if self.layers is not None:
             yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
         if not self.static:
@@ -206,7 +224,7 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
         modules = [each for module in modules for each in of_route(module, role)]
     reader = _Reader(folder)
     if not modules:
-        reader.read_without_modules()
+        reader.read_without_modules(role)
     for place, module in enumerate(modules):
         reader.read_module(place, module)
     return reader.finished()
@@ -225,6 +243,8 @@ class _Reader:
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
+        self._sparse: Splade | TokenTable | None = None
+        self._task = "feature-extraction"
 
     @classmethod
     def kinds(cls) -> Mapping[str, Callable[[_Reader, Path], None]]:
@@ -238,6 +258,9 @@ class _Reader:
             "LayerNorm": _Reader._read_norm,
             "Normalize": _Reader._read_normalize,
             "Dropout": _Reader._read_dropout,
+            "MLMTransformer": _Reader._read_transformer,
+            "SpladePooling": _Reader._read_splade,
+            "SparseStaticEmbedding": _Reader._read_table,
         }
 
     def read_module(self, place: int, module: ListedModule) -> None:
@@ -245,30 +268,48 @@ class _Reader:
         kind, path, where = module
         if kind not in self.kinds():
             raise CheckpointError(f"{where} is {kind}, which nimbed does not run there")
-        if (kind in ("Transformer", "StaticEmbedding")) != (place == 0):
+        if (kind in _FIRST) != (place == 0):
             raise CheckpointError(f"{where} is {kind}; a Transformer comes first, and only there")
-        if kind == "WeightedLayerPooling":
+        if self._sparse is not None:
+            raise CheckpointError(f"{where} is {kind} behind what gives sparse vectors")
+        if kind in ("WeightedLayerPooling", "SpladePooling"):
             if place != 1 or self._static:
                 raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
-        elif kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
+        elif kind not in (*_FIRST, "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
         if self._normalized and kind != "Dropout":
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
+        if kind == "MLMTransformer":
+            self._task = "fill-mask"  # unless its own file says otherwise
         self.kinds()[kind](self, path)
 
-    def read_without_modules(self) -> None:
+    def read_without_modules(self, role: InputType | None) -> None:
         """Read what a folder without modules.json may have all the same."""
-        if (self._folder / "1_Pooling" / "config.json").is_file():
+        if role is not None and has_idf(self._folder):
+            if role == "passage":
+                self._task, self._sparse = "fill-mask", Splade(special=False)
+                return
+            self._static, self._sparse = True, TokenTable(self._folder / "idf.json")
+            self._module_weights.append(self._sparse.path)
+        elif (self._folder / "1_Pooling" / "config.json").is_file():
             self._read_pooling(self._folder / "1_Pooling")
 
     def finished(self) -> Pipeline:
         """Return what was found, the metric and lengths beside it included."""
         if self._layers is not None and self._pooling is None:
             raise CheckpointError(f"{self._folder} weights its layers, but has no Pooling")
-        said = read_sentence_config(self._folder, normalized=self._normalized)
         longest, lowers = self._of_transformer()
+        if isinstance(self._sparse, Splade) != (self._task == "fill-mask"):
+            raise CheckpointError(
+                f"{self._folder} has a Transformer for the task {self._task!r}; SpladePooling, and "
+                f"nothing else, stands behind one for 'fill-mask'"
+            )
+        if self._sparse is not None:
+            said = read_sparse_config(self._folder)
+        else:
+            said = read_sentence_config(self._folder, normalized=self._normalized)
         return Pipeline(
             folder=self._folder,
             weights=self._weights,
@@ -282,6 +323,9 @@ class _Reader:
             metric=said.metric,
             dimensions=said.dimensions,
             module_weights=tuple(self._module_weights),
+            sparse=self._sparse,
+            dense=self._sparse is None,
+            max_active=said.max_active,
         )
 
     def _read_transformer(self, path: Path) -> None:
@@ -290,6 +334,30 @@ class _Reader:
     def _read_static(self, path: Path) -> None:
         self._weights, self._static = path, True
         self._pooling = ("mean",)
+
+    def _read_splade(self, path: Path) -> None:
+        config, where = _config(path, "SpladePooling")
+        pooling = config.get("pooling_strategy", "max")
+        activation = config.get("activation_function", "relu")
+        if pooling not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+            raise CheckpointError(
+                f"{where} pools by {pooling!r} with {activation!r}; nimbed pools by max or sum, "
+                f"with relu or log1p_relu"
+            )
+        self._sparse = Splade(pooling, 2 if activation == "log1p_relu" else 1)
+
+    def _read_table(self, path: Path) -> None:
+        config, where = _config(path, "SparseStaticEmbedding")
+        table = path / "model.safetensors"
+        if config.get("path") is not None:
+            table = path / Path(str(config["path"])).name
+            if not table.is_file() or table.suffix != ".json":
+                raise CheckpointError(
+                    f"{where} takes its weights from {config['path']!r}; nimbed reads a JSON file "
+                    f"beside it"
+                )
+        self._weights, self._static, self._sparse = path, True, TokenTable(table)
+        self._module_weights.append(table)
 
     def _read_layers(self, path: Path) -> None:
         config, where = _config(path, "WeightedLayerPooling")
@@ -360,7 +428,7 @@ class _Reader:
 
         A sentence_*_config.json outranks the tokenizer's own length.
         """
-        if self._static:
+        if self._static and self._sparse is None:
             return None, False
         for name in _LENGTH_FILES:
             config = read_json(self._weights / name)
@@ -370,7 +438,13 @@ class _Reader:
             name, config = "", {}
         where = self._weights / name
         check_keys(config, where, FILES["Transformer"])
-        text = {"method": "forward", "method_output_name": "last_hidden_state"}
+        self._task = config.get("transformer_task") or self._task
+        if self._task not in _TASKS:
+            raise CheckpointError(
+                f"{where} gives transformer_task {self._task!r}; nimbed knows "
+                f"{' and '.join(map(repr, _TASKS))}"
+            )
+        text = {"method": "forward", "method_output_name": _TASKS[self._task]}
         given = config.get("modality_config") or {}
         if not isinstance(given, dict) or given.get("text", text) != text:
             raise CheckpointError(f"{where} reads texts by modality_config {given!r}")

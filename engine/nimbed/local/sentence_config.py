@@ -11,7 +11,13 @@ from nimbed.errors import CheckpointError
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
 from nimbed.spec import Metric
 
-__all__ = ["Prompts", "SentenceConfig", "read_prompts", "read_sentence_config"]
+__all__ = [
+    "Prompts",
+    "SentenceConfig",
+    "read_prompts",
+    "read_sentence_config",
+    "read_sparse_config",
+]
 
 _FILE = "config_sentence_transformers.json"
 
@@ -46,10 +52,12 @@ class SentenceConfig:
         metric: How the model's vectors are compared: ``cosine``, or by another metric that counts
             their length.
         dimensions: How many of the first dimensions are kept, if the file says so.
+        max_active: How many tokens a sparse vector keeps, if the file says so.
     """
 
     metric: Metric = "cosine"
     dimensions: int | None = None
+    max_active: int | None = None
 
 
 def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
@@ -81,6 +89,26 @@ def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
             )
         metric = "cosine"  # unit vectors come in one order by all three
     return SentenceConfig(metric=metric, dimensions=dimensions)
+
+
+def read_sparse_config(folder: Path) -> SentenceConfig:
+    """Read all but the prompts of a SparseEncoder.
+
+    Raises:
+        CheckpointError: If a key is not known, or asks for what nimbed does not do.
+    """
+    where = folder / _FILE
+    facts = read_json(where)
+    check_keys(facts, where, FILES["SparseEncoder"])
+    if facts.get("similarity_fn_name") not in (None, "dot"):
+        raise CheckpointError(
+            f"{where} ranks by similarity_fn_name {facts['similarity_fn_name']!r}; sparse vectors "
+            f"are ranked by dot"
+        )
+    most = facts.get("max_active_dims")
+    return SentenceConfig(
+        metric="dot", max_active=None if most is None else size_of(facts, where, "max_active_dims")
+    )
 
 
 def read_prompts(folder: Path, *, told: bool = False) -> Prompts:

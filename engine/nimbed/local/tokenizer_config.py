@@ -40,6 +40,8 @@ _MEANINGLESS = {
     "unk_token": ("<unk>", "[UNK]"),
 }
 
+_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
+
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -222,10 +224,14 @@ def vocabulary_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
 
-def read_special_ids(folder: Path) -> list[int]:
+def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
     """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
 
     Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
+
+    Args:
+        folder: With tokenizer.json and, if there are any, the files that name special tokens.
+        every: Whether tokens that separate and mask are among them, too.
     """
     named = {
         **read_json(folder / "special_tokens_map.json"),
@@ -233,7 +239,7 @@ def read_special_ids(folder: Path) -> list[int]:
     }
     vocabulary = read_vocabulary(folder)
     found: set[int] = set()
-    for key, usual in _MEANINGLESS.items():
+    for key, usual in (_MEANINGLESS | (_OTHERS if every else {})).items():
         token = named.get(key)
         content = token.get("content") if isinstance(token, dict) else token
         names = usual if content is None else (content,)
