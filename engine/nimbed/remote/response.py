@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,15 @@ from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
     "Answer",
+    "Counted",
     "MalformedAnswer",
     "decode",
+    "disguised",
     "from_base64",
     "from_json",
     "read_answer",
     "read_failure",
+    "read_json",
     "refuse_constants",
     "refuse_zeros",
 ]
@@ -84,6 +87,15 @@ class MalformedAnswer(ValueError):
         return replace(made, message=made.message[:_LONGEST])
 
 
+class Counted(Protocol):
+    """An answer that knows how many tokens its request had, or None."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the request."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Answer:
     """A verified answer.
@@ -118,20 +130,10 @@ def decode(
         MalformedAnswer: If the answer does not hold exactly one finite vector of one
             promised width for each input.
     """
-    try:
-        answer = from_json(body)
-    except (ValueError, RecursionError) as error:
-        if body.lstrip()[:1] == b"<":
-            words = _words(body)[0][:200]
-            raise MalformedAnswer(
-                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
-            ) from None
-        raise MalformedAnswer(
-            f"an answer of {len(body)} bytes that is not JSON ({error})"
-        ) from None
+    answer = read_json(body)
     items = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise _disguised(answer)
+        raise disguised(answer)
     ordered = _in_order(items, count)
     if b"true" in body or b"false" in body:  # which numpy takes for 1 and 0 beside numbers
         _refuse_truths(ordered)
@@ -151,6 +153,25 @@ def decode(
         model=model if isinstance(model, str) else None,
         base64=as_text and not packed,
     )
+
+
+def read_json(body: bytes) -> Any:
+    """Return what an answer with a status of success holds.
+
+    Raises:
+        MalformedAnswer: If it is not JSON.
+    """
+    try:
+        return from_json(body)
+    except (ValueError, RecursionError) as error:
+        if body.lstrip()[:1] == b"<":
+            words = _words(body)[0][:200]
+            raise MalformedAnswer(
+                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
+            ) from None
+        raise MalformedAnswer(
+            f"an answer of {len(body)} bytes that is not JSON ({error})"
+        ) from None
 
 
 def read_answer(
@@ -179,7 +200,7 @@ def read_answer(
     return answer
 
 
-def _disguised(answer: Any) -> MalformedAnswer:
+def disguised(answer: Any) -> MalformedAnswer:
     """Return the error that an answer without vectors is: gateways send errors with status 200."""
     if isinstance(answer, dict) and "data" not in answer:
         message, code, _, facts = _words_of(answer)

@@ -22,6 +22,7 @@ __all__ = [
     "Failure",
     "RejectedInputError",
     "RetryPolicy",
+    "Tries",
     "error_of",
     "requested_wait",
     "wait_in_words",
@@ -177,6 +178,14 @@ class Failure:
             param=clean(self.param) if self.param else None,
             request_id=clean(self.request_id) if self.request_id else None,
         )
+
+
+class Tries:
+    """How often a request was sent in vain, and the seconds that went into it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
