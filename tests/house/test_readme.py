@@ -83,7 +83,7 @@ def test_the_command_line_blocks_run(open_folder, warm_nimbed):
     texts = [
         f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
         f"has written yet, between the passages before it and the passages behind it."
-        for n in range(300)
+        for n in range(60)
     ]
     rows = [{"id": n, "text": text, "page": n % 7} for n, text in enumerate(texts)]
     (open_folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
