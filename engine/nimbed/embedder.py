@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
 from nimbed.spec import (
     EmbeddingType,
@@ -41,6 +41,7 @@ __all__ = [
     "Schedulable",
     "Token",
     "Tokenizing",
+    "giving",
 ]
 
 #: What runs a local model; see :func:`nimbed.load`.
@@ -251,6 +252,19 @@ class HybridEmbedder(Protocol):
         ...
 
 
+def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:
+    """Return an embedder that gives a kind of vectors besides dense ones, or refuse it.
+
+    Raises:
+        ConfigurationError: If it does not.
+    """
+    offered: Sequence[Kind] = ("dense",)
+    if isinstance(embedder, HybridEmbedder):
+        offered = embedder.kinds
+    KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
+    return cast(HybridEmbedder, embedder)
+
+
 class KindsAlone(ABC):
     """Single kinds, and the async call, on top of ``embed_kinds``."""
 
@@ -453,5 +467,18 @@ class Tokenizing(Protocol):
 
         Raises:
             InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
+        """
+        ...
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts whose tokens these are, special ones included and no prompt.
+
+        Args:
+            ids: Token ids of each text, none negative.
+            input_type: The role that the texts will have.
+
+        Raises:
+            InputError: If this model's tokenizer makes other ids of every text; ``.rows`` names
+                them. TooLongError, if they are more than the model reads.
         """
         ...

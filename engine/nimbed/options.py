@@ -175,8 +175,10 @@ class KindOptions:
         """
         for kind in self.kinds or ():
             if kind not in offered:
+                calls = ["embed" if own == "dense" else f"embed_{own}" for own in offered]
                 raise ConfigurationError(
-                    f"{model} gives no {kind} vectors; it gives {' and '.join(offered)}"
+                    f"{model} gives no {kind} vectors; it gives {' and '.join(offered)} "
+                    f"({', '.join(calls)})"
                 )
         return tuple(self.kinds or offered)
 

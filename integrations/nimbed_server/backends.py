@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, Schedulable, Token, Tokenizing
-from nimbed.errors import DeadlineError, InputError
+from nimbed.errors import ConfigurationError, DeadlineError, InputError, TooLongError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
@@ -29,6 +29,8 @@ from nimbed_server.wire.errors import HttpError
 __all__ = ["Backend", "Embedded", "ScheduledBackend", "backend_for"]
 
 _WARM_UP = "warm up"
+# By itself it sends the ids of OpenAI's tokenizer, to whatever server.
+_TEXTS_INSTEAD = ": in LangChain OpenAIEmbeddings(check_embedding_ctx_length=False)"
 # Inputs of a request that somebody may be waiting for.
 _FEW = 8
 
@@ -129,6 +131,23 @@ class Backend:
                 f"usage.prompt_tokens of an embedding count",
             )
         return self._embedder.tokenize(texts, input_type=input_type, special=special)
+
+    def detokenize(self, ids: Sequence[Sequence[int]], input_type: InputType) -> list[str]:
+        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`.
+
+        Raises:
+            HttpError: 400 with what to do where they are not the ids of the model's own tokenizer.
+            NimbedError: If they are too many.
+        """
+        reason = f"the tokenizer of {self.card.id} is not here; send the text"
+        if isinstance(self._embedder, Tokenizing):
+            try:
+                return self._embedder.detokenize(ids, input_type=input_type)
+            except TooLongError:
+                raise
+            except (ConfigurationError, InputError) as error:
+                reason = str(error)
+        raise HttpError(400, f"{reason}{_TEXTS_INSTEAD}", param="input")
 
     @property
     def queue(self) -> QueueState:

@@ -105,6 +105,19 @@ class State:
             limit=self.settings.max_body_bytes, timeout=self.body_time, room=self.body_room
         )
 
+    async def detokenize(
+        self, model: ServedModel, ids: Sequence[Sequence[int]], resolved: Resolved
+    ) -> list[str]:
+        """Return the texts whose token ids a request holds; see :meth:`Backend.detokenize`.
+
+        Raises:
+            HttpError: 400 where they are another tokenizer's, 503 where the model takes nothing.
+        """
+        if self.draining or not model.backend.ready:
+            raise self.unavailable(model)
+        role = resolved.options.input_type
+        return await aside(True, model.backend.detokenize, ids, role)
+
     async def embed(
         self,
         request: Request,

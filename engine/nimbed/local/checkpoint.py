@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
-from nimbed.local.head_config import m3_heads
+from nimbed.local.head_config import ColBert, m3_heads
 from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
@@ -181,6 +182,11 @@ def read_checkpoint(
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if isinstance(pipeline.multi, ColBert):
+        prompts = prefixed(pipeline.multi, prompts)
+        longest, positions = _lengths(config, architecture, pipeline)
+        late = within(pipeline.multi, longest=longest, positions=positions)
+        pipeline = dataclasses.replace(pipeline, multi=late)
     if architecture == "mistral3":
         prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
@@ -231,6 +237,8 @@ def _pipeline_of(located: Located, *, told: bool, role: InputType | None) -> Pip
         role: Whose modules are followed where there are several.
     """
     card = located.card
+    if is_colbert(located.folder) and (card is None or "dense" not in card.kinds):
+        return read_colbert(located.folder)
     if card is None:
         return read_pipeline(located.folder, role=role)
     bare = Pipeline(folder=located.folder, weights=located.folder)
@@ -272,12 +280,11 @@ def _card_from_files(
     prompts: Prompts,
 ) -> ModelCard:
     folder = pipeline.weights
-    language = config.get("text_config", config.get("llm_config", config))
-    if not isinstance(language, dict):
-        raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
-    positions = whole(language, "max_position_embeddings")
-    if architecture in _OFFSET:
-        positions -= first_position(config)
+    language = _language(config)
+    longest, positions = _lengths(config, architecture, pipeline)
+    late = pipeline.multi if isinstance(pipeline.multi, ColBert) else None
+    if late is not None and late.passage_tokens is not None:
+        longest = min(late.passage_tokens, positions)
     query, passage = prompts.query, prompts.passage
     if not query and not passage and config.get("task_instructions"):
         told = config["task_instructions"]
@@ -291,9 +298,9 @@ def _card_from_files(
         id=located.name,
         architecture=architecture,
         dimensions=size,
-        max_tokens=min(pipeline.max_tokens or positions, positions),
+        max_tokens=longest,
         pooling="latent" if architecture == "nvembed" else pooling,
-        asymmetric=query != passage,
+        asymmetric=query != passage or late is not None,
         query_prompt=query,
         passage_prompt=passage,
         task_prompts=prompts.tasks,
@@ -306,6 +313,22 @@ def _card_from_files(
     if architecture != "nemotron_vl":
         return card
     return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+
+
+def _language(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that describes the network that reads texts."""
+    language = config.get("text_config", config.get("llm_config", config))
+    if not isinstance(language, dict):
+        raise CheckpointError(f"config.json gives text_config {language!r}")
+    return language
+
+
+def _lengths(config: dict[str, Any], architecture: str, pipeline: Pipeline) -> tuple[int, int]:
+    """Return the longest text, and the longest that the network's positions allow."""
+    positions = whole(_language(config), "max_position_embeddings")
+    if architecture in _OFFSET:
+        positions -= first_position(config)
+    return min(pipeline.max_tokens or positions, positions), positions
 
 
 def _refuse_generators(
@@ -466,6 +489,8 @@ def _content_id(folder: Path, pipeline: Pipeline) -> str:
 
 
 def _add_content(digest: Any, path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file that could be read")
     size = path.stat().st_size
     digest.update(f"{path.name}:{size};".encode())
     with path.open("rb") as file:

@@ -20,6 +20,8 @@ _MODULES = (
     *("Transformer", "StaticEmbedding", "WeightedLayerPooling", "Pooling", "Dense", "LayerNorm"),
     *("Normalize", "Dropout"),
 )
+# And of its MultiVectorEncoder.
+_LATE = ("MultiVectorMask",)
 
 # Names by which a router's routes go.
 _ROUTES: dict[InputType, tuple[str, ...]] = {
@@ -66,15 +68,18 @@ def listed_modules(folder: Path) -> Iterator[ListedModule]:
 
 def _module(folder: Path, path: str, kind: str, where: str) -> ListedModule:
     # Other libraries' modules, and a checkpoint's own code, may go by the same last name.
+    if kind == "pylate.models.Dense.Dense":  # whose files are sentence-transformers' own
+        kind = "sentence_transformers.base.modules.dense.Dense"
     package, _, name = kind.rpartition(".")
-    others = ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
+    others = ("sparse_encoder", "cross_encoder")
     ours = package.split(".")[0] == "sentence_transformers" and not any(
         x in package for x in others
     )
-    if not ours or name not in (*_MODULES, "Router", "Asym"):
+    known = _LATE if "multi_vector_encoder" in package else (*_MODULES, "Router", "Asym")
+    if not ours or name not in known:
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
-            f"{', '.join(_MODULES)}, Router"
+            f"{', '.join((*_MODULES, *_LATE))}, Router"
         )
     inside = (folder / path).resolve().is_relative_to(folder.resolve()) and (folder / path).is_dir()
     if not inside and name != "Normalize":  # whose folder older files name and do not have

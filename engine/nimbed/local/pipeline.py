@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import Multi, Sparse
+from nimbed.local.head_config import ColBert, Multi, Sparse
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
 from nimbed.local.module_list import ListedModule, listed_modules, of_route
 from nimbed.local.sentence_config import read_sentence_config
@@ -27,7 +27,12 @@ __all__ = [
     "NormModule",
     "Pipeline",
     "PoolingMode",
+    "read_config",
+    "read_dense",
     "read_pipeline",
+    "read_transformer",
+    "refuse_other_kinds",
+    "weights_in",
 ]
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -145,6 +150,9 @@ class Pipeline:
         Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
         tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
+        if isinstance(self.multi, ColBert):
+            each = [dataclasses.astuple(module)[1:] for module in self.modules]
+            return repr((dataclasses.astuple(self.multi), each, tokenizer))
         modules = self.modules if self.layers is None else (self.layers, *self.modules)
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
@@ -175,7 +183,9 @@ class Pipeline:
         yield "StaticEmbedding" if self.static else "Transformer"
         if self.layers is not None:
             yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
-        if not self.static:
+        if isinstance(self.multi, ColBert):
+            yield from self.multi.steps()
+        elif not self.static:
             prompt = "" if self.include_prompt else ", without the prompt"
             yield f"Pooling by {' and '.join(self.pooling or ('mean',))}{prompt}"
         for module in self.modules:
@@ -200,7 +210,7 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
         CheckpointError: If one is malformed, missing, or asks for what nimbed does not do; the
             message names the file and the key.
     """
-    _refuse_other_kinds(folder)
+    refuse_other_kinds(folder)
     modules = list(listed_modules(folder))
     if role is not None:
         modules = [each for module in modules for each in of_route(module, role)]
@@ -292,7 +302,7 @@ class _Reader:
         self._pooling = ("mean",)
 
     def _read_layers(self, path: Path) -> None:
-        config, where = _config(path, "WeightedLayerPooling")
+        config, where = read_config(path, "WeightedLayerPooling")
         # sentence-transformers' own sizes, where the file does not say.
         last = size_of({"num_hidden_layers": 12} | config, where, "num_hidden_layers")
         first = config.get("layer_start", 4)
@@ -301,10 +311,10 @@ class _Reader:
                 f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
             )
         self._layers = LayerWeights(path, first, last)
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
-        config, where = _config(path, "Pooling")
+        config, where = read_config(path, "Pooling")
         if self._pooling is not None:
             raise CheckpointError(f"{where} is a second pooling")
         named = config.get("pooling_mode")
@@ -323,37 +333,20 @@ class _Reader:
         self._include_prompt = config.get("include_prompt", True) is not False
 
     def _read_dense(self, path: Path) -> None:
-        config, where = _config(path, "Dense")
-        inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
-        activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-        if activation not in _ACTIVATIONS:
-            raise CheckpointError(
-                f"{where} has the activation_function {config['activation_function']!r}; nimbed "
-                f"has {', '.join(_ACTIVATIONS)}"
-            )
-        self._modules.append(
-            DenseModule(
-                path,
-                inputs,
-                outputs,
-                bias=config.get("bias", True) is not False,
-                activation=activation,
-                residual=config.get("use_residual") is True,
-            )
-        )
-        self._module_weights.extend(_weights_in(path))
+        self._modules.append(read_dense(path, "Dense"))
+        self._module_weights.extend(weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
-        config, where = _config(path, "LayerNorm")
+        config, where = read_config(path, "LayerNorm")
         self._modules.append(NormModule(path, size_of(config, where, "dimension")))
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
-        _config(path, "Normalize", required=False)
+        read_config(path, "Normalize", required=False)
         self._normalized = True
 
     def _read_dropout(self, path: Path) -> None:
-        _config(path, "Dropout", required=False)
+        read_config(path, "Dropout", required=False)
 
     def _of_transformer(self) -> tuple[int | None, bool]:
         """Return the longest text, and whether capitals are lowered.
@@ -362,31 +355,60 @@ class _Reader:
         """
         if self._static:
             return None, False
-        for name in _LENGTH_FILES:
-            config = read_json(self._weights / name)
-            if config:
-                break
-        else:
-            name, config = "", {}
-        where = self._weights / name
-        check_keys(config, where, FILES["Transformer"])
-        text = {"method": "forward", "method_output_name": "last_hidden_state"}
-        given = config.get("modality_config") or {}
-        if not isinstance(given, dict) or given.get("text", text) != text:
-            raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
-        lowers = bool(config.get("do_lower_case"))
-        if config.get("max_seq_length") is not None:
-            return size_of(config, where, "max_seq_length"), lowers
-        where, key = self._weights / "tokenizer_config.json", "model_max_length"
-        tokenizer = read_json(where)
-        # transformers writes 10^30 where no length is known.
-        length = tokenizer.get(key)
-        endless = isinstance(length, int | float) and length > 1e9
-        known = length is not None and not endless
-        return size_of(tokenizer, where, key) if known else None, lowers
+        _, longest, lowers = read_transformer(self._weights, "Transformer")
+        return longest, lowers
 
 
-def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
+def read_transformer(weights: Path, kind: str) -> tuple[dict[str, Any], int | None, bool]:
+    """Return a Transformer's own file, its longest text, and whether capitals are lowered.
+
+    A sentence_*_config.json outranks the tokenizer's own length.
+    """
+    for name in _LENGTH_FILES:
+        config = read_json(weights / name)
+        if config:
+            break
+    else:
+        name, config = "", {}
+    where = weights / name
+    check_keys(config, where, FILES[kind])
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    given = config.get("modality_config") or {}
+    if not isinstance(given, dict) or given.get("text", text) != text:
+        raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
+    lowers = bool(config.get("do_lower_case"))
+    if config.get("max_seq_length") is not None:
+        return config, size_of(config, where, "max_seq_length"), lowers
+    where, key = weights / "tokenizer_config.json", "model_max_length"
+    tokenizer = read_json(where)
+    # transformers writes 10^30 where no length is known.
+    length = tokenizer.get(key)
+    endless = isinstance(length, int | float) and length > 1e9
+    known = length is not None and not endless
+    return config, size_of(tokenizer, where, key) if known else None, lowers
+
+
+def read_dense(path: Path, kind: str) -> DenseModule:
+    """Return a Dense module, of one vector a text or of one a token."""
+    config, where = read_config(path, kind)
+    inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{where} has the activation_function {config['activation_function']!r}; nimbed "
+            f"has {', '.join(_ACTIVATIONS)}"
+        )
+    return DenseModule(
+        path,
+        inputs,
+        outputs,
+        bias=config.get("bias", True) is not False,
+        activation=activation,
+        residual=config.get("use_residual") is True,
+    )
+
+
+def read_config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
     """Return a module's configuration, whose keys are known, and where it stands."""
     where = path / "config.json"
     config = read_json(where, required=required)
@@ -394,15 +416,13 @@ def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, 
     return config, where
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Refuse what looks like a checkpoint but gives no dense vector of a text."""
+def refuse_other_kinds(folder: Path) -> None:
+    """Refuse what looks like a checkpoint but gives no vectors."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
             f"model first, with peft's merge_and_unload()"
         )
-    if (folder / "artifact.metadata").is_file():
-        raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
     named = read_json(folder / "config.json").get("architectures") or []
     for name in map(str, named if isinstance(named, list) else []):
         if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
@@ -410,9 +430,8 @@ def _refuse_other_kinds(folder: Path) -> None:
                 f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
                 f"pairs and gives no vectors"
             )
-        if name == "HF_ColBERT":
-            raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
 
 
-def _weights_in(folder: Path) -> list[Path]:
+def weights_in(folder: Path) -> list[Path]:
+    """Return the files of a module's weights."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])

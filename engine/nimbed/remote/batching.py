@@ -80,6 +80,7 @@ async def embed_inputs(
     """
     traffic = Traffic()
     await client.identify(traffic)
+    await client.refuse_alias(traffic)
     card = client.card
 
     def spec_of(width: int) -> VectorSpec:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nimbed.errors import ConfigurationError
-from nimbed.options import EmbedOptions
 from nimbed.remote.dialects import RoleMode
 from nimbed.remote.retry import Failure
 
@@ -111,39 +110,35 @@ def refuse_lesson(
     lesson: Capabilities,
     known: Capabilities,
     failure: Failure,
-    options: EmbedOptions,
-    texts: Sequence[str],
     *,
     server: str,
     model: str | None,
+    sliced: int | None,
+    texts: Sequence[str],
 ) -> None:
     """Raise if a field would be left out whose work nimbed cannot do itself.
 
     Args:
-        lesson: What a refusal teaches.
+        lesson: What a refusal taught.
         known: What was known before.
         failure: The refusal.
-        options: What was asked for.
-        texts: The texts that were sent: a server may echo one that holds a field's name.
-        server: Who refused.
-        model: Its model, if no card of it is known.
+        server: Its address, for messages.
+        model: What was asked for.
+        sliced: The dimensions that were asked of a model without a card, which the server must cut.
+        texts: The texts of the request, which a server may echo with a field's name in them.
 
     Raises:
         ConfigurationError: With the server's words.
     """
-    new = lesson.refused - known.refused
-    if (
-        "dimensions" in new
-        and model is not None
-        and not any("dimensions" in text for text in texts)
-    ):
+    lost = "dimensions" in lesson.refused - known.refused and sliced is not None
+    if lost and not any("dimensions" in text for text in texts):
         raise ConfigurationError(
-            f"{server} refuses dimensions={options.dimensions} of {model!r} "
-            f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
-            f"sizes hold it: then nimbed shortens the vectors itself"
+            f"{server} refuses dimensions={sliced} of {model!r} ({failure.message}); leave "
+            f"dimensions out, or pass a ModelCard whose matryoshka sizes hold it: then nimbed "
+            f"shortens the vectors itself"
         )
-    echoed = any("input_type" in text for text in texts)
-    if lesson.role != known.role and known.role is not None and not echoed:
+    turned = lesson.role != known.role and known.role is not None
+    if turned and not any("input_type" in text for text in texts):
         raise ConfigurationError(
             f"{server} asks for input_type and refuses it, or drops it on the way "
             f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "

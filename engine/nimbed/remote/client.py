@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nimbed.cards import Modality, ModelCard
-from nimbed.errors import RemoteError
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import (
@@ -111,10 +111,10 @@ class Client:
         self._retry = retry
         self._jitter = random.Random()
         self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
-        self._answered = self._trying_base64 = self._warned = False
-        self._told_until = 0.0
+        self._answered = self._trying_base64 = self._warned = self._checked = False
         self._unreachable = self._unsure = False
-        self._asked = 0
+        self._told_until, self._asked = 0.0, 0
+        self._space: VectorSpec | None = None  # of a name of nimbed's own server
 
     @property
     def capabilities(self) -> Capabilities:
@@ -151,6 +151,25 @@ class Client:
             self.http.polls = self.dialect.polls
             if self.dialect.a_minute is not None:
                 self.limiter.rate.expect(self.dialect.a_minute)
+
+    async def refuse_alias(self, traffic: Traffic) -> None:
+        """Raise if the model's name is one of nimbed's own server that fixes another type.
+
+        Its answers are no floats, and base64 of its bytes would be taken for some.
+
+        Raises:
+            ConfigurationError: With the name and the type to ask for.
+        """
+        if self.card is not None or self._identified()[0].name != "nim":
+            return
+        if not self._checked:
+            self._space, self._checked = await self.find_space(traffic), True
+        if (space := self._space) is not None and space.embedding_type != "float":
+            raise ConfigurationError(
+                f"{self.model!r} is a name of {space.model!r} that fixes embedding_type="
+                f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
+                f"itself, and pass embedding_type={space.embedding_type!r}"
+            )
 
     async def send(
         self,
@@ -198,10 +217,10 @@ class Client:
                     lesson,
                     known,
                     outcome,
-                    options,
-                    texts,
                     server=self.http.server,
-                    model=self.model if self.card is None else None,
+                    model=self.model,
+                    sliced=None if self.card is not None else options.dimensions,
+                    texts=texts,
                 )
                 lessons += 1
                 guess = lesson
@@ -298,10 +317,10 @@ class Client:
         """
         return await list_models(self.address, functools.partial(self.get, traffic=Traffic()))
 
-    async def find_space(self) -> VectorSpec | None:
+    async def find_space(self, traffic: Traffic) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
-        await self.identify(Traffic())
-        probe = functools.partial(self._probe, traffic=Traffic())
+        await self.identify(traffic)
+        probe = functools.partial(self._probe, traffic=traffic)
         return await find_space(self.address, probe, model=self.model or "")
 
     def error(self, failure: Failure, rows: Sequence[int], *, server: str = "") -> RemoteError:
@@ -368,7 +387,7 @@ class Client:
             outcome = self._failure(reply) if answered is None else read(answered)
             now = clock()
             if isinstance(reply, Reply):
-                hold = rate.observe(reply.headers, now, most=self._retry.max_retry_after)
+                hold = rate.observe(reply.headers, began, now, most=self._retry.max_retry_after)
                 self._tell(hold, "the server says that nothing is left of its limit")
             if not isinstance(outcome, Failure):
                 rate.accepted(began, now)
@@ -404,7 +423,7 @@ class Client:
         if wait < _WORTH_TELLING or until < self._told_until + 1.0:
             return
         self._told_until = until
-        _LOG.warning("%s: waiting %.0f s before the next request (%s)", self._api, wait, why)
+        _LOG.warning("%s: waiting %.0f s before asking again (%s)", self.http.server, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""
@@ -490,7 +509,6 @@ class Client:
             failure, tried=tried, elapsed=elapsed, jitter=self._jitter, proven=self._answered
         )
         if pause is not None:
-            _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
             self._tell(0.0 if failure.limited else pause, failure.message)
         return pause
 

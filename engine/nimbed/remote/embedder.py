@@ -238,7 +238,7 @@ class RemoteEmbedder(RemoteKinds, Managed):
 
     def find_space(self) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
-        return self._session().run(lambda client, _: client.find_space(), lambda _: None)
+        return self._session().run(lambda client, _: client.find_space(Traffic()), lambda _: None)
 
     def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
         """Send texts once with exactly these request fields, to see what the server makes of them.

@@ -39,7 +39,9 @@ __all__ = [
 
 _LONGEST = 500  # characters of a server's message
 _READ = 32_768  # bytes of an error body; a page of tags alone would take seconds to clean
-_TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+# A script that does not end takes the rest with it: to look for its end again and again would be
+# quadratic.
+_TAG = re.compile(r"<(script|style)\b.*?(?:</\1>|\Z)|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+")
 _COMPARED = 256  # characters of a text that is compared with others by its words
 # input[3], inputs.3, and pydantic's ('body', 'input', 3)
@@ -133,6 +135,8 @@ def decode(
     if not isinstance(items, list):
         raise disguised(answer)
     ordered = _in_order(items, count)
+    if b"true" in body or b"false" in body:  # which numpy takes for 1 and 0 beside numbers
+        _refuse_truths(ordered)
     as_text = isinstance(ordered[0], str)
     vectors: NDArray[Any]
     if packed:
@@ -309,6 +313,12 @@ def _from_bytes(ordered: list[Any], widths: Collection[int]) -> NDArray[np.uint8
     if wide.dtype.kind != "i" or wide.ndim != 2 or wide.min() < 0 or wide.max() > 255:
         raise MalformedAnswer("packed vectors that are not lists of bytes")
     return wide.astype(np.uint8)
+
+
+def _refuse_truths(ordered: list[Any]) -> None:
+    for position, embedding in enumerate(ordered):
+        if isinstance(embedding, list) and bool in set(map(type, embedding)):
+            raise MalformedAnswer("vectors that are not lists of numbers", [position])
 
 
 def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:

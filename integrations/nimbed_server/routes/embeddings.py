@@ -11,6 +11,7 @@ from nimbed_server.http import Request
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.state import LARGE_ANSWER, LARGE_BODY, State, aside
+from nimbed_server.wire.fields import TokenIds
 from nimbed_server.wire.inputs import read_inputs
 from nimbed_server.wire.request import ParsedRequest, Resolved
 from nimbed_server.wire.response import render
@@ -38,12 +39,16 @@ async def embeddings(state: State, request: Request, in_path: ServedModel | None
     body = await state.body(request)
     large = len(body) > LARGE_BODY
     if large:
-        texts, parsed = await aside(large, state.reader.read, body, in_path)
+        given, parsed = await aside(large, state.reader.read, body, in_path)
     else:  # as it would itself, without the microsecond that it takes
-        texts, parsed = state.reader.read(body, in_path)
+        given, parsed = state.reader.read(body, in_path)
     model = parsed.model
     with model.backend.metrics.request():
         resolved = parsed.resolve(from_sdk=request.header(b"x-stainless-lang") is not None)
+        if isinstance(given, TokenIds):
+            texts = await state.detokenize(model, given, resolved)
+        else:
+            texts = given
         inputs: list[str] | list[Input] = texts
         roles: list[InputType] | None = None
         role_header = resolved.role_header

@@ -15,6 +15,7 @@ from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
 from nimbed_server.wire.errors import HttpError
 from nimbed_server.wire.fields import (
+    Inputs,
     RequestFields,
     parse_object,
     read_request,
@@ -209,7 +210,7 @@ class RequestReader:
         self._settings = settings
         self._known: dict[tuple[object, ...], ParsedRequest] = {}
 
-    def read(self, raw: bytes, in_path: ServedModel | None) -> tuple[list[str], ParsedRequest]:
+    def read(self, raw: bytes, in_path: ServedModel | None) -> tuple[Inputs, ParsedRequest]:
         """Return a body's inputs as they came, and the rest of it; from any thread.
 
         Args:

@@ -319,7 +319,7 @@ def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
     for options, sentence in (
         (["--after", "soon"], "'start' or DISTANCE:ID"),
         (["--sql", "--group"], "leave out --group"),
-        (["--hybrid", "simple", "--group"], "neither group"),
+        (["--hybrid", "simple", "--after", "start"], "by dense ones alone"),
     ):
         with pytest.raises(ConfigurationError, match=sentence):
             raise typed(*asked, *options).exception or AssertionError("nothing was refused")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -60,9 +62,12 @@ def running(
         server = Server(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
-        url = f"http://127.0.0.1:{port}"
+        url, verify = f"http://127.0.0.1:{port}", None
+        if settings.tls_cert is not None:
+            url, verify = f"https://127.0.0.1:{port}", ssl.create_default_context()
+            verify.load_verify_locations(settings.tls_cert)
         try:
-            with httpx.Client(base_url=url, timeout=30) as client:
+            with httpx.Client(base_url=url, timeout=30, verify=verify or True) as client:
                 wait_until(lambda: client.get("/v1/health/live").status_code == 200)
                 if loaded:
                     wait_until(lambda: app.state.ready or app.state.failure is not None)
@@ -131,9 +136,8 @@ def command() -> Iterator[Callable[..., Command]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: str, environment: Mapping[str, str] | None = None) -> Command:
-        port = free_port()
         process = subprocess.Popen(
-            [sys.executable, "-m", "nimbed_cli.main", "serve", "--port", str(port), *flags],
+            [sys.executable, "-m", "nimbed_cli.main", "serve", "--port", "0", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env=dict(environment) if environment is not None else None,
@@ -142,16 +146,18 @@ def command() -> Iterator[Callable[..., Command]]:
         lines: list[str] = []
         assert process.stderr is not None
         threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
-        url = f"http://127.0.0.1:{port}"
+
+        def address() -> str:
+            assert process.poll() is None, "".join(lines)
+            said = re.search(r"on (http://127\.0\.0\.1:\d+)", "".join(lines))
+            return said[1] if said else ""
 
         def ready() -> bool:
-            assert process.poll() is None, "".join(lines)
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{url}/v1/health/ready").status_code == 200
-            return False
+            url = address()
+            return bool(url) and httpx.get(f"{url}/v1/health/ready").status_code == 200
 
         wait_until(ready, seconds=60)
-        return Command(process, url, lines)
+        return Command(process, address(), lines)
 
     yield start
     for process in started:
