@@ -196,8 +196,13 @@ def search(
             # JSON escapes the control characters that terminals obey, except for these.
             typer.echo(re.sub("[\x7f-\x9f]", lambda each: f"\\u{ord(each[0]):04x}", line))
         return
-    columns = (Column("distance", align="right"), Column("id"), Column("text", fit="cut"))
-    print_table(columns, [(f"{hit.distance:.4f}", hit.id, hit.text) for hit in hits])
+    columns = [Column("distance", align="right"), Column("id"), Column("text", fit="cut")]
+    rows = [[f"{hit.distance:.4f}", hit.id, hit.text] for hit in hits]
+    scores = [getattr(hit, "score", None) for hit in hits]
+    if hits and scores[0] is not None:  # what several rankings are ordered by
+        columns = [Column("score", align="right"), *columns]
+        rows = [[f"{score:.4f}", *row] for score, row in zip(scores, rows, strict=True)]
+    print_table(columns, rows)
 
 
 def _place(typed: str) -> tuple[float, str]:

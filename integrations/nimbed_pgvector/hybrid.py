@@ -16,7 +16,7 @@ from nimbed import Embedder, EmbeddingBatch, EmbeddingKinds, SparseBatch
 from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
 from nimbed.fusion import DAMPING, Fusion, check_weights
-from nimbed.spec import Kind, check_literal
+from nimbed.spec import Kind
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.search import (
     Filter,
@@ -117,7 +117,7 @@ def hybrid_search(
             is no such text search configuration.
         SpaceMismatchError: If a vector does not live in the space of its column.
     """
-    _check(table, question, k, by)
+    _check(table, question, k)
     each_weight = check_weights(weights, len(question.rankings))
     if question.words is not None:
         yield from _check_language(question.words[1])
@@ -152,7 +152,7 @@ def written_hybrid(
     where: Filter | None = None,
 ) -> str:
     """Return such a search as SQL to paste; see :func:`nimbed_pgvector.search.written`."""
-    _check(table, question, k, by)
+    _check(table, question, k)
     literals: list[tuple[str, str]] = []
     if question.dense is not None:
         columns, vectors = table.layout.columns, table.layout.batches(question.dense)
@@ -169,8 +169,7 @@ def written_hybrid(
     return pasted(way, statement, where, reach=_reach(k), ordered=True)
 
 
-def _check(table: Table, question: Question, k: int, by: Fusion) -> None:
-    check_literal("fusion", by, Fusion)
+def _check(table: Table, question: Question, k: int) -> None:
     if k < 1:
         raise ConfigurationError(f"k must be at least 1; got {k}")
     for batch in (question.dense, question.sparse):

@@ -12,7 +12,7 @@ from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch
 from nimbed.errors import ConfigurationError
 from nimbed.fusion import Fusion
 from nimbed.options import KindOptions
-from nimbed.spec import Kind
+from nimbed.spec import Kind, check_literal
 from nimbed_pgvector.documents import best_of_each
 from nimbed_pgvector.hybrid import Question, embed_question_kinds, hybrid_search, written_hybrid
 from nimbed_pgvector.migrate import MigrationOperations
@@ -112,6 +112,7 @@ class SearchOperations(MigrationOperations[S]):
         """
         table = yield from self._existing()
         query: Question = yield lambda: self._question(table, question, kinds, hybrid)
+        _check_fusion(query, fusion, weights)
         if query.rankings == ("dense",) and query.dense is not None:
             return written(table, query.dense, k=k, where=filter, candidates=candidates)
         _refuse_candidates(table, candidates)
@@ -169,6 +170,7 @@ class SearchOperations(MigrationOperations[S]):
         weights: Sequence[float] | None,
         **options: Any,
     ) -> Operation[list[Hit]]:
+        _check_fusion(query, by, weights)
         dense = query.dense if query.rankings == ("dense",) else None
         if dense is None:
             _refuse_candidates(table, candidates)
@@ -214,6 +216,16 @@ class SearchOperations(MigrationOperations[S]):
             return Question(dense=dense, words=words, rankings=rankings)
         found = embed_question_kinds(embedder, table, text, chosen)
         return Question(dense=found.dense, sparse=found.sparse, words=words, rankings=rankings)
+
+
+def _check_fusion(query: Question, by: Fusion, weights: Sequence[float] | None) -> None:
+    """Refuse to fuse one ranking."""
+    check_literal("fusion", by, Fusion)
+    if len(query.rankings) == 1 and (by != "rrf" or weights is not None):
+        raise ConfigurationError(
+            f"fusion and weights are for several rankings, and this search has one, by "
+            f"{query.rankings[0]} vectors; add kinds or words (hybrid), or leave them out"
+        )
 
 
 def _refuse_candidates(table: Table, candidates: int | None) -> None:

@@ -233,6 +233,8 @@ def test_a_table_of_both_says_what_does_not_go(
         ({"fusion": "max"}, "fusion must be one of 'rrf', 'sum'"),
         ({"weights": (1, 2, 3)}, "2 rankings take as many weights; got 3"),
         ({"k": 0}, "k must be at least 1"),
+        ({"kinds": ("dense",), "weights": (1,)}, "this search has one, by dense vectors"),
+        ({"kinds": ("sparse",), "fusion": "sum"}, "this search has one, by sparse vectors"),
     ):
         with pytest.raises(ConfigurationError, match=sentence):
             table.search(QUESTION, **options)
@@ -385,6 +387,7 @@ def test_two_commands_load_and_fuse(
     assert len(by_sum.splitlines()) == 5
     alone = [json.loads(line) for line in typed(*ask, "--json", "--kinds", "sparse").splitlines()]
     assert all(hit["distance"] < 0 and "score" not in hit for hit in alone)
+    assert typed(*ask).splitlines()[1].split("\t")[0] == f"{both[0]['score']:.4f}"
     assert "<#>" in typed(*ask, "--sql")
     assert "::sparsevec" not in typed(*ask, "--sql", "--kinds", "dense")
     with pytest.raises(ConfigurationError, match="--weights takes numbers parted by commas"):
