@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError
 from nimbed.local.head_config import ColBert, Expansion
 from nimbed.local.json_files import FILES, check_keys, read_any_json, read_json, size_of
@@ -22,11 +23,10 @@ from nimbed.local.pipeline import (
     Pipeline,
     read_config,
     read_dense,
-    read_transformer,
     refuse_other_kinds,
     weights_in,
 )
-from nimbed.local.sentence_config import Prompts
+from nimbed.local.sentence_config import Prompts, TransformerFile, read_transformer
 from nimbed.local.tokenizer_config import read_special_token, read_vocabulary
 from nimbed.spec import InputType
 
@@ -69,16 +69,33 @@ def _is_stanfords(folder: Path) -> bool:
     return isinstance(named, list) and "HF_ColBERT" in named
 
 
-def read_colbert(folder: Path) -> Pipeline:
+def read_colbert(folder: Path, card: ModelCard | None) -> Pipeline:
     """Follow the files of a ColBERT model's folder.
+
+    Args:
+        folder: Of the model.
+        card: Its card, if the catalogue or the caller has one.
 
     Raises:
         CheckpointError: If one is malformed, missing, or asks for what nimbed does not do; the
-            message names the file and the key.
+            message names the file and the key. If the card is of another model.
     """
     refuse_other_kinds(folder)
-    if not (folder / "modules.json").is_file():
-        return _read_stanfords(folder)
+    if not is_colbert(folder):
+        raise CheckpointError(f"{folder} holds no ColBERT model, as {card and card.id} is one")
+    stanfords = not (folder / "modules.json").is_file()
+    followed = _read_stanfords(folder) if stanfords else _read_modules(folder)
+    last = followed.modules[-1] if followed.modules else None
+    width = last.outputs if isinstance(last, DenseModule) else None
+    if card is not None and (card.kinds, card.dimensions) != (("multi",), width):
+        raise CheckpointError(
+            f"{folder} holds a ColBERT model of {width} dimensions a token; {card.id} gives "
+            f"{' and '.join(card.kinds)} vectors of {card.dimensions}"
+        )
+    return followed
+
+
+def _read_modules(folder: Path) -> Pipeline:
     said, where = read_json(folder / _SENTENCE), folder / _SENTENCE
     check_keys(said, where, FILES["MultiVectorEncoder"])
     _check_metric(said, where)
@@ -102,7 +119,7 @@ def read_colbert(folder: Path) -> Pipeline:
             normalized = True
         else:
             raise CheckpointError(f"{at} is {kind}, which nimbed does not run there")
-    config, longest, lowers = read_transformer(weights, "token Transformer")
+    network = _network(weights, "token Transformer")
     pylate = any(key in said for key in _PYLATE) or said.get("model_type") == "ColBERT"
     if not pylate and not (normalized and mask is not None):
         raise CheckpointError(
@@ -116,18 +133,27 @@ def read_colbert(folder: Path) -> Pipeline:
         folder=folder,
         weights=weights,
         modules=tuple(modules),
-        max_tokens=longest,
-        do_lower_case=lowers,
+        max_tokens=network.max_tokens,
+        do_lower_case=network.do_lower_case,
         module_weights=tuple(file for module in modules for file in weights_in(module.folder)),
-        multi=_of_transformer(facts, config, weights),
+        multi=_of_transformer(facts, network.config, weights),
         dense=False,
     )
+
+
+def _network(weights: Path, kind: str) -> TransformerFile:
+    said = read_transformer(weights, kind)
+    if said.task != "feature-extraction":
+        raise CheckpointError(
+            f"{weights} has a Transformer for the task {said.task!r}, which gives no token states"
+        )
+    return said
 
 
 def _read_stanfords(folder: Path) -> Pipeline:
     said, where = read_json(folder / _STANFORD), folder / _STANFORD
     check_keys(said, where, FILES[_STANFORD])
-    _, longest, lowers = read_transformer(folder, "Transformer")
+    network = _network(folder, "Transformer")
     width = size_of(read_json(folder / "config.json"), folder / "config.json", "hidden_size")
     punctuation = said.get("mask_punctuation", True) is not False
     return Pipeline(
@@ -139,8 +165,8 @@ def _read_stanfords(folder: Path) -> Pipeline:
                 folder, width, _size(said, where, "dim", 128), False, "Identity", residual=False
             ),
         ),
-        max_tokens=longest,
-        do_lower_case=lowers,
+        max_tokens=network.max_tokens,
+        do_lower_case=network.do_lower_case,
         multi=ColBert(
             query_prefix=f"{said.get('query_token_id') or '[unused0]'} ",
             passage_prefix=f"{said.get('doc_token_id') or '[unused1]'} ",
@@ -264,7 +290,7 @@ def prefixed(facts: ColBert, prompts: Prompts) -> Prompts:
 
 
 def within(facts: ColBert, *, longest: int, positions: int) -> ColBert:
-    """Return the same with the longest query that a network reads.
+    """Return the same with the longest query and passage that a network reads.
 
     Args:
         facts: What the files say.
@@ -283,7 +309,11 @@ def within(facts: ColBert, *, longest: int, positions: int) -> ColBert:
         asked = expansion.length
     elif expansion is not None and asked is not None:
         asked = max(asked, expansion.length)
-    return dataclasses.replace(facts, query_tokens=min(asked or longest, positions))
+    return dataclasses.replace(
+        facts,
+        query_tokens=min(asked or longest, positions),
+        passage_tokens=min(facts.passage_tokens or longest, positions),
+    )
 
 
 class ExpandedRow(list[int]):

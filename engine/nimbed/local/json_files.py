@@ -77,10 +77,9 @@ _DENSE = Keys(read=words("in_features out_features bias activation_function use_
 
 _OF_ROLES = words("query_length document_length query_expansion")
 _TRANSFORMER = Keys(
-    read=words("max_seq_length do_lower_case modality_config"),
+    read=words("max_seq_length do_lower_case modality_config transformer_task"),
     idle=words("unpad_inputs"),
     only={
-        "transformer_task": ("feature-extraction",),
         "module_output_name": ("token_embeddings",),
         **dict.fromkeys(
             words(
@@ -108,6 +107,12 @@ FILES: Mapping[str, Keys] = {
         read=words("prompts default_prompt_name similarity_fn_name truncate_dim"),
         idle=words("__version__"),
         only={"model_type": ("SentenceTransformer",)},
+    ),
+    # The same file of a SparseEncoder
+    "SparseEncoder": Keys(
+        read=words("prompts default_prompt_name similarity_fn_name max_active_dims"),
+        idle=words("__version__"),
+        only={"model_type": ("SparseEncoder",)},
     ),
     # The same file of a MultiVectorEncoder, or of PyLate's ColBERT
     "MultiVectorEncoder": Keys(
@@ -175,6 +180,11 @@ FILES: Mapping[str, Keys] = {
             "sif_coefficient seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
+    "SpladePooling": Keys(
+        read=words("pooling_strategy activation_function"),
+        idle=words("embedding_dimension word_embedding_dimension chunk_size"),
+    ),
+    "SparseStaticEmbedding": Keys(read=words("path"), idle=words("frozen")),
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "special_tokens_map.json": Keys(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.local.checkpoint import Checkpoint, vectors_revision
+from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import tokenizing_as
+from nimbed.local.content_id import head_revision
 from nimbed.local.head_config import ColBert
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import vocabulary_hash
@@ -31,9 +32,9 @@ __all__ = ["KindEngine", "KindResults", "KindSpecs", "encoder_of", "offered_kind
 
 
 def offered_kinds(checkpoint: Checkpoint, backend: str) -> tuple[Kind, ...]:
-    """Return the kinds that a model gives: without torch only dense vectors."""
+    """Return the kinds that a model gives: on ONNX Runtime only dense vectors."""
     own = checkpoint.card.kinds
-    return own if backend == "torch" else tuple(kind for kind in own if kind == "dense")
+    return tuple(kind for kind in own if kind == "dense") if backend == "onnxruntime" else own
 
 
 def encoder_of(
@@ -83,6 +84,8 @@ class KindSpecs(NamedTuple):
 def _chosen(checkpoint: Checkpoint, backend: str, asked: KindOptions) -> tuple[Kind, ...]:
     """Return the kinds to give."""
     offered = offered_kinds(checkpoint, backend)
+    if asked.kinds and "dense" in asked.kinds and "dense" not in checkpoint.card.kinds:
+        checkpoint.card.spec()  # raises, and says what to call
     for kind in asked.kinds or offered or checkpoint.card.kinds:
         if kind not in offered and kind in checkpoint.card.kinds:
             raise ConfigurationError(
@@ -97,9 +100,11 @@ def _sparse_spec(checkpoint: Checkpoint, asked: KindOptions) -> SparseSpec:
     return SparseSpec(
         model=card.id,
         vocabulary=vocabulary_hash(checkpoint.folder),
-        dimensions=whole(checkpoint.config, "vocab_size"),
-        revision=vectors_revision(checkpoint, "sparse"),
-        max_active=asked.max_active,
+        dimensions=(
+            whole(checkpoint.config, "vocab_size") if checkpoint.pipeline.dense else card.dimensions
+        ),
+        revision=head_revision(checkpoint.revision, checkpoint.pipeline.sparse),
+        max_active=asked.max_active or checkpoint.pipeline.max_active,
         query_prompt=card.query_prompt,
         passage_prompt=card.passage_prompt,
     )
@@ -111,7 +116,7 @@ def _multi_spec(checkpoint: Checkpoint, asked: KindOptions) -> MultiVectorSpec:
         model=card.id,
         dimensions=card.dimensions if late else whole(checkpoint.config, "hidden_size"),
         token_type=asked.token_type,
-        revision=vectors_revision(checkpoint, "multi"),
+        revision=head_revision(checkpoint.revision, checkpoint.pipeline.multi),
         pool_factor=asked.pool_factor,
         query_prompt=card.query_prompt,
         passage_prompt=card.passage_prompt,
@@ -198,7 +203,8 @@ class KindEngine:
         self, engine: Engine, heads: Heads, specs: KindSpecs, input_type: InputType
     ) -> None:
         self._engine, self._heads = engine, heads
-        self._specs, self._input_type = specs, input_type
+        self._specs = specs
+        self._input_type: InputType = input_type
 
     @property
     def budget(self) -> int:

@@ -14,10 +14,14 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import ColBert, Multi, Sparse
+from nimbed.local.head_config import ColBert, Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
-from nimbed.local.module_list import ListedModule, listed_modules, of_route
-from nimbed.local.sentence_config import read_sentence_config
+from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
+from nimbed.local.sentence_config import (
+    read_sentence_config,
+    read_sparse_config,
+    read_transformer,
+)
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import InputType, Kind, Metric
 
@@ -30,7 +34,6 @@ __all__ = [
     "read_config",
     "read_dense",
     "read_pipeline",
-    "read_transformer",
     "refuse_other_kinds",
     "weights_in",
 ]
@@ -47,11 +50,8 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# In the order in which sentence-transformers looks for them.
-_LENGTH_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+# Modules that begin a pipeline.
+_FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
 
@@ -112,6 +112,7 @@ class Pipeline:
         sparse: What makes sparse vectors of the token states, if anything does.
         multi: Likewise for multi-vectors.
         dense: Whether there is one vector a text, too.
+        max_active: How many tokens a sparse vector keeps, if a file says so.
     """
 
     folder: Path
@@ -130,6 +131,7 @@ class Pipeline:
     sparse: Sparse | None = None
     multi: Multi | None = None
     dense: bool = True
+    max_active: int | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -153,6 +155,9 @@ class Pipeline:
         if isinstance(self.multi, ColBert):
             each = [dataclasses.astuple(module)[1:] for module in self.modules]
             return repr((dataclasses.astuple(self.multi), each, tokenizer))
+        if self.sparse is not None and not self.dense:
+            head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
+            return repr((head, tokenizer))
         modules = self.modules if self.layers is None else (self.layers, *self.modules)
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
@@ -180,7 +185,14 @@ class Pipeline:
 
     def steps(self) -> Iterator[str]:
         """Yield what happens to a text, step by step, for people."""
+        if isinstance(self.sparse, TokenTable):
+            yield "SparseStaticEmbedding"
+            return
         yield "StaticEmbedding" if self.static else "Transformer"
+        if isinstance(self.sparse, Splade):
+            taken = "log1p of " * self.sparse.logarithms
+            yield f"SpladePooling by {self.sparse.pooling} of {taken}relu"
+            return
         if self.layers is not None:
             yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
         if isinstance(self.multi, ColBert):
@@ -216,7 +228,7 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
         modules = [each for module in modules for each in of_route(module, role)]
     reader = _Reader(folder)
     if not modules:
-        reader.read_without_modules()
+        reader.read_without_modules(role)
     for place, module in enumerate(modules):
         reader.read_module(place, module)
     return reader.finished()
@@ -235,6 +247,8 @@ class _Reader:
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
+        self._sparse: Splade | TokenTable | None = None
+        self._task = "feature-extraction"
 
     @classmethod
     def kinds(cls) -> Mapping[str, Callable[[_Reader, Path], None]]:
@@ -248,6 +262,9 @@ class _Reader:
             "LayerNorm": _Reader._read_norm,
             "Normalize": _Reader._read_normalize,
             "Dropout": _Reader._read_dropout,
+            "MLMTransformer": _Reader._read_transformer,
+            "SpladePooling": _Reader._read_splade,
+            "SparseStaticEmbedding": _Reader._read_table,
         }
 
     def read_module(self, place: int, module: ListedModule) -> None:
@@ -255,30 +272,48 @@ class _Reader:
         kind, path, where = module
         if kind not in self.kinds():
             raise CheckpointError(f"{where} is {kind}, which nimbed does not run there")
-        if (kind in ("Transformer", "StaticEmbedding")) != (place == 0):
+        if (kind in _FIRST) != (place == 0):
             raise CheckpointError(f"{where} is {kind}; a Transformer comes first, and only there")
-        if kind == "WeightedLayerPooling":
+        if self._sparse is not None:
+            raise CheckpointError(f"{where} is {kind} behind what gives sparse vectors")
+        if kind in ("WeightedLayerPooling", "SpladePooling"):
             if place != 1 or self._static:
                 raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
-        elif kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
+        elif kind not in (*_FIRST, "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
         if self._normalized and kind != "Dropout":
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
+        if kind == "MLMTransformer":
+            self._task = "fill-mask"  # unless its own file says otherwise
         self.kinds()[kind](self, path)
 
-    def read_without_modules(self) -> None:
+    def read_without_modules(self, role: InputType | None) -> None:
         """Read what a folder without modules.json may have all the same."""
-        if (self._folder / "1_Pooling" / "config.json").is_file():
+        if role is not None and has_idf(self._folder):
+            if role == "passage":
+                self._task, self._sparse = "fill-mask", Splade(special=False)
+                return
+            self._static, self._sparse = True, TokenTable(self._folder / "idf.json")
+            self._module_weights.append(self._sparse.path)
+        elif (self._folder / "1_Pooling" / "config.json").is_file():
             self._read_pooling(self._folder / "1_Pooling")
 
     def finished(self) -> Pipeline:
         """Return what was found, the metric and lengths beside it included."""
         if self._layers is not None and self._pooling is None:
             raise CheckpointError(f"{self._folder} weights its layers, but has no Pooling")
-        said = read_sentence_config(self._folder, normalized=self._normalized)
         longest, lowers = self._of_transformer()
+        if isinstance(self._sparse, Splade) != (self._task == "fill-mask"):
+            raise CheckpointError(
+                f"{self._folder} has a Transformer for the task {self._task!r}; SpladePooling, and "
+                f"nothing else, stands behind one for 'fill-mask'"
+            )
+        if self._sparse is not None:
+            said = read_sparse_config(self._folder)
+        else:
+            said = read_sentence_config(self._folder, normalized=self._normalized)
         return Pipeline(
             folder=self._folder,
             weights=self._weights,
@@ -292,6 +327,9 @@ class _Reader:
             metric=said.metric,
             dimensions=said.dimensions,
             module_weights=tuple(self._module_weights),
+            sparse=self._sparse,
+            dense=self._sparse is None,
+            max_active=said.max_active,
         )
 
     def _read_transformer(self, path: Path) -> None:
@@ -300,6 +338,30 @@ class _Reader:
     def _read_static(self, path: Path) -> None:
         self._weights, self._static = path, True
         self._pooling = ("mean",)
+
+    def _read_splade(self, path: Path) -> None:
+        config, where = read_config(path, "SpladePooling")
+        pooling = config.get("pooling_strategy", "max")
+        activation = config.get("activation_function", "relu")
+        if pooling not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+            raise CheckpointError(
+                f"{where} pools by {pooling!r} with {activation!r}; nimbed pools by max or sum, "
+                f"with relu or log1p_relu"
+            )
+        self._sparse = Splade(pooling, 2 if activation == "log1p_relu" else 1)
+
+    def _read_table(self, path: Path) -> None:
+        config, where = read_config(path, "SparseStaticEmbedding")
+        table = path / "model.safetensors"
+        if config.get("path") is not None:
+            table = path / Path(str(config["path"])).name
+            if not table.is_file() or table.suffix != ".json":
+                raise CheckpointError(
+                    f"{where} takes its weights from {config['path']!r}; nimbed reads a JSON file "
+                    f"beside it"
+                )
+        self._weights, self._static, self._sparse = path, True, TokenTable(table)
+        self._module_weights.append(table)
 
     def _read_layers(self, path: Path) -> None:
         config, where = read_config(path, "WeightedLayerPooling")
@@ -353,39 +415,11 @@ class _Reader:
 
         A sentence_*_config.json outranks the tokenizer's own length.
         """
-        if self._static:
+        if self._static and self._sparse is None:
             return None, False
-        _, longest, lowers = read_transformer(self._weights, "Transformer")
-        return longest, lowers
-
-
-def read_transformer(weights: Path, kind: str) -> tuple[dict[str, Any], int | None, bool]:
-    """Return a Transformer's own file, its longest text, and whether capitals are lowered.
-
-    A sentence_*_config.json outranks the tokenizer's own length.
-    """
-    for name in _LENGTH_FILES:
-        config = read_json(weights / name)
-        if config:
-            break
-    else:
-        name, config = "", {}
-    where = weights / name
-    check_keys(config, where, FILES[kind])
-    text = {"method": "forward", "method_output_name": "last_hidden_state"}
-    given = config.get("modality_config") or {}
-    if not isinstance(given, dict) or given.get("text", text) != text:
-        raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
-    lowers = bool(config.get("do_lower_case"))
-    if config.get("max_seq_length") is not None:
-        return config, size_of(config, where, "max_seq_length"), lowers
-    where, key = weights / "tokenizer_config.json", "model_max_length"
-    tokenizer = read_json(where)
-    # transformers writes 10^30 where no length is known.
-    length = tokenizer.get(key)
-    endless = isinstance(length, int | float) and length > 1e9
-    known = length is not None and not endless
-    return config, size_of(tokenizer, where, key) if known else None, lowers
+        said = read_transformer(self._weights, "Transformer", task=self._task)
+        self._task = said.task
+        return said.max_tokens, said.do_lower_case
 
 
 def read_dense(path: Path, kind: str) -> DenseModule:

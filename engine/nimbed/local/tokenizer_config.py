@@ -40,7 +40,8 @@ _MEANINGLESS = {
     "pad_token": ("<pad>", "[PAD]"),
     "unk_token": ("<unk>", "[UNK]"),
 }
-_USUAL = {**_MEANINGLESS, "mask_token": ("[MASK]", "<mask>")}
+_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
+_USUAL = _MEANINGLESS | _OTHERS
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -224,13 +225,18 @@ def vocabulary_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
 
-def read_special_ids(folder: Path) -> list[int]:
+def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
     """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
 
     Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
+
+    Args:
+        folder: With tokenizer.json and, if there are any, the files that name special tokens.
+        every: Whether tokens that separate and mask are among them, too.
     """
     vocabulary = read_vocabulary(folder)
-    names = [name for key in _MEANINGLESS for name in _special_names(folder, key)]
+    keys = _MEANINGLESS | (_OTHERS if every else {})
+    names = [name for key in keys for name in _special_names(folder, key)]
     return sorted({vocabulary[name] for name in names if name in vocabulary})
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "gate_activation",
     "gte_settings",
     "heads_fit",
+    "language_of",
+    "longest_texts",
     "modernbert_layers",
     "modernbert_rotation",
     "mpnet_buckets",
@@ -178,6 +180,32 @@ def heads_fit(width: int, heads: int) -> int:
             f"config.json divides {width} dimensions among {heads} heads, which leaves a remainder"
         )
     return width // heads
+
+
+def language_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that describes the network which reads texts.
+
+    Raises:
+        CheckpointError: If it is no table of values.
+    """
+    language = config.get("text_config", config.get("llm_config", config))
+    if not isinstance(language, dict):
+        raise CheckpointError(f"config.json gives text_config {language!r}")
+    return language
+
+
+def longest_texts(config: Mapping[str, Any], asked: int | None, *, offset: bool) -> tuple[int, int]:
+    """Return the tokens of the longest text, and how many the network has positions for.
+
+    Args:
+        config: Of the network.
+        asked: The longest text by other files; None if they do not say.
+        offset: Whether positions begin behind the padding id.
+    """
+    positions = whole(language_of(config), "max_position_embeddings")
+    if offset:
+        positions -= first_position(config)
+    return min(asked or positions, positions), positions
 
 
 def first_position(config: Mapping[str, Any]) -> int:
