@@ -27,6 +27,16 @@ _FILES = [*_FACTS, "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colb
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
 
+# How the names of models begin that their makers serve and give nobody, and where.
+_SERVED_ONLY = {
+    "text-embedding-": "https://api.openai.com/v1",
+    "voyage-": "https://api.voyageai.com/v1",
+    "mistral-embed": "https://api.mistral.ai/v1",
+    "embed-english-": "https://api.cohere.ai/compatibility/v1",
+    "embed-multilingual-": "https://api.cohere.ai/compatibility/v1",
+    "gemini-embedding-": "https://generativelanguage.googleapis.com/v1beta/openai",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -78,6 +88,12 @@ def locate(
         return Located(folder, folder.resolve().name, None, pinned=False)
     if _looks_like_a_path(name):
         raise UnknownModelError(f"there is no folder {name!r}; give a folder or a hub id")
+    for beginning, address in _SERVED_ONLY.items():
+        if name.lower().removeprefix("openai/").startswith(beginning):  # no owner: none of the hub
+            raise UnknownModelError(
+                f"{name!r} runs at its maker's alone, and cannot be downloaded; pass base_url="
+                f"{address!r}, and NIMBED_API_KEY in the environment or api_key=..."
+            )
     repository = card.weights if card is not None else name
     if card is not None and not repository:
         raise UnknownModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -35,6 +36,9 @@ __all__ = [
     "rope_parameters",
     "whole",
 ]
+
+# A size beyond is nobody's, and tables of it would be made before the weights contradict it.
+_MOST = 2**24
 
 #: What DistilBERT calls the tensors that BERT has.
 DISTILBERT_NAMES = {
@@ -103,8 +107,11 @@ def whole(config: Mapping[str, Any], name: str, *, default: int | None = None) -
     value = config.get(name)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json gives {name} {value!r}, expected a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise CheckpointError(
+            f"config.json gives {name} {_short(value)}, expected a positive integer of at most "
+            f"{_MOST}"
+        )
     return value
 
 
@@ -120,11 +127,16 @@ def real(config: Mapping[str, Any], name: str, *, default: float | None = None) 
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value <= 0
+        or not 0 < value <= sys.float_info.max
     ):
-        raise CheckpointError(f"config.json gives {name} {value!r}, expected a positive number")
+        raise CheckpointError(
+            f"config.json gives {name} {_short(value)}, expected a positive number"
+        )
     return float(value)
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
 
 
 def only(config: Mapping[str, Any], **values: object) -> None:
