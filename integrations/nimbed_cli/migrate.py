@@ -42,8 +42,8 @@ def migrate(
     keep_index: Annotated[
         bool,
         typer.Option(
-            help="Keep the old index meanwhile; without it rows are filled many times as fast, and "
-            "searches compare every row until the switch."
+            help="Keep the old index meanwhile; without it rows are filled faster where many leave "
+            "their pages, and searches compare every row until the switch."
         ),
     ] = True,
     same_vectors: Annotated[

@@ -11,7 +11,7 @@ from nimbed.rows import Reject
 try:
     from nimbed_pgvector.columns import Column, Layout
     from nimbed_pgvector.errors import connect
-    from nimbed_pgvector.migrate import Migration
+    from nimbed_pgvector.exchange import Migration
     from nimbed_pgvector.schema import create_statements
     from nimbed_pgvector.search import FIRST_PAGE, Hit
     from nimbed_pgvector.sync import AsyncSyncedTable, SyncedTable

@@ -18,7 +18,8 @@ from nimbed.findings import Finding
 from nimbed.quantize import signs_from_bits
 from nimbed_pgvector.columns import Column
 from nimbed_pgvector.operations import Operation, TableOperations
-from nimbed_pgvector.schema import Table
+from nimbed_pgvector.schema import Table, beside
+from nimbed_pgvector.source_table import QUEUE, described
 from nimbed_pgvector.statements import Procedure, Query, Transaction, trusted
 
 __all__ = ["AuditOperations", "audit_columns", "claimed", "decode", "sample_rows", "sent"]
@@ -108,7 +109,7 @@ def audit_columns(
 def sample_rows(
     table: Table, columns: tuple[Column, ...], rows: int, *, filled: bool = False
 ) -> Procedure[list[StoredSample]]:
-    """Return a sample of the rows for each of some columns.
+    """Return a sample of the rows for each of some columns; none that wait in a queue of a sync.
 
     Args:
         table: The table.
@@ -122,15 +123,21 @@ def sample_rows(
     if rows < 1:
         raise ConfigurationError(f"an audit looks at 1 row or more; got {rows}")
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+    among: sql.Composable = sql.SQL("")
+    if filled:
+        among = sql.SQL("WHERE {} IS NOT NULL").format(sql.Identifier(columns[0].name))
+    source = yield from described(table.name)
+    if source is not None:
+        among = sql.SQL("WHERE id NOT IN (SELECT id FROM {} WHERE target = {})").format(
+            beside(table.name, QUEUE), sql.Literal(source.target)
+        )
     found = yield Query(
         sql.SQL(
             "SELECT id, text, metadata::text, {vectors} FROM {table}"
             " WHERE id IN (SELECT id FROM {table} {among} ORDER BY random() LIMIT {rows})"
             " ORDER BY id"
         ).format(
-            among=sql.SQL("WHERE {} IS NOT NULL").format(sql.Identifier(columns[0].name))
-            if filled
-            else sql.SQL(""),
+            among=among,
             vectors=sql.SQL(", ").join(sent(table, column) for column in columns),
             table=table.identifier,
             rows=sql.Literal(rows),

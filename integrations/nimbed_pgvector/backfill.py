@@ -2,6 +2,10 @@
 
 A batch is one transaction, and nothing but the column tells what is done: killed at any moment and
 run again, it goes on. A row whose text was changed meanwhile keeps waiting for its new text.
+
+An update writes the row anew. Where its page has room for that (HOT), no index is told, least of
+all the old vectors' HNSW, which takes milliseconds a row. The room is that of an earlier batch's
+rows: those of one batch come from as many pages as can be. No index may be on the new column yet.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ __all__ = ["Embed", "Pending", "backfill", "embedded", "pending", "staged", "sto
 Embed = Callable[[Sequence[str]], EmbeddingBatch]
 
 _ATTEMPTS = 5
+# Batches that the ids are dealt out to: as many as there are rows of a usual length in a page, but
+# of no fewer rows than this.
+_DEALT, _FEWEST = 32, 64
 _STAGING = sql.Identifier("nimbed_staging")
 _length = struct.Struct(">i").pack
 
@@ -62,6 +69,42 @@ def pending(table: Table, layout: Layout, *, after: str, rows: int) -> Procedure
             "SELECT id, text, md5(text) FROM {} WHERE {} IS NULL AND id > %s ORDER BY id LIMIT {}"
         ).format(table.identifier, sql.Identifier(layout.embedding.name), sql.Literal(rows)),
         (after,),
+    )
+    return [Pending(*row) for row in found]
+
+
+def _waiting(table: Table, layout: Layout, *, after: str, rows: int) -> Procedure[list[str]]:
+    """Return the ids of rows without a vector; as :func:`pending`, but without an index on them."""
+    # Nothing is known of a new column: a planner that expects few such rows reads the whole table.
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('statement_timeout', '0', true),"
+            " set_config('enable_seqscan', 'off', true),"
+            " set_config('enable_bitmapscan', 'off', true)"
+        )
+    )
+    found = yield Query(
+        sql.SQL("SELECT id FROM {} WHERE {} IS NULL AND id > %s ORDER BY id LIMIT {}").format(
+            table.identifier, sql.Identifier(layout.embedding.name), sql.Literal(rows)
+        ),
+        (after,),
+    )
+    return [name for (name,) in found]
+
+
+def _read(table: Table, layout: Layout, ids: Sequence[str]) -> Procedure[list[Pending]]:
+    """Return those of the rows that are there and still without a vector, by their ids."""
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('statement_timeout', '0', true),"
+            " set_config('enable_seqscan', 'off', true)"
+        )
+    )
+    found = yield Query(
+        sql.SQL(
+            "SELECT id, text, md5(text) FROM {} WHERE id = ANY (%s) AND {} IS NULL ORDER BY id"
+        ).format(table.identifier, sql.Identifier(layout.embedding.name)),
+        (list(ids),),
     )
     return [Pending(*row) for row in found]
 
@@ -106,19 +149,20 @@ def store(table: Table, layout: Layout, rows: Rows) -> Procedure[int]:
     if not rows:
         return 0
     staging = yield from staged(table.extension, layout, rows)
-    names = [sql.Identifier(column.name) for column in layout.columns]
-    # Locks are taken in the order of ids, as loaders take them.
+    # An update that comes between looks at the row again, and finds another text. The rows are
+    # staged, and so locked, in the order of ids, as by loaders.
     updated = yield Query(
         sql.SQL(
-            "WITH same AS MATERIALIZED (SELECT t.id, {staged} FROM {staging} s"
-            " JOIN {table} t ON t.id = s.id WHERE md5(t.text) = s.digest"
-            " ORDER BY t.id FOR UPDATE OF t), updated AS (UPDATE {table} t SET {new} FROM same"
-            " WHERE t.id = same.id RETURNING 1) SELECT count(*) FROM updated"
+            "WITH updated AS (UPDATE {table} t SET {new} FROM {staging} s"
+            " WHERE t.id = s.id AND md5(t.text) = s.digest RETURNING 1)"
+            " SELECT count(*) FROM updated"
         ).format(
             table=table.identifier,
             staging=staging,
-            staged=sql.SQL(", ").join(sql.SQL("s.{}").format(name) for name in names),
-            new=sql.SQL(", ").join(sql.SQL("{0} = same.{0}").format(name) for name in names),
+            new=sql.SQL(", ").join(
+                sql.SQL("{0} = s.{0}").format(sql.Identifier(column.name))
+                for column in layout.columns
+            ),
         )
     )
     yield Query(sql.SQL("DROP TABLE {}").format(staging))
@@ -174,7 +218,7 @@ def backfill(
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
 ) -> JobReport:
-    """Fill a layout's columns wherever they are empty, until a pass finds next to nothing.
+    """Fill a layout's columns wherever they are empty, in one pass through the table.
 
     One thread reads and stores, this one embeds meanwhile.
 
@@ -186,14 +230,12 @@ def backfill(
         embed: Makes the vectors.
         batch_rows: Rows a transaction.
         report: Carried on: stored and rejected rows are counted.
-        on_reject: Told each row that cannot be embedded, once.
+        on_reject: Told each row that cannot be embedded.
         on_progress: Told the report after each batch.
     """
     start = time.perf_counter() - report.seconds
-    rejected: dict[str, str] = {}
 
     def refuse(row: Pending, why: str) -> None:
-        rejected[row.id] = row.digest
         report.reject([Reject(report.rejected + 1, row.id, why)], on_reject)
 
     def counting(batch: Sequence[str]) -> EmbeddingBatch:
@@ -201,33 +243,34 @@ def backfill(
         report.count_embedded(made)
         return made
 
-    def settle(storing: Future[int] | None) -> int:
-        stored = 0 if storing is None else storing.result()
-        report.loaded += stored
+    def settle(storing: Future[int] | None) -> None:
+        report.loaded += 0 if storing is None else storing.result()
         report.seconds = time.perf_counter() - start
         on_progress(report)
-        return stored
 
     with ThreadPoolExecutor(1, "nimbed-store") as server:
 
-        def read(after: str) -> Future[list[Pending]]:
-            return server.submit(run, pending(table, layout, after=after, rows=batch_rows))
+        def dealt() -> Iterator[Future[list[Pending]]]:
+            after, most = "", _DEALT * batch_rows
+            while True:
+                finding = server.submit(run, _waiting(table, layout, after=after, rows=most))
+                ids = finding.result()
+                if not ids:
+                    return
+                hands = max(-(-len(ids) // batch_rows), min(_DEALT, len(ids) // _FEWEST))
+                for hand in range(hands):
+                    yield server.submit(run, _read(table, layout, ids[hand::hands]))
+                after = ids[-1]
 
         storing: Future[int] | None = None
-        reading, in_pass = read(""), 0
+        reading = dealt()
+        following = next(reading, None)
         for _ in ticks:
-            page = reading.result()
-            if not page:
-                in_pass += settle(storing)
-                storing = None
-                if in_pass <= batch_rows:  # what came meanwhile; the rest is done under a lock
-                    return report
-                reading, in_pass = read(""), 0
-                continue
-            reading = read(page[-1].id)
-            new = [row for row in page if rejected.get(row.id) != row.digest]
-            ready = embedded(new, layout, counting, refuse)
-            in_pass += settle(storing)
+            if following is None:
+                break
+            page, following = following.result(), next(reading, None)
+            ready = embedded(page, layout, counting, refuse)
+            settle(storing)
             storing = server.submit(stored_again, run, table, layout, ready)
         settle(storing)
     return report

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psycopg import sql
 
+from nimbed import VectorSpec
+from nimbed.bulk import JobReport
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.findings import Finding
 from nimbed_pgvector.backfill import Embed, Pending, embedded, pending, store
 from nimbed_pgvector.columns import Column, Layout
-from nimbed_pgvector.index import create_index
+from nimbed_pgvector.index import create_index, find_index
 from nimbed_pgvector.schema import (
     CURRENT,
     NEXT,
@@ -28,10 +31,13 @@ from nimbed_pgvector.schema import (
     find,
     see_extension,
 )
+from nimbed_pgvector.source_table import described
 from nimbed_pgvector.statements import Call, Procedure, Query, trusted
 
 __all__ = [
+    "Migration",
     "begin",
+    "brief_locks",
     "compare_neighbours",
     "drop",
     "exchange",
@@ -45,11 +51,39 @@ _NEXT, _PREVIOUS = "_next", "_previous"
 _TRIGGER = sql.Identifier("nimbed_migration")
 # Below deadlock_timeout; readers queue behind one who waits for such a lock.
 _LOCK_TIMEOUT = "400ms"
+# Bytes of a row from which its vectors are stored out of line while a migration fills it: a version
+# without them finds room in its page, and the old vectors' index is not told of it. 168 rows/s
+# became 5,000.
+_ROW_BYTES = 1000
 _PROBES, _COMPARED, _NEIGHBOURS = 20, 2_000_000, 10
 
 
-def begin(name: str, layout: Layout) -> Procedure[Table]:
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What a migration has done.
+
+    Attributes:
+        state: ``prepared``: the new columns are filled; ``switched``: they are searched;
+            ``rolled back``: the old ones are again; ``abandoned``: the new ones are dropped;
+            ``finished``: the old ones are dropped.
+        spec: The contract of the vectors that are searched now.
+        report: Counts of the rows that were embedded.
+        findings: What was checked before the switch.
+    """
+
+    state: str
+    spec: VectorSpec
+    report: JobReport
+    findings: tuple[Finding, ...] = ()
+
+
+def begin(name: str, layout: Layout, *, keep_index: bool) -> Procedure[Table]:
     """Add the columns of a layout, empty, and the trigger; those of an earlier run are kept.
+
+    Args:
+        name: The table.
+        layout: Its columns to come.
+        keep_index: Whether they are filled while the index of the old ones, if any, is there.
 
     Raises:
         ConfigurationError: If the table is in this space, or on its way to another.
@@ -88,6 +122,12 @@ def begin(name: str, layout: Layout) -> Procedure[Table]:
         )
         for statement in contract_statements(name, column, NEXT):
             yield Query(statement)
+    if keep_index and (yield from find_index(table)) and (yield from _stored(table)) == ("r", None):
+        yield Query(
+            sql.SQL("ALTER TABLE {} SET (toast_tuple_target = {})").format(
+                table.identifier, sql.Literal(_ROW_BYTES)
+            )
+        )
     yield from _watch(table, added)
     return existing((yield from find(name)), name)
 
@@ -160,6 +200,7 @@ def exchange(
         for statement in contract_statements(table.name, column, CURRENT):
             yield Query(statement)
     yield from _watch(table, kept)
+    yield from _usual_rows(table)
     yield Query(
         sql.SQL("DROP INDEX IF EXISTS {}").format(beside(table.name, _pending_index(table)))
     )
@@ -176,6 +217,7 @@ def drop(table: Table, layout: Layout) -> Procedure[None]:
     yield Query(
         sql.SQL("DROP INDEX IF EXISTS {}").format(beside(table.name, _pending_index(table)))
     )
+    yield from _usual_rows(table)
     for column in layout.columns:
         yield Query(_altered(table, "DROP COLUMN {}", column.name))
     if layout == found.previous:
@@ -183,6 +225,24 @@ def drop(table: Table, layout: Layout) -> Procedure[None]:
             # The valid constraint spares it the look at every row.
             yield Query(_altered(table, "ALTER COLUMN {} SET NOT NULL", column.name))
             yield Query(_altered(table, "DROP CONSTRAINT IF EXISTS {}", _check(column)))
+
+
+def _stored(table: Table) -> Procedure[tuple[str, str | None]]:
+    """Return a table's kind as pg_class has it, and its toast_tuple_target, if it has its own."""
+    ((kind, target),) = yield Query(
+        sql.SQL(
+            "SELECT relkind::text, (SELECT option_value FROM pg_options_to_table(reloptions)"
+            " WHERE option_name = 'toast_tuple_target') FROM pg_class WHERE oid = %s"
+        ),
+        (table.oid,),
+    )
+    return kind, target
+
+
+def _usual_rows(table: Table) -> Procedure[None]:
+    """Store rows again as they are stored where no migration is under way."""
+    if (yield from _stored(table))[1] == str(_ROW_BYTES):
+        yield Query(sql.SQL("ALTER TABLE {} RESET (toast_tuple_target)").format(table.identifier))
 
 
 def require_not_null(table: Table) -> Procedure[None]:
@@ -202,8 +262,10 @@ def relabel(table: Table, columns: tuple[Column, ...]) -> Procedure[None]:
     found = yield from _locked(table.name)
     if found.layout != table.layout:
         raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
+    synced = yield from described(table.name)
     for column in columns:
-        for statement in contract_statements(table.name, column):
+        comment, *copies = contract_statements(table.name, column)
+        for statement in [comment] if synced else [comment, *copies]:
             yield Query(statement)
 
 
@@ -221,27 +283,32 @@ def index_pending(table: Table, layout: Layout, *, concurrently: bool) -> Proced
     )
 
 
-def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list[Finding]]:
-    """Compare the nearest rows of a few rows of the table, by both columns and by the new index.
+def compare_neighbours(old: Table, new: Table) -> Procedure[list[Finding]]:
+    """Compare the nearest rows of a few rows by the old and the new vectors and by the new index.
 
     A row's own vectors ask, so that it needs neither of the models.
+
+    Args:
+        old: The table or view of the old vectors.
+        new: That of the new ones, which may be the same with another layout.
     """
-    yield from see_extension(table.extension)
+    yield from see_extension(new.extension)
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
-    ((rows,),) = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
+    ((rows,),) = yield Query(sql.SQL("SELECT count(*) FROM {}").format(new.identifier))
     if rows < 2:
         return []
     probes = max(3, min(_PROBES, _COMPARED // rows))
     ids = yield Query(
         sql.SQL("SELECT id FROM {} WHERE {} IS NOT NULL ORDER BY random() LIMIT {}").format(
-            table.identifier, sql.Identifier(new.embedding.name), sql.Literal(probes)
+            new.identifier, sql.Identifier(new.layout.embedding.name), sql.Literal(probes)
         )
     )
     nearest = min(_NEIGHBOURS, rows - 1)
     shared = {"same": 0, "found": 0}
     for (name,) in ids:
         lists: list[set[str]] = []
-        for column, exact in ((old.embedding, True), (new.embedding, True), (new.embedding, False)):
+        for table, exact in ((old, True), (new, True), (new, False)):
+            column = table.layout.embedding
             yield Query(
                 sql.SQL("SELECT set_config('enable_indexscan', %s, true)"),
                 ("off" if exact else "on",),
@@ -268,7 +335,7 @@ def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list
             "neighbours",
             "note",
             f"of the {nearest} nearest rows of {len(ids)} rows, {same:.0%} are the same by "
-            f"{old.spec.model} and by {new.spec.model}",
+            f"{old.layout.spec.model} and by {new.layout.spec.model}",
         ),
         Finding(
             "index",
@@ -278,8 +345,8 @@ def compare_neighbours(table: Table, old: Layout, new: Layout) -> Procedure[list
     ]
 
 
-def _locked(name: str) -> Procedure[Table]:
-    """Return the table, once nobody else reads it or writes to it until the transaction ends."""
+def brief_locks() -> Procedure[None]:
+    """Give up a lock that others are in the way of, so that nobody queues behind it for long."""
     yield Query(
         sql.SQL(
             "SELECT set_config('lock_timeout', %s, true),"
@@ -287,6 +354,11 @@ def _locked(name: str) -> Procedure[Table]:
         ),
         (_LOCK_TIMEOUT,),
     )
+
+
+def _locked(name: str) -> Procedure[Table]:
+    """Return the table, once nobody else reads it or writes to it until the transaction ends."""
+    yield from brief_locks()
     before = existing((yield from find(name)), name)
     yield Query(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(before.identifier))
     return existing((yield from find(name)), name)
@@ -297,9 +369,7 @@ def _watch(table: Table, columns: list[Column]) -> Procedure[None]:
     emptied = sql.SQL(" ").join(
         sql.SQL("NEW.{} := NULL;").format(sql.Identifier(column.name)) for column in columns
     )
-    body = sql.SQL(
-        "BEGIN IF NEW.text IS DISTINCT FROM OLD.text THEN {} END IF; RETURN NEW; END"
-    ).format(emptied)
+    body = sql.SQL("BEGIN {} RETURN NEW; END").format(emptied)
     yield Query(
         sql.SQL("CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql AS {}").format(
             _function(table), sql.Literal(body.as_string(None))
@@ -308,9 +378,11 @@ def _watch(table: Table, columns: list[Column]) -> Procedure[None]:
     # Made anew each time: a restored table has another number, and its trigger the old function.
     yield Query(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(_TRIGGER, table.identifier))
     yield Query(
-        sql.SQL("CREATE TRIGGER {} BEFORE UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION {}()").format(
-            _TRIGGER, table.identifier, _function(table)
-        )
+        # A call of the function for each row that is filled would be a tenth of the time.
+        sql.SQL(
+            "CREATE TRIGGER {} BEFORE UPDATE ON {} FOR EACH ROW"
+            " WHEN (NEW.text IS DISTINCT FROM OLD.text) EXECUTE FUNCTION {}()"
+        ).format(_TRIGGER, table.identifier, _function(table))
     )
 
 

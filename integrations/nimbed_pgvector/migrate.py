@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from psycopg import errors
-
 import nimbed
-from nimbed import Embedder, VectorSpec
+from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit
 from nimbed.bulk import JobReport, embedding_passages, ignore
-from nimbed.errors import BackendError, ConfigurationError, InputError, SpaceMismatchError
-from nimbed.findings import Finding
+from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
 from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
-from nimbed_pgvector.audit import AuditOperations, audit_columns, claimed, sample_rows
+from nimbed_pgvector.audit import audit_columns, claimed, sample_rows
 from nimbed_pgvector.backfill import Embed, Pending, backfill, pending
 from nimbed_pgvector.columns import Also, Layout
 from nimbed_pgvector.copy import BATCH_ROWS
 from nimbed_pgvector.exchange import (
+    Migration,
     begin,
-    compare_neighbours,
     drop,
     exchange,
     hnsw_name,
@@ -39,41 +34,22 @@ from nimbed_pgvector.exchange import (
     relabel,
     require_not_null,
 )
-from nimbed_pgvector.index import IndexProgress, build, build_beside, drop_indexes, plan_index
+from nimbed_pgvector.index import IndexProgress, drop_indexes, plan_index
 from nimbed_pgvector.operations import Job, Operation
 from nimbed_pgvector.schema import Table, TableOptions, check_embedder
-from nimbed_pgvector.statements import Procedure, Runner, Transaction
+from nimbed_pgvector.source_table import SourceTable, described
+from nimbed_pgvector.statements import Runner, Transaction
+from nimbed_pgvector.synced_migration import SyncedMigrations
 
-__all__ = ["Migration", "MigrationOperations"]
+__all__ = ["MigrationOperations"]
 
 S = TypeVar("S")
 
-# How often a lock that every reader is in the way of is asked for, and the seconds in between.
-_ATTEMPTS, _PAUSE = 150, 0.2
 _UNDER_LOCK = 64  # rows that are embedded while everybody waits; the last attempts take any number
 _PATIENT = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Migration:
-    """What a migration has done.
-
-    Attributes:
-        state: ``prepared``: the new columns are filled; ``switched``: they are searched;
-            ``rolled back``: the old ones are again; ``abandoned``: the new ones are dropped;
-            ``finished``: the old ones are dropped.
-        spec: The contract of the vectors that are searched now.
-        report: Counts of the rows that were embedded.
-        findings: What was checked before the switch.
-    """
-
-    state: str
-    spec: VectorSpec
-    report: JobReport
-    findings: tuple[Finding, ...] = ()
-
-
-class MigrationOperations(AuditOperations[S]):
+class MigrationOperations(SyncedMigrations[S]):
     """What takes a table to another space."""
 
     def _migrate(
@@ -106,9 +82,9 @@ class MigrationOperations(AuditOperations[S]):
             truncate: What happens to a text that is too long: NONE rejects it, and a table with
                 rejected rows is not switched.
             switch: Whether to search by the new columns once they are filled and checked.
-            keep_index: Whether the old index stays meanwhile. Each row that is filled is put into
-                it anew, which takes far longer than to fill it; without it, searches compare
-                every row until the switch.
+            keep_index: Whether the old index stays meanwhile. A row that is filled and finds no
+                room in its page is put into it anew; without it, searches compare every row until
+                the switch.
             batch_rows: Rows a transaction.
             on_reject: Told each row that cannot be embedded.
             on_progress: Told the counts after each batch.
@@ -128,11 +104,30 @@ class MigrationOperations(AuditOperations[S]):
             int8_scale=int8_scale,
         )
         spec = options.from_embedder(embedder, name=self._name)(None).spec
+        source: SourceTable | None = yield Transaction(procedure=described(self._name))
+        if source is not None:
+            if also is not None:
+                raise ConfigurationError("a synced table has no column for rescoring: no also=")
+            return (
+                yield from self._migrate_synced(
+                    source,
+                    embedder,
+                    spec,
+                    truncate=truncate,
+                    switch=switch,
+                    keep_index=keep_index,
+                    batch_rows=batch_rows,
+                    on_reject=on_reject,
+                    on_progress=on_progress,
+                    on_index=on_index,
+                )
+            )
         kept = also if also or spec.embedding_type == "float" else old.layout.also
         table: Table = yield from self._locking(
-            lambda: begin(self._name, Layout.of(spec, also=kept))
+            lambda: begin(self._name, Layout.of(spec, also=kept), keep_index=keep_index)
         )
         target = table.next or table.layout
+        filled = dataclasses.replace(table, layout=target)
         indexed = (yield Transaction(procedure=plan_index(table), commits=True)).exists
         if not keep_index:
             yield from self._beside(lambda beside: drop_indexes(table, concurrently=beside))
@@ -142,8 +137,8 @@ class MigrationOperations(AuditOperations[S]):
         )
         report = yield from filling
         if indexed or not keep_index:
-            yield from self._indexed(table, target, on_index)
-        findings = yield from self._checked(table, target, embedder)
+            yield from self._indexed(filled, hnsw_name(table, target), on_index)
+        findings = yield from self._checked(table, filled, embedder)
         if not switch:
             return Migration(
                 state="prepared", spec=table.layout.spec, report=report, findings=findings
@@ -177,6 +172,17 @@ class MigrationOperations(AuditOperations[S]):
         """
         self._forget()
         table = yield from self._existing()
+        source: SourceTable | None = yield Transaction(procedure=described(self._name))
+        if source is not None:
+            return (
+                yield from self._rollback_synced(
+                    source,
+                    embedder,
+                    truncate=truncate,
+                    on_reject=on_reject,
+                    on_progress=on_progress,
+                )
+            )
         report = JobReport()
         if table.next is not None:
             unfinished = table.next
@@ -198,7 +204,8 @@ class MigrationOperations(AuditOperations[S]):
                 table, target, embed, on_reject=on_reject, on_progress=on_progress
             )
         if (yield Transaction(procedure=plan_index(table), commits=True)).exists:
-            yield from self._indexed(table, target, None)
+            incoming = dataclasses.replace(table, layout=target)
+            yield from self._indexed(incoming, hnsw_name(table, target), None)
         yield from self._exchanged(table, target, embed, report, on_reject)
         self._follow(embedder)
         return Migration(state="rolled back", spec=target.spec, report=report)
@@ -211,6 +218,9 @@ class MigrationOperations(AuditOperations[S]):
         """
         self._forget()
         table = yield from self._existing()
+        source: SourceTable | None = yield Transaction(procedure=described(self._name))
+        if source is not None:
+            return (yield from self._finish_synced(source))
         if table.previous is None:
             raise ConfigurationError(
                 f"the table {self._name} keeps nothing of an earlier migration"
@@ -260,27 +270,6 @@ class MigrationOperations(AuditOperations[S]):
         self._follow(embedder)
         return found
 
-    def _follow(self, embedder: Embedder | None) -> None:
-        """Embed questions as the table's new contract asks; options of its old one are void."""
-        self._forget()
-        self._given, self._options = embedder, TableOptions()
-
-    def _locking(self, make: Callable[[], Procedure[Any]]) -> Operation[Any]:
-        """Run a procedure that locks the table, anew as long as others are in its way.
-
-        Raises:
-            BackendError: If they are for half a minute.
-        """
-        for _ in range(_ATTEMPTS):
-            try:
-                return (yield Transaction(procedure=make(), commits=True))
-            except (errors.LockNotAvailable, errors.DeadlockDetected):
-                yield lambda: time.sleep(_PAUSE)
-        raise BackendError(
-            f"the table {self._name} is read or written by a transaction that does not end, so it "
-            f"cannot be changed; end it (pg_stat_activity names it), and run this again"
-        )
-
     def _filled(
         self,
         table: Table,
@@ -292,7 +281,7 @@ class MigrationOperations(AuditOperations[S]):
         rows: int = BATCH_ROWS,
     ) -> Operation[JobReport]:
         """Embed what lacks a vector; refuse to go on if something cannot be embedded."""
-        yield from self._beside(lambda beside: index_pending(table, target, concurrently=beside))
+        report = JobReport()
 
         def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
             return backfill(
@@ -302,12 +291,21 @@ class MigrationOperations(AuditOperations[S]):
                 target,
                 embed,
                 batch_rows=rows,
-                report=JobReport(),
+                report=report,
                 on_reject=on_reject,
                 on_progress=on_progress,
             )
 
-        report: JobReport = yield Job(work, itertools.repeat(None))
+        filled = rows + 1
+        # What came meanwhile is little in the end; the rest is done under a lock.
+        while filled > rows and not report.rejected:
+            before = report.loaded
+            yield Job(work, itertools.repeat(None))
+            filled = report.loaded - before
+            # Only now: with an index on the new column no update would stay in its page.
+            yield from self._beside(
+                lambda beside: index_pending(table, target, concurrently=beside)
+            )
         if report.rejected:
             first = report.first_rejects[0]
             raise InputError(
@@ -316,55 +314,6 @@ class MigrationOperations(AuditOperations[S]):
                 f"{first.id!r}: {first.reason}"
             )
         return report
-
-    def _indexed(
-        self, table: Table, target: Layout, on_index: IndexProgress | None
-    ) -> Operation[None]:
-        """Build the index of a column that is not searched yet, if there is none."""
-        changed = dataclasses.replace(table, layout=target)
-        plan = yield Transaction(procedure=plan_index(changed), commits=True)
-        if plan.exists:
-            return
-        name = hnsw_name(table, target)
-        yield from self._beside(
-            lambda beside: build_beside(changed, plan, name) if beside else build(changed, plan),
-            on_index,
-        )
-
-    def _beside(
-        self,
-        make: Callable[[bool], Procedure[Any]],
-        on_progress: IndexProgress | None = None,
-    ) -> Operation[None]:
-        """Change an index while others write, or where that is impossible in one transaction."""
-        try:
-            yield Transaction(
-                procedure=make(True), commits=True, each_alone=True, on_progress=on_progress
-            )
-        except (errors.ActiveSqlTransaction, errors.FeatureNotSupported):
-            # A connection without autocommit, or a partitioned table.
-            yield Transaction(procedure=make(False), commits=True, on_progress=on_progress)
-
-    def _checked(
-        self, table: Table, target: Layout, embedder: Embedder
-    ) -> Operation[tuple[Finding, ...]]:
-        """Audit the new columns, and compare their neighbours with the old ones.
-
-        Raises:
-            BackendError: If the new vectors are not what was asked for.
-        """
-        # Rows that are written meanwhile have no vector yet.
-        sampling = sample_rows(table, target.columns, AUDITED, filled=True)
-        sample = yield Transaction(procedure=sampling)
-        found: Audit = yield lambda: audit_columns(target.columns, sample, embedder)
-        if not found.ok:
-            said = "; ".join(each.detail for each in found.findings if each.verdict == "fail")
-            raise BackendError(
-                f"the new vectors of the table {self._name} are not those of "
-                f"{target.spec.model}, so nothing is switched: {said}"
-            )
-        compared = yield Transaction(procedure=compare_neighbours(table, table.layout, target))
-        return (*found.findings, *compared)
 
     def _exchanged(
         self,

@@ -2,7 +2,9 @@
 
 The vectors lie in a column of the table, or in a table beside it with its key, of the key's type. A
 view shows both as ``nimbed search`` reads them: id, text, metadata, embedding. Triggers write the
-keys of new and changed rows to a queue; nothing else of the table is touched.
+keys of new and changed rows to a queue; nothing else of the table is touched. A migration makes a
+second set of vectors, whose names end in its space, with a view, triggers and places in the queue
+of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed_pgvector.columns import EMBEDDING, Column
 from nimbed_pgvector.schema import (
@@ -27,10 +30,25 @@ from nimbed_pgvector.schema import (
 )
 from nimbed_pgvector.statements import Procedure, Query, trusted
 
-__all__ = ["QUEUE", "REJECTS", "SourceTable", "grants", "look_at", "prepare_source"]
+__all__ = [
+    "NEXT_VIEW",
+    "PREVIOUS_VIEW",
+    "QUEUE",
+    "REJECTS",
+    "SourceTable",
+    "described",
+    "followed",
+    "grants",
+    "look_at",
+    "prepare_source",
+    "remove_source",
+]
 
+#: What the view of a set of vectors ends in that a migration fills, or keeps for the way back.
+NEXT_VIEW, PREVIOUS_VIEW = "_next", "_previous"
 _BLANK = " \t\n\r\f\v"
 _DEFINED = "nimbed-source "
+_NOTED = sql.SQL("SELECT obj_description(to_regclass(%s), 'pg_class')")
 QUEUE, REJECTS = "nimbed_queue", "nimbed_rejects"
 
 
@@ -43,6 +61,8 @@ class SourceTable:
         key: Its key: a column with a unique index.
         fields: Columns of text; several are joined by an empty line.
         column: The column of the table that holds the vectors; None for a table beside it.
+        space: What the names of this set of vectors end in; empty for the first one.
+        state: What the name of its view ends in; empty for the one that is searched.
         key_type: The type of the key, as SQL writes it.
         oid: The server's number of the table.
         schema: Where the table is, and nimbed's own tables.
@@ -53,6 +73,8 @@ class SourceTable:
     key: str
     fields: tuple[str, ...]
     column: str | None
+    space: str = ""
+    state: str = ""
     key_type: str = ""
     oid: int = 0
     schema: str = ""
@@ -60,18 +82,28 @@ class SourceTable:
 
     @property
     def view(self) -> str:
-        """The view that is searched."""
-        return f"{self.name}_{self.column or EMBEDDING}"
+        """The view that shows the vectors."""
+        return f"{self.name}_{self.column or EMBEDDING}{self.state}"
+
+    @property
+    def label(self) -> str:
+        """What tells this set of vectors from others of the table, in names."""
+        return f"{self.column or EMBEDDING}{self.space}"
+
+    @property
+    def target(self) -> str:
+        """What the queue calls the vectors."""
+        return f"{self.name.rpartition('.')[2]}_{self.label}"
 
     @property
     def stored_in(self) -> str:
         """The table that holds the vectors."""
-        return self.name if self.column else f"{self.view}_store"
+        return self.name if self.column else f"{self.name}_{self.label}_store"
 
     @property
     def vector(self) -> str:
         """The column that holds the vectors."""
-        return self.column or EMBEDDING
+        return self.label if self.column else EMBEDDING
 
     @property
     def text(self) -> sql.Composed:
@@ -89,8 +121,9 @@ class SourceTable:
 
     @property
     def definition(self) -> str:
-        """The key and the fields, as the comment of the view keeps them."""
-        return _DEFINED + json.dumps({"key": self.key, "fields": self.fields})
+        """What the comment of the view keeps."""
+        facts = {"key": self.key, "fields": self.fields, "table": self.name.rpartition(".")[2]}
+        return _DEFINED + json.dumps({**facts, "column": self.column, "space": self.space})
 
     def own(self, name: str) -> sql.Identifier:
         """Return one of nimbed's own tables or functions, whatever the search path is."""
@@ -101,8 +134,28 @@ class SourceTable:
         return dataclasses.replace(column, name=self.vector)
 
 
-def look_at(source: SourceTable) -> Procedure[SourceTable]:
+def described(view: str) -> Procedure[SourceTable | None]:
+    """Return the source whose vectors a view shows, or None if it is none of :mod:`sync`'s."""
+    ((noted,),) = yield Query(_NOTED, (identifier(view).as_string(None),))
+    if not str(noted).startswith(_DEFINED):
+        return None
+    facts = json.loads(noted.removeprefix(_DEFINED))
+    schema, dot, _ = view.rpartition(".")
+    return SourceTable(
+        name=f"{schema}{dot}{facts['table']}",
+        key=facts["key"],
+        fields=tuple(facts["fields"]),
+        column=facts["column"],
+        space=facts["space"],
+    )
+
+
+def look_at(source: SourceTable, spec: VectorSpec | None = None) -> Procedure[SourceTable]:
     """Return what the server knows of a source.
+
+    Args:
+        source: As it was asked for.
+        spec: The contract of its vectors, to find them among those of a migration.
 
     Raises:
         ConfigurationError: If the table or a column is missing, or the key is not unique.
@@ -135,18 +188,30 @@ def look_at(source: SourceTable) -> Procedure[SourceTable]:
             f"row; name the key with --id-field"
         )
     extension = yield from lock_own_tables()
-    return dataclasses.replace(
+    source = dataclasses.replace(
         source, key_type=kind, oid=int(oid), schema=schema, extension=extension
     )
+    if spec is None:
+        return source
+    for state in ("", NEXT_VIEW):
+        of_state = dataclasses.replace(source, state=state)
+        view: Table | None = yield from find(of_state.view)
+        if view is not None and view.layout.spec.fingerprint == spec.fingerprint:
+            noted = yield from described(of_state.view)
+            return dataclasses.replace(of_state, space=noted.space if noted else "")
+    return source
 
 
-def prepare_source(source: SourceTable, column: Column, *, triggers: bool) -> Procedure[bool]:
+def prepare_source(
+    source: SourceTable, column: Column, *, triggers: bool, beside: SourceTable | None = None
+) -> Procedure[bool]:
     """Make what keeps a source's vectors, where it is not there; return whether anything was made.
 
     Args:
         source: As :func:`look_at` gives it.
         column: The column of vectors, named as the source has it.
         triggers: Whether to keep the vectors in step from now on.
+        beside: The set of vectors that is searched meanwhile; who may use it may use this one too.
 
     Raises:
         SpaceMismatchError: If vectors of another space are there.
@@ -156,18 +221,11 @@ def prepare_source(source: SourceTable, column: Column, *, triggers: bool) -> Pr
     view: Table | None = yield from find(source.view)
     if view is not None and view.layout.spec.fingerprint != column.spec.fingerprint:
         raise SpaceMismatchError(
-            f"{source.view} shows vectors of {view.layout.spec.model}; vectors of "
-            f"{column.spec.model} need a column of another name, or drop what is there: DROP VIEW "
-            f"{source.view}"
+            f"{source.view} shows vectors of {view.layout.spec.model}; nimbed migrate --table "
+            f"{source.view} takes them to {column.spec.model}, or give a column of another name"
         )
-    there = yield Query(
-        sql.SQL(
-            "SELECT obj_description(to_regclass(%s), 'pg_class'),"
-            " EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = %s::oid AND tgname = %s)"
-        ),
-        (identifier(source.view).as_string(None), source.oid, _trigger(source, "changed")),
-    )
-    noted, triggered = there[0]
+    ((noted,),) = yield Query(_NOTED, (identifier(source.view).as_string(None),))
+    triggered = yield from followed(source)
     if view is not None and noted != source.definition:
         raise ConfigurationError(
             f"{source.view} shows the text of {_shown(noted)}, not of {_shown(source.definition)}; "
@@ -177,12 +235,25 @@ def prepare_source(source: SourceTable, column: Column, *, triggers: bool) -> Pr
         return False
     yield from see_extension(source.extension)
     if view is None:
-        for statement in _storage(source, column):
+        for statement in _storage(source, column, () if beside is None else (beside.vector,)):
             yield Query(statement)
+    if view is None and beside is not None:
+        yield Query(_view(beside, (source.vector,)))
+        for like, own in ((beside.view, source.view), (beside.stored_in, source.stored_in)):
+            yield from _grant_alike(like, own, beside.vector, source.vector)
     if triggers:
         for statement in _triggers(source):
             yield Query(statement)
     return True
+
+
+def followed(source: SourceTable) -> Procedure[bool]:
+    """Return whether triggers tell of changes."""
+    ((there,),) = yield Query(
+        sql.SQL("SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = %s::oid AND tgname = %s)"),
+        (source.oid, _trigger(source, "changed")),
+    )
+    return bool(there)
 
 
 def grants(source: SourceTable, *, worker: str, reader: str) -> list[str]:
@@ -206,49 +277,83 @@ def grants(source: SourceTable, *, worker: str, reader: str) -> list[str]:
     return [*lines, f"GRANT SELECT ON {view} TO {sql.Identifier(reader).as_string(None)};"]
 
 
-def _storage(source: SourceTable, column: Column) -> Iterator[sql.Composed]:
+def remove_source(source: SourceTable) -> Procedure[None]:
+    """Drop a set of vectors with its view, its triggers and what waits for it."""
+    yield Query(sql.SQL("DROP VIEW {}").format(identifier(source.view)))
+    for name in ("added", "changed"):
+        yield Query(
+            sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(
+                sql.Identifier(_trigger(source, name)), identifier(source.name)
+            )
+        )
+    yield Query(sql.SQL("DROP FUNCTION IF EXISTS {}()").format(_function(source)))
+    stored = identifier(source.stored_in)
+    yield Query(
+        sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(stored, sql.Identifier(source.vector))
+        if source.column
+        else sql.SQL("DROP TABLE {}").format(stored)
+    )
+    for name in (QUEUE, REJECTS):
+        yield Query(
+            sql.SQL("DELETE FROM {} WHERE target = %s").format(source.own(name)), (source.target,)
+        )
+
+
+def _grant_alike(like: str, own: str, like_column: str, column: str) -> Procedure[None]:
+    """Let everybody do with a relation, or with its column, what they may do with another."""
+    if like != own:
+        found = yield Query(
+            sql.SQL(
+                "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,"
+                " privilege_type FROM pg_class, aclexplode(relacl)"
+                " WHERE oid = to_regclass(%s) AND grantee <> relowner"
+            ),
+            (identifier(like).as_string(None),),
+        )
+        what = ""
+    else:
+        found = yield Query(
+            sql.SQL(
+                "SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,"
+                " privilege_type FROM pg_attribute, aclexplode(attacl)"
+                " WHERE attrelid = to_regclass(%s) AND attname = %s"
+            ),
+            (identifier(like).as_string(None), like_column),
+        )
+        what = f" ({sql.Identifier(column).as_string(None)})"
+    for role, privilege in found:
+        yield Query(
+            sql.SQL("GRANT {} ON {} TO {}").format(
+                trusted(privilege + what), identifier(own), trusted(role)
+            )
+        )
+
+
+def _storage(
+    source: SourceTable, column: Column, others: tuple[str, ...]
+) -> Iterator[sql.Composed]:
     """Yield what makes the column or the table beside, the view, and the queue."""
-    table, key = identifier(source.name), sql.Identifier(source.key)
     places = {
-        "table": table,
-        "key": key,
+        "table": identifier(source.name),
+        "key": sql.Identifier(source.key),
         "type": trusted(source.key_type),
         "store": identifier(source.stored_in),
         "vector": sql.Identifier(source.vector),
         "kind": trusted(column.type),
-        "view": identifier(source.view),
-        "text": source.text,
     }
     if source.column:
         yield sql.SQL("ALTER TABLE {table} ADD COLUMN {vector} {kind}").format(**places)
-        stored = sql.SQL("a.tableoid, a.{key}::text AS id").format(**places)
-        joined = sql.SQL("{table} a WHERE a.{vector} IS NOT NULL").format(**places)
-        digest, vector = sql.SQL("md5({text})").format(**places), sql.SQL("a")
     else:
         yield sql.SQL(
             "CREATE TABLE {store} ({key} {type} PRIMARY KEY REFERENCES {table} ({key})"
             " ON DELETE CASCADE ON UPDATE CASCADE, digest text NOT NULL, change bigint NOT NULL,"
             " {vector} {kind} NOT NULL)"
         ).format(**places)
-        stored = sql.SQL("s.tableoid, a.{key}::text AS id").format(**places)
-        joined = sql.SQL("{store} s JOIN {table} a ON a.{key} = s.{key}").format(**places)
-        digest, vector = sql.SQL("s.digest").format(), sql.SQL("s")
-    left_out = [source.key, *source.fields, *([source.column] if source.column else [])]
-    yield sql.SQL(
-        "CREATE VIEW {view} AS SELECT {stored}, {text} AS text,"
-        " to_jsonb(a) - {left_out}::text[] AS metadata, decode({digest}, 'hex') AS content_hash,"
-        " {row}.{vector} AS {embedding} FROM {joined}"
-    ).format(
-        **places,
-        stored=stored,
-        left_out=sql.Literal(left_out),
-        digest=digest,
-        row=vector,
-        embedding=sql.Identifier(EMBEDDING),
-        joined=joined,
+    yield _view(source, others)
+    yield sql.SQL("COMMENT ON VIEW {} IS {}").format(
+        identifier(source.view), sql.Literal(source.definition)
     )
-    yield sql.SQL("COMMENT ON VIEW {} IS {}").format(places["view"], sql.Literal(source.definition))
-    shown = dataclasses.replace(column, name=EMBEDDING)
+    shown = dataclasses.replace(column, name=EMBEDDING + source.space)
     yield contract_statements(source.view, shown, CURRENT)[0]
     yield contract_statements(source.stored_in, column, CURRENT)[0]
     yield sql.SQL(
@@ -264,14 +369,48 @@ def _storage(source: SourceTable, column: Column) -> Iterator[sql.Composed]:
     ).format(source.own(REJECTS))
 
 
+def _view(source: SourceTable, others: tuple[str, ...]) -> sql.Composed:
+    """Return what makes the view, or makes it anew; other vectors of the table are no metadata."""
+    places = {
+        "key": sql.Identifier(source.key),
+        "table": identifier(source.name),
+        "store": identifier(source.stored_in),
+        "vector": sql.Identifier(source.vector),
+        "text": source.text,
+    }
+    if source.column:
+        stored, digest = "a.tableoid, a.{key}::text AS id", "md5({text})"
+        vector, joined = "a.{vector}", "{table} a WHERE a.{vector} IS NOT NULL"
+    else:
+        stored, digest = "s.tableoid, a.{key}::text AS id", "s.digest"
+        vector, joined = "s.{vector}", "{store} s JOIN {table} a ON a.{key} = s.{key}"
+    left_out = [source.key, *source.fields]
+    if source.column:
+        left_out += [source.column, source.vector, *others]
+    return sql.SQL(
+        "CREATE OR REPLACE VIEW {view} AS SELECT {stored}, {text} AS text,"
+        " to_jsonb(a) - {left_out}::text[] AS metadata, decode({digest}, 'hex') AS content_hash,"
+        " {vector} AS {embedding} FROM {joined}"
+    ).format(
+        view=identifier(source.view),
+        stored=trusted(stored).format(**places),
+        text=source.text,
+        left_out=sql.Literal(left_out),
+        digest=trusted(digest).format(**places),
+        vector=trusted(vector).format(**places),
+        embedding=sql.Identifier(EMBEDDING + source.space),
+        joined=trusted(joined).format(**places),
+    )
+
+
 def _triggers(source: SourceTable) -> Iterator[sql.Composed]:
     table = identifier(source.name)
-    function = source.own(f"nimbed_enqueue_{source.oid}_{source.vector}")
+    function = _function(source)
     body = sql.SQL(
         "BEGIN INSERT INTO {queue} (target, backfill, id) VALUES ({target}, false,"
         " NEW.{key}::text); RETURN NULL; END"
     ).format(
-        queue=source.own(QUEUE), target=sql.Literal(source.view), key=sql.Identifier(source.key)
+        queue=source.own(QUEUE), target=sql.Literal(source.target), key=sql.Identifier(source.key)
     )
     # With its owner's rights, so that those who write to the table need none; names are whole.
     yield sql.SQL(
@@ -291,8 +430,12 @@ def _triggers(source: SourceTable) -> Iterator[sql.Composed]:
         ).format(sql.Identifier(_trigger(source, name)), trusted(when), table, condition, function)
 
 
+def _function(source: SourceTable) -> sql.Identifier:
+    return source.own(f"nimbed_enqueue_{source.oid}_{source.label}")
+
+
 def _trigger(source: SourceTable, name: str) -> str:
-    return f"nimbed_{name}_{source.vector}"
+    return f"nimbed_{name}_{source.label}"
 
 
 def _shown(definition: str | None) -> str:

@@ -17,11 +17,11 @@ from psycopg import sql
 
 from nimbed import Embedder
 from nimbed.bulk import JobReport, embedding_passages, ignore
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.backfill import Embed, Pending, embedded, staged
-from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.columns import Column, Layout
 from nimbed_pgvector.exchange import hnsw_name
 from nimbed_pgvector.index import build_beside, plan_index
 from nimbed_pgvector.operations import (
@@ -34,6 +34,7 @@ from nimbed_pgvector.operations import (
 )
 from nimbed_pgvector.schema import Table, existing, find, identifier
 from nimbed_pgvector.source_table import (
+    NEXT_VIEW,
     QUEUE,
     REJECTS,
     SourceTable,
@@ -53,7 +54,14 @@ from nimbed_pgvector.statements import (
     trusted,
 )
 
-__all__ = ["AsyncSyncedTable", "SyncedTable"]
+__all__ = [
+    "AsyncSyncedTable",
+    "SyncedTable",
+    "bring_up",
+    "enqueue_missing",
+    "stored_table",
+    "worker",
+]
 
 S = TypeVar("S")
 
@@ -91,7 +99,7 @@ class _SyncOperations(Generic[S]):
             embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
         )
         self._asked = SourceTable(name=name, key=key, fields=tuple(text_fields), column=column)
-        self._layout = Layout(embedding=self._asked.column_of(Layout.of(spec).embedding))
+        self._column = Layout.of(spec).embedding
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
@@ -113,11 +121,11 @@ class _SyncOperations(Generic[S]):
             Whether anything was made.
         """
         source = yield from self._looked_at()
+        column = source.column_of(self._column)
         made: bool = yield Transaction(
-            procedure=prepare_source(source, self._layout.embedding, triggers=triggers),
-            commits=True,
+            procedure=prepare_source(source, column, triggers=triggers), commits=True
         )
-        yield Transaction(procedure=_enqueue_missing(source), commits=True)
+        yield Transaction(procedure=enqueue_missing(source), commits=True)
         return made
 
     def _run(
@@ -128,10 +136,10 @@ class _SyncOperations(Generic[S]):
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
     ) -> Operation[JobReport]:
-        """Work until the queue is empty, or for ever.
+        """Do what waits in the queue, or go on for ever.
 
         Args:
-            stop: Asked between batches whether to end; None ends where nothing waits.
+            stop: Asked between batches whether to end; None ends where all is taken.
             batch_rows: Keys a transaction.
             on_reject: Told each row that cannot be embedded; it has no vector, and stands in
                 ``nimbed_rejects`` until it can.
@@ -142,37 +150,26 @@ class _SyncOperations(Generic[S]):
             row is gone, or was embedded already.
         """
         source = yield from self._looked_at()
-        spec = self._layout.spec
-        embed = embedding_passages(self._embedder, spec, truncate=self._truncate)
-
-        def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
-            report, start = JobReport(), time.perf_counter()
-            for _ in ticks:
-                taken = run(_work(source, self._layout, embed, batch_rows, report, on_reject))
-                report.seconds = time.perf_counter() - start
-                if taken:
-                    on_progress(report)
-                if stop is not None and stop():
-                    break
-                if not taken:
-                    if stop is None:
-                        break
-                    time.sleep(_WAIT)
-            return report
-
-        report: JobReport = yield Job(work, itertools.repeat(None))
+        spec = self._column.spec
+        report: JobReport = yield worker(
+            source,
+            source.column_of(self._column),
+            embedding_passages(self._embedder, spec, truncate=self._truncate),
+            stop=stop,
+            batch_rows=batch_rows,
+            on_reject=on_reject,
+            on_progress=on_progress,
+        )
         return report
 
     def _index(self) -> Operation[bool]:
         """Build the index of the vectors, if there is none, while others write."""
         source = yield from self._looked_at()
-        view: Table = existing((yield Transaction(procedure=find(source.view))), source.view)
-        stored = dataclasses.replace(view, name=source.stored_in, layout=self._layout)
+        looking = stored_table(source, source.column_of(self._column))
+        stored: Table = yield Transaction(procedure=looking)
         plan = yield Transaction(procedure=plan_index(stored), commits=True)
-        name = hnsw_name(view, self._layout)
-        built: bool = yield Transaction(
-            procedure=build_beside(stored, plan, name), commits=True, each_alone=True
-        )
+        building = build_beside(stored, plan, hnsw_name(stored, stored.layout))
+        built: bool = yield Transaction(procedure=building, commits=True, each_alone=True)
         return built
 
     def _grants(self, *, worker: str = "worker", reader: str = "reader") -> Operation[list[str]]:
@@ -181,7 +178,8 @@ class _SyncOperations(Generic[S]):
         return grants(source, worker=worker, reader=reader)
 
     def _looked_at(self) -> Operation[SourceTable]:
-        source: SourceTable = yield Transaction(procedure=look_at(self._asked))
+        looking = look_at(self._asked, self._column.spec)
+        source: SourceTable = yield Transaction(procedure=looking)
         return source
 
 
@@ -219,12 +217,59 @@ class AsyncSyncedTable(
     grants = async_method("reading", _SyncOperations._grants)
 
 
-def _enqueue_missing(source: SourceTable) -> Procedure[None]:
+def worker(
+    source: SourceTable,
+    column: Column,
+    embed: Embed,
+    *,
+    stop: Callable[[], bool] | None = None,
+    batch_rows: int = _BATCH_ROWS,
+    on_reject: Callable[[Reject], None] = ignore,
+    on_progress: Callable[[JobReport], None] = ignore,
+) -> Job:
+    """Return a job that does what waits, or goes on until it is stopped.
+
+    Args:
+        source: As :func:`look_at` gives it.
+        column: The column of the vectors.
+        embed: Makes them.
+        stop: As the others, see :meth:`SyncedTable.run`.
+        batch_rows: Keys a transaction.
+        on_reject: Told each row that cannot be embedded.
+        on_progress: Told the counts after each batch.
+    """
+    layout = Layout(embedding=column)
+
+    def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
+        report, start = JobReport(), time.perf_counter()
+        for _ in ticks:
+            taken = run(bring_up(source, layout, embed, batch_rows, report, on_reject))
+            report.seconds = time.perf_counter() - start
+            if taken:
+                on_progress(report)
+            if stop is not None and stop():
+                break
+            if stop is None and taken < batch_rows:
+                break  # all that waited; where rows change all the time, more waits by now
+            if not taken:
+                time.sleep(_WAIT)
+        return report
+
+    return Job(work, itertools.repeat(None))
+
+
+def stored_table(source: SourceTable, column: Column) -> Procedure[Table]:
+    """Return the table that the vectors lie in, as an index of them is built and dropped."""
+    view = existing((yield from find(source.view)), source.view)
+    return dataclasses.replace(view, name=source.stored_in, layout=Layout(embedding=column))
+
+
+def enqueue_missing(source: SourceTable) -> Procedure[None]:
     """Put the keys of rows that lack their vector in the queue, behind all changes."""
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     places = {
         "queue": source.own(QUEUE),
-        "target": sql.Literal(source.view),
+        "target": sql.Literal(source.target),
         "key": sql.Identifier(source.key),
         "table": identifier(source.name),
         "store": identifier(source.stored_in),
@@ -248,7 +293,7 @@ def _enqueue_missing(source: SourceTable) -> Procedure[None]:
     )
 
 
-def _work(
+def bring_up(
     source: SourceTable,
     layout: Layout,
     embed: Embed,
@@ -256,17 +301,35 @@ def _work(
     report: JobReport,
     on_reject: Callable[[Reject], None],
 ) -> Procedure[int]:
-    """Take keys from the queue, and bring their vectors up to date; return how many were taken."""
-    yield Query(
+    """Take keys from the queue, and bring their vectors up to date; return how many were taken.
+
+    Raises:
+        SpaceMismatchError: If a migration has put others in the place of these vectors.
+    """
+    searched = dataclasses.replace(source, state="").view
+    ((*_, noted),) = yield Query(
         sql.SQL(
             "SELECT set_config('statement_timeout', '0', true),"
-            " set_config('idle_in_transaction_session_timeout', '0', true)"
-        )
+            " set_config('idle_in_transaction_session_timeout', '0', true),"
+            " ARRAY (SELECT obj_description(to_regclass(name), 'pg_class')"
+            " FROM unnest(%s::text[]) AS name)"
+        ),
+        (
+            [
+                identifier(view).as_string(None)
+                for view in (searched, searched + NEXT_VIEW, source.view)
+            ],
+        ),
     )
+    if source.definition not in noted:
+        raise SpaceMismatchError(
+            f"{searched} shows vectors of another model than {layout.spec.model} by "
+            f"now; sync with the model that it names"
+        )
     places: dict[str, sql.Composable] = {
         "queue": source.own(QUEUE),
         "rejects": source.own(REJECTS),
-        "target": sql.Literal(source.view),
+        "target": sql.Literal(source.target),
         "key": sql.Identifier(source.key),
         "type": trusted(source.key_type),
         "table": identifier(source.name),

@@ -44,6 +44,7 @@ from nimbed.spec import (
 if TYPE_CHECKING:  # torch is imported with the weights, not before
     from nimbed.local.engine import Engine as TorchEngine
     from nimbed.local.heads import Heads
+    from nimbed.local.tokenizer import TextTokenizer
 
 __all__ = ["LocalEmbedder"]
 
@@ -388,16 +389,16 @@ class LocalEmbedder(KindsAlone, Managed):
         Raises:
             ConfigurationError: If the model's tokens depend on images.
         """
-        from nimbed.local.tokenizer import TextTokenizer
-
-        tokenizer = self._load().tokenizer
-        if not isinstance(tokenizer, TextTokenizer):
-            raise ConfigurationError(
-                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
-                f"is embedded has their number"
-            )
         prompt = self.card.prompt(input_type) if input_type else ""
-        return tokenizer.pieces(texts, prompt=prompt, special=special)
+        return self._text_tokenizer().pieces(texts, prompt=prompt, special=special)
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`.
+
+        Raises:
+            ConfigurationError: If the model's tokens depend on images.
+        """
+        return self._text_tokenizer().texts(ids)
 
     def replicas(self) -> Sequence[Replica]:
         """Return the model on each device, loaded and warm.
@@ -459,6 +460,17 @@ class LocalEmbedder(KindsAlone, Managed):
             if self._heads is None:
                 self._heads = [read_heads(self._checkpoint, each.placement) for each in engines]
             return list(zip(engines, self._heads, strict=True))
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        from nimbed.local.tokenizer import TextTokenizer
+
+        tokenizer = self._load().tokenizer
+        if not isinstance(tokenizer, TextTokenizer):
+            raise ConfigurationError(
+                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
+                f"is embedded has their number"
+            )
+        return tokenizer
 
     def _counter(self) -> ModelTokens:
         if self._tokens is None:

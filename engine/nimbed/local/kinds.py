@@ -97,10 +97,6 @@ def _sparse_spec(checkpoint: Checkpoint, asked: KindOptions) -> SparseSpec:
 
 def _multi_spec(checkpoint: Checkpoint, asked: KindOptions) -> MultiVectorSpec:
     card = checkpoint.card
-    if asked.pool_factor != 1:
-        raise ConfigurationError(
-            f"a local model pools no tokens; {card.id} gives one vector for each (pool_factor=1)"
-        )
     return MultiVectorSpec.of(
         model=card.id,
         dimensions=whole(checkpoint.config, "hidden_size"),

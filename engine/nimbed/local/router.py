@@ -9,19 +9,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, known
-from nimbed.embedder import Embedder, KindsAlone, Managed
+from nimbed.embedder import Embedder, KindsAlone, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
 from nimbed.local.module_list import has_routes
-from nimbed.options import KindOptions
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
 from nimbed.spec import (
     EmbeddingType,
@@ -193,6 +196,31 @@ class RoutedEmbedder(KindsAlone, Managed):
             progress=progress,
         )
 
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""
+        role = options.input_type
+        prepared = self._route(role).prepare(inputs, options)
+        return dataclasses.replace(prepared, rows=[(role, row) for row in prepared.rows])
+
+    def replicas(self) -> Sequence[Replica]:
+        """Return the copies of both routes, loaded; of a route with fewer, some again."""
+        routes = {role: embedder.replicas() for role, embedder in self._routes.items()}
+        return [
+            _RoutedReplica({role: each[n % len(each)] for role, each in routes.items()})
+            for n in range(max(map(len, routes.values())))
+        ]
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True
+    ) -> list[list[Token]]:
+        """Return tokens as a role's route reads them, passages' where none is named."""
+        route = self._route(input_type or "passage")
+        return route.tokenize(texts, input_type=input_type, special=special)
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts of tokens by their role's route."""
+        return self._route(input_type).detokenize(ids, input_type=input_type)
+
     def close(self) -> None:
         """Release the weights of both routes; the next call would read them again."""
         for embedder in self._routes.values():
@@ -201,3 +229,35 @@ class RoutedEmbedder(KindsAlone, Managed):
     def _route(self, input_type: InputType) -> LocalEmbedder:
         check_literal("input_type", input_type, InputType)
         return self._routes[input_type]
+
+
+@dataclasses.dataclass(frozen=True)
+class _RoutedReplica:
+    """A copy of each route; a row is a role and what its route embeds."""
+
+    routes: Mapping[InputType, Replica]
+
+    @property
+    def budget(self) -> int:
+        return min(replica.budget for replica in self.routes.values())
+
+    @property
+    def look_ahead(self) -> int:
+        return max(replica.look_ahead for replica in self.routes.values())
+
+    @property
+    def on_host(self) -> bool:
+        return any(replica.on_host for replica in self.routes.values())
+
+    def embed_rows(self, rows: Sequence[tuple[InputType, Any]]) -> NDArray[np.float32]:
+        """Return vectors of shape (len(rows), dimensions), not normalised."""
+        places: dict[InputType, list[int]] = {}
+        for place, (role, _) in enumerate(rows):
+            places.setdefault(role, []).append(place)
+        parts = [
+            self.routes[role].embed_rows([rows[place][1] for place in at])
+            for role, at in places.items()
+        ]
+        vectors = np.concatenate(parts)
+        order = np.concatenate([np.array(at) for at in places.values()])
+        return vectors[np.argsort(order)]

@@ -43,3 +43,10 @@ def roll_forth_slowly(dsn: str, batch: int) -> None:
         table = VectorTable(connection, "t", SlowEmbedder())
         if table.spec.model != OTHER.id:
             table.rollback(SlowEmbedder(OTHER))
+
+
+def migrate_synced_slowly(dsn: str, batch: int) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        table = VectorTable(connection, "articles_embedding")
+        if table.spec.model != OTHER.id:
+            table.migrate(TardyEmbedder(OTHER), batch_rows=batch)

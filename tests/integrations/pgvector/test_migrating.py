@@ -154,6 +154,26 @@ def test_rows_that_are_written_meanwhile_are_embedded_too(connection: psycopg.Co
         "p1": held(connection, "embedding")["p1"]})  # fmt: skip
 
 
+def test_rows_that_are_filled_stay_in_their_pages(connection: psycopg.Connection) -> None:
+    """So that the old index is not told of them, which takes milliseconds a row."""
+    wide = dataclasses.replace(FAKE_CARD, dimensions=384, matryoshka=())
+    table = VectorTable(connection, "t", FakeEmbedder(wide))
+    table.load([(f"{n:05}", f"passage {n}") for n in range(1000)])
+    table.index()
+    options = "SELECT reloptions FROM pg_class WHERE oid = 't'::regclass"
+    there = FakeEmbedder(dataclasses.replace(wide, id="other/model"))
+    assert table.migrate(there, switch=False).report.loaded == 1000
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    ((updated, stayed),) = connection.execute(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 't'"
+    ).fetchall()
+    assert updated == 1000
+    assert stayed > 0.8 * updated
+    assert connection.execute(options).fetchall() == [(["toast_tuple_target=1000"],)]
+    table.migrate(there)
+    assert connection.execute(options).fetchall() == [(None,)]
+
+
 def test_who_does_not_know_of_the_switch_is_refused_or_follows(
     dsn: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

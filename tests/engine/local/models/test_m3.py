@@ -108,8 +108,6 @@ def test_kinds_and_contracts_are_known_without_weights(tmp_path):
     vocabulary = oracle_vocabulary(folder)
     assert (sparse.dimensions, sparse.max_active) == (len(vocabulary), 8)
     assert (multi.dimensions, multi.token_type) == (32, "half")
-    with pytest.raises(ConfigurationError, match="pools no tokens"):
-        embedder.multi_spec(pool_factor=2)
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -135,6 +133,17 @@ def test_a_heads_weights_change_the_space_of_its_kind_alone(tmp_path):
     torch.save({**linear, "bias": linear["bias"] + 1}, folder / "sparse_linear.pt")
     after = specs()
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
+
+
+def test_tokens_of_passages_are_pooled(tmp_path):
+    pytest.importorskip("scipy")  # which clusters them
+    embedder = load(tiny_m3(tmp_path / "model"))
+    pooled = embedder.embed_multi(TEXTS, input_type="passage", pool_factor=2)
+    whole = embedder.embed_multi(TEXTS, input_type="passage")
+    expected = whole.compressed("float", pool_factor=2)
+    assert pooled.spec == embedder.multi_spec(pool_factor=2)
+    np.testing.assert_array_equal(pooled.offsets, expected.offsets)
+    np.testing.assert_allclose(pooled.vectors, expected.vectors, atol=1e-6)
 
 
 def test_no_texts_give_empty_batches(tmp_path):
