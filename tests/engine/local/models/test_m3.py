@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from tests.engine.local.oracles import cls_vectors, oracle, states, token_ids, u
 from tests.engine.local.sentence_folders import edit
 
 import nimbed
-from nimbed import MultiVectorBatch, SparseBatch
+from nimbed import MultiVectorBatch, SparseBatch, cards
 from nimbed.errors import CheckpointError, ConfigurationError, InputError
 from nimbed.local.models.bert import Bert
 
@@ -161,6 +162,16 @@ def test_a_model_without_the_heads_says_so(tmp_path):
     np.testing.assert_array_equal(
         found.dense.vectors, embedder.embed(["cat"], input_type="query").vectors
     )
+
+
+def test_a_head_that_a_catalogued_models_folder_lacks_is_named(tmp_path):
+    folder = tiny_m3(tmp_path / "model")
+    (folder / "colbert_linear.pt").unlink()
+    card = dataclasses.replace(cards.find("bge-m3"), dimensions=32, max_tokens=64)
+    embedder = load(folder, card=card)
+    assert embedder.kinds == ("dense", "sparse")
+    with pytest.raises(ConfigurationError, match=r"multi vectors by a head that is not in .*model"):
+        embedder.embed_multi(["cat"], input_type="query")
 
 
 def test_arguments_are_checked_as_embed_checks_them(tmp_path):
