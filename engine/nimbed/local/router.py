@@ -77,6 +77,11 @@ class RoutedEmbedder(KindsAlone, Managed):
                 f"{model} gives queries {specs[0].dimensions} dimensions and passages "
                 f"{specs[1].dimensions}; they could not be compared"
             )
+        if len({spec.vocabulary for spec in specs if isinstance(spec, SparseSpec)}) > 1:
+            raise CheckpointError(
+                f"{model} gives queries and passages tokens of two vocabularies; they could not be "
+                f"compared"
+            )
         if known(specs[0].model) is None or specs[0].revision != specs[1].revision:
             # One name for both, which neither route's weights have alone.
             named = "".join(str(spec.revision) for spec in specs)

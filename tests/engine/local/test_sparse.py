@@ -281,6 +281,23 @@ def test_a_sparse_autoencoder_is_refused_by_name(tmp_path):
         load(tmp_path / "model")
 
 
+def test_routes_in_the_cache_are_found_without_the_network(free, tmp_path):
+    folder, _ = free
+    base = tmp_path / "cache" / "models--someone--free"
+    shutil.copytree(folder, base / "snapshots" / "0123")
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("0123")
+    assert load("someone/free", cache_dir=tmp_path / "cache").kinds == ("sparse",)
+
+
+def test_routes_of_two_vocabularies_are_refused(free):
+    folder, _ = free
+    (path,) = folder.glob("query_0*/tokenizer.json")
+    edit(path, lambda content: content["model"]["vocab"].update(cat=60, token=159))
+    with pytest.raises(CheckpointError, match="tokens of two vocabularies"):
+        load(folder)
+
+
 def test_a_table_with_bad_weights_is_refused(free):
     folder, _ = free
     (path,) = folder.glob("query_0*/model.safetensors")
