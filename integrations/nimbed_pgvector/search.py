@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from psycopg import sql
 from nimbed import Embedder, EmbeddingBatch
 from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
+from nimbed_pgvector.columns import TEXT_BYTES, AnyColumn, Layout
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.statements import Procedure, Query, Rows, Statement, trusted
 
@@ -39,7 +39,9 @@ __all__ = [
     "distance_to",
     "embed_question",
     "hit_of",
+    "indexed_vector",
     "nearest_ids",
+    "pasted",
     "scan_cost",
     "search",
     "sign_distances",
@@ -71,8 +73,9 @@ class Hit:
         text: Its text.
         metadata: Its other fields.
         distance: Smaller is closer: cosine distance, or Euclidean for uint8. For packed columns
-            the cosine distance to the stored floats, or to the stored signs.
-        score: Of a hybrid search: larger is better, up to 1/61 for each of its two lists.
+            the cosine distance to the stored floats, or to the stored signs. Of a search by
+            sparse vectors alone the negative dot product.
+        score: Of a search by several rankings: larger is better; by places up to 1/61 for each.
     """
 
     id: str
@@ -250,7 +253,9 @@ def nearest_ids(way: Way, condition: sql.Composable, reach: int) -> sql.Composed
     if way.exact:
         passages = sql.SQL("(SELECT * FROM {} OFFSET 0) AS matching").format(passages)
     return sql.SQL("SELECT id, {} AS distance FROM {} ORDER BY distance LIMIT {}").format(
-        distance_to(way, column, _setting(way, column, reach, True)), passages, sql.Literal(reach)
+        distance_to(way, column, indexed_vector(way, column, reach, True)),
+        passages,
+        sql.Literal(reach),
     )
 
 
@@ -346,7 +351,7 @@ def _statement(
     places: dict[str, sql.Composable] = {
         "passages": passages,
         "distance": distance_to(
-            way, layout.embedding, _setting(way, layout.embedding, reach, ordered)
+            way, layout.embedding, indexed_vector(way, layout.embedding, reach, ordered)
         ),
         "column": sql.Identifier(layout.embedding.name),
         "reach": sql.Literal(reach),
@@ -374,7 +379,7 @@ def _statement(
     ).format(**places)
 
 
-def _setting(way: Way, column: Column, reach: int, ordered: bool) -> sql.Composed:
+def indexed_vector(way: Way, column: AnyColumn, reach: int, ordered: bool) -> sql.Composed:
     """Return the vector, once the settings are made; they end with the transaction."""
     if way.literals:
         return vector_of(way, column)
@@ -421,19 +426,35 @@ def written(
     )
     way = way_to(table, literals=literals)
     reach = k if layout.rescoring is None else _OVERSAMPLE * k if candidates is None else candidates
-    ordered = layout.rescoring is None
+    return pasted(
+        way,
+        lambda condition: _statement(way, condition, k, reach),
+        where,
+        reach=reach,
+        ordered=layout.rescoring is None,
+    )
+
+
+def pasted(
+    way: Way,
+    statement: Callable[[sql.Composable], sql.Composed],
+    where: Filter | None,
+    *,
+    reach: int,
+    ordered: bool,
+) -> str:
+    """Return a statement as a transaction that can be pasted, with the settings of its index."""
     condition: sql.Composable = sql.SQL("")
     if where is not None:
         given = trusted(where) if isinstance(where, str) else where
         condition = sql.SQL("WHERE ({}\n)").format(given)
-    statement = _statement(way, condition, k, reach)
     lines = [
         f"SET LOCAL {name} = {value};" for name, value in _settings(way, reach, ordered).items()
     ]
-    return "\n".join(["BEGIN;", *lines, f"{statement.as_string(None)};", "COMMIT;"])
+    return "\n".join(["BEGIN;", *lines, f"{statement(condition).as_string(None)};", "COMMIT;"])
 
 
-def vector_of(way: Way, column: Column) -> sql.Composed:
+def vector_of(way: Way, column: AnyColumn) -> sql.Composed:
     """Return the vector to compare with a column: a place for it, or a literal."""
     written = dict(way.literals).get(column.name)
     place = trusted("%b") if written is None else sql.Literal(written)
@@ -442,7 +463,7 @@ def vector_of(way: Way, column: Column) -> sql.Composed:
     return sql.SQL("{}::{}").format(place, kind)
 
 
-def distance_to(way: Way, column: Column, vector: sql.Composable) -> sql.Composed:
+def distance_to(way: Way, column: AnyColumn, vector: sql.Composable) -> sql.Composed:
     """Return the distance of a column to a vector as SQL."""
     within = way.extension
     operator = f"OPERATOR({within}.{column.operator})" if within else column.operator

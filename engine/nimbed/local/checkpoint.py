@@ -13,13 +13,14 @@ from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
 from nimbed.local.content_id import content_id
-from nimbed.local.head_config import Splade, TokenTable, check_masked_model, m3_heads
+from nimbed.local.head_config import ColBert, Splade, TokenTable, check_masked_model, m3_heads
 from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
-from nimbed.local.models.fields import first_position, whole
+from nimbed.local.models.fields import language_of, longest_texts, whole
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes, read_vocabulary
@@ -156,6 +157,8 @@ def read_checkpoint(
     card = override if isinstance(override, ModelCard) else located.card
     if card is not None and card.kinds == ("sparse",):
         pipeline = _sparse_pipeline(located.folder, card, role)
+    elif is_colbert(located.folder) or (card is not None and card.kinds == ("multi",)):
+        pipeline = read_colbert(located.folder, card)
     else:
         pipeline = _pipeline_of(located, told=told is not None, role=role)
     folder = pipeline.weights
@@ -190,6 +193,13 @@ def read_checkpoint(
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if isinstance(pipeline.multi, ColBert):
+        prompts = prefixed(pipeline.multi, prompts)
+        longest, positions = longest_texts(
+            config, pipeline.max_tokens, offset=architecture in _OFFSET
+        )
+        late = within(pipeline.multi, longest=longest, positions=positions)
+        pipeline = dataclasses.replace(pipeline, multi=late)
     if architecture == "mistral3":
         prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
@@ -219,6 +229,10 @@ def read_checkpoint(
             pipeline, sparse=pipeline.sparse or sparse, multi=pipeline.multi or multi
         )
     card = dataclasses.replace(card, architecture=architecture, kinds=pipeline.kinds)
+    if isinstance(pipeline.multi, ColBert) and not isinstance(override, ModelCard):
+        card = dataclasses.replace(
+            card, asymmetric=True, max_tokens=pipeline.multi.passage_tokens or card.max_tokens
+        )
     if card.bidirectional is not None and config.get("is_causal") is None:
         config = {**config, "is_causal": not card.bidirectional}
     if architecture in _DECODERS:
@@ -303,12 +317,8 @@ def _card_from_files(
     prompts: Prompts,
 ) -> ModelCard:
     folder = pipeline.weights
-    language = config.get("text_config", config.get("llm_config", config))
-    if not isinstance(language, dict):
-        raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
-    positions = whole(language, "max_position_embeddings")
-    if architecture in _OFFSET:
-        positions -= first_position(config)
+    language = language_of(config)
+    longest, _ = longest_texts(config, pipeline.max_tokens, offset=architecture in _OFFSET)
     query, passage = prompts.query, prompts.passage
     if not query and not passage and config.get("task_instructions"):
         told = config["task_instructions"]
@@ -317,14 +327,14 @@ def _card_from_files(
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    if not pipeline.dense:
+    if pipeline.kinds == ("sparse",):
         width = whole(language, "vocab_size")
     size = min(width, pipeline.dimensions or width)
     card = ModelCard(
         id=located.name,
         architecture=architecture,
         dimensions=size,
-        max_tokens=min(pipeline.max_tokens or positions, positions),
+        max_tokens=longest,
         pooling="latent" if architecture == "nvembed" else pooling,
         asymmetric=query != passage,
         query_prompt=query,
@@ -446,6 +456,8 @@ def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: M
         width = _table_width(Pipeline(folder=folder, weights=folder))
     elif told.kinds == ("sparse",):
         width = config.get("vocab_size")
+    elif told.kinds == ("multi",):
+        width = told.dimensions  # compared with its modules
     if (architecture, width) != (told.architecture, told.dimensions):
         raise CheckpointError(
             f"{folder / 'config.json'} describes a {architecture} of {width} dimensions; "

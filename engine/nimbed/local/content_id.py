@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from nimbed.errors import CheckpointError
 from nimbed.local.head_config import Multi, Sparse
 from nimbed.local.pipeline import Pipeline
 
@@ -37,6 +38,8 @@ def content_id(folder: Path, pipeline: Pipeline) -> str:
 
 
 def _add_content(digest: Any, path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file that could be read")
     size = path.stat().st_size
     digest.update(f"{path.name}:{size};".encode())
     with path.open("rb") as file:

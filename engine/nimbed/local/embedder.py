@@ -24,7 +24,7 @@ from nimbed.kinds import EmbeddingKinds
 from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
-from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, offered_kinds
+from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
 from nimbed.local.plan import Launcher, run_all
 from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedOptions, KindOptions, SpecOptions
@@ -321,9 +321,10 @@ class LocalEmbedder(KindsAlone, Managed):
             ]
         results = KindResults(len(items), specs, dimensions=self.card.dimensions)
         loaded, prompt = self._load(), self.card.prompt(input_type)
+        encode = encoder_of(self._checkpoint, loaded.tokenizer, input_type)
         counts, truncated = run_all(
             items,
-            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
+            functools.partial(encode, prompt=prompt, truncate=truncate),
             engines,
             lambda finished: [results.telling(finished)] * len(engines),
             on_host=loaded.engines[0].on_host,

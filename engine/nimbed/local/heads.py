@@ -19,11 +19,18 @@ from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.device import Placement
-from nimbed.local.head_config import MASKED_MODELS, Splade, TokenVectors, TokenWeights
+from nimbed.local.head_config import (
+    MASKED_MODELS,
+    ColBert,
+    Splade,
+    TokenVectors,
+    TokenWeights,
+)
 from nimbed.local.linear import Dense, dense, read_affine
 from nimbed.local.models.fields import real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.tokenizer_config import read_special_ids
+from nimbed.local.pooling import Module, read_modules
+from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
 from nimbed.local.weights import open_tensors
 from nimbed.spec import InputType
 
@@ -83,6 +90,8 @@ def read_heads(checkpoint: Checkpoint, placement: Placement) -> Heads:
         CheckpointError: If a file is damaged or does not suit the model.
     """
     pipeline = checkpoint.pipeline
+    if isinstance(pipeline.multi, ColBert):
+        return Heads(multi=_ColBert.read(checkpoint, pipeline.multi, placement))
     width = whole(checkpoint.config, "hidden_size")
     sparse: SparseHead | None = None
     multi: MultiHead | None = None
@@ -134,6 +143,34 @@ class _M3Multi:
         outputs = self.linear(batch.states.to(self.placement.dtype))[: batch.layout.tokens]
         vectors = outputs.float().cpu().numpy()
         return [text[1:] for text in np.split(vectors, np.cumsum(batch.layout.lengths)[:-1])]
+
+
+@dataclass(frozen=True, slots=True)
+class _ColBert:
+    """Each token's state through Dense modules, in float32; some words' tokens are left out."""
+
+    modules: Sequence[Module]
+    skipped: NDArray[np.int64]
+    skipped_in: tuple[InputType, ...]
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, facts: ColBert, placement: Placement) -> _ColBert:
+        vocabulary = read_vocabulary(checkpoint.folder)
+        # Words that are not one token cannot be left out; sentence-transformers does not either.
+        skipped = [vocabulary[word] for word in facts.skipped if word in vocabulary]
+        modules = read_modules(checkpoint.pipeline.modules, placement.device)
+        return cls(modules, np.array(skipped, np.int64), facts.skipped_in)
+
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[NDArray[np.float32]]:
+        vectors = batch.states[: batch.layout.tokens].float()
+        for module in self.modules:
+            vectors = module(vectors)
+        kept = np.ones(len(batch.ids), bool)
+        if input_type in self.skipped_in:
+            kept = ~np.isin(batch.ids, self.skipped)
+        ends = np.cumsum(batch.layout.lengths)[:-1]
+        each = zip(np.split(vectors.cpu().numpy(), ends), np.split(kept, ends), strict=True)
+        return [text[chosen] for text, chosen in each]
 
 
 class _SpladeHead:
@@ -188,7 +225,7 @@ class _SpladeHead:
 
     def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
         layout = batch.layout
-        x = self._norm(self._transform.gelu(batch.states))
+        x = self._norm(self._transform.gelu(batch.states.to(self._norm.weight.dtype)))
         texts, words, weights = [], [], []
         for number, part in enumerate(self._parts):
             pooled = self._pooled(part(x), layout).cpu().numpy()

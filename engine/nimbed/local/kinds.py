@@ -16,7 +16,9 @@ from nimbed.cards import known
 from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.colbert import tokenizing_as
 from nimbed.local.content_id import head_revision
+from nimbed.local.head_config import ColBert
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import vocabulary_hash
 from nimbed.options import KindOptions, SpecOptions
@@ -25,15 +27,28 @@ from nimbed.spec import InputType, Kind, MultiVectorSpec, SparseSpec, VectorSpec
 if TYPE_CHECKING:  # which import torch
     from nimbed.local.engine import Engine
     from nimbed.local.heads import Heads
-    from nimbed.local.tokenizer import Row
+    from nimbed.local.tokenizer import InputTokenizer, Row, Tokens
 
-__all__ = ["KindEngine", "KindResults", "KindSpecs", "offered_kinds"]
+__all__ = ["KindEngine", "KindResults", "KindSpecs", "encoder_of", "offered_kinds"]
 
 
 def offered_kinds(checkpoint: Checkpoint, backend: str) -> tuple[Kind, ...]:
     """Return the kinds that a model gives: on ONNX Runtime only dense vectors."""
     own = checkpoint.card.kinds
     return tuple(kind for kind in own if kind == "dense") if backend == "onnxruntime" else own
+
+
+def encoder_of(
+    checkpoint: Checkpoint, tokenizer: InputTokenizer, input_type: InputType
+) -> Callable[..., Tokens]:
+    """Return what tokenizes texts of a role, as ``InputTokenizer.encode`` does."""
+    facts = checkpoint.pipeline.multi
+    if not isinstance(facts, ColBert):
+        return tokenizer.encode
+    from nimbed.local.tokenizer import TextTokenizer
+
+    assert isinstance(tokenizer, TextTokenizer)  # no ColBERT that runs here reads images
+    return tokenizing_as(input_type, tokenizer, facts, checkpoint.folder)
 
 
 class KindSpecs(NamedTuple):
@@ -104,10 +119,10 @@ def _sparse_spec(checkpoint: Checkpoint, asked: KindOptions) -> SparseSpec:
 
 
 def _multi_spec(checkpoint: Checkpoint, asked: KindOptions) -> MultiVectorSpec:
-    card = checkpoint.card
+    card, late = checkpoint.card, isinstance(checkpoint.pipeline.multi, ColBert)
     return MultiVectorSpec.of(
         model=card.id,
-        dimensions=whole(checkpoint.config, "hidden_size"),
+        dimensions=card.dimensions if late else whole(checkpoint.config, "hidden_size"),
         token_type=asked.token_type,
         revision=head_revision(checkpoint.revision, checkpoint.pipeline.multi),
         pool_factor=asked.pool_factor,

@@ -20,6 +20,8 @@ _MODULES = (
     *("Transformer", "StaticEmbedding", "WeightedLayerPooling", "Pooling", "Dense", "LayerNorm"),
     *("Normalize", "Dropout"),
 )
+# And of its MultiVectorEncoder.
+_LATE = ("MultiVectorMask",)
 # And those of its SparseEncoder.
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseStaticEmbedding")
 
@@ -79,17 +81,21 @@ def listed_modules(folder: Path) -> Iterator[ListedModule]:
 
 def _module(folder: Path, path: str, kind: str, where: str) -> ListedModule:
     # Other libraries' modules, and a checkpoint's own code, may go by the same last name.
+    if kind == "pylate.models.Dense.Dense":  # whose files are sentence-transformers' own
+        kind = "sentence_transformers.base.modules.dense.Dense"
     package, _, name = kind.rpartition(".")
     library, *parts = package.split(".")
     known: tuple[str, ...] = (*_MODULES, "Router", "Asym")
     if "sparse_encoder" in parts:
         known = _SPARSE
-    elif "cross_encoder" in parts or "multi_vector_encoder" in parts:
+    elif "multi_vector_encoder" in parts:
+        known = _LATE
+    elif "cross_encoder" in parts:
         known = ()
     if library != "sentence_transformers" or name not in known:
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
-            f"{', '.join(_MODULES)}, Router, and its SparseEncoder's {', '.join(_SPARSE)}"
+            f"{', '.join(_MODULES)}, Router, and {', '.join((*_SPARSE, *_LATE))}"
         )
     inside = (folder / path).resolve().is_relative_to(folder.resolve()) and (folder / path).is_dir()
     if not inside and name != "Normalize":  # whose folder older files name and do not have

@@ -14,10 +14,14 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import Multi, Sparse, Splade, TokenTable
+from nimbed.local.head_config import ColBert, Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
 from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
-from nimbed.local.sentence_config import read_sentence_config, read_sparse_config
+from nimbed.local.sentence_config import (
+    read_sentence_config,
+    read_sparse_config,
+    read_transformer,
+)
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import InputType, Kind, Metric
 
@@ -27,7 +31,11 @@ __all__ = [
     "NormModule",
     "Pipeline",
     "PoolingMode",
+    "read_config",
+    "read_dense",
     "read_pipeline",
+    "refuse_other_kinds",
+    "weights_in",
 ]
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -41,15 +49,6 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
-# In the order in which sentence-transformers looks for them.
-_LENGTH_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-
-# What a network gives for each task, and what sentence-transformers calls it.
-_TASKS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
 
 # Modules that begin a pipeline.
 _FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
@@ -153,6 +152,9 @@ class Pipeline:
         Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
         tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
+        if isinstance(self.multi, ColBert):
+            each = [dataclasses.astuple(module)[1:] for module in self.modules]
+            return repr((dataclasses.astuple(self.multi), each, tokenizer))
         if self.sparse is not None and not self.dense:
             head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
             return repr((head, tokenizer))
@@ -193,7 +195,9 @@ class Pipeline:
             return
         if self.layers is not None:
             yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
-        if not self.static:
+        if isinstance(self.multi, ColBert):
+            yield from self.multi.steps()
+        elif not self.static:
             prompt = "" if self.include_prompt else ", without the prompt"
             yield f"Pooling by {' and '.join(self.pooling or ('mean',))}{prompt}"
         for module in self.modules:
@@ -218,7 +222,7 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
         CheckpointError: If one is malformed, missing, or asks for what nimbed does not do; the
             message names the file and the key.
     """
-    _refuse_other_kinds(folder)
+    refuse_other_kinds(folder)
     modules = list(listed_modules(folder))
     if role is not None:
         modules = [each for module in modules for each in of_route(module, role)]
@@ -336,7 +340,7 @@ class _Reader:
         self._pooling = ("mean",)
 
     def _read_splade(self, path: Path) -> None:
-        config, where = _config(path, "SpladePooling")
+        config, where = read_config(path, "SpladePooling")
         pooling = config.get("pooling_strategy", "max")
         activation = config.get("activation_function", "relu")
         if pooling not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
@@ -347,7 +351,7 @@ class _Reader:
         self._sparse = Splade(pooling, 2 if activation == "log1p_relu" else 1)
 
     def _read_table(self, path: Path) -> None:
-        config, where = _config(path, "SparseStaticEmbedding")
+        config, where = read_config(path, "SparseStaticEmbedding")
         table = path / "model.safetensors"
         if config.get("path") is not None:
             table = path / Path(str(config["path"])).name
@@ -360,7 +364,7 @@ class _Reader:
         self._module_weights.append(table)
 
     def _read_layers(self, path: Path) -> None:
-        config, where = _config(path, "WeightedLayerPooling")
+        config, where = read_config(path, "WeightedLayerPooling")
         # sentence-transformers' own sizes, where the file does not say.
         last = size_of({"num_hidden_layers": 12} | config, where, "num_hidden_layers")
         first = config.get("layer_start", 4)
@@ -369,10 +373,10 @@ class _Reader:
                 f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
             )
         self._layers = LayerWeights(path, first, last)
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
-        config, where = _config(path, "Pooling")
+        config, where = read_config(path, "Pooling")
         if self._pooling is not None:
             raise CheckpointError(f"{where} is a second pooling")
         named = config.get("pooling_mode")
@@ -391,37 +395,20 @@ class _Reader:
         self._include_prompt = config.get("include_prompt", True) is not False
 
     def _read_dense(self, path: Path) -> None:
-        config, where = _config(path, "Dense")
-        inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
-        activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-        if activation not in _ACTIVATIONS:
-            raise CheckpointError(
-                f"{where} has the activation_function {config['activation_function']!r}; nimbed "
-                f"has {', '.join(_ACTIVATIONS)}"
-            )
-        self._modules.append(
-            DenseModule(
-                path,
-                inputs,
-                outputs,
-                bias=config.get("bias", True) is not False,
-                activation=activation,
-                residual=config.get("use_residual") is True,
-            )
-        )
-        self._module_weights.extend(_weights_in(path))
+        self._modules.append(read_dense(path, "Dense"))
+        self._module_weights.extend(weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
-        config, where = _config(path, "LayerNorm")
+        config, where = read_config(path, "LayerNorm")
         self._modules.append(NormModule(path, size_of(config, where, "dimension")))
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
-        _config(path, "Normalize", required=False)
+        read_config(path, "Normalize", required=False)
         self._normalized = True
 
     def _read_dropout(self, path: Path) -> None:
-        _config(path, "Dropout", required=False)
+        read_config(path, "Dropout", required=False)
 
     def _of_transformer(self) -> tuple[int | None, bool]:
         """Return the longest text, and whether capitals are lowered.
@@ -430,37 +417,32 @@ class _Reader:
         """
         if self._static and self._sparse is None:
             return None, False
-        for name in _LENGTH_FILES:
-            config = read_json(self._weights / name)
-            if config:
-                break
-        else:
-            name, config = "", {}
-        where = self._weights / name
-        check_keys(config, where, FILES["Transformer"])
-        self._task = config.get("transformer_task") or self._task
-        if self._task not in _TASKS:
-            raise CheckpointError(
-                f"{where} gives transformer_task {self._task!r}; nimbed knows "
-                f"{' and '.join(map(repr, _TASKS))}"
-            )
-        text = {"method": "forward", "method_output_name": _TASKS[self._task]}
-        given = config.get("modality_config") or {}
-        if not isinstance(given, dict) or given.get("text", text) != text:
-            raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
-        lowers = bool(config.get("do_lower_case"))
-        if config.get("max_seq_length") is not None:
-            return size_of(config, where, "max_seq_length"), lowers
-        where, key = self._weights / "tokenizer_config.json", "model_max_length"
-        tokenizer = read_json(where)
-        # transformers writes 10^30 where no length is known.
-        length = tokenizer.get(key)
-        endless = isinstance(length, int | float) and length > 1e9
-        known = length is not None and not endless
-        return size_of(tokenizer, where, key) if known else None, lowers
+        said = read_transformer(self._weights, "Transformer", task=self._task)
+        self._task = said.task
+        return said.max_tokens, said.do_lower_case
 
 
-def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
+def read_dense(path: Path, kind: str) -> DenseModule:
+    """Return a Dense module, of one vector a text or of one a token."""
+    config, where = read_config(path, kind)
+    inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{where} has the activation_function {config['activation_function']!r}; nimbed "
+            f"has {', '.join(_ACTIVATIONS)}"
+        )
+    return DenseModule(
+        path,
+        inputs,
+        outputs,
+        bias=config.get("bias", True) is not False,
+        activation=activation,
+        residual=config.get("use_residual") is True,
+    )
+
+
+def read_config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
     """Return a module's configuration, whose keys are known, and where it stands."""
     where = path / "config.json"
     config = read_json(where, required=required)
@@ -468,15 +450,13 @@ def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, 
     return config, where
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Refuse what looks like a checkpoint but gives no dense vector of a text."""
+def refuse_other_kinds(folder: Path) -> None:
+    """Refuse what looks like a checkpoint but gives no vectors."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
             f"model first, with peft's merge_and_unload()"
         )
-    if (folder / "artifact.metadata").is_file():
-        raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
     named = read_json(folder / "config.json").get("architectures") or []
     for name in map(str, named if isinstance(named, list) else []):
         if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
@@ -484,9 +464,8 @@ def _refuse_other_kinds(folder: Path) -> None:
                 f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
                 f"pairs and gives no vectors"
             )
-        if name == "HF_ColBERT":
-            raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
 
 
-def _weights_in(folder: Path) -> list[Path]:
+def weights_in(folder: Path) -> list[Path]:
+    """Return the files of a module's weights."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])

@@ -361,7 +361,6 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             lambda c: {**c, "transformer_task": "fill-mask"},
             "reads texts by modality_config",
         ),
-        ("config.json", lambda c: {**c, "architectures": ["HF_ColBERT"]}, "holds a ColBERT model"),
     ],
 )
 def test_what_is_not_followed_is_refused(folder, file, change, message):
