@@ -74,6 +74,7 @@ def load(
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
+    chunk_mode: options.ChunkMode = "plain",
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
     ] = False,
@@ -143,6 +144,7 @@ def load(
             "--also": also is not None,
             "--words": words is not None,
             "--no-index": not index,
+            "--chunk-mode": chunk_mode != "plain",
         },
         collections_alone={
             "--vector": vector is not None,
@@ -231,6 +233,7 @@ def load(
                     truncate=cast(Any, truncate),  # a word of the engine's, which checks it
                     chunk_tokens=chunk,
                     overlap=overlap,
+                    **({} if collection is not None else {"chunk_mode": chunk_mode}),
                     prune=prune,
                     on_progress=tell,
                     **common,

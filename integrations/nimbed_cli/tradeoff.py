@@ -64,6 +64,7 @@ def tradeoff(
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
+    chunk_mode: options.ChunkMode = "plain",
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -102,7 +103,7 @@ def tradeoff(
             dimensions=None if dimensions is None else _sizes(dimensions),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
-            splitter=options.splitter_for(embedder, chunk, overlap),
+            splitter=options.splitter_for(embedder, chunk, overlap, chunk_mode),
             progress=move,
         )
     if target is not None:
@@ -125,6 +126,7 @@ def tradeoff(
             "--truncate": None if truncate == "NONE" else truncate,
             "--chunk": chunk,
             "--overlap": overlap or None,
+            "--chunk-mode": None if chunk_mode == "plain" else chunk_mode,
         }
         typer.echo("\nso stored:\n" + "\n".join(_commands(study, source, given)))
 

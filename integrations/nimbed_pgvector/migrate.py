@@ -98,6 +98,11 @@ class MigrationOperations(SyncedMigrations[S]):
         check_literal("truncate", truncate, Truncate)
         self._forget()
         old = yield from self._existing()
+        if old.chunks == "late":
+            raise ConfigurationError(
+                f"the table {self._name} holds late chunks, whose vectors need the documents they "
+                f"were split off; load those into a new table with the new model"
+            )
         options = TableOptions(
             embedding_type=embedding_type or old.layout.spec.embedding_type,
             dimensions=dimensions,

@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from nimbed import Embedder, VectorSpec
-from nimbed.chunks import CHUNK_FIELDS
+from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import EmbeddingType, Int8Scale, require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, float_twin
@@ -57,7 +57,7 @@ class Table:
         pgvector: Version of the extension.
         extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
-        chunked: Whether its rows are chunks of documents.
+        chunks: How its rows were split off documents; None where they are whole.
         next: The columns that a migration fills.
         previous: The columns that the last migration keeps.
     """
@@ -68,7 +68,7 @@ class Table:
     pgvector: tuple[int, ...]
     extension: str = ""
     empty: bool
-    chunked: bool = False
+    chunks: ChunkMode | None = None
     next: Layout | None = None
     previous: Layout | None = None
 
@@ -136,7 +136,10 @@ def find(name: str) -> Procedure[Table | None]:
         )
     yield from _check_copies(name, quoted, layout)
     some = yield Query(
-        sql.SQL("SELECT jsonb_exists(metadata, {}) FROM {} LIMIT 1").format(CHUNK_FIELDS[0], table)
+        sql.SQL(
+            "SELECT CASE WHEN jsonb_exists(metadata, {}) THEN 'late'"
+            " WHEN jsonb_exists(metadata, {}) THEN 'plain' END FROM {} LIMIT 1"
+        ).format(CONTEXT_FIELD, CHUNK_FIELDS[0], table)
     )
     return Table(
         name=name,
@@ -145,7 +148,7 @@ def find(name: str) -> Procedure[Table | None]:
         pgvector=version,
         extension=extension,
         empty=not some,
-        chunked=bool(some and some[0][0]),
+        chunks=some[0][0] if some else None,
         next=_layout(found, NEXT),
         previous=_layout(found, PREVIOUS),
     )

@@ -25,9 +25,9 @@ from nimbed.bulk import (
     load_batches,
     read_batches,
 )
-from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode, split_rows
 from nimbed.errors import ConfigurationError
-from nimbed.load import token_counter
+from nimbed.load import chunk_splitter
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
 from nimbed_pgvector.columns import Layout
@@ -70,22 +70,24 @@ S = TypeVar("S")
 _CHUNKS_A_DOCUMENT = 4
 
 
-def _check_kind(table: Table, *, chunked: bool) -> None:
-    """Refuse to mix chunks with whole passages: a document would be there twice.
+_KINDS: dict[ChunkMode | None, tuple[str, str]] = {
+    None: ("whole passages", "leave out --chunk (chunk_tokens=)"),
+    "plain": ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=) alone"),
+    "late": ("late chunks", "load with --chunk TOKENS --chunk-mode late (chunk_mode=)"),
+}
+
+
+def _check_kind(table: Table, mode: ChunkMode | None) -> None:
+    """Refuse to mix chunks with whole passages, or with chunks that were embedded otherwise.
 
     Raises:
-        ConfigurationError: If a table that is not empty holds the other kind.
+        ConfigurationError: If a table that is not empty holds another kind.
     """
-    if table.empty or table.chunked == chunked:
-        return
-    holds, mend = (
-        ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
-        if table.chunked
-        else ("whole passages", "leave out --chunk (chunk_tokens=)")
-    )
-    raise ConfigurationError(
-        f"the table {table.name} holds {holds}; {mend}, or load into another table"
-    )
+    if not table.empty and table.chunks != mode:
+        holds, mend = _KINDS[table.chunks]
+        raise ConfigurationError(
+            f"the table {table.name} holds {holds}; {mend}, or load into another table"
+        )
 
 
 class _Operations(MigrationOperations[S]):
@@ -122,6 +124,7 @@ class _Operations(MigrationOperations[S]):
         chunk_rows: int = BATCH_ROWS,
         chunk_tokens: int | None = None,
         overlap: int = 0,
+        chunk_mode: ChunkMode = "plain",
         prune: bool = False,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
@@ -141,6 +144,7 @@ class _Operations(MigrationOperations[S]):
                 a chunk's id is the document's with ``#`` and its number, and its metadata say where
                 it lies. A document that changed replaces its chunks, and leaves none behind.
             overlap: Tokens of a chunk's end that the next one begins with, at most.
+            chunk_mode: ``late`` embeds a chunk with the text around it, where the model can.
             prune: Delete the table's rows whose ids are not among the passages.
             on_reject: Told each row that cannot be stored, and why.
             on_progress: Told the report after each batch.
@@ -152,8 +156,10 @@ class _Operations(MigrationOperations[S]):
             BackendError: If the server or the model failed; what was committed stays.
         """
         check_literal("truncate", truncate, Truncate)
-        if overlap and chunk_tokens is None:
-            raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
+        if chunk_tokens is None and (overlap or chunk_mode != "plain"):
+            raise ConfigurationError(
+                "an overlap and a mode are those of chunks; give chunk_tokens too"
+            )
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
@@ -161,13 +167,14 @@ class _Operations(MigrationOperations[S]):
         layout_of = self._options.from_embedder(embedder, name=self._name)
         ended: deque[tuple[str, int]] = deque()
         if chunk_tokens is not None:
-            splitter = yield lambda: Splitter(
-                token_counter(embedder), tokens=chunk_tokens, overlap=overlap
+            splitter = yield lambda: chunk_splitter(
+                embedder, tokens=chunk_tokens, overlap=overlap, mode=chunk_mode
             )
             passages = split_rows(
                 passages, splitter, source=source, ended=lambda *each: ended.append(each)
             )
-            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
+            own = [*CHUNK_FIELDS, CONTEXT_FIELD]
+            metadata_fields = metadata_fields and [*metadata_fields, *own]
         kept = InputIds() if prune else None
         if kept is not None:
             on_reject = kept.noting(on_reject)
@@ -182,7 +189,7 @@ class _Operations(MigrationOperations[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
-        _check_kind(table, chunked=chunk_tokens is not None)
+        _check_kind(table, None if chunk_tokens is None else chunk_mode)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         embed = embedding_passages(embedder, spec, truncate=truncate)
 

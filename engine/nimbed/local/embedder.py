@@ -20,7 +20,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
 from nimbed.embedder import Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError, install_line
-from nimbed.inputs import Input, check_inputs
+from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
@@ -223,7 +223,10 @@ class LocalEmbedder(Managed):
         modality: Modality | None = None,
         progress: Progress = False,
     ) -> EmbeddingBatch:
-        """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
+        """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`.
+
+        A :class:`nimbed.chunks.ContextText` is embedded with the text around it.
+        """
         options = EmbedOptions(
             input_type=input_type,
             embedding_type=embedding_type,
@@ -233,8 +236,10 @@ class LocalEmbedder(Managed):
             modality=modality,
         )
         spec, prompt = self._resolve(options)
-        items = self._check(inputs, options)
+        items = self._check(inputs, options, in_context=True)
         loaded = self._load()
+        if any(isinstance(item, ContextText) for item in items):
+            return self._embed_in_context(items, options, progress)
         from nimbed.local.tokenizer import tokenized
 
         out = np.empty((len(items), self.card.dimensions), np.float32)
@@ -263,6 +268,49 @@ class LocalEmbedder(Managed):
             token_counts=counts,
             truncated=tuple(truncated),
         )
+
+    def _embed_in_context(
+        self, items: Sequence[Any], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch:
+        """Embed chunks with the text around them, and plain texts as they are."""
+        self.require_context()
+        from nimbed.local.engine import Engine
+        from nimbed.local.late_chunks import embed_in_context
+        from nimbed.local.tokenizer import TextTokenizer
+
+        loaded, (spec, prompt) = self._load(), self._resolve(options)
+        engine, tokenizer = loaded.engines[0], loaded.tokenizer
+        assert isinstance(engine, Engine)  # torch's own
+        assert isinstance(tokenizer, TextTokenizer)
+        out = np.empty((len(items), self.card.dimensions), np.float32)
+        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
+            counts = embed_in_context(
+                engine, tokenizer, items, out, prompt=prompt, finished=finished
+            )
+        return EmbeddingBatch.from_floats(
+            out, spec=spec, input_type=options.input_type, token_counts=counts
+        )
+
+    def require_context(self) -> None:
+        """Refuse late chunking; see :class:`nimbed.embedder.ContextEmbedding`.
+
+        Raises:
+            ConfigurationError: If the model does not pool by the mean, reads images, or does not
+                run on torch.
+        """
+        why = None
+        if self.card.pooling != "mean":
+            how = self.card.pooling
+            why = f"it pools by {how if isinstance(how, str) else ' and '.join(how)}"
+        elif self.card.modalities != ("text",):
+            why = "it reads images"
+        elif self.backend != "torch":
+            why = f"it runs on {self.backend}; load it with backend='torch'"
+        if why is not None:
+            raise ConfigurationError(
+                f"late chunking takes the mean of the states of a chunk's tokens, which "
+                f"{self.card.id} cannot give: {why}"
+            )
 
     @property
     def text_tokens(self) -> int:
@@ -376,13 +424,16 @@ class LocalEmbedder(Managed):
             resolved = self._resolved[options] = (spec, prompt)
         return resolved
 
-    def _check(self, inputs: Sequence[Input], options: EmbedOptions) -> list[Input]:
+    def _check(
+        self, inputs: Sequence[Input], options: EmbedOptions, *, in_context: bool = False
+    ) -> list[Input]:
         return check_inputs(
             inputs,
             input_type=options.input_type,
             modality=options.modality,
             model=self.card.id,
             modalities=self.card.modalities,
+            in_context=in_context,
         )
 
     def _heads(self) -> M3Heads:

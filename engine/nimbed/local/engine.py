@@ -311,6 +311,10 @@ class Engine:
                 f"truncate the texts, or use a larger device"
             ) from error
 
+    def pooled(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the vector of each sequence of token states; within :meth:`current`, too."""
+        return self._pool(states, layout)
+
     @contextmanager
     def current(self) -> Generator[None]:
         """Let this thread, and no other, launch on this engine's device and stream.

@@ -200,13 +200,7 @@ class TextTokenizer:
                 tokenized at all, the length is counted in characters.
             InputError: If a row holds no token at all, or the tokenizer gives up on it.
         """
-        skip = self._bare_length(prompt) if self._skip_prompt else 0
-        if skip and self._skip_head:
-            skip += self._head
-        if skip >= self._max_tokens:
-            raise ConfigurationError(
-                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
-            )
+        skip = self._skipped(prompt)
         read = [bounded(text, max_tokens=self._max_tokens, truncate=truncate) for text in texts]
         huge = {row for row, text in enumerate(texts) if len(text) > len(read[row])}
         prompted = [f"{prompt}{text}{self._suffix}" for text in read]
@@ -269,6 +263,32 @@ class TextTokenizer:
         """
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
+
+    def located(
+        self, text: str, *, prompt: str, rows: Sequence[int]
+    ) -> tuple[list[int], NDArray[np.int64], int]:
+        """Tokenize ``prompt + text``, however long, and tell where its tokens end in the text.
+
+        Args:
+            text: A string.
+            prompt: Put before it.
+            rows: The caller's rows that it is of, for messages.
+
+        Returns:
+            The ids, special tokens included; for each the character of the text behind its last,
+            ascending, at most 0 for what stands before the text; and how many are not pooled.
+
+        Raises:
+            InputError: If the tokenizer gives up on the text.
+        """
+        try:
+            encoding = self._tokenizer.encode(f"{prompt}{text}{self._suffix}")
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise self._gives_up(list(rows)) from None
+        ends = np.array(encoding.offsets, np.int64)[:, 1] - len(prompt)
+        return encoding.ids, np.maximum.accumulate(ends), self._skipped(prompt)
 
     def pieces(self, texts: Sequence[str], *, prompt: str, special: bool) -> list[list[Token]]:
         """Return the tokens of ``prompt + text`` for each text, as many as there are.
@@ -335,6 +355,17 @@ class TextTokenizer:
                 raise
             return False
         return True
+
+    def _skipped(self, prompt: str) -> int:
+        """Return how many of a row's first tokens are not pooled."""
+        skip = self._bare_length(prompt) if self._skip_prompt else 0
+        if skip and self._skip_head:
+            skip += self._head
+        if skip >= self._max_tokens:
+            raise ConfigurationError(
+                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
+            )
+        return skip
 
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""
