@@ -21,6 +21,8 @@ __all__ = ["BLOCK", "Gains", "Measured", "gains_by_place", "measure", "ndcgs", "
 
 #: Queries that are searched together in one timed round.
 BLOCK = 32
+# Chunks that are looked at for each document.
+_CHUNKS = 10
 # Quartiles of fewer timings say little about their spread.
 _LEAST_ROUNDS = 9
 
@@ -59,6 +61,7 @@ def measure(
     passages: EmbeddingBatch,
     ways: Sequence[Way],
     gains: Gains | None = None,
+    documents: NDArray[np.intp] | None = None,
 ) -> tuple[Measured, ...]:
     """Search for the ten nearest of every query in every way.
 
@@ -70,8 +73,11 @@ def measure(
         passages: Full float vectors of the same model, at least one.
         ways: The first is the full float, by which others are rescored.
         gains: What is relevant to each query; None takes the order of the full float as right.
+        documents: The number of the document that each passage is a chunk of, if the gains are
+            those of documents; the ten that are found are the first among ten times as many chunks.
     """
     stored = {way.spec: (derive(queries, way.spec), derive(passages, way.spec)) for way in ways}
+    wider = 1 if documents is None else _CHUNKS
     shape = (len(queries), min(TOP, len(passages)))
     found = [np.empty(shape, np.intp) for _ in ways]
     seconds: list[list[float]] = [[] for _ in ways]
@@ -83,9 +89,11 @@ def measure(
             asked, index = stored[way.spec]
             coarse = asked.select(block)
             started = time.perf_counter()
-            rows = nearest(coarse, index, way.candidates).rows
+            rows = nearest(coarse, index, way.candidates * wider).rows
             if way.oversampling:
-                rows = rescore(exact, passages, rows, TOP).rows
+                rows = rescore(exact, passages, rows, TOP * wider).rows
+            if documents is not None:
+                rows = _first_of_each(documents[rows], shape[1])
             found[place][block] = rows
             if turn >= 0:
                 seconds[place].append((time.perf_counter() - started) / len(block))
@@ -94,6 +102,15 @@ def measure(
         _summarize(way, rows, relevant, spent)
         for way, rows, spent in zip(ways, found, seconds, strict=True)
     )
+
+
+def _first_of_each(found: NDArray[np.intp], k: int) -> NDArray[np.intp]:
+    """Return the first k different numbers of each line, and -1 where there are fewer."""
+    out = np.full((len(found), k), -1, np.intp)
+    for line, numbers in zip(out, found.tolist(), strict=True):
+        first = list(dict.fromkeys(numbers))[:k]
+        line[: len(first)] = first
+    return out
 
 
 def _summarize(

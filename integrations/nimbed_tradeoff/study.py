@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nimbed.chunks import Splitter
+import numpy as np
+
+from nimbed.chunks import LateSplitter, Splitter
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
@@ -53,7 +55,8 @@ def tradeoff(
         dimensions: Only these of the sizes that the model offers, beside the full float.
         keep: The share of float's recall that the recommendation must keep.
         truncate: What happens to a text that is too long; NONE leaves it out, and a note says so.
-        splitter: Divides each text into chunks, which are the passages then.
+        splitter: Divides each text into chunks, which are the passages then; judgements name
+            documents, each found by its best chunk.
         progress: True for a bar, or a callable told (done, total) of the passages.
 
     Raises:
@@ -65,9 +68,10 @@ def tradeoff(
     if not 0 < keep <= 1:
         raise ConfigurationError(f"keep is a share of float's recall, above 0 up to 1; got {keep}")
     ways = every_way(embedder, dimensions)
-    if splitter is not None and judgements is not None:
+    if isinstance(splitter, LateSplitter) and queries is None:
         raise ConfigurationError(
-            "judgements name whole passages, not their chunks; leave out one of the two"
+            "no query can be cut out of late chunks, which know the whole document; give a file "
+            "of queries"
         )
     corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind, splitter)
     started = time.perf_counter()
@@ -77,11 +81,15 @@ def tradeoff(
     able, query_floats = embed_texts(embedder, asked, input_type="query", truncate=truncate)
     embedded = time.perf_counter()
     too_long = len(corpus.texts) - len(kept) + len(asked.texts) - len(able)
-    gains = None
+    gains, documents = None, None
     if judged is not None:
-        gains, able = judged.among(kept, able)
+        of = np.array(corpus.document_of, np.intp)[kept] if splitter is not None else None
+        documents = of
+        # The judgements' own numbers stay those of documents, all of which are there.
+        left = kept if of is None else range(len(corpus.documents))
+        gains, able = judged.among(left, able)
         query_floats = query_floats.select(able)
-    measured = measure(query_floats, passage_floats, ways, gains)
+    measured = measure(query_floats, passage_floats, ways, gains, documents)
     return Tradeoff(
         model=embedder.card.id,
         source=name_of(source),
@@ -128,5 +136,5 @@ def _read(
     asked = read_texts(queries, text_field=text_field, id_field=id_field)
     if judgements is None:
         return corpus, asked, None
-    judged = read_judgements(judgements, asked.places, corpus.places)
+    judged = read_judgements(judgements, asked.places, corpus.documents or corpus.places)
     return corpus, asked.select(judged.queries), judged
