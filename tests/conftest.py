@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -35,23 +36,20 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _programs_within_reach() -> Iterator[None]:
+def pytest_configure(config: pytest.Config) -> None:
     """Let the embedded database's user pass the folders above this environment, where we are root.
 
     PostgreSQL does not run as root, nimbed opens no folder of others for it, and a CI machine may
     have cloned the repository into a closed one. They may be passed, not read, until the end.
     """
-    closed: list[tuple[Path, int]] = []
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        for folder in Path(sys.prefix).parents:
-            mode = folder.stat().st_mode
-            if not mode & 0o001:
-                folder.chmod(mode | 0o001)
-                closed.append((folder, mode))
-    yield
-    for folder, mode in closed:
-        folder.chmod(mode)
+    is_worker = hasattr(config, "workerinput")  # they end one after the other
+    if is_worker or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return
+    for folder in Path(sys.prefix).parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
+            config.add_cleanup(functools.partial(folder.chmod, mode))
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +75,13 @@ def make_open_folder() -> Iterator[Callable[[], Path]]:
 @pytest.fixture
 def open_folder(make_open_folder: Callable[[], Path]) -> Path:
     return make_open_folder()
+
+
+@pytest.fixture(scope="session")
+def warm_nimbed() -> Iterator[Path]:
+    """Yield a folder for ``PATH`` whose ``nimbed`` spares a shell block the imports."""
+    pytest.importorskip("torch")
+    from tests.house.warm_command import warm_command
+
+    with warm_command() as folder:
+        yield folder

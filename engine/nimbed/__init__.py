@@ -4,7 +4,7 @@
 vectors that knows its dimensions, type, metric, model and role.
 """
 
-from nimbed import cards, chunks, errors, scheduling, search, stores
+from nimbed import cards, chunks, errors, fusion, scheduling, search, stores
 from nimbed.batch import EmbeddingBatch, concatenate
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, HybridEmbedder
@@ -12,6 +12,7 @@ from nimbed.fake import FakeEmbedder
 from nimbed.images import Image
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.load import load
+from nimbed.muvera import Muvera
 from nimbed.options import EmbedOptions
 from nimbed.spec import MultiVectorSpec, SparseSpec, VectorSpec
 from nimbed.version import __version__
@@ -27,6 +28,7 @@ __all__ = [
     "ModelCard",
     "MultiVectorBatch",
     "MultiVectorSpec",
+    "Muvera",
     "SparseBatch",
     "SparseSpec",
     "VectorSpec",
@@ -35,6 +37,7 @@ __all__ = [
     "chunks",
     "concatenate",
     "errors",
+    "fusion",
     "load",
     "scheduling",
     "search",

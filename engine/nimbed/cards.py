@@ -14,7 +14,15 @@ from typing import Any, Literal, get_args
 
 from nimbed.errors import ConfigurationError, UnknownModelError
 from nimbed.inputs import Modality
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Metric, VectorSpec, check_literal
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    Metric,
+    VectorSpec,
+    check_literal,
+)
 
 __all__ = ["DEFAULT_MODEL", "Modality", "ModelCard", "Pooling", "catalogue", "find", "known"]
 
@@ -49,6 +57,8 @@ class ModelCard:
             ``euclidean`` they keep the length that the model gives them.
         matryoshka: Sizes the publisher offers besides the full one.
         modalities: What it can embed.
+        kinds: The kinds of vectors that it gives: one a text, the weights of its tokens, one a
+            token.
         aliases: Other names of the same weights.
         weights: Hugging Face id of the checkpoint; empty where none is known to be public.
         served_types: Embedding types that NVIDIA's own server offers for it.
@@ -73,6 +83,7 @@ class ModelCard:
     metric: Metric = "cosine"
     matryoshka: tuple[int, ...] = ()
     modalities: tuple[Modality, ...] = ("text",)
+    kinds: tuple[Kind, ...] = ("dense",)
     aliases: tuple[str, ...] = ()
     weights: str = ""
     served_types: tuple[EmbeddingType, ...] = _ALL_TYPES

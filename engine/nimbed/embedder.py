@@ -196,8 +196,9 @@ class HybridEmbedder(Protocol):
             int8_scale: ``even`` (default) or ``nim``, for dense int8 and uint8.
             max_active: The most tokens that a sparse vector keeps; None for all.
             token_type: How a dimension of a token's vector is stored.
-            pool_factor: About how many neighbouring tokens of a passage become one vector (their
-                mean); 1 for none. Queries are never pooled.
+            pool_factor: How many tokens of a passage share a vector on average, the mean of those
+                that are alike; 1 for no pooling, which queries never are. Needs the extra
+                ``pooling``.
             progress: As for :meth:`Embedder.embed`.
 
         Raises:
@@ -462,5 +463,18 @@ class Tokenizing(Protocol):
 
         Raises:
             InputError: If a text is too long to be tokenized, or the tokenizer gives up on it.
+        """
+        ...
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts whose tokens these are, special ones included and no prompt.
+
+        Args:
+            ids: Token ids of each text, none negative.
+            input_type: The role that the texts will have.
+
+        Raises:
+            InputError: If this model's tokenizer makes other ids of every text; ``.rows`` names
+                them. TooLongError, if they are more than the model reads.
         """
         ...

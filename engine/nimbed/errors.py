@@ -193,6 +193,18 @@ def name_rows(rows: Sequence[int]) -> str:
     return f"row {shown}" if len(rows) == 1 else f"rows {shown}"
 
 
+def count_rows(count: int) -> str:
+    """Return ``1 row`` or ``2,000 rows`` for a message."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def renumber(error: InputError, rows: Sequence[int]) -> None:
+    """Have an error name its caller's rows, of which ``rows[n]`` was its row ``n``."""
+    named = name_rows(error.rows)
+    error.rows = tuple(rows[row] for row in error.rows)
+    error.args = (str(error).replace(named, name_rows(error.rows)),)
+
+
 def _rebuild(kind: type[Exception], message: str, state: dict[str, object]) -> Exception:
     error = kind.__new__(kind, message)
     error.__dict__.update(state)

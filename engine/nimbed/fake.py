@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -176,8 +176,7 @@ class FakeEmbedder(KindsAlone, Managed):
     ) -> EmbeddingKinds:
         """Embed texts by hashing; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`.
 
-        A token's weight is 1 plus the logarithm of how often it occurs. Pooling takes the mean of
-        neighbouring words.
+        A token's weight is 1 plus the logarithm of how often it occurs.
         """
         asked = KindOptions(
             kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
@@ -205,16 +204,8 @@ class FakeEmbedder(KindsAlone, Managed):
             spec = self.sparse_spec(max_active=max_active)
             sparse = SparseBatch.from_rows([_weights(each) for each in words], spec=spec, **shared)
         if "multi" in chosen:
-            spans = pool_factor if input_type == "passage" else 1
-            rows = [
-                np.stack(
-                    [
-                        np.mean([_hashed(word, self._card.dimensions) for word in some], axis=0)
-                        for some in _spans(each, spans)
-                    ]
-                )
-                for each in words
-            ]
+            width = self._card.dimensions
+            rows = [np.stack([_hashed(word, width) for word in each]) for each in words]
             multi = MultiVectorBatch.from_floats(
                 rows,
                 spec=self.multi_spec(token_type=token_type, pool_factor=pool_factor),
@@ -331,7 +322,3 @@ def _weights(words: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.float3
     ids = [int.from_bytes(_seed(word)[:4]) % _VOCABULARY for word in words]
     found, counts = np.unique(np.array(ids, np.int32), return_counts=True)
     return found, (1 + np.log(counts)).astype(np.float32)
-
-
-def _spans(words: Sequence[str], length: int) -> Iterator[Sequence[str]]:
-    return (words[start : start + length] for start in range(0, len(words), length))

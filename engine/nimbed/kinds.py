@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch, all_truncated, common_contract, still_truncated
 from nimbed.errors import BackendError, ConfigurationError, name_rows
-from nimbed.quantize import dequantize_int8, normalize, pack_bits, quantize_int8, signs_from_bits
-from nimbed.spec import InputType, MultiVectorSpec, SparseSpec, check_literal
+from nimbed.quantize import (
+    dequantize_int8,
+    normalize,
+    pack_bits,
+    pool_tokens,
+    quantize_int8,
+    signs_from_bits,
+)
+from nimbed.spec import InputType, MultiVectorSpec, SparseSpec, TokenType, check_literal
 
 __all__ = ["EmbeddingKinds", "MultiVectorBatch", "SparseBatch"]
 
@@ -210,15 +217,20 @@ class MultiVectorBatch:
         token_counts: NDArray[np.int32],
         truncated: tuple[int, ...] = (),
     ) -> MultiVectorBatch:
-        """Normalise and quantise the token vectors of single texts, and join them.
+        """Normalise, pool and quantise the token vectors of single texts, and join them.
 
         Args:
             rows: For each text an array of shape (tokens, spec.dimensions), any float dtype.
-            spec: The contract to fulfil.
+            spec: The contract to fulfil; its ``pool_factor`` holds for passages alone.
             input_type: The role the inputs were embedded for.
             token_counts: Tokens a row, shape (n,).
             truncated: Rows whose input was cut.
+
+        Raises:
+            MissingExtraError: If tokens are to be pooled, and SciPy is not installed.
         """
+        if spec.pool_factor > 1 and input_type == "passage":
+            rows = [pool_tokens(normalize(row), spec.pool_factor) for row in rows]
         empty = np.empty((0, spec.dimensions), np.float32)
         return cls(
             vectors=_stored(normalize(np.concatenate([empty, *rows])), spec),
@@ -243,16 +255,44 @@ class MultiVectorBatch:
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield self.vectors[start:stop]
 
-    def floats(self) -> NDArray[np.float32]:
+    def floats(self, tokens: slice = slice(None)) -> NDArray[np.float32]:
         """Return the vectors as float32 of shape (m, dimensions), dequantised.
 
         int8 as the value of its level, bits as ±1/√dimensions.
+
+        Args:
+            tokens: Which of the vectors; all of them.
         """
+        vectors = self.vectors[tokens]
         if self.spec.packed:
-            return signs_from_bits(self.vectors) / np.float32(np.sqrt(self.spec.dimensions))
+            return signs_from_bits(vectors) / np.float32(np.sqrt(self.spec.dimensions))
         if self.spec.int8_step is not None:
-            return dequantize_int8(self.vectors, step=self.spec.int8_step)
-        return self.vectors.astype(np.float32, copy=False)
+            return dequantize_int8(vectors, step=self.spec.int8_step)
+        return vectors.astype(np.float32, copy=False)
+
+    def compressed(self, token_type: TokenType, *, pool_factor: int = 1) -> MultiVectorBatch:
+        """Return what embedding with these options gives, of float vectors at hand.
+
+        Args:
+            token_type: How a dimension of a token's vector is stored.
+            pool_factor: How many tokens of a passage share a vector on average.
+
+        Raises:
+            ConfigurationError: If the batch is compressed already.
+            MissingExtraError: If tokens are to be pooled, and SciPy is not installed.
+        """
+        if self.spec.token_type != "float" or self.spec.pool_factor != 1:
+            raise ConfigurationError(
+                f"only float vectors of single tokens are compressed; these are "
+                f"{self.spec.token_type} with pool_factor {self.spec.pool_factor}"
+            )
+        return MultiVectorBatch.from_floats(
+            list(self.rows()),
+            spec=self.spec.stored_as(token_type, pool_factor=pool_factor),
+            input_type=self.input_type,
+            token_counts=self.token_counts,
+            truncated=self.truncated,
+        )
 
     def lists(self) -> list[list[list[float]]]:
         """Return for each text its dequantised vectors as lists of Python floats."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
@@ -30,6 +30,7 @@ __all__ = [
     "LazyEmbedder",
     "LoadOptions",
     "chunk_splitter",
+    "explain_arguments",
     "key_for",
     "load",
     "refuse_to_pickle",
@@ -240,6 +241,81 @@ def key_for(base_url: str, api_key: str | None) -> str | None:
 
     found = find_key(Address.parse(base_url), api_key, os.environ)
     return found.reveal() if found else None
+
+
+# Arguments of NVIDIA's, OpenAI's and Hugging Face's adapters: our word, or a sentence.
+_FOREIGN = {
+    **dict.fromkeys(("nvidia_api_key", "openai_api_key"), "api_key"),
+    **dict.fromkeys(("api_base", "openai_api_base"), "base_url"),
+    **dict.fromkeys(("max_batch_size", "chunk_size"), "batch_size"),
+    **dict.fromkeys(("show_progress", "show_progress_bar"), "progress"),
+    **dict.fromkeys(("default_headers", "organization"), "headers"),
+    **dict.fromkeys(("deployment", "model_name"), "model"),
+    **dict.fromkeys(
+        ("trucate", "max_length", "check_embedding_ctx_length", "embedding_ctx_length"), "truncate"
+    ),
+    "request_timeout": "timeout",
+    "openai_api_type": "dialect",
+    "cache_folder": "cache_dir",
+    "model_kwargs": "every option has an argument of its own, such as device, dtype and revision",
+    "encode_kwargs": "every option has an argument of its own: embedding_type, dimensions; float "
+    "vectors are normalised where the model says so, and batches are packed by tokens",
+    "additional_kwargs": "every field of a request has an argument of its own",
+    "trust_remote_code": "no code of a checkpoint is ever run",
+    **dict.fromkeys(
+        ("normalize", "pooling", "tokenizer", "tokenizer_name"), "the model's own files say so"
+    ),
+    **dict.fromkeys(
+        ("query_encode_kwargs", "query_instruction", "text_instruction"),
+        "the model's own prompts are used; for others, from_embedder(nimbed.load(card))",
+    ),
+    **dict.fromkeys(
+        ("multi_process", "parallel_process", "target_devices"),
+        "use from_embedder(nimbed.load(devices=[...]))",
+    ),
+    **dict.fromkeys(
+        ("max_retries", "retry_min_seconds", "retry_max_seconds"),
+        "a server is asked up to eight times, at the pace that it asks for; to change it, "
+        "from_embedder(RemoteEmbedder(retry=...))",
+    ),
+    **dict.fromkeys(
+        ("tiktoken_enabled", "tiktoken_model_name", "allowed_special", "disallowed_special"),
+        "texts are sent, never token ids",
+    ),
+    **dict.fromkeys(
+        ("client", "async_client", "http_client", "http_async_client", "async_http_client"),
+        "several adapters can share one embedder, by from_embedder",
+    ),
+    "reuse_client": "one client serves any number of event loops",
+    "mode": "the method decides the role",
+    "skip_empty": "a blank text is an error that names its row",
+    "api_version": "Azure's own protocol is not spoken",
+    "openai_proxy": "set HTTPS_PROXY in the environment",
+    "default_query": "an address has no query",
+    "usage_telemetry_enabled": "there is no telemetry",
+}
+
+
+def explain_arguments(given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse arguments that other adapters have and this one calls otherwise, or has no need of.
+
+    Args:
+        given: The arguments that came.
+        known: Those that the adapter has; what neither side knows is left to the adapter.
+
+    Raises:
+        ConfigurationError: If there are any; it names each, and the cure.
+    """
+    told = []
+    for name in given:
+        if name in _FOREIGN and name not in known:
+            ours = _FOREIGN[name]
+            if ours in known:
+                told.append(f"{name} is called {ours} here")
+            elif " " in ours:
+                told.append(f"there is no {name}: {ours}")
+    if told:
+        raise ConfigurationError("; ".join(told))
 
 
 class Hidden(Protocol):

@@ -119,7 +119,7 @@ class KindOptions:
         kinds: Which kinds, each once; None for all that the model gives.
         max_active: The most tokens that a sparse vector keeps; None for all.
         token_type: How a dimension of a token's vector is stored.
-        pool_factor: About how many neighbouring tokens of a passage become one vector.
+        pool_factor: How many tokens of a passage share a vector on average.
 
     Raises:
         ConfigurationError: If an option has a value that no model knows.

@@ -6,6 +6,7 @@ passages.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.kinds import MultiVectorBatch, SparseBatch
-from nimbed.spec import require_same_space
+from nimbed.spec import MultiVectorSpec, require_same_space
 
 __all__ = ["Batch", "Neighbours", "distances", "nearest", "rescore"]
 
@@ -23,6 +24,9 @@ Batch: TypeAlias = EmbeddingBatch | SparseBatch | MultiVectorBatch
 
 # 64-bit words of a temporary for one block of passages: a megabyte stays in the cache.
 _BLOCK_WORDS = 2**17
+
+# Tokens of queries whose products with a block of passages are taken at once.
+_ASKED = 1024
 
 
 class Neighbours(NamedTuple):
@@ -43,10 +47,15 @@ def distances(queries: Batch, passages: Batch) -> NDArray[Any]:
     negative dot product, or the Euclidean distance. Sparse vectors: the negative dot product;
     multi-vectors: the negative MaxSim.
 
+    Multi-vectors of queries in ``float`` are compared with those of passages in any ``token_type``
+    and with any ``pool_factor``, dequantised: all of them stand for the same vectors, and only the
+    passages', of which there are many, have to be small. A query's signs against a passage's signs
+    rank worse than its floats do.
+
     Raises:
         SpaceMismatchError: If the two batches have different fingerprints, or are of two kinds.
     """
-    require_same_space(queries.spec, passages.spec, doing="compare")
+    _require_comparable(queries, passages)
     # Batches of one spec are of one kind, which type checkers do not know.
     if isinstance(queries, SparseBatch) or isinstance(passages, SparseBatch):
         assert isinstance(queries, SparseBatch)
@@ -98,7 +107,7 @@ def rescore(queries: Batch, passages: Batch, candidates: NDArray[np.intp], k: in
         candidates: Row numbers of shape (queries, m), as :func:`nearest` gives them.
         k: How many to keep of each row of candidates.
     """
-    require_same_space(queries.spec, passages.spec, doing="compare")
+    _require_comparable(queries, passages)
     exact = np.stack(
         [
             distances(queries.select([row]), passages.select(picked))[0]
@@ -107,6 +116,14 @@ def rescore(queries: Batch, passages: Batch, candidates: NDArray[np.intp], k: in
     )
     best = _smallest(exact, k)
     return Neighbours(np.take_along_axis(candidates, best.rows, axis=1), best.distances)
+
+
+def _require_comparable(queries: Batch, passages: Batch) -> None:
+    asked, stored = queries.spec, passages.spec
+    of_query = queries.input_type == "query"
+    if of_query and isinstance(asked, MultiVectorSpec) and isinstance(stored, MultiVectorSpec):
+        asked = asked.for_passages(stored)
+    require_same_space(asked, stored, doing="compare")
 
 
 def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:
@@ -168,22 +185,29 @@ def _sparse_products(queries: SparseBatch, passages: SparseBatch) -> NDArray[np.
 
 
 def _max_sims(queries: MultiVectorBatch, passages: MultiVectorBatch) -> NDArray[np.float32]:
-    """Return for each pair the sum over the query's tokens of the largest dot product."""
+    """Return for each pair the sum over the query's tokens of the largest dot product.
+
+    A block of passages is dequantised at a time, and 4 MB of products are held.
+    """
     sums = np.empty((len(queries), len(passages)), np.float32)
-    if not len(passages):
-        return sums
-    asked, floats = queries.floats(), passages.floats()
-    starts = queries.offsets[:-1]
-    # Whole passages whose products with all tokens of the queries are about a block.
-    most = max(1, 8 * _BLOCK_WORDS // max(1, len(asked)))
-    first = 0
-    while len(queries) and first < len(passages):
-        last = int(np.searchsorted(passages.offsets, passages.offsets[first] + most, "right")) - 1
-        last = max(last, first + 1)
-        begin, end = passages.offsets[first], passages.offsets[last]
-        best = np.maximum.reduceat(
-            asked @ floats[begin:end].T, passages.offsets[first:last] - begin, axis=1
-        )
-        sums[:, first:last] = np.add.reduceat(best, starts, axis=0)
-        first = last
+    asked = queries.floats()
+    most = 8 * _BLOCK_WORDS // max(1, min(len(asked), _ASKED))
+    for some in _blocks(passages.offsets, most):
+        begins = passages.offsets[some]
+        floats = passages.floats(slice(begins[0], passages.offsets[some.stop]))
+        for few in _blocks(queries.offsets, _ASKED):
+            starts = queries.offsets[few]
+            products = floats @ asked[starts[0] : queries.offsets[few.stop]].T
+            # Down columns: the maxima of many of a query's tokens at once.
+            best = np.maximum.reduceat(products, begins - begins[0], axis=0)
+            sums[few, some] = np.add.reduceat(best, starts - starts[0], axis=1).T
     return sums
+
+
+def _blocks(offsets: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Yield runs of whole rows of at most so many elements, or of one row that has more."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + most, "right")) - 1
+        yield slice(first, max(last, first + 1))
+        first = max(last, first + 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from nimbed.errors import ConfigurationError, SpaceMismatchError
@@ -101,8 +101,7 @@ class Contract:
 
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON types, those of a kind other than dense with its name."""
-        facts = asdict(self)  # type: ignore[call-overload]  # every spec is a dataclass
-        return facts if self.kind == "dense" else {"kind": self.kind, **facts}
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  # a dataclass
 
     @property
     def fingerprint(self) -> str:
@@ -182,6 +181,8 @@ class VectorSpec(Contract):
             model ranks by a metric that counts their length, ``dot`` or ``euclidean``.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
+        encoding: How they were made of other vectors, such as :class:`nimbed.Muvera` of
+            multi-vectors; empty for a model's own.
     """
 
     kind: ClassVar[Kind] = "dense"
@@ -199,6 +200,13 @@ class VectorSpec(Contract):
     normalized: bool = True
     query_prompt: str = ""
     passage_prompt: str = ""
+    encoding: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as JSON types, an empty encoding left out."""
+        # With it the fingerprints of all vectors stored before there were any would be others.
+        facts = asdict(self)
+        return facts if self.encoding else {k: v for k, v in facts.items() if k != "encoding"}
 
     def __post_init__(self) -> None:
         """Refuse a spec whose facts contradict each other."""
@@ -247,6 +255,7 @@ class VectorSpec(Contract):
         metric: Metric = "cosine",
         query_prompt: str = "",
         passage_prompt: str = "",
+        encoding: str = "",
     ) -> VectorSpec:
         """Make a spec, deriving metric, dtype, width and int8 step.
 
@@ -260,6 +269,7 @@ class VectorSpec(Contract):
             metric: How the model ranks: ``cosine``, or by the length of vectors too.
             query_prompt: Text put before a query.
             passage_prompt: Text put before a passage.
+            encoding: How they were made of other vectors.
 
         Raises:
             ConfigurationError: If the combination cannot be stored.
@@ -291,6 +301,7 @@ class VectorSpec(Contract):
             int8_step=step,
             query_prompt=query_prompt,
             passage_prompt=passage_prompt,
+            encoding=encoding,
         )
 
     @property
@@ -352,8 +363,8 @@ class MultiVectorSpec(Contract):
         width: Stored elements a token (dimensions, or dimensions/8 when packed).
         revision: The revision the caller pinned, or the content id of a local folder.
         int8_step: Float value of one int8 level, for int8.
-        pool_factor: About how many neighbouring tokens of a passage were pooled into one vector;
-            queries never are.
+        pool_factor: How many tokens of a passage share a vector on average, those that are alike;
+            queries keep one a token.
         metric: ``maxsim``: for every token of a query its largest dot product with a token of the
             passage, summed.
         query_prompt: Text put before a query.
@@ -428,6 +439,27 @@ class MultiVectorSpec(Contract):
             passage_prompt=passage_prompt,
         )
 
+    def stored_as(self, token_type: TokenType, *, pool_factor: int) -> MultiVectorSpec:
+        """Return the contract of the same model's vectors, stored in another way."""
+        return MultiVectorSpec.of(
+            model=self.model,
+            revision=self.revision,
+            dimensions=self.dimensions,
+            token_type=token_type,
+            pool_factor=pool_factor,
+            query_prompt=self.query_prompt,
+            passage_prompt=self.passage_prompt,
+        )
+
+    def for_passages(self, stored: MultiVectorSpec) -> MultiVectorSpec:
+        """Return the contract of queries of this one, as it reads where passages have another.
+
+        A query's tokens are never pooled, and floats may be compared with what passages' floats
+        were stored as; see :func:`nimbed.search.distances`.
+        """
+        kept = stored.token_type if self.token_type == "float" else self.token_type
+        return self.stored_as(kept, pool_factor=stored.pool_factor)
+
     @property
     def packed(self) -> bool:
         """Whether eight dimensions share a stored byte."""
@@ -475,9 +507,10 @@ def require_same_space(left: Contract, right: Contract, *, doing: str) -> None:
             f"cannot {doing} {left.kind} vectors with {right.kind} ones; only vectors of one kind "
             f"share a space (rankings of several kinds are fused, not their vectors)"
         )
-    ours, theirs = left.facts(), right.facts()
     differences = ", ".join(
-        f"{name} {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]
+        f"{each.name} {ours!r} and {theirs!r}"
+        for each in fields(left)  # type: ignore[arg-type]  # every spec is a dataclass
+        if (ours := getattr(left, each.name)) != (theirs := getattr(right, each.name))
     )
     raise SpaceMismatchError(
         f"cannot {doing} vectors of two spaces, which differ in {differences}; "

@@ -121,7 +121,7 @@ def load(
     content are skipped. Several may load into one table at once.
     """
     from nimbed.bulk import listing
-    from nimbed.errors import ConfigurationError, InputError
+    from nimbed.errors import ConfigurationError, InputError, count_rows
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import hint_if_stopped, progress_bar
 
@@ -242,7 +242,7 @@ def load(
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
-                f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
+                f"none of the {count_rows(report.rejected)} could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
         typer.echo("\n".join([*_summary(report, name, listed, given), *computed]), err=True)

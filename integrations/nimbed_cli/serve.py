@@ -119,8 +119,11 @@ def _embedders(settings: Settings) -> dict[str, Embedder]:
 
     made: dict[str, Embedder] = {}
     for place, model in enumerate(settings.models or (None,)):
-        told = settings.cards[place] if place < len(settings.cards) else "-"
-        embedder = _load(settings, model, None if told == "-" else told)
+        card, prompt = (
+            None if place >= len(each) or each[place] == "-" else each[place]
+            for each in (settings.cards, settings.prompt_names)
+        )
+        embedder = _load(settings, model, card=card, prompt_name=prompt)
         names = settings.served_names
         name = names[place] if place < len(names) else _name(model, embedder)
         if name in made:
@@ -129,11 +132,11 @@ def _embedders(settings: Settings) -> dict[str, Embedder]:
     return made
 
 
-def _load(settings: Settings, model: str | None, card: str | None) -> Embedder:
+def _load(settings: Settings, model: str | None, **told: Any) -> Embedder:
     import nimbed
 
     if settings.base_url is not None:
-        return nimbed.load(model, card=card, base_url=settings.base_url)
+        return nimbed.load(model, **told, base_url=settings.base_url)
     devices: Any = (
         {"device": settings.devices[0]}
         if len(settings.devices) == 1
@@ -141,7 +144,7 @@ def _load(settings: Settings, model: str | None, card: str | None) -> Embedder:
     )
     dtype: Any = settings.dtype
     backend: Any = settings.backend
-    return nimbed.load(model, card=card, dtype=dtype, backend=backend, **devices)
+    return nimbed.load(model, **told, dtype=dtype, backend=backend, **devices)
 
 
 def _name(model: str | None, embedder: Embedder) -> str:

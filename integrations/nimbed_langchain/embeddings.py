@@ -23,6 +23,7 @@ from nimbed.load import (
     Dtype,
     LazyEmbedder,
     LoadOptions,
+    explain_arguments,
     key_for,
     refuse_to_pickle,
     shown_headers,
@@ -120,6 +121,12 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         )
         made._lazy = LazyEmbedder(embedder)
         return made
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain(cls, given: Any) -> Any:
+        explain_arguments(given if isinstance(given, dict) else (), cls.model_fields)
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

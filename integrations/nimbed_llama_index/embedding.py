@@ -5,25 +5,28 @@ Holds settings only: the engine loads what they name, at the first call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from copy import copy
 from io import BytesIO
 from typing import Any, Self
 
 from llama_index.core.embeddings import MultiModalEmbedding
-from llama_index.core.schema import ImageType
+from llama_index.core.schema import BaseNode, ImageDocument, ImageNode, ImageType
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, InputError, renumber
 from nimbed.images import Image
+from nimbed.inputs import Input
 from nimbed.load import (
     Backend,
     Dtype,
     LazyEmbedder,
     LoadOptions,
+    explain_arguments,
     key_for,
     refuse_to_pickle,
     shown_headers,
@@ -34,6 +37,7 @@ from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpe
 __all__ = ["NimbedEmbedding"]
 
 _Vector = list[float]
+_IMAGES = (ImageNode, ImageDocument)
 # Bound to their process; and the key, which a pickle must not hold.
 _NOT_PICKLED = ("api_key", "cache", "callback_manager", "rate_limiter")
 
@@ -74,7 +78,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         cache: A key-value store for vectors. A store given as ``embeddings_cache`` is used in
             the same way, since LlamaIndex's own use of it confuses the roles.
         embed_batch_size: Texts in one call of the engine, which makes its own batches of them,
-            and in one event. The rows that an error names count from the first text of the call.
+            and in one event.
         num_workers: How many such calls run at once in asynchronous batches; None for all, since
             the engine limits itself.
         concurrency: Requests in flight at a server at most; 32 if None.
@@ -142,6 +146,12 @@ class NimbedEmbedding(MultiModalEmbedding):
         made._lazy = LazyEmbedder(embedder)
         return made
 
+    @model_validator(mode="before")
+    @classmethod
+    def _explain(cls, given: Any) -> Any:
+        explain_arguments(given if isinstance(given, dict) else (), cls.model_fields)
+        return given
+
     @model_validator(mode="after")
     def _settle(self) -> Self:
         # Not by assignment, which would validate, and so come here, again.
@@ -187,6 +197,88 @@ class NimbedEmbedding(MultiModalEmbedding):
         """The contract of the vectors: what an index must know about them."""
         return self.embedder.spec(**self._options("passage").of_spec)
 
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Set the vectors of nodes, as a pipeline does: of images as what they show.
+
+        A text beside an image is embedded with it, by a model that takes such pairs.
+
+        Raises:
+            InputError: If a node cannot be embedded, or its image would have to be fetched.
+            ConfigurationError: If the model takes no images.
+        """
+        super().__call__([node for node in nodes if not isinstance(node, _IMAGES)], **kwargs)
+        shown = self._shown(nodes)
+        if shown:
+            batch = self.embedder.embed(list(shown.values()), **self._keywords("passage"))
+            _set_vectors(nodes, shown, batch.lists())
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Do what a pipeline's call does without blocking the event loop."""
+        await super().acall([node for node in nodes if not isinstance(node, _IMAGES)], **kwargs)
+        shown = self._shown(nodes)
+        if shown:
+            batch = await self.embedder.aembed(list(shown.values()), **self._keywords("passage"))
+            _set_vectors(nodes, shown, batch.lists())
+        return nodes
+
+    def _shown(self, nodes: Sequence[BaseNode]) -> dict[int, Input]:
+        """Return what there is to embed of the nodes of images, by their place."""
+        found: dict[int, Input] = {}
+        for place, node in enumerate(nodes):
+            if not isinstance(node, _IMAGES):
+                continue
+            if node.image is None and node.image_path is None:
+                raise InputError(
+                    f"the image of node {node.node_id} is not here, and an address is not fetched; "
+                    f"load it, and give the node its image_path",
+                    rows=[place],
+                )
+            found[place] = image = _image(node.resolve_image())
+            text = node.text
+            if text and not text.isspace():
+                if "text_image" not in self.embedder.card.modalities:
+                    raise InputError(
+                        f"node {node.node_id} has a text beside its image, and "
+                        f"{self.embedder.card.id} takes no pairs; give it a node of its own",
+                        rows=[place],
+                    )
+                found[place] = (text, image)
+        return found
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[_Vector]:
+        """Embed texts as passages; an error names their rows in this call.
+
+        Raises:
+            InputError: If texts are blank, too long or no strings; ``.rows`` names them.
+            BackendError: If the model or the server failed.
+        """
+        try:
+            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+        except InputError as error:
+            self._name_rows_of_the_call(error, texts)
+            raise
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[_Vector]:
+        """Do what :meth:`get_text_embedding_batch` does without blocking the event loop."""
+        try:
+            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+        except InputError as error:
+            self._name_rows_of_the_call(error, texts)
+            raise
+
+    def _name_rows_of_the_call(self, error: InputError, texts: list[str]) -> None:
+        # LlamaIndex cuts a call into batches and tells nobody where one begins: it is looked for.
+        failed, size = vars(error).pop("batch", texts), self.embed_batch_size
+        for start in range(0, len(texts), size):
+            if texts[start : start + size] == failed:
+                renumber(error, range(start, start + size))
+                return
+
     def _get_query_embedding(self, query: str) -> _Vector:
         return self._embed([query], "query")[0]
 
@@ -222,12 +314,14 @@ class NimbedEmbedding(MultiModalEmbedding):
     def _embed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
         cache = self.cache
         if cache is None:
-            return self.embedder.embed(texts, **self._keywords(role)).lists()
+            with _batch_noted(texts, texts):
+                return self.embedder.embed(texts, **self._keywords(role)).lists()
         collection = self._collection(role)
         entries = {text: cache.get(text, collection) for text in dict.fromkeys(texts)}
         absent = [text for text, entry in entries.items() if not entry]
         if absent:
-            batch = self.embedder.embed(absent, **self._keywords(role))
+            with _batch_noted(texts, absent):
+                batch = self.embedder.embed(absent, **self._keywords(role))
             for text, vector in zip(absent, batch.lists(), strict=True):
                 entry = entries[text] = {"embedding": vector}
                 cache.put(text, entry, collection)
@@ -236,12 +330,14 @@ class NimbedEmbedding(MultiModalEmbedding):
     async def _aembed(self, texts: Sequence[str], role: InputType) -> list[_Vector]:
         cache = self.cache
         if cache is None:
-            return (await self.embedder.aembed(texts, **self._keywords(role))).lists()
+            with _batch_noted(texts, texts):
+                return (await self.embedder.aembed(texts, **self._keywords(role))).lists()
         collection = self._collection(role)
         entries = {text: await cache.aget(text, collection) for text in dict.fromkeys(texts)}
         absent = [text for text, entry in entries.items() if not entry]
         if absent:
-            batch = await self.embedder.aembed(absent, **self._keywords(role))
+            with _batch_noted(texts, absent):
+                batch = await self.embedder.aembed(absent, **self._keywords(role))
             for text, vector in zip(absent, batch.lists(), strict=True):
                 entry = entries[text] = {"embedding": vector}
                 await cache.aput(text, entry, collection)
@@ -311,6 +407,25 @@ class NimbedEmbedding(MultiModalEmbedding):
         """Build anew, with the key from the environment of the process that loads the pickle."""
         self.__init__(**state["__dict__"])  # type: ignore[misc]
         self._lazy = state["__pydantic_private__"]["_lazy"]
+
+
+@contextmanager
+def _batch_noted(texts: Sequence[str], sent: Sequence[str]) -> Generator[None]:
+    """Have an error name rows of a batch, of which the cache left some to be sent, and keep it."""
+    try:
+        yield
+    except InputError as error:
+        if sent is not texts:
+            renumber(error, [texts.index(text) for text in sent])
+        vars(error)["batch"] = texts
+        raise
+
+
+def _set_vectors(
+    nodes: Sequence[BaseNode], places: Iterable[int], vectors: Sequence[_Vector]
+) -> None:
+    for place, vector in zip(places, vectors, strict=True):
+        nodes[place].embedding = vector
 
 
 def _image(file: ImageType) -> Image:

@@ -52,6 +52,8 @@ class NimbedTextSplitter(MetadataAwareTextSplitter):
         Raises:
             ConfigurationError: If the metadata leave no room, or no tokenizer is found.
         """
+        if not text:  # as LlamaIndex's own: a document of an image has none, and stays
+            return [text]
         if self._counter is None:
             self._counter = token_counter(self.embed_model.embedder, self.tokenizer)
         splitter = Splitter(

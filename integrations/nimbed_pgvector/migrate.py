@@ -17,7 +17,7 @@ import nimbed
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit
 from nimbed.bulk import JobReport, embedding_passages, ignore
-from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
+from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError, count_rows
 from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.audit import audit_columns, claimed, sample_rows
@@ -314,7 +314,7 @@ class MigrationOperations(SyncedMigrations[S]):
         if report.rejected:
             first = report.first_rejects[0]
             raise InputError(
-                f"{report.rejected:,} rows of the table {self._name} cannot be embedded by "
+                f"{count_rows(report.rejected)} of the table {self._name} cannot be embedded by "
                 f"{target.spec.model} and would be lost, so nothing is switched; the first is "
                 f"{first.id!r}: {first.reason}"
             )

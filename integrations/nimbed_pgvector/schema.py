@@ -43,6 +43,10 @@ __all__ = [
 #: How the comment of a column begins that holds a contract: one that is searched, one that a
 #: migration fills, and one that it keeps for the way back.
 CURRENT, NEXT, PREVIOUS = "nimbed ", "nimbed-next ", "nimbed-previous "
+_CHUNKS = sql.SQL(
+    "SELECT CASE WHEN jsonb_exists(metadata, {}) THEN 'late'"
+    " WHEN jsonb_exists(metadata, {}) THEN 'plain' END FROM {} LIMIT 1"
+)
 _LONGEST_NAME = 63  # PostgreSQL cuts longer names silently, and two could become one
 
 
@@ -135,12 +139,7 @@ def find(name: str) -> Procedure[Table | None]:
             f"of another name"
         )
     yield from _check_copies(name, quoted, layout)
-    some = yield Query(
-        sql.SQL(
-            "SELECT CASE WHEN jsonb_exists(metadata, {}) THEN 'late'"
-            " WHEN jsonb_exists(metadata, {}) THEN 'plain' END FROM {} LIMIT 1"
-        ).format(CONTEXT_FIELD, CHUNK_FIELDS[0], table)
-    )
+    some = yield Query(_CHUNKS.format(CONTEXT_FIELD, CHUNK_FIELDS[0], table))
     return Table(
         name=name,
         oid=rows[0][3],
@@ -232,8 +231,7 @@ def lock_own_tables() -> Procedure[str]:
     # the extension, nimbed_spec and nimbed_ledger; and one would fail.
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
     yield from _require_utf8()
-    _, extension = yield from _extension()
-    return extension
+    return (yield from _extension())[1]
 
 
 def create_statements(name: str, layout: Layout) -> list[sql.Composed]:

@@ -17,14 +17,7 @@ import psycopg
 from psycopg import errors
 
 from nimbed import Embedder, EmbeddingBatch, VectorSpec
-from nimbed.bulk import (
-    InputIds,
-    JobReport,
-    embedding_passages,
-    ignore,
-    load_batches,
-    read_batches,
-)
+from nimbed.bulk import InputIds, JobReport, embedding_passages, ignore, load_batches, read_batches
 from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode, split_rows
 from nimbed.errors import ConfigurationError
 from nimbed.load import chunk_splitter
@@ -55,12 +48,7 @@ from nimbed_pgvector.operations import (
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
 from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
-from nimbed_pgvector.statements import (
-    AsyncConnectionSource,
-    ConnectionSource,
-    Runner,
-    Transaction,
-)
+from nimbed_pgvector.statements import AsyncConnectionSource, ConnectionSource, Runner, Transaction
 
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
@@ -157,9 +145,7 @@ class _Operations(MigrationOperations[S]):
         """
         check_literal("truncate", truncate, Truncate)
         if chunk_tokens is None and (overlap or chunk_mode != "plain"):
-            raise ConfigurationError(
-                "an overlap and a mode are those of chunks; give chunk_tokens too"
-            )
+            raise ConfigurationError("an overlap and a mode are of chunks; give chunk_tokens too")
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
@@ -173,8 +159,7 @@ class _Operations(MigrationOperations[S]):
             passages = split_rows(
                 passages, splitter, source=source, ended=lambda *each: ended.append(each)
             )
-            own = [*CHUNK_FIELDS, CONTEXT_FIELD]
-            metadata_fields = metadata_fields and [*metadata_fields, *own]
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS, CONTEXT_FIELD]
         kept = InputIds() if prune else None
         if kept is not None:
             on_reject = kept.noting(on_reject)
@@ -344,15 +329,7 @@ class _Operations(MigrationOperations[S]):
                 where=filter,
                 parameters=parameters,
             )
-        table = yield from self._existing()
-        # A pool's connection is not held while a model is loaded or runs.
-        query: EmbeddingBatch = yield lambda: self._question(table, question)
-        try:
-            return (yield from asked(table, query))
-        except errors.UndefinedColumn as error:
-            now = yield from self._changed(table, error)
-        query = yield lambda: self._question(now, question)
-        return (yield from asked(now, query))
+        return (yield from self._found(asked, lambda table: self._question(table, question)))
 
     def _sql(
         self,
@@ -392,11 +369,25 @@ class _Operations(MigrationOperations[S]):
             group=group,
             after=after,
         )
+        return (yield from self._found(asked, lambda table: query))
+
+    def _found(
+        self,
+        asked: Callable[[Table, EmbeddingBatch], Operation[list[Hit]]],
+        query_for: Callable[[Table], EmbeddingBatch],
+    ) -> Operation[list[Hit]]:
+        """Search, once again where a migration has exchanged the columns meanwhile."""
         table = yield from self._existing()
+        # A pool's connection is not held while a model is loaded or runs.
+        query: EmbeddingBatch = yield lambda: query_for(table)
         try:
             return (yield from asked(table, query))
         except errors.UndefinedColumn as error:
-            now = yield from self._changed(table, error)
+            self._forget()
+            now = yield from self._existing()
+            if now.layout == table.layout:
+                raise error
+        query = yield lambda: query_for(now)
         return (yield from asked(now, query))
 
     def _asked(
@@ -429,14 +420,6 @@ class _Operations(MigrationOperations[S]):
             procedure=hybrid_search(table, question, query, **options)
         )
         return hits
-
-    def _changed(self, before: Table, error: errors.UndefinedColumn) -> Operation[Table]:
-        """Return the table as a migration left it; raise the error if there was none."""
-        self._forget()
-        table = yield from self._existing()
-        if table.layout == before.layout:
-            raise error
-        return table
 
     def _question(self, table: Table, question: str) -> EmbeddingBatch:
         return embed_question(self._embedder_for(table), table.layout, question)

@@ -17,11 +17,11 @@ from typing import Any
 import orjson
 
 from nimbed.embedder import Embedder
-from nimbed.errors import NimbedError, TooLongError
+from nimbed.errors import ConfigurationError, NimbedError, TooLongError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
-from nimbed_server.routes import about, cohere, embeddings, tokens, transformers
+from nimbed_server.routes import about, cohere, embeddings, kinds, tokens, transformers
 from nimbed_server.settings import PREFIX, Settings
 from nimbed_server.state import State
 from nimbed_server.wire.errors import HttpError, http_error, render_error
@@ -33,6 +33,9 @@ Route = Callable[[State, Request, ServedModel | None], Awaitable[None]]
 # The last part of a path, its verb and its route; whatever stands before it names a model.
 _ROUTES: dict[str, tuple[str, Route]] = {
     "/v1/embeddings": ("POST", embeddings.embeddings),
+    "/v1/embeddings/kinds": ("POST", kinds.embeddings_of_kinds),
+    "/embed_sparse": ("POST", kinds.embed_sparse),
+    "/embed_all": ("POST", kinds.embed_all),
     "/v1/embed": ("POST", cohere.embed_v1),
     "/v2/embed": ("POST", cohere.embed_v2),
     "/v1/models": ("GET", about.models),
@@ -161,6 +164,8 @@ class App:
             body = orjson.dumps({"error": error.message})
         elif endpoint in ("/v1/embed", "/v2/embed"):
             body = orjson.dumps({"message": error.message})
+        elif endpoint in ("/embed_sparse", "/embed_all"):
+            body = orjson.dumps({"error": error.message, "error_type": error.type})
         else:
             body = render_error(
                 error,
@@ -215,6 +220,11 @@ class App:
             if backend.arithmetic is not None:
                 facts["computing"] = f"in {backend.arithmetic}"
             LOG.info("%s is ready", name, extra={"facts": facts})
+        try:
+            self.state.models.check_kinds()
+        except ConfigurationError as error:
+            self.state.failure = str(error)
+            LOG.error(self.state.failure)
         self.state.metrics.watch_memory()
 
     @property

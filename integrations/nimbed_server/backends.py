@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, Schedulable, Token, Tokenizing
-from nimbed.errors import DeadlineError, InputError
+from nimbed.errors import ConfigurationError, DeadlineError, InputError, TooLongError
 from nimbed.inputs import Input
+from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.scheduling import QueueState, Scheduler, Timings
-from nimbed.spec import InputType
+from nimbed.spec import Contract, InputType, Kind
 from nimbed_server.http import Request
+from nimbed_server.kinds import KindsEmbedder, first, hybrid
 from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import ModelMetrics
 from nimbed_server.wire.errors import HttpError
@@ -27,6 +29,8 @@ from nimbed_server.wire.errors import HttpError
 __all__ = ["Backend", "Embedded", "ScheduledBackend", "backend_for"]
 
 _WARM_UP = "warm up"
+# By itself it sends the ids of OpenAI's tokenizer, to whatever server.
+_TEXTS_INSTEAD = ": in LangChain OpenAIEmbeddings(check_embedding_ctx_length=False)"
 # Inputs of a request that somebody may be waiting for.
 _FEW = 8
 
@@ -60,6 +64,8 @@ class Backend:
         ready: Whether the model is loaded.
         capacity: The bound on inputs under way.
         metrics: As given.
+        kinds: The kinds of vectors that the model gives; only dense ones before it is loaded.
+        contracts: The contract of each other kind, without options.
     """
 
     def __init__(
@@ -75,6 +81,9 @@ class Backend:
         self.ready = False
         self.capacity = CapacityLimit(max_items, drain_rate=self._items_per_second)
         self._kept_free = max_items // 8 if queries_first else 0
+        self.kinds: tuple[Kind, ...] = ("dense",)
+        self.contracts: dict[Kind, Contract] = {}
+        self._hybrid = self._of_kinds(queues=True)
 
     @property
     def card(self) -> ModelCard:
@@ -111,6 +120,23 @@ class Backend:
             )
         return self._embedder.tokenize(texts, input_type=input_type, special=special)
 
+    def detokenize(self, ids: Sequence[Sequence[int]], input_type: InputType) -> list[str]:
+        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`.
+
+        Raises:
+            HttpError: 400 with what to do where they are not the ids of the model's own tokenizer.
+            NimbedError: If they are too many.
+        """
+        reason = f"the tokenizer of {self.card.id} is not here; send the text"
+        if isinstance(self._embedder, Tokenizing):
+            try:
+                return self._embedder.detokenize(ids, input_type=input_type)
+            except TooLongError:
+                raise
+            except (ConfigurationError, InputError) as error:
+                reason = str(error)
+        raise HttpError(400, f"{reason}{_TEXTS_INSTEAD}", param="input")
+
     @property
     def queue(self) -> QueueState:
         """What waits, or is under way where the queue is elsewhere."""
@@ -119,6 +145,7 @@ class Backend:
     def load(self) -> None:
         """Read the weights and embed a word; blocks for as long as that takes."""
         self._embedder.embed([_WARM_UP], input_type="passage")
+        self._read_kinds()
         self.ready = True
 
     def embed(
@@ -135,6 +162,8 @@ class Backend:
 
     def close(self) -> None:
         """Finish what waits, then release the model."""
+        if self._hybrid is not None:
+            self._hybrid.close()
         self._embedder.close()
 
     async def embed_request(
@@ -167,20 +196,79 @@ class Backend:
             NimbedError: If the engine refuses or fails.
         """
         seconds = _client_timeout(request, timeout)
-        few = options.input_type == "query" and len(inputs) <= _FEW
-        self.capacity.acquire(len(inputs), kept_free=0 if few else self._kept_free)
-        request.watch(unwatched)
         timings = Timings()
-        try:
+        with _Admission(self, request, len(inputs), options, unwatched):
             if roles is None:
                 batch = await self.embed(
                     inputs, options, timeout=seconds, timings=timings, patient=patient
                 )
                 return self._counted(batch, signs, timings)
             return await self._embed_by_role(inputs, options, roles, signs, seconds, timings)
-        finally:
-            self.capacity.release(len(inputs))
-            request.unwatch(unwatched)
+
+    async def embed_kinds_request(
+        self,
+        request: Request,
+        texts: Sequence[str],
+        options: EmbedOptions,
+        asked: KindOptions,
+        *,
+        timeout: float,
+        unwatched: TimeLimit,
+    ) -> tuple[EmbeddingKinds, Timings]:
+        """Embed the texts of one request as several kinds of vectors.
+
+        Args:
+            request: As for :meth:`embed_request`.
+            texts: Its texts.
+            options: What it asks for.
+            asked: What it asks of kinds.
+            timeout: As for :meth:`embed_request`.
+            unwatched: Likewise.
+
+        Raises:
+            HttpError: 503 if too many inputs are under way, 413 if the answer would be too large.
+            ClientDisconnected: If the client goes first.
+            NimbedError: If the model does not give a kind, or the engine refuses or fails.
+        """
+        chosen = asked.chosen(self.kinds, self.card.id)
+        asked = dataclasses.replace(asked, kinds=chosen)
+        timings = Timings()
+        with _Admission(self, request, len(texts), options, unwatched):
+            if self._hybrid is None:
+                seconds = _client_timeout(request, timeout)
+                dense = await self.embed(texts, options, timeout=seconds, timings=timings)
+                found = EmbeddingKinds(dense=dense)
+            else:
+                found = await self._hybrid.embed(
+                    texts,
+                    options,
+                    asked,
+                    timeout=_client_timeout(request, timeout),
+                    timings=timings,
+                )
+        batch = first(found)
+        self.metrics.embedded(
+            batch.input_type,
+            items=len(batch),
+            tokens=sum(batch.token_counts.tolist()),
+            truncated=len(batch.truncated),
+            kinds=chosen,
+        )
+        return found, timings
+
+    def kept_free(self, items: int, options: EmbedOptions) -> int:
+        """Return how much of the capacity is not for inputs such as these."""
+        return 0 if options.input_type == "query" and items <= _FEW else self._kept_free
+
+    def _of_kinds(self, *, queues: bool) -> KindsEmbedder | None:
+        found = hybrid(self._embedder)
+        return None if found is None else KindsEmbedder(found, self.metrics, queues=queues)
+
+    def _read_kinds(self) -> None:
+        found = hybrid(self._embedder)
+        if found is not None and self._hybrid is not None:
+            self.kinds = found.kinds
+            self.contracts = self._hybrid.read_contracts()
 
     async def _embed_by_role(
         self,
@@ -278,6 +366,7 @@ class ScheduledBackend(Backend):
         self._max_tokens = max_tokens
         self._max_wait = max_wait
         self._scheduler: Scheduler | None = None
+        self._hybrid = self._of_kinds(queues=False)
 
     @property
     def queue(self) -> QueueState:
@@ -286,6 +375,7 @@ class ScheduledBackend(Backend):
 
     def load(self) -> None:
         """Read the weights and embed a word; blocks for as long as that takes."""
+        self._read_kinds()
         scheduler = Scheduler(
             self._schedulable,
             # The capacity bounds the items; the queue itself bounds their tokens.
@@ -319,6 +409,33 @@ class ScheduledBackend(Backend):
         if self._scheduler is not None:
             self._scheduler.close()
         super().close()
+
+
+class _Admission:
+    """Counts the inputs of a request as under way, and watches its client, for a ``with``."""
+
+    __slots__ = ("_backend", "_items", "_request", "_unwatched")
+
+    def __init__(
+        self,
+        backend: Backend,
+        request: Request,
+        items: int,
+        options: EmbedOptions,
+        unwatched: TimeLimit,
+    ) -> None:
+        backend.capacity.acquire(items, kept_free=backend.kept_free(items, options))
+        self._backend = backend
+        self._items = items
+        self._request = request
+        self._unwatched = unwatched
+
+    def __enter__(self) -> None:
+        self._request.watch(self._unwatched)
+
+    def __exit__(self, *exc: object) -> None:
+        self._backend.capacity.release(self._items)
+        self._request.unwatch(self._unwatched)
 
 
 def backend_for(

@@ -11,12 +11,14 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
+
+from nimbed.spec import Kind
 
 __all__ = ["Metrics", "ModelMetrics"]
 
@@ -82,6 +84,9 @@ class Metrics:
         )
         self._of_model: dict[str, Any] = {
             "nimbed_items": counter("nimbed_items", "Inputs embedded.", ["model", "input_type"]),
+            "nimbed_kinds": counter(
+                "nimbed_kinds", "Inputs embedded as each kind of vector.", ["model", "kind"]
+            ),
             "nimbed_tokens": counter("nimbed_tokens", "Tokens read by the model.", ["model"]),
             "nimbed_truncated": counter(
                 "nimbed_truncated", "Inputs cut to the model's length.", ["model"]
@@ -169,12 +174,19 @@ class ModelMetrics:
 
     def __init__(self, model: str, families: Mapping[str, Any]) -> None:
         self._items = {"query": 0, "passage": 0}
+        self._kinds = dict.fromkeys(get_args(Kind), 0)
         self._tokens = self._truncated = self._succeeded = self._failed = 0
         self._request_seconds = 0.0
         items = families["nimbed_items"]
         self._item_counters = {role: items.labels(model, role) for role in self._items}
+        of_kind = families["nimbed_kinds"]
+        self._kind_counters = {kind: of_kind.labels(model, kind) for kind in self._kinds}
         # Bound to the model here, since to look a label up takes four times what counting does.
-        bound = {name: each.labels(model) for name, each in families.items() if each is not items}
+        bound = {
+            name: each.labels(model)
+            for name, each in families.items()
+            if each is not items and each is not of_kind
+        }
         self._token_counter: Counter = bound["nimbed_tokens"]
         self._truncated_counter: Counter = bound["nimbed_truncated"]
         self._tokenize_seconds: Histogram = bound["nimbed_tokenize_seconds"]
@@ -215,9 +227,19 @@ class ModelMetrics:
         self._queue_us.inc(1e6 * waited)
         self._infer_us.inc(1e6 * seconds)
 
-    def embedded(self, role: str, *, items: int, tokens: int, truncated: int) -> None:
+    def embedded(
+        self,
+        role: str,
+        *,
+        items: int,
+        tokens: int,
+        truncated: int,
+        kinds: Sequence[Kind] = ("dense",),
+    ) -> None:
         """Count what one request had embedded in one role."""
         self._items[role] += items
+        for kind in kinds:
+            self._kinds[kind] += items
         self._tokens += tokens
         self._truncated += truncated
 
@@ -238,6 +260,9 @@ class ModelMetrics:
         for role, count in self._items.items():
             self._item_counters[role].inc(count)
             self._items[role] = 0
+        for kind, count in self._kinds.items():
+            self._kind_counters[kind].inc(count)
+            self._kinds[kind] = 0
         self._token_counter.inc(self._tokens)
         self._truncated_counter.inc(self._truncated)
         self._tokens = self._truncated = 0

@@ -15,7 +15,16 @@ from typing import Any, Literal
 from nimbed import cards
 from nimbed.cards import ModelCard
 from nimbed.errors import ConfigurationError
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, check_literal
+from nimbed.options import KindOptions
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    TokenType,
+    Truncate,
+    check_literal,
+)
 from nimbed_server.backends import Backend
 from nimbed_server.wire.errors import HttpError
 
@@ -39,6 +48,10 @@ class Fixed:
         int8_scale: ``nim`` or ``even``.
         input_type: The role where the request names none.
         truncate: What happens to an input that is too long where the request says NONE.
+        kinds: The kinds of vectors.
+        max_active: The most tokens of a sparse vector.
+        token_type: How a dimension of a token's vector is stored.
+        pool_factor: About how many tokens of a passage become one vector.
     """
 
     dimensions: int | None = None
@@ -47,9 +60,19 @@ class Fixed:
     int8_scale: Int8Scale | None = None
     input_type: InputType | None = None
     truncate: Truncate | None = None
+    kinds: tuple[Kind, ...] | None = None
+    max_active: int | None = None
+    token_type: TokenType | None = None
+    pool_factor: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse words that mean nothing."""
+        KindOptions(
+            kinds=self.kinds,
+            max_active=self.max_active,
+            token_type=self.token_type or "float",
+            pool_factor=self.pool_factor or 1,
+        )
         for name, allowed in _LITERALS.items():
             value = getattr(self, name)
             if value is not None:
@@ -102,19 +125,30 @@ def parse_alias(text: str) -> Alias:
     return Alias(name.strip(), model.strip(), Fixed(**facts))
 
 
-def _dimensions(value: str) -> int:
-    if not value.isdigit():
-        raise ConfigurationError(f"dimensions must be a number; got {value!r}")
-    return int(value)
+def _number(name: str) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not value.isdigit() or not int(value):
+            raise ConfigurationError(f"{name} must be a number from 1; got {value!r}")
+        return int(value)
+
+    return read
+
+
+def _kinds(value: str) -> tuple[str, ...]:
+    return tuple(value.split("+"))
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "dimensions": _dimensions,
+    "dimensions": _number("dimensions"),
     "embedding_type": str,
     "as": str,
     "int8_scale": str,
     "input_type": str,
     "truncate": str,
+    "kinds": _kinds,
+    "max_active": _number("max_active"),
+    "token_type": str,
+    "pool_factor": _number("pool_factor"),
 }
 
 
@@ -138,6 +172,22 @@ class ServedModel:
     def card(self) -> ModelCard:
         """Facts about the model behind the name."""
         return self.backend.card
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that the name gives."""
+        return self.fixed.kinds or self.backend.kinds
+
+    @property
+    def kind_options(self) -> KindOptions:
+        """What a client gets who asks for none of the options of kinds."""
+        fixed = self.fixed
+        return KindOptions(
+            kinds=fixed.kinds,
+            max_active=fixed.max_active,
+            token_type=fixed.token_type or "float",
+            pool_factor=fixed.pool_factor or 1,
+        )
 
 
 class ServedModels:
@@ -224,6 +274,18 @@ class ServedModels:
                 code="model_not_found",
             )
         return model
+
+    def check_kinds(self) -> None:
+        """Refuse names that fix a kind of vector which their model does not give, once it is known.
+
+        Raises:
+            ConfigurationError: Naming the alias.
+        """
+        for name, model in self._served.items():
+            try:
+                model.kind_options.chosen(model.backend.kinds, model.card.id)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"alias {name!r}: {error}") from error
 
     def _add(self, alias: Alias, by_source: Mapping[Path, ServedModel]) -> None:
         if alias.name.lower() in map(str.lower, self._served):

@@ -65,6 +65,13 @@ class Settings:
         flag="--card",
         metavar="NAME",
     )
+    prompt_names: tuple[str, ...] = _setting(
+        (),
+        "One of each model's prompts for tasks other than search, put before every text, in the "
+        "order of --model; - for none.",
+        flag="--prompt-name",
+        metavar="NAME",
+    )
     served_names: tuple[str, ...] = _setting(
         (),
         "What clients call the models, in their order; by default the model's own name.",
@@ -76,7 +83,7 @@ class Settings:
     aliases: tuple[Alias, ...] = _setting(
         (),
         "A name that fixes options: dimensions, embedding_type, as (signs), int8_scale, "
-        "input_type, truncate.",
+        "input_type, truncate, kinds (such as dense+sparse), max_active, token_type, pool_factor.",
         flag="--alias",
         metavar="NAME=MODEL,option=value,...",
     )
@@ -229,11 +236,13 @@ class Settings:
             raise ConfigurationError(
                 f"log_level must be debug, info, warning or error; got {self.log_level!r}"
             )
-        if len(self.cards) > len(self.models):
-            raise ConfigurationError(
-                f"cards say what the folders of models hold, in their order; got "
-                f"{len(self.cards)} for {len(self.models)} models"
-            )
+        for name in ("cards", "prompt_names"):
+            given = len(getattr(self, name))
+            if given > len(self.models):
+                raise ConfigurationError(
+                    f"{name} belong to models, in their order; got {given} for "
+                    f"{len(self.models)} models"
+                )
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port must be from 0 to 65535; got {self.port}")
         for name in _POSITIVE:

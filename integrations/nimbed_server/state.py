@@ -8,10 +8,14 @@ from typing import TypeVar
 
 from nimbed.embedder import Embedder
 from nimbed.inputs import Input
+from nimbed.kinds import EmbeddingKinds
+from nimbed.options import KindOptions
+from nimbed.scheduling import Timings
 from nimbed.spec import InputType
 from nimbed_server.auth import Authenticator, Origins
 from nimbed_server.backends import Backend, Embedded, backend_for
 from nimbed_server.http import Request
+from nimbed_server.kinds import first
 from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import Metrics
 from nimbed_server.models import ServedModel, ServedModels
@@ -54,7 +58,7 @@ class State:
         unwatched: For how long nobody looks whether a client has gone.
         warned: Clients that were told once that they send no role.
         draining: Whether it is stopping.
-        failure: Why a model could not be loaded.
+        failure: Why a model could not be loaded, or does not give what an alias fixes.
 
     Raises:
         ConfigurationError: If names or aliases contradict each other.
@@ -92,13 +96,27 @@ class State:
     @property
     def ready(self) -> bool:
         """Whether every model is loaded and the server takes requests."""
-        return not self.draining and all(backend.ready for backend in self.models.backends.values())
+        loaded = all(backend.ready for backend in self.models.backends.values())
+        return loaded and not self.draining and self.failure is None
 
     async def body(self, request: Request) -> bytes:
         """Read a request's body within the limits; see :meth:`nimbed_server.http.Request.body`."""
         return await request.body(
             limit=self.settings.max_body_bytes, timeout=self.body_time, room=self.body_room
         )
+
+    async def detokenize(
+        self, model: ServedModel, ids: Sequence[Sequence[int]], resolved: Resolved
+    ) -> list[str]:
+        """Return the texts whose token ids a request holds; see :meth:`Backend.detokenize`.
+
+        Raises:
+            HttpError: 400 where they are another tokenizer's, 503 where the model takes nothing.
+        """
+        if self.draining or not model.backend.ready:
+            raise self.unavailable(model)
+        role = resolved.options.input_type
+        return await aside(True, model.backend.detokenize, ids, role)
 
     async def embed(
         self,
@@ -125,10 +143,14 @@ class State:
             ClientDisconnected: If the client goes first.
             NimbedError: If the engine refuses or fails.
         """
-        for name, value in resolved.headers:
-            request.add_header(name, value)
-        if self.draining or not model.backend.ready:
-            raise self.unavailable(model)
+        self._begin(request, model, resolved)
+        if "dense" not in model.kinds:
+            raise HttpError(
+                400,
+                f"{model.name!r} gives {' and '.join(model.kinds)} vectors alone, by POST "
+                f"/v1/embeddings/kinds",
+                param="model",
+            )
         embedded = await model.backend.embed_request(
             request,
             inputs,
@@ -139,13 +161,43 @@ class State:
             unwatched=self.unwatched,
             patient=patient,
         )
-        spent = embedded.timings
-        if spent is not None:
-            milliseconds = 1e3 * spent.tokenizing, 1e3 * spent.queueing, 1e3 * spent.inference
-            request.add_header(b"server-timing", _TIMING % milliseconds)
-        if embedded.truncated:
-            request.add_header(b"x-nimbed-truncated", ",".join(map(str, embedded.truncated[:100])))
+        _tell(request, embedded.timings, embedded.truncated)
         return embedded
+
+    async def embed_kinds(
+        self,
+        request: Request,
+        model: ServedModel,
+        texts: Sequence[str],
+        resolved: Resolved,
+        asked: KindOptions,
+    ) -> EmbeddingKinds:
+        """Embed the texts of one request as several kinds of vectors; see :meth:`embed`.
+
+        Args:
+            request: The request.
+            model: What its model's name stands for.
+            texts: Its texts.
+            resolved: What it comes to.
+            asked: What it asks of kinds.
+        """
+        self._begin(request, model, resolved)
+        found, timings = await model.backend.embed_kinds_request(
+            request,
+            texts,
+            resolved.options,
+            asked,
+            timeout=self.settings.request_timeout_s,
+            unwatched=self.unwatched,
+        )
+        _tell(request, timings if timings.inference else None, first(found).truncated)
+        return found
+
+    def _begin(self, request: Request, model: ServedModel, resolved: Resolved) -> None:
+        for name, value in resolved.headers:
+            request.add_header(name, value)
+        if self.draining or not model.backend.ready:
+            raise self.unavailable(model)
 
     def unavailable(self, model: ServedModel) -> HttpError:
         """Return why a model takes no inputs now."""
@@ -165,6 +217,15 @@ class State:
             tokens=lambda: float(backend.queue.tokens),
             ready=lambda: float(backend.ready),
         )
+
+
+def _tell(request: Request, spent: Timings | None, truncated: Sequence[int]) -> None:
+    """Say in headers of the answer where its time went, and which inputs were cut."""
+    if spent is not None:
+        milliseconds = 1e3 * spent.tokenizing, 1e3 * spent.queueing, 1e3 * spent.inference
+        request.add_header(b"server-timing", _TIMING % milliseconds)
+    if truncated:
+        request.add_header(b"x-nimbed-truncated", ",".join(map(str, truncated[:100])))
 
 
 async def aside(large: bool, function: Callable[..., T], *args: object) -> T:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypedDict, Unpack, cast
 
+from weaviate.classes.query import Filter
 from weaviate.collections import Collection, CollectionAsync
 from weaviate.outputs.config import CollectionConfig
+from weaviate.util import generate_uuid5
 
 from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
@@ -26,7 +28,7 @@ from nimbed.bulk import (
     load_batches,
     read_batches,
 )
-from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.chunks import CHUNK_FIELDS, Splitter, document_of, split_rows
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
@@ -44,8 +46,6 @@ from nimbed_weaviate.properties import (
     seal,
     space_of,
 )
-from nimbed_weaviate.pruning import prune as prune_collection
-from nimbed_weaviate.pruning import trim
 from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
 __all__ = [
@@ -60,10 +60,35 @@ __all__ = [
 
 #: Rows that are embedded together and sent in one request, or in several if they are long.
 BATCH_ROWS = 256
+# Objects that are read at a time, and looked for or deleted by one request.
+_PAGE = 1000
+# Chunks of a document that are looked for beyond its end at a time, once there is one.
+_STEP = 64
 
 
 class ImportOptions(TypedDict, total=False):
-    """What :func:`batch_import` may be told, by name."""
+    """What :func:`batch_import` may be told, by name.
+
+    Attributes:
+        vector: The vector's name, where there are several.
+        text_property: The property that takes the text, ``text`` if not given.
+        embedding_type: None, the default, means: as the collection has it, or float.
+        dimensions: None, the default, means: as the collection has it, or the model's full size.
+        int8_scale: For int8 and uint8.
+        truncate: What happens to a text that is too long: NONE, the default, rejects it.
+        source: Names rows that have no id, ``script`` if not given.
+        metadata_fields: Other fields to keep; None, the default, keeps all.
+        chunk_rows: Rows that are embedded together and sent in one request, :data:`BATCH_ROWS` if
+            not given; long texts make it several requests.
+        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
+            chunk's id is the document's with ``#`` and its number, and its properties say where
+            it lies. A document that changed replaces its chunks, and leaves none behind.
+        overlap: Tokens of a chunk's end that the next one begins with, at most; none if not given.
+        prune: Remove the objects of earlier imports whose rows are not in this input.
+        rejects_file: Where the rows left out are listed, as JSON lines.
+        on_reject: Told each row that cannot be stored, and why.
+        on_progress: Told the report after each batch.
+    """
 
     vector: str | None
     text_property: str
@@ -87,23 +112,9 @@ def batch_import(
     rows: Iterable[Item],
     embedder: Embedder,
     *,
-    vector: str | None = None,
-    text_property: str = "text",
-    embedding_type: EmbeddingType | None = None,
-    dimensions: int | None = None,
-    int8_scale: Int8Scale | None = None,
-    truncate: Truncate = "NONE",
-    source: str = "script",
-    metadata_fields: Sequence[str] | None = None,
-    chunk_rows: int = BATCH_ROWS,
-    chunk_tokens: int | None = None,
-    overlap: int = 0,
-    prune: bool = False,
     restart_wait: float = RESTART_WAIT,
     on_wait: Callable[[str], None] = ignore,
-    rejects_file: str | os.PathLike[str] | None = None,
-    on_reject: Callable[[Reject], None] = ignore,
-    on_progress: Callable[[JobReport], None] = ignore,
+    **options: Unpack[ImportOptions],
 ) -> JobReport:
     """Embed rows and store them; those that are there with the same content are skipped.
 
@@ -121,26 +132,9 @@ def batch_import(
             :func:`nimbed_weaviate.vectorizer` to be seeded; with its tenant, if it has tenants.
         rows: (id, text), (id, text, metadata), or rows of :func:`nimbed.files.read_rows`.
         embedder: Embeds the texts, as passages.
-        vector: The vector's name, where there are several.
-        text_property: The property that takes the text.
-        embedding_type: None means: as the collection has it, or float.
-        dimensions: None means: as the collection has it, or the model's full size.
-        int8_scale: For int8 and uint8.
-        truncate: What happens to a text that is too long: NONE rejects it.
-        source: Names rows that have no id.
-        metadata_fields: Other fields to keep; None keeps all.
-        chunk_rows: Rows that are embedded together and sent in one request; long texts make it
-            several requests.
-        chunk_tokens: Split each text, a document now, into chunks of so many tokens at most; a
-            chunk's id is the document's with ``#`` and its number, and its properties say where
-            it lies. A document that changed replaces its chunks, and leaves none behind.
-        overlap: Tokens of a chunk's end that the next one begins with, at most.
-        prune: Remove the objects of earlier imports whose rows are not in this input.
         restart_wait: Seconds to wait for a Weaviate that goes away; 0 does not wait.
         on_wait: Told in a sentence that Weaviate is away, and that it is back.
-        rejects_file: Where the rows left out are listed, as JSON lines.
-        on_reject: Told each row that cannot be stored, and why.
-        on_progress: Told the report after each batch.
+        **options: Any of those that :class:`ImportOptions` describes.
 
     Raises:
         SpaceMismatchError: If the collection holds vectors of another space.
@@ -149,27 +143,8 @@ def batch_import(
         BackendError: If Weaviate or the model failed, or Weaviate refused all that it was sent at
             first; what is stored stays.
     """
-    return _import(
-        Calls(budget=restart_wait, tell=on_wait),
-        collection,
-        rows,
-        embedder,
-        vector=vector,
-        text_property=text_property,
-        embedding_type=embedding_type,
-        dimensions=dimensions,
-        int8_scale=int8_scale,
-        truncate=truncate,
-        source=source,
-        metadata_fields=metadata_fields,
-        chunk_rows=chunk_rows,
-        chunk_tokens=chunk_tokens,
-        overlap=overlap,
-        prune=prune,
-        rejects_file=rejects_file,
-        on_reject=on_reject,
-        on_progress=on_progress,
-    )
+    calls = Calls(budget=restart_wait, tell=on_wait)
+    return _import(calls, collection, rows, embedder, **options)
 
 
 async def abatch_import(
@@ -250,9 +225,9 @@ def _import(
             on_progress=on_progress,
         )
         if not sink.was_empty:
-            report.removed += trim(calls, collection, ended)
+            report.removed += _trim(calls, collection, ended)
         if kept is not None:
-            report.removed += prune_collection(calls, collection, kept)
+            report.removed += _prune(calls, collection, kept)
         return report
 
 
@@ -435,3 +410,72 @@ def fitting(
             f"embedding_type"
         )
     return chosen, spec
+
+
+def _prune(calls: Calls, collection: Any, kept: InputIds) -> int:
+    """Delete the objects of imports that the input has not; return how many.
+
+    Raises:
+        InputError: If there was no row, or one whose id could not be read.
+    """
+    kept.require_all()
+    return sum(
+        _delete(calls, collection, kept.vanished(names)) for names in _imported(calls, collection)
+    )
+
+
+def _trim(calls: Calls, collection: Any, documents: Sequence[tuple[str, int]]) -> int:
+    """Delete the chunks that documents have beyond their number of chunks; return how many.
+
+    A document's chunks are numbered from 0 without a gap, ``7#0``, ``7#1``, …: where the first
+    one beyond its end is absent, so are all that would follow it.
+    """
+    beyond, step, removed = dict(documents), 1, 0
+    while beyond:
+        names = [f"{name}#{n + more}" for name, n in beyond.items() for more in range(step)]
+        gone = [
+            name
+            for start in range(0, len(names), _PAGE)
+            for name in _there(calls, collection, names[start : start + _PAGE])
+        ]
+        removed += _delete(calls, collection, gone)
+        left = set(map(document_of, gone))
+        beyond = {name: n + step for name, n in beyond.items() if name in left}
+        step = _STEP
+    return removed
+
+
+def _imported(calls: Calls, collection: Any) -> Iterator[list[str]]:
+    """Yield the ids of the objects that imports made, page by page."""
+    after = None
+    while True:
+        fetch = functools.partial(
+            collection.query.fetch_objects, limit=_PAGE, after=after, return_properties=[ID]
+        )
+        page = calls(fetch).objects
+        if not page:
+            return
+        after = page[-1].uuid
+        pairs = [(str(each.properties.get(ID) or ""), str(each.uuid)) for each in page]
+        # Only an object whose uuid an import made is its own to remove.
+        yield [name for name, uuid in pairs if name and uuid == generate_uuid5(name)]
+
+
+def _there(calls: Calls, collection: Any, names: Sequence[str]) -> list[str]:
+    by_uuid = {generate_uuid5(name): name for name in names}
+    fetch = functools.partial(
+        collection.query.fetch_objects,
+        filters=Filter.by_id().contains_any(list(by_uuid)),
+        limit=len(by_uuid),
+        return_properties=[],
+    )
+    return [by_uuid[str(each.uuid)] for each in calls(fetch).objects]
+
+
+def _delete(calls: Calls, collection: Any, names: Sequence[str]) -> int:
+    removed = 0
+    for start in range(0, len(names), _PAGE):
+        uuids = [generate_uuid5(name) for name in names[start : start + _PAGE]]
+        where = Filter.by_id().contains_any(uuids)
+        removed += calls(functools.partial(collection.data.delete_many, where=where)).successful
+    return removed

@@ -68,7 +68,7 @@ def test_all_names_the_public_surface():
         for name, value in vars(nimbed).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    modules = {"cards", "chunks", "errors", "scheduling", "search", "stores"}
+    modules = {"cards", "chunks", "errors", "fusion", "scheduling", "search", "stores"}
     assert set(nimbed.__all__) == mine | modules | {"__version__"}
 
 

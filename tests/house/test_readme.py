@@ -9,8 +9,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import click
 import pytest
+import typer
+
+from nimbed_cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -62,7 +67,9 @@ def test_the_example_adapter_runs():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_line_blocks_run(open_folder):
+def test_the_command_line_blocks_run(open_folder, warm_nimbed):
+    variables = environment()
+    variables["PATH"] = f"{warm_nimbed}{os.pathsep}{variables['PATH']}"
     texts = [
         f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
         f"has written yet, between the passages before it and the passages behind it."
@@ -78,7 +85,7 @@ def test_the_command_line_blocks_run(open_folder):
             cwd=open_folder,
             capture_output=True,
             text=True,
-            env=environment(),
+            env=variables,
         )
         assert done.returncode == 0, done.stderr
     assert (open_folder / "passages.parquet").is_file()
@@ -120,6 +127,42 @@ def test_the_first_command_works_in_a_fresh_clone(tmp_path):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_block_runs_is_printed_or_can_be_typed():
+    """What runs is run by the tests of its page; other commands have to be understood."""
+    running = set(PAGES)
+    pages = [
+        page
+        for folder in (ROOT, *(ROOT / each for each in ("engine", "integrations", "tests")))
+        for page in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+        if page.name != "API.md"  # written from the docstrings
+    ]
+    commands = typer.main.get_command(app)
+    for page in pages:
+        for block in FENCE.finditer(page.read_text("utf-8")):
+            mark, code = block["mark"] or "", block["code"].replace("\\\n", " ")
+            if block["kind"] in ("bash", "python"):
+                assert page in running, f"{page} has a block that no test runs:\n{code}"
+            elif block["kind"] != "mermaid" and not mark.startswith(("not run: ", "tested in ")):
+                for line in code.splitlines():
+                    program, name, *words = shlex.split(line, comments=True)
+                    assert program == "nimbed", f"{page}: {line}"
+                    command = commands.commands[name]
+                    if name != "serve":  # whose options are made when it is called
+                        command.make_parser(click.Context(command)).parse_args(words)
+            if mark.startswith("tested in "):
+                assert (ROOT / mark.removeprefix("tested in ")).is_file(), mark
+
+
+def test_the_pictures_are_small_and_hold_nothing_of_a_machine():
+    shown = re.findall(r'src="(examples/pictures/[^"]+)"', PAGES[0].read_text("utf-8"))
+    assert len(shown) == 2
+    for name in shown:
+        picture = (ROOT / name).read_text("utf-8")
+        assert len(picture) < 150_000
+        ElementTree.fromstring(picture)
+        assert not re.search(r"/(home|root|tmp|work|usr|venv)/|href=.http|url\(http", picture)
 
 
 def test_an_older_python_gets_one_sentence():

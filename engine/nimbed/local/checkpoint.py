@@ -15,6 +15,7 @@ from typing import Any, get_args
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.config_keys import keys_of
+from nimbed.local.head_config import m3_heads
 from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
@@ -24,9 +25,9 @@ from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
 from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
-from nimbed.spec import InputType
+from nimbed.spec import InputType, Kind
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint", "vectors_revision"]
 
 # model_type in config.json -> file of local/models/
 _ARCHITECTURES = {
@@ -200,7 +201,12 @@ def read_checkpoint(
         )
         pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _card_from_files(located, config, architecture, pipeline, prompts)
-    card = dataclasses.replace(card, architecture=architecture)
+    if architecture != "static":
+        sparse, multi = m3_heads(located.folder)
+        pipeline = dataclasses.replace(
+            pipeline, sparse=pipeline.sparse or sparse, multi=pipeline.multi or multi
+        )
+    card = dataclasses.replace(card, architecture=architecture, kinds=pipeline.kinds)
     if card.bidirectional is not None and config.get("is_causal") is None:
         config = {**config, "is_causal": not card.bidirectional}
     if architecture in _DECODERS:
@@ -455,13 +461,29 @@ def _content_id(folder: Path, pipeline: Pipeline) -> str:
         *weights,
         *pipeline.module_weights,
     ]:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            if size <= 64 * _SAMPLE:
-                digest.update(file.read())
-                continue
-            for part in range(65):
-                file.seek(part * (size - _SAMPLE) // 64)
-                digest.update(file.read(4096 if 0 < part < 64 else _SAMPLE))
+        _add_content(digest, path)
+    return f"content:{digest.hexdigest()[:16]}"
+
+
+def _add_content(digest: Any, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name}:{size};".encode())
+    with path.open("rb") as file:
+        if size <= 64 * _SAMPLE:
+            digest.update(file.read())
+            return
+        for part in range(65):
+            file.seek(part * (size - _SAMPLE) // 64)
+            digest.update(file.read(4096 if 0 < part < 64 else _SAMPLE))
+
+
+def vectors_revision(checkpoint: Checkpoint, kind: Kind) -> str | None:
+    """Return what pins vectors of a kind: what pins the model, and the files of the kind's head."""
+    head = {"sparse": checkpoint.pipeline.sparse, "multi": checkpoint.pipeline.multi}.get(kind)
+    revision = checkpoint.revision
+    if head is None or revision is None or not revision.startswith("content:"):
+        return revision
+    digest = hashlib.sha256(revision.encode())
+    for path in head.files:
+        _add_content(digest, path)
     return f"content:{digest.hexdigest()[:16]}"

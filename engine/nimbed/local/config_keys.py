@@ -8,6 +8,23 @@ from nimbed.local.json_files import FILES, NOTHING, Keys, words
 
 __all__ = ["keys_of"]
 
+# What compressed-tensors and ModelOpt say of the float8 weights that they saved. The scales that
+# count lie beside the weights, and nimbed.local.tensors refuses those that it does not know.
+_SAVED_IN_FLOAT8 = Keys(
+    idle=words(
+        """
+        config_groups ignore kv_cache_scheme kv_cache_quant_algo quantization_status producer
+        global_compression_ratio sparsity_config version exclude_modules modules_to_not_convert
+        """
+    ),
+    only={
+        "quant_method": ("compressed-tensors", "modelopt"),
+        "format": ("float-quantized",),
+        "quant_algo": ("FP8",),
+        "transform_config": NOTHING,
+    },
+)
+
 # What transformers writes into any config.json: how a model was made, trained and asked to
 # generate, which an embedding does not depend on.
 _ANY = Keys(
@@ -44,10 +61,11 @@ _ANY = Keys(
         "add_cross_attention": (False,),
         "cross_attention_hidden_size": (),
         **dict.fromkeys(
-            words("pruned_heads quantization_config compression_config adapters adapter_fusion"),
+            words("pruned_heads adapters adapter_fusion"),
             NOTHING,
         ),
     },
+    nested=dict.fromkeys(words("quantization_config compression_config"), _SAVED_IN_FLOAT8),
 )
 
 _ENCODER = _ANY | Keys(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import os
@@ -18,30 +17,39 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
-from nimbed.embedder import Managed, Prepared, Replica, Token
-from nimbed.errors import ConfigurationError, install_line
+from nimbed.embedder import KindsAlone, Managed, Prepared, Replica, Token
+from nimbed.errors import ConfigurationError
 from nimbed.inputs import ContextText, Input, check_inputs
-from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
+from nimbed.kinds import EmbeddingKinds
+from nimbed.local.backends import Loaded, check_backend, check_context, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
-from nimbed.local.plan import run
+from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, offered_kinds
+from nimbed.local.plan import run_all
 from nimbed.local.token_counts import ModelTokens
-from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
+from nimbed.options import EmbedOptions, KindOptions, SpecOptions
+from nimbed.progress import Progress
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    Truncate,
+    VectorSpec,
+)
 
 if TYPE_CHECKING:  # torch is imported with the weights, not before
-    from nimbed.local.heads import M3Heads, SparseVector
+    from nimbed.local.engine import Engine as TorchEngine
+    from nimbed.local.heads import Heads
+    from nimbed.local.tokenizer import TextTokenizer
 
 __all__ = ["LocalEmbedder"]
 
 
-def _ignore(rows: int) -> None:
-    """Take the progress of a call that nobody watches."""
-
-
-_SILENT = contextlib.nullcontext(_ignore)
-
+_FULL: SpecOptions = {"embedding_type": "float", "dimensions": None, "int8_scale": None}
 
 _embedders: weakref.WeakSet[LocalEmbedder] = weakref.WeakSet()
 
@@ -56,7 +64,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class LocalEmbedder(Managed):
+class LocalEmbedder(KindsAlone, Managed):
     """Embeds with a model on CUDA or the CPU; see :func:`nimbed.load` for the arguments.
 
     The files are found at once, the weights are read at the first ``embed`` or :meth:`warmup`.
@@ -112,7 +120,8 @@ class LocalEmbedder(Managed):
         check_backend(backend, self._checkpoint, devices=self._devices, dtype=dtype)
         self._loaded: Loaded | None = None
         self._tokens: ModelTokens | None = None
-        self._m3: M3Heads | None = None
+        self._heads: list[Heads] | None = None
+        self._known_specs: dict[Any, KindSpecs] = {}
         self._resolved: dict[EmbedOptions, tuple[VectorSpec, str]] = {}
         self._loading = threading.Lock()
         _embedders.add(self)
@@ -188,17 +197,20 @@ class LocalEmbedder(Managed):
         int8_scale: Int8Scale | None = None,
     ) -> VectorSpec:
         """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        return self.card.spec(
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            int8_scale=int8_scale,
-            revision=self._checkpoint.revision,
-        )
+        options: SpecOptions = {
+            "embedding_type": embedding_type,
+            "dimensions": dimensions,
+            "int8_scale": int8_scale,
+        }
+        spec = self._specs(KindOptions(kinds=("dense",)), options).dense
+        assert spec is not None  # it was asked for
+        return spec
 
     def pin(self, revision: str) -> None:
         """Let the vectors' contract name this revision: of a whole whose part this model is."""
         self._checkpoint = dataclasses.replace(self._checkpoint, revision=revision)
         self._resolved.clear()
+        self._known_specs.clear()
 
     def warmup(self) -> None:
         """Read the weights now rather than at the first call.
@@ -208,7 +220,7 @@ class LocalEmbedder(Managed):
             CheckpointError: If the weights are damaged.
             ConfigurationError: If the device does not exist.
         """
-        self.embed(["warm up"], input_type="passage")
+        self.embed_kinds(["warm up"], kinds=self.kinds[:1] or None, input_type="passage")
         self.replicas()
 
     def embed(
@@ -223,10 +235,7 @@ class LocalEmbedder(Managed):
         modality: Modality | None = None,
         progress: Progress = False,
     ) -> EmbeddingBatch:
-        """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`.
-
-        A :class:`nimbed.chunks.ContextText` is embedded with the text around it.
-        """
+        """Embed inputs, late chunks too; see :meth:`nimbed.embedder.Embedder.embed`."""
         options = EmbedOptions(
             input_type=input_type,
             embedding_type=embedding_type,
@@ -239,78 +248,96 @@ class LocalEmbedder(Managed):
         items = self._check(inputs, options, in_context=True)
         loaded = self._load()
         if any(isinstance(item, ContextText) for item in items):
-            return self._embed_in_context(items, options, progress)
-        from nimbed.local.tokenizer import tokenized
+            self.require_context()
+            from nimbed.local.late_chunks import embed_in_context  # imports torch
 
-        out = np.empty((len(items), self.card.dimensions), np.float32)
-        counts = np.empty(len(items), np.int32)
-        truncated: list[int] = []
-        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
-        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
-            telling = threading.Lock()
-
-            def tell(rows: int) -> None:
-                with telling:  # each replica has a thread of its own
-                    finished(rows)
-
-            results = [engine.results(out, tell) for engine in loaded.engines]
-            for start, tokens in tokenized(items, encode, on_host=loaded.engines[0].on_host):
-                stop = start + len(tokens.rows)
-                counts[start:stop] = [len(row) for row in tokens.rows]
-                truncated.extend(start + row for row in tokens.truncated)
-                run(loaded.engines, tokens, results, start)
-            for each in results:
-                each.flush()
-        return EmbeddingBatch.from_floats(
-            out,
-            spec=spec,
-            input_type=input_type,
-            token_counts=counts,
-            truncated=tuple(truncated),
-        )
-
-    def _embed_in_context(
-        self, items: Sequence[Any], options: EmbedOptions, progress: Progress
-    ) -> EmbeddingBatch:
-        """Embed chunks with the text around them, and plain texts as they are."""
-        self.require_context()
-        from nimbed.local.engine import Engine
-        from nimbed.local.late_chunks import embed_in_context
-        from nimbed.local.tokenizer import TextTokenizer
-
-        loaded, (spec, prompt) = self._load(), self._resolve(options)
-        engine, tokenizer = loaded.engines[0], loaded.tokenizer
-        assert isinstance(engine, Engine)  # torch's own
-        assert isinstance(tokenizer, TextTokenizer)
-        out = np.empty((len(items), self.card.dimensions), np.float32)
-        with _SILENT if progress is False else reporting(progress, len(items)) as finished:
-            counts = embed_in_context(
-                engine, tokenizer, items, out, prompt=prompt, finished=finished
+            return embed_in_context(
+                loaded, items, spec, prompt=prompt, input_type=input_type, progress=progress
             )
-        return EmbeddingBatch.from_floats(
-            out, spec=spec, input_type=options.input_type, token_counts=counts
+        out = np.empty((len(items), self.card.dimensions), np.float32)
+        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
+        counts, truncated = run_all(
+            items,
+            encode,
+            loaded.engines,
+            lambda finished: [engine.results(out, finished) for engine in loaded.engines],
+            on_host=loaded.engines[0].on_host,
+            progress=progress,
         )
+        return EmbeddingBatch.from_floats(
+            out, spec=spec, input_type=input_type, token_counts=counts, truncated=truncated
+        )
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that the model gives; ONNX Runtime gives dense ones alone."""
+        return offered_kinds(self._checkpoint, self.backend)
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.sparse_spec`."""
+        asked = KindOptions(kinds=("sparse",), max_active=max_active)
+        spec = self._specs(asked).sparse
+        assert spec is not None  # it was asked for
+        return spec
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.multi_spec`."""
+        asked = KindOptions(kinds=("multi",), token_type=token_type, pool_factor=pool_factor)
+        spec = self._specs(asked).multi
+        assert spec is not None  # it was asked for
+        return spec
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`."""
+        asked = KindOptions(
+            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
+        )
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality="text",
+        )
+        specs = self._specs(asked, options.of_spec)
+        if specs.sparse is None and specs.multi is None:
+            return EmbeddingKinds(dense=self.embed(inputs, **options.keywords(), progress=progress))
+        items = self._check(inputs, options)
+        engines = [
+            KindEngine(engine, heads, specs, input_type) for engine, heads in self._with_heads()
+        ]
+        results = KindResults(len(items), specs, dimensions=self.card.dimensions)
+        loaded, prompt = self._load(), self.card.prompt(input_type)
+        counts, truncated = run_all(
+            items,
+            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
+            engines,
+            lambda finished: [results.telling(finished)] * len(engines),
+            on_host=loaded.engines[0].on_host,
+            progress=progress,
+        )
+        return results.batches(input_type=input_type, token_counts=counts, truncated=truncated)
 
     def require_context(self) -> None:
-        """Refuse late chunking; see :class:`nimbed.embedder.ContextEmbedding`.
-
-        Raises:
-            ConfigurationError: If the model does not pool by the mean, reads images, or does not
-                run on torch.
-        """
-        why = None
-        if self.card.pooling != "mean":
-            how = self.card.pooling
-            why = f"it pools by {how if isinstance(how, str) else ' and '.join(how)}"
-        elif self.card.modalities != ("text",):
-            why = "it reads images"
-        elif self.backend != "torch":
-            why = f"it runs on {self.backend}; load it with backend='torch'"
-        if why is not None:
-            raise ConfigurationError(
-                f"late chunking takes the mean of the states of a chunk's tokens, which "
-                f"{self.card.id} cannot give: {why}"
-            )
+        """Refuse late chunking if it cannot; see :class:`nimbed.embedder.ContextEmbedding`."""
+        check_context(self.card, self.backend)
 
     @property
     def text_tokens(self) -> int:
@@ -370,16 +397,16 @@ class LocalEmbedder(Managed):
         Raises:
             ConfigurationError: If the model's tokens depend on images.
         """
-        from nimbed.local.tokenizer import TextTokenizer
-
-        tokenizer = self._load().tokenizer
-        if not isinstance(tokenizer, TextTokenizer):
-            raise ConfigurationError(
-                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
-                f"is embedded has their number"
-            )
         prompt = self.card.prompt(input_type) if input_type else ""
-        return tokenizer.pieces(texts, prompt=prompt, special=special)
+        return self._text_tokenizer().pieces(texts, prompt=prompt, special=special)
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`.
+
+        Raises:
+            ConfigurationError: If the model's tokens depend on images.
+        """
+        return self._text_tokenizer().texts(ids)
 
     def replicas(self) -> Sequence[Replica]:
         """Return the model on each device, loaded and warm.
@@ -391,25 +418,14 @@ class LocalEmbedder(Managed):
             engine.warm_up()
         return [engine for engine in engines for _ in range(1 if engine.on_host else 2)]
 
-    def embed_sparse(
-        self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
-    ) -> list[SparseVector]:
-        """Embed texts as weights of their tokens; see :meth:`nimbed.local.heads.M3Heads.sparse`."""
-        return self._heads().sparse(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
-
-    def embed_multi(
-        self, inputs: Sequence[str], *, input_type: InputType, truncate: Truncate = "NONE"
-    ) -> list[NDArray[np.float32]]:
-        """Embed texts as a vector a token; see :meth:`nimbed.local.heads.M3Heads.colbert`."""
-        return self._heads().colbert(inputs, prompt=self.card.prompt(input_type), truncate=truncate)
-
     def close(self) -> None:
         """Release the weights; the next call would read them again."""
         loaded = self._loaded
         if loaded is None:
             return
         release = loaded.release
-        self._loaded = self._m3 = loaded = None  # the last references, unless a call is under way
+        self._heads = None
+        self._loaded = loaded = None  # the last references, unless a call is under way
         release()
 
     def forked(self) -> None:
@@ -436,21 +452,36 @@ class LocalEmbedder(Managed):
             in_context=in_context,
         )
 
-    def _heads(self) -> M3Heads:
-        loaded = self._load()
-        if self._m3 is None:
-            if self.backend != "torch":
-                raise ConfigurationError(
-                    "sparse and multi-vector embeddings need torch; load the model with "
-                    f"backend='torch' ({install_line('local')})"
-                )
-            from nimbed.local.engine import Engine
-            from nimbed.local.heads import M3Heads
+    def _specs(self, asked: KindOptions, of_dense: SpecOptions = _FULL) -> KindSpecs:
+        """Return the contracts of a call; hashing a vocabulary takes time, and most repeat one."""
+        key = (asked, *of_dense.values())
+        specs = self._known_specs.get(key)
+        if specs is None:
+            specs = KindSpecs.of(self._checkpoint, self.backend, asked, of_dense)
+            self._known_specs[key] = specs
+        return specs
 
-            engine = loaded.engines[0]
-            assert isinstance(engine, Engine)  # torch's own
-            self._m3 = M3Heads.read(self._checkpoint, loaded.tokenizer, engine)
-        return self._m3
+    def _with_heads(self) -> list[tuple[TorchEngine, Heads]]:
+        """Return the model on each device with its heads, which are read when first needed."""
+        from nimbed.local.engine import Engine as TorchEngine
+        from nimbed.local.heads import read_heads
+
+        engines = [each for each in self._load().engines if isinstance(each, TorchEngine)]
+        with self._loading:
+            if self._heads is None:
+                self._heads = [read_heads(self._checkpoint, each.placement) for each in engines]
+            return list(zip(engines, self._heads, strict=True))
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        from nimbed.local.tokenizer import TextTokenizer
+
+        tokenizer = self._load().tokenizer
+        if not isinstance(tokenizer, TextTokenizer):
+            raise ConfigurationError(
+                f"{self.card.id} reads images: its tokens cannot be shown; token_counts of what "
+                f"is embedded has their number"
+            )
+        return tokenizer
 
     def _counter(self) -> ModelTokens:
         if self._tokens is None:

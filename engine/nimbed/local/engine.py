@@ -25,6 +25,7 @@ from nimbed.local.batching import Layout, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
+from nimbed.local.heads import TokenStates
 from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
@@ -247,6 +248,7 @@ class Engine:
         *,
         skip: Sequence[int] | None = None,
         first_row: int = 0,
+        outputs: Callable[[Sequence[Row], Sequence[int] | None], Any] | None = None,
     ) -> None:
         """Have the given rows embedded as one micro-batch, or as two halves if memory runs out.
 
@@ -256,11 +258,13 @@ class Engine:
             transfer: Where their vectors go; flush it when everything is launched.
             skip: How many of each row's first tokens are not pooled.
             first_row: Where the first row's vector goes in the transfer's array.
+            outputs: What a batch, and what of it is not pooled, is made into for the transfer;
+                pooled vectors if nothing else.
 
         Raises:
             BackendError: If one row alone does not fit the device's memory.
         """
-        if self._launched(ids, rows, transfer, skip, first_row):
+        if self._launched(ids, rows, transfer, skip, first_row, outputs or self._pooled):
             transfer.throttle()
             return
         # Outside the handler of the error, whose traceback keeps the failed activations alive.
@@ -275,7 +279,7 @@ class Engine:
             torch.cuda.empty_cache()
         half = len(rows) // 2
         for part in (rows[:half], rows[half:]):
-            self.launch(ids, part, transfer, skip=skip, first_row=first_row)
+            self.launch(ids, part, transfer, skip=skip, first_row=first_row, outputs=outputs)
 
     def _launched(
         self,
@@ -284,35 +288,25 @@ class Engine:
         transfer: Results,
         skip: Sequence[int] | None,
         first_row: int,
+        outputs: Callable[[Sequence[Row], Sequence[int] | None], Any],
     ) -> bool:
         chosen = rows.tolist()
         skipped = None if skip is None else [skip[row] for row in chosen]
         try:
             with self.current():
-                transfer.put(rows + first_row, self._pooled([ids[row] for row in chosen], skipped))
+                transfer.put(rows + first_row, outputs([ids[row] for row in chosen], skipped))
         except torch.OutOfMemoryError:
             return False
         return True
 
-    def states(self, ids: Sequence[Row]) -> tuple[torch.Tensor, Layout]:
-        """Return the token states of one micro-batch, and where each row's lie in them.
-
-        To be called, and its result used, within :meth:`current`.
-
-        Raises:
-            BackendError: If they do not fit the device's memory.
-        """
-        try:
-            packed, layout = self._sent(self._flat(ids), [len(row) for row in ids])
-            return self._model(packed, layout), layout
-        except torch.OutOfMemoryError as error:
-            raise BackendError(
-                f"{sum(map(len, ids))} tokens do not fit the memory of {self._placement.device}; "
-                f"truncate the texts, or use a larger device"
-            ) from error
+    def states(self, ids: Sequence[Row], skip: Sequence[int] | None) -> TokenStates:
+        """Return the token states of one micro-batch; to be called and used within a launch."""
+        flat = self._flat(ids)
+        packed, layout = self._sent(flat, [len(row) for row in ids], skip)
+        return TokenStates(flat, self._model(packed, layout), layout)
 
     def pooled(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the vector of each sequence of token states; within :meth:`current`, too."""
+        """Return the vectors of shape (sequences, dimensions) that come of token states."""
         return self._pool(states, layout)
 
     @contextmanager

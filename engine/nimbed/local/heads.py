@@ -1,149 +1,149 @@
-"""Sparse and multi-vector heads: bge-m3's weight a token, and its vector a token.
+"""Heads over a network's token states: the weights of a text's tokens, and a vector a token.
 
-Both are small linear layers over the same token states as the dense vector.
+Each is called with the states of one batch and gives what every text of it is, in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from nimbed.errors import CheckpointError, ConfigurationError
-from nimbed.inputs import check_texts
+from nimbed.errors import CheckpointError
+from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import Checkpoint
-from nimbed.local.engine import Engine
+from nimbed.local.device import Placement
+from nimbed.local.head_config import TokenVectors, TokenWeights
+from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import whole
-from nimbed.local.plan import micro_batches
-from nimbed.local.tokenizer import InputTokenizer
-from nimbed.spec import Truncate, check_literal
+from nimbed.local.tokenizer_config import read_special_ids
+from nimbed.spec import InputType
 
-__all__ = ["M3Heads", "SparseVector"]
+__all__ = ["Heads", "MultiHead", "SparseHead", "TokenStates", "read_heads"]
 
-# XLM-R's vocabulary begins with <s>, <pad>, </s> and <unk>, which carry no meaning to match.
-_FIRST_WORD = 4
+#: Token ids, ascending, and the weight of each.
+Weighted = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SparseVector:
-    """Weights of the tokens that a text is about.
+class TokenStates(NamedTuple):
+    """What a network made of one batch.
 
     Attributes:
-        ids: Token ids, int32, ascending.
-        weights: Positive float32, one an id; the inner product of two texts is their score.
+        ids: Token ids of all texts, end to end; of shape (layout.tokens,).
+        states: Of shape (layout.rows, width), on the network's device and in its dtype.
+        layout: Where each text lies in them.
     """
 
-    ids: NDArray[np.int32]
-    weights: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    states: torch.Tensor
+    layout: Layout
 
 
-class _Linear(NamedTuple):
-    weight: torch.Tensor
-    bias: torch.Tensor
+class SparseHead(Protocol):
+    """Makes sparse vectors of token states."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.float(), self.weight, self.bias)
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
+        """Return the ids and positive weights of each text."""
+        ...
 
 
-class M3Heads:
-    """The sparse and the ColBERT head of a model whose encoder runs in an engine.
+class MultiHead(Protocol):
+    """Makes multi-vectors of token states."""
 
-    Args:
-        tokenizer: Of the model.
-        engine: Gives the token states.
-        sparse: One output a token.
-        colbert: One vector a token.
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[NDArray[np.float32]]:
+        """Return the vectors of each text, of shape (tokens, dimensions), of any length."""
+        ...
+
+
+class Heads(NamedTuple):
+    """The heads that a model has."""
+
+    sparse: SparseHead | None = None
+    multi: MultiHead | None = None
+
+
+def read_heads(checkpoint: Checkpoint, placement: Placement) -> Heads:
+    """Read a checkpoint's heads onto a device.
+
+    Raises:
+        CheckpointError: If a file is damaged or does not suit the model.
+    """
+    pipeline = checkpoint.pipeline
+    width = whole(checkpoint.config, "hidden_size")
+    sparse = multi = None
+    if isinstance(pipeline.sparse, TokenWeights):
+        unused = read_special_ids(checkpoint.folder)
+        sparse = _M3Sparse.read(pipeline.sparse.path, width, placement, unused)
+    if isinstance(pipeline.multi, TokenVectors):
+        weight, bias = _read_linear(pipeline.multi.path, width, width)
+        multi = _M3Multi(dense(weight, bias, placement.plain), placement)
+    return Heads(sparse, multi)
+
+
+@dataclass(frozen=True, slots=True)
+class _M3Sparse:
+    """bge-m3's: of each token relu(x·w + b), of a token that occurs twice the larger.
+
+    The formula is FlagEmbedding's ``_process_token_weights``.
     """
 
-    def __init__(
-        self, tokenizer: InputTokenizer, engine: Engine, *, sparse: _Linear, colbert: _Linear
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._engine = engine
-        self._sparse = sparse
-        self._colbert = colbert
+    linear: Dense
+    unused: NDArray[np.int64]
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint, tokenizer: InputTokenizer, engine: Engine) -> M3Heads:
-        """Read both heads from sparse_linear.pt and colbert_linear.pt.
+    def read(cls, path: Path, width: int, placement: Placement, unused: Sequence[int]) -> _M3Sparse:
+        weight, bias = _read_linear(path, 1, width)
+        # Outputs to fill a register: of a single one the sums might depend on the number of rows.
+        # In float32, which costs one of a thousand outputs nothing.
+        weight, bias = F.pad(weight, (0, 0, 0, 15)), F.pad(bias, (0, 15))
+        linear = dense(weight, bias, Placement(placement.device, torch.float32))
+        return cls(linear, np.array(unused, np.int64))
 
-        Raises:
-            ConfigurationError: If the model has no such heads.
-            CheckpointError: If a file is damaged or does not suit the model.
-        """
-        width, device = whole(checkpoint.config, "hidden_size"), engine.placement.device
-        sparse = _read(checkpoint.folder / "sparse_linear.pt", 1, width, device)
-        colbert = _read(checkpoint.folder / "colbert_linear.pt", width, width, device)
-        return cls(tokenizer, engine, sparse=sparse, colbert=colbert)
-
-    def sparse(
-        self, inputs: Sequence[str], *, prompt: str, truncate: Truncate
-    ) -> list[SparseVector]:
-        """Return a sparse vector for each text.
-
-        A token that occurs more than once counts once, with its largest weight.
-
-        Raises:
-            ConfigurationError: If an argument has no such value.
-            InputError: If a text cannot be embedded.
-        """
-        ids = self._ids(inputs, prompt, truncate)
-        vectors: dict[int, SparseVector] = {}
-        for row, outputs in self._outputs(ids, self._sparse):
-            tokens, weights = np.asarray(ids[row], np.int32), outputs[:, 0]
-            meant = (tokens >= _FIRST_WORD) & (weights > 0)
-            words, places = np.unique(tokens[meant], return_inverse=True)
-            largest = np.zeros(len(words), np.float32)
-            np.maximum.at(largest, places, weights[meant])
-            vectors[row] = SparseVector(words, largest)
-        return [vectors[row] for row in range(len(ids))]
-
-    def colbert(
-        self, inputs: Sequence[str], *, prompt: str, truncate: Truncate
-    ) -> list[NDArray[np.float32]]:
-        """Return unit vectors of shape (tokens - 1, width) for each text.
-
-        The first token has none: its state is the dense vector.
-
-        Raises:
-            ConfigurationError: If an argument has no such value.
-            InputError: If a text cannot be embedded.
-        """
-        ids = self._ids(inputs, prompt, truncate)
-        vectors = {
-            row: outputs[1:] / np.linalg.norm(outputs[1:], axis=1, keepdims=True)
-            for row, outputs in self._outputs(ids, self._colbert)
-        }
-        return [vectors[row] for row in range(len(ids))]
-
-    def _ids(self, inputs: Sequence[str], prompt: str, truncate: Truncate) -> list[list[int]]:
-        check_literal("truncate", truncate, Truncate)
-        texts = check_texts(inputs)
-        return self._tokenizer.encode(texts, prompt=prompt, truncate=truncate).ids
-
-    def _outputs(
-        self, ids: Sequence[list[int]], head: _Linear
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for rows in micro_batches([len(row) for row in ids], budget=self._engine.budget):
-            chosen = rows.tolist()
-            with self._engine.current():
-                states, layout = self._engine.states([ids[row] for row in chosen])
-                outputs = head(states[: layout.tokens]).cpu().numpy()
-            yield from zip(chosen, np.split(outputs, np.cumsum(layout.lengths)[:-1]), strict=True)
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
+        outputs = self.linear(batch.states.float())[: batch.layout.tokens, 0].cpu().numpy()
+        # Not ``outputs > 0``, so that NaN is kept and refused.
+        meant = ~(outputs <= 0) & ~np.isin(batch.ids, self.unused)
+        return _largest_of_each(batch.ids, outputs, meant, batch.layout.lengths)
 
 
-def _read(path: Path, outputs: int, inputs: int, device: torch.device) -> _Linear:
-    if not path.is_file():
-        raise ConfigurationError(
-            f"{path.parent.name} gives one dense vector a text; {path.name}, which bge-m3 has for "
-            f"more, is not in its folder"
-        )
+@dataclass(frozen=True, slots=True)
+class _M3Multi:
+    """bge-m3's: a linear layer over every token but the first, whose state is the dense vector."""
+
+    linear: Dense
+    placement: Placement
+
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[NDArray[np.float32]]:
+        outputs = self.linear(batch.states.to(self.placement.dtype))[: batch.layout.tokens]
+        vectors = outputs.float().cpu().numpy()
+        return [text[1:] for text in np.split(vectors, np.cumsum(batch.layout.lengths)[:-1])]
+
+
+def _largest_of_each(
+    ids: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    meant: NDArray[np.bool_],
+    lengths: Sequence[int],
+) -> list[Weighted]:
+    """Return for each text its tokens that are meant, each once, with its largest weight."""
+    texts = np.repeat(np.arange(len(lengths)), lengths)[meant]
+    span = int(ids.max()) + 1
+    found, places = np.unique(texts * span + ids[meant], return_inverse=True)
+    largest = np.zeros(len(found), np.float32)
+    np.maximum.at(largest, places, weights[meant])
+    texts, tokens = np.divmod(found, span)
+    ends = np.searchsorted(texts, np.arange(1, len(lengths)))
+    each = zip(np.split(tokens.astype(np.int32), ends), np.split(largest, ends), strict=True)
+    return list(each)
+
+
+def _read_linear(path: Path, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         linear = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = linear["weight"].float(), linear["bias"].float()
@@ -156,4 +156,4 @@ def _read(path: Path, outputs: int, inputs: int, device: torch.device) -> _Linea
         )
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise CheckpointError(f"{path} holds NaN or infinity")
-    return _Linear(weight.to(device), bias.to(device))
+    return weight, bias

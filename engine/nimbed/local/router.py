@@ -9,19 +9,35 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, known
-from nimbed.embedder import Embedder, Managed
+from nimbed.embedder import Embedder, KindsAlone, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
+from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
-from nimbed.local.pipeline import has_routes
+from nimbed.local.module_list import has_routes
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
-from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
+from nimbed.spec import (
+    EmbeddingType,
+    InputType,
+    Int8Scale,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    Truncate,
+    VectorSpec,
+    check_literal,
+)
 
 __all__ = ["RoutedEmbedder", "local_embedder"]
 
@@ -41,7 +57,7 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
     return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
-class RoutedEmbedder(Managed):
+class RoutedEmbedder(KindsAlone, Managed):
     """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
 
     def __init__(self, model: str | ModelCard | None, **arguments: Any) -> None:
@@ -121,6 +137,35 @@ class RoutedEmbedder(Managed):
             progress=progress,
         )
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that both routes give."""
+        passages = self._routes["passage"].kinds
+        return tuple(kind for kind in self._routes["query"].kinds if kind in passages)
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract, the same for both routes."""
+        return self._routes["passage"].sparse_spec(max_active=max_active)
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract, the same for both routes."""
+        return self._routes["passage"].multi_spec(token_type=token_type, pool_factor=pool_factor)
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        **options: Any,
+    ) -> EmbeddingKinds:
+        """Embed texts by their role's route; see :class:`nimbed.embedder.HybridEmbedder`."""
+        chosen = KindOptions(kinds=kinds).chosen(self.kinds, self.card.id)
+        route = self._route(input_type)
+        return route.embed_kinds(inputs, kinds=chosen, input_type=input_type, **options)
+
     async def aembed(
         self,
         inputs: Sequence[Input],
@@ -145,6 +190,31 @@ class RoutedEmbedder(Managed):
             progress=progress,
         )
 
+    def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
+        """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""
+        role = options.input_type
+        prepared = self._route(role).prepare(inputs, options)
+        return dataclasses.replace(prepared, rows=[(role, row) for row in prepared.rows])
+
+    def replicas(self) -> Sequence[Replica]:
+        """Return the copies of both routes, loaded; of a route with fewer, some again."""
+        routes = {role: embedder.replicas() for role, embedder in self._routes.items()}
+        return [
+            _RoutedReplica({role: each[n % len(each)] for role, each in routes.items()})
+            for n in range(max(map(len, routes.values())))
+        ]
+
+    def tokenize(
+        self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True
+    ) -> list[list[Token]]:
+        """Return tokens as a role's route reads them, passages' where none is named."""
+        route = self._route(input_type or "passage")
+        return route.tokenize(texts, input_type=input_type, special=special)
+
+    def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
+        """Return the texts of tokens by their role's route."""
+        return self._route(input_type).detokenize(ids, input_type=input_type)
+
     def close(self) -> None:
         """Release the weights of both routes; the next call would read them again."""
         for embedder in self._routes.values():
@@ -153,3 +223,35 @@ class RoutedEmbedder(Managed):
     def _route(self, input_type: InputType) -> LocalEmbedder:
         check_literal("input_type", input_type, InputType)
         return self._routes[input_type]
+
+
+@dataclasses.dataclass(frozen=True)
+class _RoutedReplica:
+    """A copy of each route; a row is a role and what its route embeds."""
+
+    routes: Mapping[InputType, Replica]
+
+    @property
+    def budget(self) -> int:
+        return min(replica.budget for replica in self.routes.values())
+
+    @property
+    def look_ahead(self) -> int:
+        return max(replica.look_ahead for replica in self.routes.values())
+
+    @property
+    def on_host(self) -> bool:
+        return any(replica.on_host for replica in self.routes.values())
+
+    def embed_rows(self, rows: Sequence[tuple[InputType, Any]]) -> NDArray[np.float32]:
+        """Return vectors of shape (len(rows), dimensions), not normalised."""
+        places: dict[InputType, list[int]] = {}
+        for place, (role, _) in enumerate(rows):
+            places.setdefault(role, []).append(place)
+        parts = [
+            self.routes[role].embed_rows([rows[place][1] for place in at])
+            for role, at in places.items()
+        ]
+        vectors = np.concatenate(parts)
+        order = np.concatenate([np.array(at) for at in places.values()])
+        return vectors[np.argsort(order)]

@@ -157,6 +157,8 @@ class TextTokenizer:
             # Files in the wild have both baked in, at a length that is not the model's.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
+            if isinstance(self._tokenizer.decoder, tokenizers.decoders.WordPiece):
+                self._tokenizer.decoder.cleanup = False  # it makes "don't" of "do not"
             mask = self._tokenizer.encode("a").special_tokens_mask
         except BaseException as error:  # the library raises bare Exception, and Rust's panics
             if not isinstance(error, Exception) and not _is_panic(error):
@@ -200,7 +202,7 @@ class TextTokenizer:
                 tokenized at all, the length is counted in characters.
             InputError: If a row holds no token at all, or the tokenizer gives up on it.
         """
-        skip = self._skipped(prompt)
+        skip = self.skipped(prompt)
         read = [bounded(text, max_tokens=self._max_tokens, truncate=truncate) for text in texts]
         huge = {row for row, text in enumerate(texts) if len(text) > len(read[row])}
         prompted = [f"{prompt}{text}{self._suffix}" for text in read]
@@ -264,32 +266,6 @@ class TextTokenizer:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
 
-    def located(
-        self, text: str, *, prompt: str, rows: Sequence[int]
-    ) -> tuple[list[int], NDArray[np.int64], int]:
-        """Tokenize ``prompt + text``, however long, and tell where its tokens end in the text.
-
-        Args:
-            text: A string.
-            prompt: Put before it.
-            rows: The caller's rows that it is of, for messages.
-
-        Returns:
-            The ids, special tokens included; for each the character of the text behind its last,
-            ascending, at most 0 for what stands before the text; and how many are not pooled.
-
-        Raises:
-            InputError: If the tokenizer gives up on the text.
-        """
-        try:
-            encoding = self._tokenizer.encode(f"{prompt}{text}{self._suffix}")
-        except BaseException as error:
-            if not _is_panic(error):
-                raise
-            raise self._gives_up(list(rows)) from None
-        ends = np.array(encoding.offsets, np.int64)[:, 1] - len(prompt)
-        return encoding.ids, np.maximum.accumulate(ends), self._skipped(prompt)
-
     def pieces(self, texts: Sequence[str], *, prompt: str, special: bool) -> list[list[Token]]:
         """Return the tokens of ``prompt + text`` for each text, as many as there are.
 
@@ -328,6 +304,46 @@ class TextTokenizer:
             found.append([Token(id, word, *at, bool(mask)) for id, word, at, mask in read])
         return found
 
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts that are tokenized to exactly these ids, special tokens included.
+
+        Small ids mean something to every tokenizer: what tells the ids of this one are the special
+        tokens around them, and that its own are the same again.
+
+        Raises:
+            InputError: If there is no such text, or nothing would tell.
+        """
+        long = [row for row, ids in enumerate(rows) if len(ids) > self._max_tokens]
+        if long:
+            raise TooLongError(
+                length=len(rows[long[0]]),
+                limit=self._max_tokens,
+                rows=long,
+                mend="token ids are not cut: send fewer, or the text",
+            )
+        found = [self._text(ids) for ids in rows]
+        foreign = [row for row, text in enumerate(found) if text is None]
+        if foreign:
+            raise InputError(
+                f"{name_rows(foreign)}: these token ids are not what this model's tokenizer makes "
+                f"of a text, special tokens included; send the text",
+                rows=foreign,
+            )
+        return [text for text in found if text is not None]
+
+    def _text(self, ids: Sequence[int]) -> str | None:
+        try:
+            inner = list(ids[self._head : len(ids) - self._tail])
+            text = self._tokenizer.decode(inner, skip_special_tokens=False)
+            text = text.removesuffix(self._suffix)
+            for each in (text, text.removeprefix(" ")):  # which some put before every text
+                if self._tokenizer.encode(each + self._suffix).ids == list(ids):
+                    return each if self._head + self._tail and each.strip() else None
+        except BaseException as error:  # an id beyond 32 bits, or a panic
+            if not isinstance(error, OverflowError) and not _is_panic(error):
+                raise
+        return None
+
     def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
         try:
             if sum(map(len, prompted)) <= _FEW:
@@ -356,7 +372,7 @@ class TextTokenizer:
             return False
         return True
 
-    def _skipped(self, prompt: str) -> int:
+    def skipped(self, prompt: str) -> int:
         """Return how many of a row's first tokens are not pooled."""
         skip = self._bare_length(prompt) if self._skip_prompt else 0
         if skip and self._skip_head:

@@ -7,6 +7,8 @@ say the same, which is the rule, nothing is changed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,28 @@ from typing import Any
 from nimbed.errors import CheckpointError
 from nimbed.local.json_files import FILES, check_keys, read_json
 
-__all__ = ["NO_CHANGES", "AddedToken", "TokenizerChanges", "read_tokenizer_changes"]
+__all__ = [
+    "NO_CHANGES",
+    "AddedToken",
+    "TokenizerChanges",
+    "read_special_ids",
+    "read_tokenizer_changes",
+    "read_vocabulary",
+    "vocabulary_hash",
+]
 
 # Classes that make BERT's normalizer anew from the configuration, and the types whose default they
 # are. Their capitals are lowered unless the configuration says otherwise.
 _BERTS = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer", "ElectraTokenizer")
 _OF_TYPE = ("bert", "distilbert", "mpnet")
+
+# Tokens that say nothing of a text, and what they are called where no file names them.
+_MEANINGLESS = {
+    "cls_token": ("<s>", "[CLS]"),
+    "eos_token": ("</s>",),
+    "pad_token": ("<pad>", "[PAD]"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -178,3 +196,46 @@ def _prefix_space(tokenizer: Mapping[str, Any]) -> bool | None:
         if part.get("type") == "ByteLevel":
             return part.get("add_prefix_space") is True
     return None
+
+
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Return the tokens of tokenizer.json with their ids.
+
+    Raises:
+        CheckpointError: If the file is missing or malformed.
+    """
+    where = folder / "tokenizer.json"
+    tokenizer = read_json(where, required=True)
+    try:
+        words = tokenizer["model"]["vocab"]
+        if isinstance(words, list):  # of a Unigram model, with a score each
+            words = {word: number for number, (word, _) in enumerate(words)}
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+        return {str(word): int(number) for word, number in {**words, **added}.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} holds no vocabulary: {error!r}") from error
+
+
+def vocabulary_hash(folder: Path) -> str:
+    """Return 16 hex digits that name the tokens of tokenizer.json and their ids."""
+    tokens = sorted((number, word) for word, number in read_vocabulary(folder).items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+
+
+def read_special_ids(folder: Path) -> list[int]:
+    """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
+
+    Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
+    """
+    named = {
+        **read_json(folder / "special_tokens_map.json"),
+        **read_json(folder / "tokenizer_config.json"),
+    }
+    vocabulary = read_vocabulary(folder)
+    found: set[int] = set()
+    for key, usual in _MEANINGLESS.items():
+        token = named.get(key)
+        content = token.get("content") if isinstance(token, dict) else token
+        names = usual if content is None else (content,)
+        found.update(vocabulary[name] for name in names if name in vocabulary)
+    return sorted(found)

@@ -19,13 +19,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from nimbed.errors import ConfigurationError
-from nimbed.spec import VectorSpec
+from nimbed.spec import MultiVectorSpec, SparseSpec, VectorSpec
 from nimbed.stores.payloads import Payload
 
-__all__ = ["DATABASES", "Database", "Template", "keeping_lengths"]
+__all__ = ["DATABASES", "AnySpec", "Database", "Template", "keeping_lengths"]
+
+AnySpec: TypeAlias = VectorSpec | SparseSpec | MultiVectorSpec
 
 # Placeholders: the number of dimensions, and of the bytes that hold their bits.
 _D, _W = "{d}", "{w}"
@@ -57,11 +59,12 @@ class Template:
     wider: Template | None = None
     emulates: str = ""
 
-    def type_for(self, spec: VectorSpec) -> str:
+    def type_for(self, spec: AnySpec) -> str:
         """Return the type of the field for the vectors of a spec."""
-        return self.type.format(d=spec.dimensions, w=spec.width)
+        width = spec.dimensions if isinstance(spec, SparseSpec) else spec.width
+        return self.type.format(d=spec.dimensions, w=width)
 
-    def options_for(self, spec: VectorSpec) -> dict[str, Any]:
+    def options_for(self, spec: AnySpec) -> dict[str, Any]:
         """Return the settings of the field for the vectors of a spec."""
         return {
             name: spec.dimensions if value == _D else value for name, value in self.options.items()

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.spec import VectorSpec, require_same_space
-from nimbed.stores.databases import DATABASES, keeping_lengths
-from nimbed.stores.payloads import PAYLOADS, Payload, Vectors
+from nimbed.spec import MultiVectorSpec, SparseSpec, VectorSpec, require_same_space
+from nimbed.stores.databases import DATABASES, AnySpec, Template, keeping_lengths
+from nimbed.stores.kinds import kind_template
+from nimbed.stores.payloads import PAYLOADS, AnyBatch, Payload, Vectors
 
 __all__ = ["StoreField", "field", "names"]
 
@@ -28,12 +28,12 @@ class StoreField:
         operator: What a query orders by: operator, function or search parameter.
         options: Further settings of the field or its index.
         payload: Name of what :meth:`encode` gives.
-        note: Why a metric used in place of the right one is exact; empty where the database has
-            the right one.
+        note: What to know of it, such as why a metric used in place of the right one is exact;
+            else empty.
     """
 
     store: str
-    spec: VectorSpec
+    spec: AnySpec
     type: str
     metric: str
     operator: str
@@ -41,7 +41,7 @@ class StoreField:
     payload: Payload
     note: str = ""
 
-    def encode(self, batch: EmbeddingBatch) -> Vectors:
+    def encode(self, batch: AnyBatch) -> Vectors:
         """Return what the database's client takes, one element a vector.
 
         Raises:
@@ -70,20 +70,20 @@ def names() -> tuple[str, ...]:
 
 
 def field(
-    spec: VectorSpec, store: str, *, metric: str | None = None, emulate: bool = False
+    spec: AnySpec, store: str, *, metric: str | None = None, emulate: bool = False
 ) -> StoreField:
     """Return how a database stores and compares the vectors of a spec.
 
     Args:
-        spec: The contract of the vectors.
+        spec: The contract of the vectors: dense, sparse or one a token.
         store: Name of the database; see :func:`names`.
         metric: The metric that you intend to use, to be checked; None takes the spec's.
         emulate: Whether to accept another metric where the database lacks the right one and the
             neighbours are exactly the same.
 
     Raises:
-        ConfigurationError: If the database is unknown, cannot index so many dimensions or lacks
-            the metric, or if the metric is wrong for these vectors.
+        ConfigurationError: If the database is unknown, has no vectors of that kind, cannot index so
+            many dimensions or lacks the metric, or if the metric is wrong for these vectors.
     """
     if metric not in (None, spec.metric):
         raise ConfigurationError(_wrong_metric(spec, metric))
@@ -93,12 +93,32 @@ def field(
         raise ConfigurationError(
             f"no database is called {store!r}; {hint}nimbed knows {', '.join(names())}"
         )
+    if isinstance(spec, VectorSpec):
+        template, note = _dense_template(spec, store, emulate=emulate)
+    else:
+        template = kind_template(store, spec)
+        note = template.note
+    return StoreField(
+        store=store,
+        spec=spec,
+        type=template.type_for(spec),
+        metric=template.metric,
+        operator=template.operator,
+        options=template.options_for(spec),
+        payload=template.payload,
+        note=note,
+    )
+
+
+def _dense_template(spec: VectorSpec, store: str, *, emulate: bool) -> tuple[Template, str]:
+    """Return how a database stores dense vectors, and why a metric in place of theirs is exact."""
     database = DATABASES[store]
     template = database.template(spec)
     if not spec.normalized:
         template = keeping_lengths(store, template, spec.metric)
     if template.most is not None and spec.dimensions > template.most:
-        bits = database.packed.most is None or spec.dimensions <= database.packed.most
+        fits = database.packed.most is None or spec.dimensions <= database.packed.most
+        bits = fits and spec.normalized
         raise ConfigurationError(
             f"{store} indexes at most {template.most} dimensions of type "
             f"{template.type.split('(')[0]}; got {spec.dimensions}; use fewer dimensions"
@@ -109,19 +129,12 @@ def field(
             f"{store} has no {spec.metric} metric for {spec.embedding_type} vectors; "
             f"{template.emulates}: pass emulate=True to use that"
         )
-    return StoreField(
-        store=store,
-        spec=spec,
-        type=template.type_for(spec),
-        metric=template.metric,
-        operator=template.operator,
-        options=template.options_for(spec),
-        payload=template.payload,
-        note=template.emulates,
-    )
+    return template, template.emulates
 
 
-def _wrong_metric(spec: VectorSpec, metric: str | None) -> str:
+def _wrong_metric(spec: AnySpec, metric: str | None) -> str:
+    if isinstance(spec, SparseSpec | MultiVectorSpec):
+        return f"{metric} does not rank {spec.kind} vectors; use {spec.metric}"
     fault = f"{metric} does not rank {spec.embedding_type} vectors correctly"
     if not spec.normalized:
         return (

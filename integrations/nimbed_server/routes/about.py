@@ -7,10 +7,12 @@ from typing import Any
 
 import orjson
 
-from nimbed.spec import Int8Scale, VectorSpec
+from nimbed.spec import Contract, Int8Scale, Kind, VectorSpec
 from nimbed.version import __version__
 from nimbed_server.http import Request
+from nimbed_server.kinds import contract_of
 from nimbed_server.models import ServedModel
+from nimbed_server.settings import Settings
 from nimbed_server.state import State
 from nimbed_server.wire.docs import docs_page
 from nimbed_server.wire.openapi import document
@@ -93,7 +95,7 @@ def _described(state: State, model: ServedModel) -> dict[str, Any]:
 
 
 async def metadata(state: State, request: Request, in_path: ServedModel | None) -> None:
-    """Return what nv-ingest reads, and what runs each model and the contract of each name."""
+    """Return what nv-ingest reads, what runs each model, and the contracts of each name."""
     cards = [backend.card for backend in state.models.backends.values()]
     answer = {
         "version": __version__,
@@ -109,6 +111,7 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "spaces": {
             model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models
         },
+        "kinds": {model.name: _contracts(model, state.settings) for model in state.models},
     }
     await _json(request, answer)
 
@@ -119,6 +122,16 @@ def _space(model: ServedModel, int8_scale: Int8Scale) -> VectorSpec:
     kind = fixed.embedding_type or "float"
     scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
     return model.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+
+
+def _contracts(model: ServedModel, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the contract of every kind of vector that a name gives to such a client."""
+    known: dict[Kind, Contract] = {
+        "dense": _space(model, settings.int8_scale),
+        **model.backend.contracts,
+    }
+    asked = model.kind_options
+    return {kind: contract_of(known[kind], asked).to_dict() for kind in model.kinds}
 
 
 async def info(state: State, request: Request, in_path: ServedModel | None) -> None:
@@ -140,6 +153,7 @@ async def info(state: State, request: Request, in_path: ServedModel | None) -> N
         "max_batch_tokens": settings.max_queue_tokens,
         "auto_truncate": truncate in ("END", "START"),
         "modalities": list(card.modalities),
+        "kinds": list(model.kinds),
         "served": [each.name for each in state.models],
         "version": __version__,
     }

@@ -11,11 +11,12 @@ from nimbed_server.http import Request
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.state import LARGE_ANSWER, LARGE_BODY, State, aside
+from nimbed_server.wire.fields import TokenIds
 from nimbed_server.wire.inputs import read_inputs
 from nimbed_server.wire.request import ParsedRequest, Resolved
 from nimbed_server.wire.response import render
 
-__all__ = ["embeddings"]
+__all__ = ["embeddings", "tell_role"]
 
 # Clients that were told once which role their texts took; beyond it the oldest may be told again.
 _WARNED = 4096
@@ -38,12 +39,16 @@ async def embeddings(state: State, request: Request, in_path: ServedModel | None
     body = await state.body(request)
     large = len(body) > LARGE_BODY
     if large:
-        texts, parsed = await aside(large, state.reader.read, body, in_path)
+        given, parsed = await aside(large, state.reader.read, body, in_path)
     else:  # as it would itself, without the microsecond that it takes
-        texts, parsed = state.reader.read(body, in_path)
+        given, parsed = state.reader.read(body, in_path)
     model = parsed.model
     with model.backend.metrics.request():
         resolved = parsed.resolve(from_sdk=request.header(b"x-stainless-lang") is not None)
+        if isinstance(given, TokenIds):
+            texts = await state.detokenize(model, given, resolved)
+        else:
+            texts = given
         inputs: list[str] | list[Input] = texts
         roles: list[InputType] | None = None
         role_header = resolved.role_header
@@ -52,9 +57,7 @@ async def embeddings(state: State, request: Request, in_path: ServedModel | None
             shown = [not isinstance(item, str) for item in inputs]
             roles, role_header = parsed.assign_roles(resolved, shown)
         if role_header is not None:
-            request.add_header(b"x-nimbed-input-type", role_header)
-            if resolved.role_from == "default":
-                _warn_once(state, request, role_header)
+            tell_role(state, request, resolved, role_header)
         embedded = await state.embed(request, model, inputs, resolved, roles=roles)
         writing = time.perf_counter()
         if embedded.vectors.size > LARGE_ANSWER:
@@ -74,8 +77,11 @@ def _inputs(state: State, texts: list[str], parsed: ParsedRequest) -> list[Input
     )
 
 
-def _warn_once(state: State, request: Request, role: str) -> None:
-    """Log, once for each client, that its texts came without a role."""
+def tell_role(state: State, request: Request, resolved: Resolved, role: str) -> None:
+    """Say which role texts took that came without one; log it once for each client."""
+    request.add_header(b"x-nimbed-input-type", role)
+    if resolved.role_from != "default":
+        return
     agent = (request.header(b"user-agent") or b"")[:_AGENT]
     client = request.client, agent
     if client in state.warned:

@@ -11,7 +11,7 @@ import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 import orjson
 
@@ -23,8 +23,11 @@ __all__ = [
     "FIELDS",
     "TOKENIZE_FIELDS",
     "Field",
+    "Inputs",
     "RequestFields",
+    "TokenIds",
     "bounded",
+    "flag",
     "one_of",
     "parse_object",
     "positive",
@@ -34,9 +37,18 @@ __all__ = [
     "signature",
     "string",
     "strings",
+    "take_foreign_roles",
 ]
 
 T = TypeVar("T")
+
+
+class TokenIds(list[list[int]]):
+    """The token ids of each text, where a client sent them in place of texts."""
+
+
+#: What a request wants to have embedded; never empty.
+Inputs: TypeAlias = list[str] | TokenIds
 
 Check = Callable[[str, Any], Any]
 
@@ -172,13 +184,6 @@ def _modality(name: str, value: Any) -> Any:
     return [_one_modality(name, each) for each in value]
 
 
-# LangChain's OpenAIEmbeddings sends the ids of OpenAI's tokenizer unless it is told not to.
-_TOKEN_IDS = (
-    ". Token ids are another tokenizer's; send the text: in LangChain "
-    "OpenAIEmbeddings(check_embedding_ctx_length=False)"
-)
-
-
 def strings(name: str, value: Any) -> list[str]:
     """Return texts that are not blank, at least one, or raise."""
     texts = [value] if isinstance(value, str) else value
@@ -188,16 +193,31 @@ def strings(name: str, value: Any) -> list[str]:
         raise HttpError(400, f"{name} must not be empty", param=name)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            hint = _TOKEN_IDS if isinstance(text, (int, list)) else ""
             raise HttpError(
                 400,
-                f"{name} must be a string or an array of strings; {name}[{row}] is {_kind(text)}"
-                f"{hint}",
+                f"{name} must be a string or an array of strings; {name}[{row}] is {_kind(text)}",
                 param=name,
             )
         if not text or text.isspace():
             raise HttpError(400, f"{name}[{row}] must not be blank or empty", param=name)
     return texts
+
+
+def _texts_or_ids(name: str, value: Any) -> Inputs:
+    """Return texts, or the token ids of each text: one array of them, or an array of such."""
+    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, (int, list)):
+        return strings(name, value)
+    rows: list[Any] = value if isinstance(first, list) else [value]
+    for row, ids in enumerate(rows):
+        if not isinstance(ids, list) or set(map(type, ids)) != {int} or min(ids) < 0:
+            raise HttpError(
+                400,
+                f"{name} must hold texts alone, or arrays of token ids alone; {name}[{row}] is no "
+                f"array of token ids",
+                param=name,
+            )
+    return TokenIds(rows)
 
 
 FIELDS = (
@@ -212,10 +232,11 @@ FIELDS = (
     ),
     Field(
         "input",
-        strings,
+        _texts_or_ids,
         {
             "description": "A text, an image as a data URL, a text that holds one, or an array of "
-            "these."
+            "these. For a text may stand the ids that the model's own tokenizer makes of it, "
+            "special tokens included."
         },
         required=True,
         free=True,
@@ -279,7 +300,8 @@ FIELDS = (
 )
 
 
-def _flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> bool:
+    """Return true or false, or raise."""
     if not isinstance(value, bool):
         raise HttpError(400, f"{name} must be true or false; got {_kind(value)}", param=name)
     return value
@@ -300,8 +322,8 @@ TOKENIZE_FIELDS = (
         },
     ),
     Field("prompt_name", _foreign_role, None),
-    Field("add_special_tokens", _flag, {"type": "boolean", "default": True}),
-    Field("return_token_strs", _flag, {"type": "boolean", "default": False}),
+    Field("add_special_tokens", flag, {"type": "boolean", "default": True}),
+    Field("return_token_strs", flag, {"type": "boolean", "default": False}),
 )
 _FREE = tuple(field for field in FIELDS if field.free)
 _OTHERS = tuple(field.name for field in FIELDS if not field.free)
@@ -371,7 +393,7 @@ def _diagnosis(body: bytes) -> str:
 
 def read_request(
     body: Mapping[str, Any], *, max_items: int, model_in_path: bool = False
-) -> tuple[list[str], RequestFields]:
+) -> tuple[Inputs, RequestFields]:
     """Read the body of ``/v1/embeddings``; unknown fields are ignored, as NIM's clients expect.
 
     Args:
@@ -380,7 +402,7 @@ def read_request(
         model_in_path: Whether the path names the model, so that the body need not.
 
     Returns:
-        The inputs as they came, one string each, and the other fields.
+        The inputs as they came, one string or list of token ids each, and the other fields.
 
     Raises:
         HttpError: With status 400, for the first field that is missing or wrong.
@@ -398,6 +420,18 @@ def read_request(
                 f"{len(texts)} inputs",
                 param="modality",
             )
+    take_foreign_roles(found)
+    for name in ("user", "normalize"):
+        found.pop(name, None)
+    return texts, RequestFields(**found)
+
+
+def take_foreign_roles(found: dict[str, Any]) -> None:
+    """Make input_type of the fields in which other servers' clients say the role.
+
+    Raises:
+        HttpError: With status 400, if two fields ask for two roles.
+    """
     for name in _FOREIGN_ROLES:
         role = found.pop(name, None)
         if role is not None and found.setdefault("input_type", role) != role:
@@ -407,12 +441,9 @@ def read_request(
                 f"input_type alone",
                 param=name,
             )
-    for name in ("user", "normalize"):
-        found.pop(name, None)
-    return texts, RequestFields(**found)
 
 
-def read_texts(body: Mapping[str, Any], *, max_items: int) -> list[str]:
+def read_texts(body: Mapping[str, Any], *, max_items: int) -> Inputs:
     """Return the inputs of a body whose other fields are known to be right.
 
     Raises:

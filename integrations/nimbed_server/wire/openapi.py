@@ -10,6 +10,7 @@ from nimbed_server.models import ServedModels
 from nimbed_server.settings import Settings
 from nimbed_server.wire.cohere import COHERE_FIELDS
 from nimbed_server.wire.fields import FIELDS, TOKENIZE_FIELDS, Field
+from nimbed_server.wire.kinds import KINDS_FIELDS, TEI_FIELDS
 
 __all__ = ["ANY_MODEL", "document", "examples"]
 
@@ -26,6 +27,21 @@ _POSTS = {
         "embed",
         "Embed texts or images: NIM's contract, and OpenAI's within it",
         ("EmbeddingsRequest", "Embeddings", "Error"),
+    ),
+    "/v1/embeddings/kinds": (
+        "embedKinds",
+        "Embed texts as dense, sparse and multi-vectors in one pass, each with its contract",
+        ("KindsRequest", "Kinds", "Error"),
+    ),
+    "/embed_sparse": (
+        "embedSparse",
+        "Embed texts as weights of tokens, as text-embeddings-inference does",
+        ("TeiRequest", "Weights", "TeiError"),
+    ),
+    "/embed_all": (
+        "embedAll",
+        "Embed texts as a vector a token, as text-embeddings-inference does",
+        ("TeiRequest", "TokenVectors", "TeiError"),
     ),
     "/v2/embed": (
         "cohereEmbedV2",
@@ -52,7 +68,7 @@ _GETS = {
     "/v1/models": ("listModels", "List the names that are served", "Models"),
     "/v1/health/live": ("live", "Whether the server runs", "Health"),
     "/v1/health/ready": ("ready", "Whether every model is loaded", "Health"),
-    "/v1/metadata": ("metadata", "Versions, and the space of every name's vectors", "Anything"),
+    "/v1/metadata": ("metadata", "Versions, and the contracts of every name's vectors", "Anything"),
     "/v1/manifest": ("manifest", "The models as YAML", "Anything"),
     "/v1/license": ("license", "The licences", "Anything"),
     "/v1/version": ("version", "The server's version", "Anything"),
@@ -77,7 +93,7 @@ def document(models: ServedModels, settings: Settings, *, base: str = "") -> dic
             "title": "nimbed",
             "version": __version__,
             "description": "Embeddings in the contract of NVIDIA's NIM for text and image "
-            "embedding, of OpenAI within it, and of Cohere.",
+            "embedding, of OpenAI within it, and of Cohere; sparse vectors and multi-vectors.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         **({"servers": [{"url": base}]} if base else {}),
@@ -105,6 +121,9 @@ def examples(model: str) -> dict[str, dict[str, Any]]:
     }
     return {
         "/v1/embeddings": {"model": model, "input": texts, "input_type": "passage"},
+        "/v1/embeddings/kinds": {"model": model, "input": texts, "input_type": "passage"},
+        "/embed_sparse": {"model": model, "inputs": texts, "input_type": "passage"},
+        "/embed_all": {"model": model, "inputs": texts[:1], "input_type": "query"},
         "/v2/embed": cohere,
         "/v1/embed": cohere,
         "/vectors": {"text": texts[0], "config": {"task_type": "passage"}},
@@ -156,24 +175,24 @@ def _paths(models: ServedModels) -> dict[str, Any]:
 
 
 def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
-    properties, cohere, tokens = map(_properties, (FIELDS, COHERE_FIELDS, TOKENIZE_FIELDS))
+    properties, cohere, tokens, kinds, tei = map(
+        _properties, (FIELDS, COHERE_FIELDS, TOKENIZE_FIELDS, KINDS_FIELDS, TEI_FIELDS)
+    )
     text = _NOT_BLANK
-    for each in (properties, cohere, tokens):
+    texts = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_items}]
+    for each in (properties, cohere, tokens, kinds, tei):
         each["model"]["enum"] = [model.name for model in models]
-    properties["input"]["anyOf"] = [
-        text,
-        {"type": "array", "items": text, "minItems": 1, "maxItems": settings.max_items},
-    ]
-    kinds = sorted(
+    properties["input"]["anyOf"] = kinds["input"]["anyOf"] = tei["inputs"]["anyOf"] = texts
+    shown = sorted(
         {kind for backend in models.backends.values() for kind in backend.card.modalities}
     )
-    one = {"type": "string", "enum": kinds}
+    one = {"type": "string", "enum": shown}
     properties["modality"]["anyOf"] = [
         one,
         {"type": "array", "items": one, "minItems": 1, "maxItems": settings.max_items},
     ]
     sizes = {size for backend in models.backends.values() for size in backend.card.sizes}
-    properties["dimensions"]["enum"] = sorted(sizes)
+    properties["dimensions"]["enum"] = kinds["dimensions"]["enum"] = sorted(sizes)
     # One served model need not be named.
     required = [
         field.name
@@ -191,6 +210,8 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
         (properties, required),
         (cohere, [*required[:-1], "texts", "input_type"]),
         (tokens, ["inputs"]),
+        (kinds, required),
+        (tei, ["inputs"]),
     ):
         for name in each.keys() - set(needed):
             each[name] = _or_null(each[name])
@@ -202,6 +223,9 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
     }
     strings = {"type": "string"}
     number = {"type": "number"}
+    numbers = {"type": "array", "items": number}
+    encoded = {"anyOf": [numbers, strings]}
+    usage = _object(prompt_tokens={"type": "integer"}, total_tokens={"type": "integer"})
     return {
         "EmbeddingsRequest": {
             "type": "object",
@@ -215,12 +239,48 @@ def _schemas(models: ServedModels, settings: Settings) -> dict[str, Any]:
                 "items": _object(
                     object={"const": "embedding"},
                     index={"type": "integer", "minimum": 0},
-                    embedding={"anyOf": [{"type": "array", "items": number}, strings]},
+                    embedding=encoded,
                 ),
             },
             model=strings,
-            usage=_object(prompt_tokens={"type": "integer"}, total_tokens={"type": "integer"}),
+            usage=usage,
         ),
+        "KindsRequest": {"type": "object", "required": required, "properties": kinds},
+        "Kinds": _object(
+            object={"const": "list"},
+            data={
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["object", "index", "tokens"],
+                    "properties": {
+                        "object": {"const": "embedding"},
+                        "index": {"type": "integer", "minimum": 0},
+                        "embedding": encoded,
+                        "sparse_embedding": _object(indices=encoded, values=encoded),
+                        "token_embeddings": {
+                            "anyOf": [{"type": "array", "items": numbers}, strings]
+                        },
+                        "tokens": {"type": "integer"},
+                    },
+                },
+            },
+            model=strings,
+            input_type={"enum": ["query", "passage"]},
+            specs={"type": "object"},
+            truncated={"type": "array", "items": {"type": "integer"}},
+            usage=usage,
+        ),
+        "TeiRequest": {"type": "object", "required": ["inputs"], "properties": tei},
+        "Weights": {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "items": _object(index={"type": "integer", "minimum": 0}, value=number),
+            },
+        },
+        "TokenVectors": {"type": "array", "items": {"type": "array", "items": numbers}},
+        "TeiError": _object(error=strings, error_type=strings),
         "CohereRequest": {
             "type": "object",
             "required": [*required[:-1], "texts", "input_type"],

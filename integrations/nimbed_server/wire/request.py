@@ -15,6 +15,7 @@ from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
 from nimbed_server.wire.errors import HttpError
 from nimbed_server.wire.fields import (
+    Inputs,
     RequestFields,
     parse_object,
     read_request,
@@ -22,7 +23,7 @@ from nimbed_server.wire.fields import (
     signature,
 )
 
-__all__ = ["ParsedRequest", "RequestReader", "Resolved", "resolve"]
+__all__ = ["ParsedRequest", "RequestReader", "Resolved", "agreed", "resolve"]
 
 T = TypeVar("T")
 
@@ -67,11 +68,10 @@ def resolve(
         HttpError: With status 400.
     """
     fixed = model.fixed
-    dimensions: int | None = _agreed("dimensions", fields.dimensions, fixed.dimensions, model)
-    agreed: EmbeddingType | None = _agreed(
-        "embedding_type", fields.embedding_type, fixed.embedding_type, model
+    dimensions: int | None = agreed("dimensions", fields.dimensions, fixed.dimensions, model)
+    kind: EmbeddingType = (
+        agreed("embedding_type", fields.embedding_type, fixed.embedding_type, model) or "float"
     )
-    kind: EmbeddingType = agreed or "float"
     if (
         settings.strict_nim
         and fields.embedding_type not in (None, "float")
@@ -209,7 +209,7 @@ class RequestReader:
         self._settings = settings
         self._known: dict[tuple[object, ...], ParsedRequest] = {}
 
-    def read(self, raw: bytes, in_path: ServedModel | None) -> tuple[list[str], ParsedRequest]:
+    def read(self, raw: bytes, in_path: ServedModel | None) -> tuple[Inputs, ParsedRequest]:
         """Return a body's inputs as they came, and the rest of it; from any thread.
 
         Args:
@@ -250,7 +250,12 @@ def _role_asked_for(fields: RequestFields, model: ServedModel) -> InputType | No
     return model.role or fields.input_type
 
 
-def _agreed(name: str, asked: T | None, fixed: T | None, model: ServedModel) -> T | None:
+def agreed(name: str, asked: T | None, fixed: T | None, model: ServedModel) -> T | None:
+    """Return what is asked for and what the model's name fixes, which must not differ.
+
+    Raises:
+        HttpError: With status 400.
+    """
     if fixed is None:
         return asked
     if asked not in (None, fixed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -57,9 +59,28 @@ def quantized(folder, per_output, *, input_scale=False):
     return {**weights, **plain}
 
 
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": None,
+    "quantization_status": "compressed",
+}
+MODEL_OPT = {
+    "quant_method": "modelopt",
+    "quant_algo": "FP8",
+    "producer": {"name": "modelopt", "version": "0.37.0"},
+    "ignore": ["lm_head"],
+}
+
+
 @pytest.mark.parametrize("per_output", [True, False], ids=["compressed-tensors", "ModelOpt"])
 def test_a_checkpoint_saved_in_float8_gives_what_its_numbers_give(tmp_path, per_output):
     folder = tiny_llama(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = COMPRESSED if per_output else MODEL_OPT
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     weights = quantized(folder, per_output, input_scale=not per_output)
     other = tiny_llama(tmp_path / "plain")
     kept = {n: t.float() for n, t in weights.items() if not n.endswith("_scale")}

@@ -135,7 +135,12 @@ def test_a_key_that_nobody_knows_is_refused_by_name(whole, file, tmp_path):
     [
         ("bert", {"is_decoder": True}, "gives is_decoder True; nimbed knows only False or null"),
         ("bert", {"pruned_heads": {"1": [0]}}, "gives pruned_heads"),
-        ("bert", {"quantization_config": {"bits": 4}}, "gives quantization_config"),
+        ("bert", {"quantization_config": {"bits": 4}}, "quantization_config, has the key 'bits'"),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantization_config, gives quant_method 'gptq'; nimbed knows only 'compressed-tens",
+        ),
         ("bert", {"rope_theta": 10000.0}, "has the key 'rope_theta'"),
         ("llama", {"rope_scaling": {"type": "linear", "turns": 3}}, "rope_scaling, has the key"),
         ("llama", {"rope_scaling": [1]}, "expected a table"),

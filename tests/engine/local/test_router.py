@@ -15,6 +15,8 @@ from tests.engine.local.tiny_tokenizers import bert_tokenizer
 
 import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.options import EmbedOptions
+from nimbed.scheduling import Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,33 @@ def test_each_role_takes_its_route(network, build, tmp_path):
     assert pickle.loads(pickle.dumps(ours)).spec() == ours.spec()
     with pytest.raises(ConfigurationError, match="input_type must be one of"):
         ours.embed(TEXTS, input_type="document")
+    ours.close()
+
+
+@pytest.mark.parametrize("build", [two_networks, two_ends])
+def test_both_roles_share_a_scheduler(network, build, tmp_path):
+    saved(tmp_path / "model", build(network))
+    ours = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="float32")
+    with Scheduler(ours) as scheduler:
+        roles = ["query", "passage", "query"]
+        waiting = [scheduler.submit(TEXTS[n:], input_type=role) for n, role in enumerate(roles)]
+        for n, (role, future) in enumerate(zip(roles, waiting, strict=True)):
+            right = ours.embed(TEXTS[n:], input_type=role)
+            batch = future.result()
+            np.testing.assert_allclose(batch.vectors, right.vectors, atol=1e-6)
+            assert (batch.spec, batch.input_type) == (right.spec, role)
+    (replica,) = ours.replicas()
+    rows = [
+        row
+        for text, role in zip(TEXTS, roles, strict=True)
+        for row in ours.prepare([text], EmbedOptions(input_type=role)).rows
+    ]
+    mixed = replica.embed_rows(rows)
+    alone = np.concatenate([replica.embed_rows([row]) for row in rows])
+    np.testing.assert_allclose(mixed, alone, atol=1e-6)
+    for role in ("query", "passage"):
+        tokens = [token.id for token in ours.tokenize(TEXTS[:1], input_type=role)[0]]
+        assert len(tokens) == ours.embed(TEXTS[:1], input_type=role).token_counts[0]
     ours.close()
 
 

@@ -5,6 +5,12 @@ import time
 
 import pytest
 import tokenizers
+from tests.engine.local.tiny_tokenizers import (
+    bert_tokenizer,
+    llama3_tokenizer,
+    mistral_tokenizer,
+    xlmr_tokenizer,
+)
 
 from nimbed.errors import CheckpointError, InputError, TooLongError
 from nimbed.local.hub import locate
@@ -167,3 +173,37 @@ def test_a_tokenizer_that_gives_up_at_once_is_a_damaged_file(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(damaged))
     with pytest.raises(CheckpointError, match="is not a tokenizer"):
         TextTokenizer(tmp_path / "tokenizer.json", max_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("build", "texts"),
+    [
+        (None, ["Do not say: it's 3.14159, naïve 東京!", "[SEP] in a text", "🙂 is unknown"]),
+        (bert_tokenizer, ["Do not: it's a text"]),
+        (xlmr_tokenizer, ["Do not say: it's a text"]),
+        (llama3_tokenizer, ["  two blanks, naïve 東京 🙂\n"]),
+        (mistral_tokenizer, ["Do not: naïve 東京 🙂"]),
+    ],
+)
+def test_ids_with_their_special_tokens_become_the_text_again(build, texts, tmp_path):
+    path = PATH
+    if build is not None:
+        path = tmp_path / "tokenizer.json"
+        build().save(str(path))
+    ours = TextTokenizer(path, max_tokens=64)
+    ids = ours.encode(texts, prompt="", truncate="NONE").ids
+    back = ours.texts(ids)
+    assert ours.encode(back, prompt="", truncate="NONE").ids == ids
+    for foreign in (ids[0][1:], [2**40], [ids[0][0]]):
+        with pytest.raises(InputError, match="row 1.* send the text") as refused:
+            ours.texts([ids[0], foreign])
+        assert refused.value.rows == (1,)
+    with pytest.raises(TooLongError, match="token ids are not cut"):
+        ours.texts([ids[0] * 64])
+
+
+def test_where_nothing_stands_around_a_text_no_ids_are_believed(tmp_path):
+    bare = TextTokenizer(PATH, max_tokens=64, bare=True)
+    ids = bare.encode(["a text"], prompt="", truncate="NONE").ids
+    with pytest.raises(InputError, match="send the text"):
+        bare.texts(ids)

@@ -88,6 +88,24 @@ def test_every_row_names_an_argument_of_ours_or_says_that_there_is_none(table: T
 
 
 @EACH
+def test_an_argument_of_theirs_is_taken_or_its_error_says_what_the_page_says(table: Table) -> None:
+    needs, package = OURS[table.ours]
+    pytest.importorskip(needs)
+    ours = getattr(importlib.import_module(package), table.ours)
+    for (theirs,), cell in ((names(row[0]), row[1]) for row in table.rows):
+        if theirs in ours.model_fields:
+            continue
+        with pytest.raises(ValueError, match=rf"\b{theirs}\b") as caught:
+            ours(**{theirs: None})
+        said = str(caught.value)
+        assert "Extra inputs" not in said
+        if len(names(cell)) == 1:
+            assert f"{names(cell)[0]} here" in said or names(cell)[0] in said, theirs
+        else:
+            assert f"there is no {theirs}: " in said
+
+
+@EACH
 @pytest.mark.filterwarnings("ignore")
 def test_no_argument_of_theirs_is_left_out_or_made_up(table: Table) -> None:
     package = pytest.importorskip(THEIRS[table.framework, table.theirs])

@@ -225,9 +225,14 @@ def test_every_command_takes_a_card_and_a_prompt(nimbed_command, folder, tmp_pat
     assert outcome.code == 0
     outcome = nimbed_command(*ask, "--model", str(folder), "--prompt-name", "tidy")
     assert "prompt_name may be 'query', 'passage', '', 'sort'" in outcome.err
-    for command in ("load", "search", "tradeoff"):
+    for command in ("load", "search", "tradeoff", "serve"):
         help_text = nimbed_command(command, "--help").out
         assert "--card" in help_text
         assert "--prompt-name" in help_text
-    outcome = nimbed_command("serve", "--check", "--model", str(folder), "--card", "minilm")
-    assert "pools by cls" in outcome.err
+    serve = ("serve", "--check", "--model", str(folder))
+    assert "pools by cls" in nimbed_command(*serve, "--card", "minilm").err
+    assert nimbed_command(*serve, "--prompt-name", "sort").code == 0
+    assert nimbed_command(*serve, "--prompt-name", "-").code == 0
+    assert "prompt_name may be" in nimbed_command(*serve, "--prompt-name", "tidy").err
+    outcome = nimbed_command(*serve, "--prompt-name", "sort", "--prompt-name", "sort")
+    assert "prompt_names belong to models, in their order; got 2 for 1" in outcome.err

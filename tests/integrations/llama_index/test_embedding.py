@@ -15,19 +15,20 @@ import pytest
 pytest.importorskip("llama_index.core")
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.rate_limiter import TokenBucketRateLimiter
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import Document, ImageDocument, ImageNode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import ValidationError
 
-from nimbed import FakeEmbedder
+from nimbed import FakeEmbedder, Image
 from nimbed.errors import ConfigurationError, InputError, UnknownModelError
 from nimbed.fake import FAKE_CARD
-from nimbed_llama_index import NimbedEmbedding
+from nimbed_llama_index import NimbedEmbedding, NimbedTextSplitter
 
 SECRET = "nvapi-very-secret"
 REMOTE = {"model_name": "m", "base_url": "http://localhost:9"}
@@ -218,3 +219,63 @@ def test_events_tell_texts_and_vectors(call: Any, chunks: list[list[str]]) -> No
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     fake().get_text_embedding_batch(["a", "b"], show_progress=True)
     assert "Generating embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_images_in_a_pipeline_are_embedded_as_what_they_show(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    for colour in ("red", "blue"):
+        pil.new("RGB", (4, 4), colour).save(tmp_path / f"{colour}.png")
+    red, blue = str(tmp_path / "red.png"), str(tmp_path / "blue.png")
+    pairs = FakeEmbedder(replace(FAKE_CARD, modalities=("text", "image", "text_image")))
+    ours = NimbedEmbedding.from_embedder(pairs)
+    split = NimbedTextSplitter(embed_model=ours)
+    pipeline = IngestionPipeline(transformations=[split, ours], disable_cache=True)
+    documents = [
+        Document(text="a cat"),
+        ImageDocument(image_path=red),
+        ImageDocument(image_path=blue, text="a sea"),
+    ]
+    if asynchronous:
+        nodes = asyncio.run(pipeline.arun(documents=documents))
+    else:
+        nodes = pipeline.run(documents=documents)
+    wanted = pairs.embed(["a cat", Image(red), ("a sea", Image(blue))], input_type="passage")
+    assert [node.embedding for node in nodes] == wanted.lists()
+    assert ours([ImageNode(image_path=red)])[0].embedding == wanted.lists()[1]
+
+
+def test_an_image_that_cannot_be_embedded_is_named_by_its_node(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image").new("RGB", (4, 4)).save(tmp_path / "a.png")
+    ours = NimbedEmbedding.from_embedder(
+        FakeEmbedder(replace(FAKE_CARD, modalities=("text", "image")))
+    )
+    text, path = TextNode(text="a"), str(tmp_path / "a.png")
+    with pytest.raises(InputError, match="of node far is not here, and an address is not") as far:
+        ours([text, ImageNode(id_="far", image_url="http://localhost:9/a.png")])
+    with pytest.raises(InputError, match="node both has a text .* takes no pairs") as both:
+        ours([text, ImageNode(id_="both", image_path=path, text="a caption")])
+    assert far.value.rows == both.value.rows == (1,)
+    with pytest.raises(ConfigurationError, match="embeds text"):
+        fake()([ImageNode(image_path=path)])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_names_the_rows_of_the_call_in_whatever_batch(
+    cached: bool, asynchronous: bool
+) -> None:
+    ours = fake(cache=SimpleKVStore() if cached else None)
+    ours.embed_batch_size = 3
+    embed = ours.get_text_embedding_batch
+    if asynchronous:
+        embed = lambda texts: asyncio.run(ours.aget_text_embedding_batch(texts))  # noqa: E731
+    texts = [f"text {n}" for n in range(10)]
+    ours.get_text_embedding_batch([*texts[:4], *texts[5:]])  # the cache leaves one row of a batch
+    for place in (4, 9):
+        wrong = [*texts[:place], " ", *texts[place + 1 :]]
+        with pytest.raises(InputError, match=f"row {place} is; leave it out") as caught:
+            embed(wrong)
+        assert caught.value.rows == (place,)

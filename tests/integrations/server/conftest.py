@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -131,9 +132,8 @@ def command() -> Iterator[Callable[..., Command]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: str, environment: Mapping[str, str] | None = None) -> Command:
-        port = free_port()
         process = subprocess.Popen(
-            [sys.executable, "-m", "nimbed_cli.main", "serve", "--port", str(port), *flags],
+            [sys.executable, "-m", "nimbed_cli.main", "serve", "--port", "0", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env=dict(environment) if environment is not None else None,
@@ -142,16 +142,18 @@ def command() -> Iterator[Callable[..., Command]]:
         lines: list[str] = []
         assert process.stderr is not None
         threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
-        url = f"http://127.0.0.1:{port}"
+
+        def address() -> str:
+            assert process.poll() is None, "".join(lines)
+            said = re.search(r"on (http://127\.0\.0\.1:\d+)", "".join(lines))
+            return said[1] if said else ""
 
         def ready() -> bool:
-            assert process.poll() is None, "".join(lines)
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{url}/v1/health/ready").status_code == 200
-            return False
+            url = address()
+            return bool(url) and httpx.get(f"{url}/v1/health/ready").status_code == 200
 
         wait_until(ready, seconds=60)
-        return Command(process, url, lines)
+        return Command(process, address(), lines)
 
     yield start
     for process in started:

@@ -16,6 +16,7 @@ import numpy as np
 
 from nimbed import FakeEmbedder
 from nimbed.embedder import Managed, Prepared, Token
+from nimbed.errors import InputError
 from nimbed.fake import FAKE_CARD
 from nimbed.inputs import check_texts
 
@@ -81,6 +82,9 @@ class Worded(FakeEmbedder):
             ends = [Token(1, "[CLS]", 0, 0, True), Token(2, "[SEP]", 0, 0, True)]
             found.append([ends[0], *tokens, ends[1]] if special else tokens)
         return found
+
+    def detokenize(self, ids, *, input_type):
+        raise InputError("words are gone", rows=range(len(ids)))
 
 
 def hashed(text, dimensions):

@@ -75,7 +75,7 @@ def test_every_example_of_the_document_works(server):
             answer = server.client.post(path, json=media["example"])
             assert answer.status_code == 200, answer.text
             asked += 1
-    assert asked == 5
+    assert asked == 8
 
 
 def test_info_says_model_limits_and_pooling(server):

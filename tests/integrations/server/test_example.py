@@ -100,6 +100,24 @@ def test_the_build_copies_what_there_is():
                 assert (root / name).exists(), name
 
 
+def test_the_dashboard_and_prometheus_read_what_the_server_writes(plain):
+    plain.embed()
+    written = set(re.findall(r"^# TYPE (\w+) ", plain.client.get("/metrics").text, re.MULTILINE))
+    dashboard = json.loads((FOLDER.parent / "nimbed_server" / "grafana.json").read_text("utf-8"))
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            for name in re.findall(r"nimbed_\w+", target["expr"]):
+                family = re.sub(r"_(bucket|sum|count)$", "", name)
+                assert family in written, name
+    page = (FOLDER.parent / "serving.md").read_text("utf-8")
+    (scraped,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (job,) = yaml.safe_load(scraped)["scrape_configs"]
+    # What is not said there is Prometheus's default, and that is where the metrics are.
+    assert job.keys() == {"job_name", "static_configs"}
+    assert job["static_configs"] == [{"targets": ["localhost:8000"]}]
+
+
 def test_the_sample_of_settings_is_read_and_names_them_rightly(monkeypatch):
     file = FOLDER.parent / "nimbed_server" / "nimbed.toml"
     for name in [name for name in os.environ if name.startswith(("NIMBED_", "NIM_"))]:

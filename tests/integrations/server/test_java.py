@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,32 +17,12 @@ from .conftest import MODEL
 
 pytestmark = pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK is installed")
 
-ASK = """
-import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse;
-
-public class Ask {
-    public static void main(String[] given) throws Exception {
-        HttpClient client = HttpClient.newHttpClient();
-        for (int turn = 0; turn < 3; turn++) {
-            HttpRequest request = HttpRequest.newBuilder(URI.create(given[0]))
-                .header("Content-Type", "application/json")
-                .POST(HttpRequest.BodyPublishers.ofString(given[1]))
-                .build();
-            HttpResponse<String> answer =
-                client.send(request, HttpResponse.BodyHandlers.ofString());
-            System.out.println(answer.statusCode() + " " + answer.version());
-            System.out.println(answer.body());
-        }
-    }
-}
-"""
+PAGE = Path(__file__).parents[3] / "examples" / "serving.md"
 
 
 def test_it_is_answered_over_one_connection_after_another(plain, tmp_path):
-    (tmp_path / "Ask.java").write_text(ASK)
+    (code,) = re.findall(r"```java\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "Ask.java").write_text(code)
     body = json.dumps({"model": MODEL, "input": ["a text"], "input_type": "passage"})
     done = subprocess.run(
         ["java", "-Xshare:auto", "Ask.java", f"{plain.url}/v1/embeddings", body],

@@ -100,6 +100,7 @@ COUNTERS = {
     "requests": ["endpoint", "status"],
     "failures": ["type"],
     "items": ["input_type", "model"],
+    "kinds": ["kind", "model"],
     "tokens": ["model"],
     "truncated": ["model"],
 }

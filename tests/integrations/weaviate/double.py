@@ -217,6 +217,8 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         ]
         if request.HasField("near_vector") or request.HasField("near_text"):
             found = self._nearest(request, [uuid for uuid, _ in found])
+        elif request.HasField("hybrid_search"):
+            found = self._fused(request, [uuid for uuid, _ in found])
         results = [
             result(request, uuid, held[uuid], far, self.updated)
             for uuid, far in found[: request.limit or 10]
@@ -233,17 +235,45 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         return order[bisect.bisect_right(order, request.after) :][: request.limit]
 
     def _nearest(self, request: Any, uuids: list[str]) -> list[tuple[str, float | None]]:
-        configs = self.classes[request.collection].get("vectorConfig", {})
         if request.HasField("near_vector"):
             target, asked = asked_vector(request.near_vector)
         else:
-            target = (list(request.near_text.targets.target_vectors) or ["default"])[0]
-            ((_, settings),) = configs[target]["vectorizer"].items()
-            assert self.embed is not None
-            asked = np.array(self.embed(settings, request.near_text.query[0], "query"))
-        config = configs.get(target) or self.classes[request.collection]
+            near = request.near_text
+            target = (list(near.targets.target_vectors) or ["default"])[0]
+            asked = self._question(request.collection, target, near.query[0])
+        return self._by_distance(request.collection, target, asked, uuids)
+
+    def _fused(self, request: Any, uuids: list[str]) -> list[tuple[str, float | None]]:
+        """Rank by Weaviate's relative scores: words (here, how many occur) beside distances."""
+        near = request.hybrid_search
+        target = (list(near.targets.target_vectors) or ["default"])[0]
+        asked = self._question(request.collection, target, near.query)
+        far = dict(self._by_distance(request.collection, target, asked, uuids))
+        words, held = near.query.lower().split(), self.objects[request.collection]
+        said = {uuid: " ".join(map(str, held[uuid][0].values())).lower() for uuid in far}
+        hits = {uuid: sum(word in said[uuid] for word in words) for uuid in far}
+        alpha = near.alpha_param if near.use_alpha_param else near.alpha
+
+        def share(values: dict[str, Any], uuid: str) -> float:
+            low, high = min(values.values()), max(values.values())
+            return (values[uuid] - low) / (high - low) if high > low else 1.0
+
+        score = {
+            uuid: alpha * (1 - share(far, uuid)) + (1 - alpha) * share(hits, uuid) for uuid in far
+        }
+        return [(uuid, None) for uuid in sorted(far, key=score.__getitem__, reverse=True)]
+
+    def _question(self, name: str, target: str, text: str) -> np.ndarray:
+        ((_, settings),) = self.classes[name]["vectorConfig"][target]["vectorizer"].items()
+        assert self.embed is not None
+        return np.array(self.embed(settings, text, "query"))
+
+    def _by_distance(
+        self, name: str, target: str, asked: np.ndarray, uuids: list[str]
+    ) -> list[tuple[str, float | None]]:
+        config = self.classes[name].get("vectorConfig", {}).get(target) or self.classes[name]
         metric = config["vectorIndexConfig"]["distance"]
-        held = self.objects[request.collection]
+        held = self.objects[name]
         far = [
             (uuid, distance(metric, asked, np.array(held[uuid][1][target])))
             for uuid in uuids

@@ -1,7 +1,7 @@
-"""BERT (MiniLM, E5, arctic-embed, BGE), and the encoders that share its layers.
+"""BERT (MiniLM, E5, arctic-embed, BGE), RoBERTa, MPNet and DistilBERT, which share its layers.
 
-A post-norm transformer with learnt positions, run over packed sequences. The state dict is that of
-``transformers.BertModel``.
+A post-norm transformer with learnt positions, run over packed sequences. The state dicts are those
+of ``transformers.BertModel`` and its kin.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ from nimbed.local.attention import Attention, DistanceBias, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, dense
-from nimbed.local.models.fields import heads_fit, real, whole
+from nimbed.local.models.fields import (
+    DISTILBERT_NAMES,
+    MPNET_BUCKETS,
+    MPNET_NAMES,
+    first_position,
+    heads_fit,
+    mpnet_buckets,
+    real,
+    whole,
+)
 from nimbed.local.norms import LayerNorm
 from nimbed.local.weights import Tensors
 
-__all__ = ["Bert"]
+__all__ = ["Bert", "distilbert", "mpnet", "xlm_roberta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +179,44 @@ def _positions_without(padding: int, ids: torch.Tensor, positions: torch.Tensor)
     first = torch.arange(len(ids), device=ids.device) - positions  # row of the text's first token
     before = ends[first] - counted[first]
     return (ends - before) * counted + padding
+
+
+def xlm_roberta(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
+    """Read a RoBERTa, CamemBERT or XLM-R encoder: its positions begin behind the padding id.
+
+    bge-m3, multilingual-e5, all-distilroberta.
+    """
+    return Bert(
+        config,
+        tensors.stripped("roberta.", "xlm_roberta."),
+        placement,
+        padding=first_position(config) - 1,
+    )
+
+
+def mpnet(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
+    """Read an MPNet encoder (all-mpnet-base-v2): it has a bias for the distance between tokens."""
+    tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
+    first = first_position(config)
+    longest = whole(config, "max_position_embeddings") - first
+    table = tensors.placed(
+        Placement(placement.device, torch.float32),
+        "encoder.relative_attention_bias.weight",
+        MPNET_BUCKETS,
+        whole(config, "num_attention_heads"),
+    )
+    buckets = torch.from_numpy(mpnet_buckets(longest)).to(placement.device)
+    added = table[buckets].t().contiguous()
+    return Bert(
+        {**config, "type_vocab_size": 0},
+        tensors,
+        placement,
+        padding=first - 1,
+        bias=DistanceBias(added.to(placement.dtype) if placement.device.type == "cuda" else added),
+    )
+
+
+def distilbert(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Bert:
+    """Read a DistilBERT encoder (distiluse): it has no token types, and other names."""
+    tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
+    return Bert({**config, "type_vocab_size": 0}, tensors, placement)

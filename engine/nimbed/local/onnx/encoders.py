@@ -107,7 +107,7 @@ def _distilbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
 
 
 def _mpnet(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
-    """MPNet, as :mod:`nimbed.local.models.mpnet` has it."""
+    """MPNet, as :func:`nimbed.local.models.bert.mpnet` has it."""
     tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
     first, heads = first_position(config), whole(config, "num_attention_heads")
     longest = whole(config, "max_position_embeddings") - first
