@@ -1,6 +1,6 @@
 """Let Weaviate embed with a nimbed server, and see whether an existing collection does it right.
 
-    pip install 'nimbed[weaviate]'
+    pip install -e '.[weaviate]'  # in a clone
     python examples/weaviate_vectorizer.py [--weaviate http://localhost:8080]
 
 Prints what Weaviate is told for each of its modules that a nimbed server can stand behind, then

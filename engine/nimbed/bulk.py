@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.chunks import document_of
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
+from nimbed.kinds import EmbeddingKinds
 from nimbed.rows import BadRow, Item, Reject, Row, as_rows
 from nimbed.spec import Truncate, VectorSpec
 
@@ -48,6 +49,8 @@ _SHOWN = 10
 
 M = TypeVar("M")
 V = TypeVar("V")
+E = TypeVar("E", bound=EmbeddingBatch | EmbeddingKinds)
+E_in = TypeVar("E_in", bound=EmbeddingBatch | EmbeddingKinds, contravariant=True)
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ class JobReport:
         self.rejected += len(rejects)
         self.first_rejects = [*self.first_rejects, *rejects][:_SHOWN]
 
-    def count_embedded(self, batch: EmbeddingBatch) -> None:
+    def count_embedded(self, batch: EmbeddingBatch | EmbeddingKinds) -> None:
         """Count the tokens and the cut texts of a batch that was just embedded."""
         self.tokens += int(batch.token_counts.sum())
         self.truncated += len(batch.truncated)
@@ -148,9 +151,9 @@ def embedding_passages(
 
 def embed_accepted(
     texts: Sequence[str],
-    embed: Callable[[Sequence[str]], EmbeddingBatch],
+    embed: Callable[[Sequence[str]], E],
     refuse: Callable[[list[int], InputError], None],
-) -> tuple[list[int], EmbeddingBatch]:
+) -> tuple[list[int], E]:
     """Embed the texts that can be embedded.
 
     Args:
@@ -306,9 +309,7 @@ class PassageBatch(Generic[M, V]):
 
     def with_vectors(self, vectors: list[V]) -> PassageBatch[M, V]:
         """Return the same passages with their vectors."""
-        return PassageBatch(
-            self.numbers, self.ids, self.texts, self.metadata, self.digests, vectors
-        )
+        return replace(self, vectors=vectors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,10 +327,10 @@ class StoreResult:
     refused: Sequence[Reject] = ()
 
 
-class Sink(Protocol[M, V]):
+class Sink(Protocol[M, V, E_in]):
     """A database that takes passages; one thread at a time speaks to it."""
 
-    def encode(self, batch: EmbeddingBatch) -> list[V]:
+    def encode(self, batch: E_in) -> list[V]:
         """Return the vectors in the form that the store takes."""
         ...
 
@@ -397,8 +398,8 @@ def drop_repeated(
 
 def load_batches(
     batches: Iterable[tuple[PassageBatch[M, V], Sequence[Reject]]],
-    sink: Sink[M, V],
-    embed: Callable[[Sequence[str]], EmbeddingBatch] | None,
+    sink: Sink[M, V, E],
+    embed: Callable[[Sequence[str]], E] | None,
     *,
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
@@ -460,7 +461,7 @@ def load_batches(
 def _looked_up(
     store: ThreadPoolExecutor,
     batches: Iterable[tuple[PassageBatch[M, V], Sequence[Reject]]],
-    sink: Sink[M, V],
+    sink: Sink[M, V, Any],
 ) -> Iterator[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]:
     """Yield each batch with what is stored of it, while the next one is looked up."""
     waiting: deque[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]
@@ -474,8 +475,8 @@ def _looked_up(
 
 def _embedded(
     passages: PassageBatch[M, V],
-    sink: Sink[M, V],
-    embed: Callable[[Sequence[str]], EmbeddingBatch] | None,
+    sink: Sink[M, V, E],
+    embed: Callable[[Sequence[str]], E] | None,
     report: JobReport,
     on_reject: Callable[[Reject], None],
 ) -> PassageBatch[M, V]:

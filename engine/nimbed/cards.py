@@ -43,7 +43,8 @@ class ModelCard:
     Attributes:
         id: Canonical id.
         architecture: The module of ``nimbed.local.models`` that runs it.
-        dimensions: Float dimensions of a full vector.
+        dimensions: Float dimensions of a full vector; of a model of sparse vectors alone, the
+            tokens of its vocabulary.
         max_tokens: Longest input, prompt and special tokens included.
         pooling: How token states become one vector; several ways, if their vectors are joined.
         asymmetric: Whether queries and passages are embedded differently.
@@ -97,6 +98,8 @@ class ModelCard:
         """Refuse a card whose facts contradict each other."""
         for mode in (self.pooling,) if isinstance(self.pooling, str) else self.pooling:
             check_literal("pooling", mode, Pooling)
+        for kind in self.kinds or ("",):
+            check_literal("kinds", kind, Kind)
         if min(self.dimensions, self.max_tokens) < 1:
             raise ConfigurationError(
                 f"the card of {self.id} has dimensions {self.dimensions} and max_tokens "
@@ -159,8 +162,14 @@ class ModelCard:
         """Return the contract of this model's vectors, before any model is loaded.
 
         Raises:
-            ConfigurationError: If the model does not offer that size, or it cannot be packed.
+            ConfigurationError: If the model gives no dense vectors, or none of that size, or they
+                cannot be packed.
         """
+        if "dense" not in self.kinds:
+            calls = " and ".join(f"embed_{kind}" for kind in self.kinds)
+            raise ConfigurationError(
+                f"{self.id} gives {' and '.join(self.kinds)} vectors, not dense ones; call {calls}"
+            )
         if dimensions is not None and dimensions not in self.sizes:
             offered = ", ".join(map(str, self.sizes))
             raise ConfigurationError(

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedOptions
+from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress
 from nimbed.spec import (
     EmbeddingType,
@@ -42,6 +42,7 @@ __all__ = [
     "Schedulable",
     "Token",
     "Tokenizing",
+    "giving",
 ]
 
 #: What runs a local model; see :func:`nimbed.load`.
@@ -250,6 +251,19 @@ class HybridEmbedder(Protocol):
     ) -> MultiVectorBatch:
         """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
         ...
+
+
+def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:
+    """Return an embedder that gives a kind of vectors besides dense ones, or refuse it.
+
+    Raises:
+        ConfigurationError: If it does not.
+    """
+    offered: Sequence[Kind] = ("dense",)
+    if isinstance(embedder, HybridEmbedder):
+        offered = embedder.kinds
+    KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
+    return cast(HybridEmbedder, embedder)
 
 
 class KindsAlone(ABC):

@@ -19,6 +19,7 @@ A message says what was asked, what is possible and how to mend it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -198,11 +199,15 @@ def count_rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
-def renumber(error: InputError, rows: Sequence[int]) -> None:
+def renumber(error: InputError | RemoteError, rows: Sequence[int]) -> None:
     """Have an error name its caller's rows, of which ``rows[n]`` was its row ``n``."""
-    named = name_rows(error.rows)
-    error.rows = tuple(rows[row] for row in error.rows)
-    error.args = (str(error).replace(named, name_rows(error.rows)),)
+    if error.rows:
+        named = name_rows(error.rows)
+        error.rows = tuple(rows[row] for row in error.rows)
+        error.args = (str(error).replace(named, name_rows(error.rows)),)
+    partial = error.partial if isinstance(error, RemoteError) else None
+    if isinstance(error, RemoteError) and partial is not None:
+        error.partial = replace(partial, rows=tuple(rows[row] for row in partial.rows))
 
 
 def _rebuild(kind: type[Exception], message: str, state: dict[str, object]) -> Exception:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -20,6 +21,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
@@ -38,6 +40,9 @@ MAX_BYTES: Final = 25 * 2**20
 MAX_SHORT_SIDE: Final = 8192
 MAX_LONG_SIDE: Final = 16384
 
+# Pixels that all threads together decode at once: as many as the largest image has, which takes up
+# to 16 bytes each where it is transparent, 2 GB in all; half a megabyte of PNG may hold so many.
+_DECODED_AT_ONCE = MAX_SHORT_SIDE * MAX_LONG_SIDE
 _PIXELS = "pixels"  # raw RGB, from a PIL image; every other kind is a file format
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
@@ -172,7 +177,9 @@ class Image:
                 from PIL import Image as pil
 
                 return pil.frombytes("RGB", self.size, self._data)
-            return _to_rgb(_open(self._kind, self._data))
+            file = _open(self._kind, self._data)
+            with _decoding().room(file.width * file.height):
+                return _to_rgb(file)
 
     def data_url(self) -> str:
         """Return a base64 data URL for a server.
@@ -235,6 +242,31 @@ class Image:
         image._kind, image._data, image._name, image._size = kind, data, name, size
         image._digest = None
         return image
+
+
+class _Decoding:
+    """The pixels that are being decoded in all threads; whoever wants too many more waits."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def room(self, pixels: int) -> Generator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._pixels + pixels <= _DECODED_AT_ONCE)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+_decoding = functools.cache(_Decoding)
+if hasattr(os, "register_at_fork"):  # what a parent's threads decode, a child never finishes
+    os.register_at_fork(after_in_child=_decoding.cache_clear)
 
 
 @contextlib.contextmanager
@@ -397,9 +429,8 @@ def _flatten(image: PIL.Image.Image) -> PIL.Image.Image:
         )
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     if layer.getchannel("A").getextrema() == (255, 255):
         return layer.convert("RGB")
     ground = Image.new("RGBA", layer.size, "white")
-    ground.alpha_composite(layer)
-    return ground.convert("RGB")
+    return Image.alpha_composite(ground, layer).convert("RGB")

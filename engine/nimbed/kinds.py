@@ -340,6 +340,21 @@ class EmbeddingKinds:
     sparse: SparseBatch | None = None
     multi: MultiVectorBatch | None = None
 
+    @property
+    def batches(self) -> tuple[EmbeddingBatch | SparseBatch | MultiVectorBatch, ...]:
+        """Those that were asked for."""
+        return tuple(batch for batch in (self.dense, self.sparse, self.multi) if batch is not None)
+
+    @property
+    def token_counts(self) -> NDArray[np.int32]:
+        """Tokens the model read for each input; int32 of shape (n,)."""
+        return self.batches[0].token_counts
+
+    @property
+    def truncated(self) -> tuple[int, ...]:
+        """Row numbers of the inputs that were cut, ascending."""
+        return self.batches[0].truncated
+
 
 def _stored(unit: NDArray[np.float32], spec: MultiVectorSpec) -> NDArray[Any]:
     if spec.packed:

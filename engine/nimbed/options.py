@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict, TypeVar, cast, get_args
 
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import Modality
 from nimbed.spec import (
+    Contract,
     EmbeddingType,
     InputType,
     Int8Scale,
     Kind,
+    MultiVectorSpec,
+    SparseSpec,
     TokenType,
     Truncate,
     check_literal,
@@ -21,6 +24,8 @@ from nimbed.spec import (
 )
 
 __all__ = ["EmbedKeywords", "EmbedOptions", "KindOptions", "SpecOptions", "cached_options"]
+
+C = TypeVar("C", bound=Contract)
 
 # Name, Literal and values of each option: compared here, since most calls are right.
 _CHOICES: tuple[tuple[str, Any, tuple[object, ...]], ...] = (
@@ -146,6 +151,22 @@ class KindOptions:
         if self.max_active is not None:
             check_size("max_active", self.max_active)
 
+    def applied_to(self, contract: C) -> C:
+        """Return the contract of vectors with these options, from one that is known.
+
+        Where an option has its default, what the contract says stays: a name of a server may fix
+        it.
+        """
+        found: Contract = contract
+        if isinstance(contract, SparseSpec) and self.max_active is not None:
+            found = replace(contract, max_active=self.max_active)
+        if isinstance(contract, MultiVectorSpec):
+            found = contract.stored_as(
+                contract.token_type if self.token_type == "float" else self.token_type,
+                pool_factor=self.pool_factor if self.pool_factor > 1 else contract.pool_factor,
+            )
+        return cast(C, found)
+
     def chosen(self, offered: Sequence[Kind], model: str) -> tuple[Kind, ...]:
         """Return the kinds to give, of those that a model offers.
 
@@ -154,8 +175,10 @@ class KindOptions:
         """
         for kind in self.kinds or ():
             if kind not in offered:
+                calls = ["embed" if own == "dense" else f"embed_{own}" for own in offered]
                 raise ConfigurationError(
-                    f"{model} gives no {kind} vectors; it gives {' and '.join(offered)}"
+                    f"{model} gives no {kind} vectors; it gives {' and '.join(offered)} "
+                    f"({', '.join(calls)})"
                 )
         return tuple(self.kinds or offered)
 

@@ -6,6 +6,7 @@ They are read from the sources; no module is imported.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sysconfig
 from collections.abc import Iterator
@@ -55,8 +56,16 @@ class Passage:
 def standard_library_passages(limit: int) -> list[Passage]:
     """Return up to ``limit`` docstrings of public names, spread evenly over the library.
 
-    The same Python gives the same passages in the same order.
+    The same Python gives the same passages in the same order. The first call reads the library.
     """
+    passages = _whole_library()
+    if len(passages) <= limit:
+        return list(passages)
+    return [passages[place * len(passages) // limit] for place in range(limit)]
+
+
+@functools.cache
+def _whole_library() -> tuple[Passage, ...]:
     found: dict[str, str] = {}
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -65,11 +74,8 @@ def standard_library_passages(limit: int) -> list[Passage]:
             for name, text in _of_module(path, [part for part in parts if part != "__init__"]):
                 found.setdefault(text, name)
     # The name often says what the docstring takes for granted.
-    passages = [Passage(name, f"{name}: {text}") for text, name in found.items()]
-    passages.sort(key=lambda passage: passage.id)
-    if len(passages) <= limit:
-        return passages
-    return [passages[place * len(passages) // limit] for place in range(limit)]
+    passages = (Passage(name, f"{name}: {text}") for text, name in found.items())
+    return tuple(sorted(passages, key=lambda passage: passage.id))
 
 
 def _of_module(path: Path, parts: list[str]) -> Iterator[tuple[str, str]]:

@@ -60,7 +60,7 @@ def doctor(
     The exit code is 1 if something must be mended.
     """
     from nimbed.errors import ConfigurationError
-    from nimbed_cli.terminal import print_findings
+    from nimbed_cli.terminal import print_findings, program_typed
 
     found: dict[str, list[Finding]] = {}
     if base_url is None and weaviate is None:
@@ -80,6 +80,14 @@ def doctor(
             print_findings(name, findings)
     if any(each.verdict == "fail" for findings in found.values() for each in findings):
         raise typer.Exit(1)
+    if base_url is not None and dialect == "auto" and not as_json:
+        named = model or next(iter(found))
+        which = f" --model {named}" if named else ""
+        typer.echo(
+            f"nothing stands in the way; to use it, type: {program_typed()} embed texts.txt -o "
+            f"vectors.npy --input-type passage --base-url {base_url}{which}",
+            err=True,
+        )
 
 
 def _server(

@@ -71,6 +71,15 @@ def load(
     dimensions: options.Dimensions = None,
     int8_scale: options.Int8Scale = None,
     also: options.Also = None,
+    kinds: options.Kinds = None,
+    max_active: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The most weights of a sparse vector that are kept, the largest. Default: 1,000, "
+            "as many as an index takes.",
+        ),
+    ] = None,
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
@@ -83,6 +92,13 @@ def load(
         bool,
         typer.Option(help="Build the index afterwards; use --no-index while others still load."),
     ] = True,
+    sparse_index: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-index",
+            help="Index the sparse vectors too; without, a search compares all of them.",
+        ),
+    ] = False,
     words: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +158,9 @@ def load(
             "--from-table": from_table is not None,
             "--from-query": from_query is not None,
             "--also": also is not None,
+            "--kinds": kinds is not None,
+            "--max-active": max_active is not None,
+            "--sparse-index": sparse_index,
             "--words": words is not None,
             "--no-index": not index,
             "--chunk-mode": chunk_mode != "plain",
@@ -153,6 +172,11 @@ def load(
             "--served-name": served_name is not None,
         },
     )
+    chosen = options.listed(kinds)
+    if sparse_index and (chosen is None or "sparse" not in chosen or (max_active or 0) > 1_000):
+        raise ConfigurationError(
+            "--sparse-index needs --kinds dense,sparse, and no --max-active of more than 1,000"
+        )
     listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
@@ -182,7 +206,8 @@ def load(
         )
         opening: AbstractContextManager[Callable[[Any], VectorTable | CollectionTarget]]
         if collection is None:
-            opening = _open_table(dsn, embedded, name, {**stored_as, "also": also}, given)
+            stored_as |= {"also": also, "kinds": chosen, "max_active": max_active}
+            opening = _open_table(dsn, embedded, name, stored_as, given)
         else:
             from nimbed_cli.weaviate_target import open_collection
 
@@ -248,7 +273,7 @@ def load(
         typer.echo("\n".join([*_summary(report, name, listed, given), *computed]), err=True)
         if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
-                built = target.index(words=words, on_progress=move)
+                built = target.index(words=words, sparse=sparse_index, on_progress=move)
             typer.echo("the index is built" if built else "the index was there already", err=True)
 
 

@@ -71,7 +71,9 @@ def models(
             _list(found, as_json=as_json)
             return
         described = found[0] if found else cards.find(name)
-    specs = _specs(described, dimensions)
+    specs: list[VectorSpec] = []
+    if "dense" in described.kinds or dimensions is not None or store is not None:
+        specs = _specs(described, dimensions)  # raises, if the model has no such vectors
     fields = None if store is None else _fields(specs, store)
     if as_json:
         facts = {**_facts(described), "specs": [spec.to_dict() for spec in specs]}
@@ -85,11 +87,12 @@ def models(
         typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
         _print_card(described, steps)
-        typer.echo()
-        if fields is None:
-            _print_specs(specs)
-        else:
+        if specs:
+            typer.echo()
+        if fields is not None:
             _print_fields(fields)
+        elif specs:
+            _print_specs(specs)
 
 
 def _search(name: str) -> tuple[ModelCard, ...]:
@@ -129,11 +132,14 @@ def _from_files(name: str, told: str | None) -> tuple[ModelCard, list[str]]:
 
     located = locate(name, weights=False)
     card = None if told is None else cards.find(told)
-    if located.card is not None or card is not None or not has_routes(located.folder):
+    said = located.card or card
+    sparse = said is not None and said.kinds == ("sparse",)  # whose modules are always followed
+    if (said is not None and not sparse) or not has_routes(located.folder):
         read = read_checkpoint(located, revision=None, told=card)
-        return read.card, list(read.pipeline.steps()) if located.card is None else []
+        return read.card, list(read.pipeline.steps()) if located.card is None or sparse else []
     routes = {
-        role: read_checkpoint(located, revision=None, role=role) for role in get_args(InputType)
+        role: read_checkpoint(located, revision=None, told=card, role=role)
+        for role in get_args(InputType)
     }
     steps = [f"{role}: {step}" for role, route in routes.items() for step in route.pipeline.steps()]
     return routes["passage"].card, steps
@@ -182,16 +188,26 @@ def _print_catalogue(listed: tuple[ModelCard, ...]) -> None:
     for card in listed:
         inputs = "text, image" if "image" in card.modalities else "text"
         smallest = f"{card.sizes[0]}-" if len(card.sizes) > 1 else ""
-        rows.append((card.id, f"{smallest}{card.dimensions}", f"{card.max_tokens:,}", inputs))
+        rows.append(
+            (
+                card.id,
+                f"{smallest}{card.dimensions}",
+                f"{card.max_tokens:,}",
+                inputs,
+                ", ".join(card.kinds),
+            )
+        )
     right = [Column(name, align="right") for name in ("dimensions", "tokens")]
-    columns = [Column("model"), *right, Column("inputs")]
+    columns = [Column("model"), *right, Column("inputs"), Column("vectors")]
     console = Console()
-    shown = 3 if console.is_terminal and console.width < 100 else 4  # the names are long
+    shown = 3 if console.is_terminal and console.width < 120 else 5  # the names are long
     print_table(columns[:shown], [row[:shown] for row in rows])
     # Beside the table, so that a pipe has rows alone.
     if shown == 3:
         images = ", ".join(card.id for card in listed if "image" in card.modalities)
         typer.echo(f"For images, too: {images}", err=True)
+        sparse = ", ".join(card.id for card in listed if "sparse" in card.kinds)
+        typer.echo(f"With sparse vectors: {sparse}", err=True)
     typer.echo("One of them in full: nimbed models NAME", err=True)
 
 
@@ -206,6 +222,7 @@ def _print_card(card: ModelCard, steps: list[str] | None) -> None:
         "model": card.id,
         "also called": ", ".join(card.aliases),
         "weights": card.weights or "no public checkpoint is known",
+        "vectors": ", ".join(card.kinds),
         "dimensions": ", ".join(map(str, card.sizes)),
         "longest input": f"{card.max_tokens:,} tokens",
         "inputs": ", ".join(card.modalities),

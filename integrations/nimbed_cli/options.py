@@ -159,6 +159,15 @@ Also = Annotated[
     ),
 ]
 
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="dense,sparse",
+        help="Which kinds of vectors, of a model that gives several, such as BAAI/bge-m3. Default: "
+        "the table's; for a new table dense.",
+    ),
+]
+
 # Where it is stored.
 Table = Annotated[str, typer.Option(metavar="NAME", help="The table in the database.")]
 TableOrNone = Annotated[
@@ -218,6 +227,26 @@ def load_embedder(
     if model is None and table_spec is not None and card is None:
         return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
     return nimbed.load(model, card=card, **placement)
+
+
+def listed(option: str | None) -> list[str] | None:
+    """Return the words of an option that takes several, parted by commas."""
+    return None if option is None else [word.strip() for word in option.split(",")]
+
+
+def numbers(name: str, option: str | None) -> list[float] | None:
+    """Return the numbers of an option that takes several.
+
+    Raises:
+        ConfigurationError: If a word is no number.
+    """
+    from nimbed.errors import ConfigurationError
+
+    words = listed(option)
+    try:
+        return None if words is None else [float(word) for word in words]
+    except ValueError:
+        raise ConfigurationError(f"{name} takes numbers parted by commas; got {option!r}") from None
 
 
 def computed_in(embedder: Embedder) -> list[str]:

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,6 +54,28 @@ def search(
             help="Rank by the question's words too; english, german, ... or simple.",
         ),
     ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dense,sparse",
+            help="By which vectors, where the table has several kinds. Default: by all of them.",
+        ),
+    ] = None,
+    fusion: Annotated[
+        str,
+        typer.Option(
+            metavar="rrf|sum",
+            help="How several rankings become one: by places, or by normalised scores.",
+        ),
+    ] = "rrf",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="What each ranking counts for: of --kinds in their order, then of --hybrid. "
+            "Default: 1 each.",
+        ),
+    ] = None,
     after: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +116,9 @@ def search(
             "--embedded": embedded is not None,
             "--candidates": candidates is not None,
             "--hybrid": hybrid is not None,
+            "--kinds": kinds is not None,
+            "--fusion": fusion != "rrf",
+            "--weights": weights is not None,
             "--after": after is not None,
             "--sql": as_sql,
         },
@@ -133,23 +158,23 @@ def search(
                 embedder = load(table_spec=VectorTable(connection, name).spec)
                 target = VectorTable(connection, name, embedder)
                 condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
+                how: dict[str, Any] = {
+                    "filter": condition,
+                    "candidates": candidates,
+                    "hybrid": hybrid,
+                    "kinds": options.listed(kinds),
+                    "fusion": fusion,
+                    "weights": options.numbers("--weights", weights),
+                }
                 if as_sql:
-                    if group or hybrid is not None or after is not None:
+                    if group or after is not None:
                         raise ConfigurationError(
-                            "--sql prints a search by vectors alone; leave out --group, --hybrid "
-                            "and --after"
+                            "--sql prints a search of passages; leave out --group and --after"
                         )
-                    typer.echo(target.sql(question, k, filter=condition, candidates=candidates))
+                    typer.echo(target.sql(question, k, **how))
                     return
-                hits = target.search(
-                    question,
-                    k,
-                    filter=condition,
-                    candidates=candidates,
-                    group=group,
-                    after=None if after is None else _place(after),
-                    hybrid=hybrid,
-                )
+                page = None if after is None else _place(after)
+                hits = target.search(question, k, group=group, after=page, **how)
     except TooLongError as error:
         raise InputError(
             f"the question has {error.length:,} tokens, the model reads {error.limit:,}; shorten it"
@@ -171,8 +196,13 @@ def search(
             # JSON escapes the control characters that terminals obey, except for these.
             typer.echo(re.sub("[\x7f-\x9f]", lambda each: f"\\u{ord(each[0]):04x}", line))
         return
-    columns = (Column("distance", align="right"), Column("id"), Column("text", fit="cut"))
-    print_table(columns, [(f"{hit.distance:.4f}", hit.id, hit.text) for hit in hits])
+    columns = [Column("distance", align="right"), Column("id"), Column("text", fit="cut")]
+    rows = [[f"{hit.distance:.4f}", hit.id, hit.text] for hit in hits]
+    scores = [getattr(hit, "score", None) for hit in hits]
+    if hits and scores[0] is not None:  # what several rankings are ordered by
+        columns = [Column("score", align="right"), *columns]
+        rows = [[f"{score:.4f}", *row] for score, row in zip(scores, rows, strict=True)]
+    print_table(columns, rows)
 
 
 def _place(typed: str) -> tuple[float, str]:

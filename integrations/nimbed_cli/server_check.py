@@ -17,8 +17,10 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError, RemoteError
 from nimbed.findings import Finding, Verdict
+from nimbed.remote.address import Address
+from nimbed.remote.discovery import find_card
 from nimbed.remote.embedder import RemoteEmbedder
-from nimbed.spec import InputType
+from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["examine", "examine_all"]
 
@@ -35,6 +37,8 @@ _TEXTS = (
 _ROLES: tuple[InputType, InputType] = ("query", "passage")
 _SAME = 0.9999  # cosine of one text embedded twice in half precision
 _PARITY = 0.999
+_LONGEST = 8192  # tokens of a text that is sent to see whether it is refused
+_SAME_NUMBERS = 0.97  # of two runs in half precision
 
 
 def examine(
@@ -62,15 +66,21 @@ def examine(
     Raises:
         ConfigurationError: If address, key or dialect cannot be used.
     """
-    with RemoteEmbedder(
-        model, base_url=base_url, api_key=api_key, dialect=dialect, timeout=timeout
-    ) as embedder:
-        findings: list[Finding] = []
+    findings: list[Finding] = []
+    how: dict[str, Any] = {"api_key": api_key, "dialect": dialect, "timeout": timeout}
+    with RemoteEmbedder(model, base_url=base_url, **how) as embedder:
         try:
-            for finding in _check_all(embedder, against):
-                findings.append(finding)
+            space = None
+            if isinstance(model, str) and find_card(model) is None:
+                space = embedder.find_space()
+            if space is not None and space.embedding_type != "float":
+                with RemoteEmbedder(space.model, base_url=base_url, **how) as plain:
+                    findings.extend(_check_alias(embedder, plain, space))
+            else:
+                for finding in _check_all(embedder, against, space):
+                    findings.append(finding)
         except NimbedError as error:
-            findings.append(Finding("reach", "fail", str(error)))
+            findings.append(_unreached(error, embedder.base_url))
         return findings
 
 
@@ -87,7 +97,7 @@ def examine_all(
         try:
             names = embedder.list_models()
         except NimbedError as error:
-            return {"": [Finding("reach", "fail", str(error))]}
+            return {"": [_unreached(error, embedder.base_url)]}
     if len(names) < 2:
         return {"": examine(base_url, dialect=dialect, against=against, timeout=timeout)}
     return {
@@ -96,13 +106,60 @@ def examine_all(
     }
 
 
-def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[Finding]:
+def _unreached(error: NimbedError, url: str) -> Finding:
+    """Say that nothing came of it, and what to type next."""
+    mend = ""
+    if isinstance(error, RemoteError):
+        if error.status in (401, 403):
+            name = "NVIDIA_API_KEY" if Address.parse(url).is_nvidia else "NIMBED_API_KEY"
+            mend = f"; type: export {name}=KEY"
+        elif error.status is None or error.status == 404:
+            mend = f"; to see what answers there, type: curl -i {url}/models"
+    return Finding("reach", "fail", f"{error}{mend}")
+
+
+def _check_alias(
+    embedder: RemoteEmbedder, plain: RemoteEmbedder, space: VectorSpec
+) -> Iterator[Finding]:
+    """Compare what a name that fixes a type gives with the vectors of its model, stored so here."""
+    name, dialect = embedder.identify()
+    what = f"{space.model} ({space.embedding_type}, {space.dimensions} dimensions)"
+    said = f"{embedder.base_url} speaks {dialect} and serves {name}, which is {what}"
+    yield Finding("reach", "ok", said)
+    fields = {"input_type": "passage", "encoding_format": "float"}
+    served = embedder.ask(_TEXTS, fields).vectors
+    batch = plain.embed(
+        _TEXTS,
+        input_type="passage",
+        embedding_type=space.embedding_type,
+        dimensions=space.dimensions,
+        int8_scale=space.int8_scale,
+    )
+    bits = space.packed and served.shape[1] == space.dimensions  # answered as +1 and -1
+    right = batch.signs() if bits else batch.vectors
+    same = float((served == right).mean()) if served.shape == right.shape else 0.0
+    verdict: Verdict = "ok" if same > _SAME_NUMBERS else "fail"
+    detail = f"{same:.1%} of its numbers are those of {space.model} in that type"
+    mend = "" if verdict == "ok" else "; to see what it stands for, type: nimbed serve --check"
+    yield Finding("alias", verdict, f"{detail}{mend}")
+
+
+def _check_all(
+    embedder: RemoteEmbedder, against: Embedder | None, space: VectorSpec | None
+) -> Iterator[Finding]:
     began = time.perf_counter()
     first = embedder.embed(_TEXTS[:1], input_type="passage")
     took = time.perf_counter() - began
     card = embedder.card
     model, dialect = embedder.identify()
-    known = "" if card.architecture != "unknown" else _unknown(embedder)
+    known = ""
+    if space is not None:
+        known = f", which is {space.model} ({space.embedding_type}, {space.dimensions} dimensions)"
+    elif card.architecture == "unknown":
+        known = (
+            ", of which nimbed has no card, so that the role of a text reaches it by input_type or "
+            "not at all; if it is one that 'nimbed models' lists, serve it by that name"
+        )
     yield Finding(
         "reach",
         "ok",
@@ -112,20 +169,14 @@ def _check_all(embedder: RemoteEmbedder, against: Embedder | None) -> Iterator[F
     floats = np.array([first.vectors[0]])
     yield _vectors(embedder)
     yield _roles(embedder, card)
+    if card.max_tokens <= _LONGEST:
+        yield _length(embedder, card)
     yield _dimensions(embedder, card, floats)
     yield _base64(embedder, floats)
     yield _types(embedder, floats)
     yield from _latency(embedder)
     if against is not None:
         yield _parity(embedder, against)
-
-
-def _unknown(embedder: RemoteEmbedder) -> str:
-    """Return what to say of a model without a card: an alias of nimbed's own server has a spec."""
-    spec = embedder.find_space()
-    if spec is None:
-        return ", of which nimbed has no card: pass --model with a name that 'nimbed models' lists"
-    return f", which is {spec.model} ({spec.embedding_type}, {spec.dimensions} dimensions)"
 
 
 def _vectors(embedder: RemoteEmbedder) -> Finding:
@@ -164,7 +215,8 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
             "roles",
             "fail",
             f"a query and a passage get the same vector (cosine {alike:.4f}), so the role does "
-            f"not reach the model; pass a dialect whose role is a prefix, such as 'vllm'",
+            f"not reach the model; type this again with --dialect vllm, which puts the card's "
+            f"prompts before texts, and pass dialect='vllm' to nimbed.load",
         )
     said = f"they reach the model: query and passage agree by {alike:.4f}"
     try:
@@ -178,7 +230,31 @@ def _roles(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
         "roles",
         "note",
         f"{said}; the card's prompt {card.prompt('query')!r} without a role gives another vector "
-        f"({same:.4f}): the server's prompt differs, or it adds one of its own",
+        f"({same:.4f}): the server's prompt differs, or it adds one of its own; type this again "
+        f"with --against CHECKPOINT to see which",
+    )
+
+
+def _length(embedder: RemoteEmbedder, card: ModelCard) -> Finding:
+    """A text that is too long must be refused, or its client be told."""
+    limit = card.max_tokens
+    text = "word " * round(1.5 * limit)
+    try:
+        answer = embedder.ask([text], {"input_type": "passage"})
+    except RemoteError as refusal:
+        if refusal.status in (400, 413, 422):
+            return Finding("length", "ok", f"more than {limit} tokens are refused")
+        return Finding("length", "note", f"of more than {limit} tokens it says: {refusal}")
+    if answer.tokens is None:
+        return Finding("length", "note", "it counts no tokens: what it cuts, nobody can tell")
+    if answer.tokens > limit:
+        return Finding("length", "ok", f"{answer.tokens} tokens are read, more than the card says")
+    return Finding(
+        "length",
+        "fail",
+        f"of a text of more than {limit} tokens it reads {answer.tokens} and says nothing; switch "
+        f"its truncation off (--no-auto-truncate of text-embeddings-inference), or mean it: "
+        f"truncate='END', --truncate END",
     )
 
 
@@ -196,7 +272,8 @@ def _dimensions(embedder: RemoteEmbedder, card: ModelCard, floats: NDArray[Any])
     same = _cosine(served, floats[0, :size])
     verdict: Verdict = "ok" if len(served) == size and same > _PARITY else "fail"
     detail = f"{size} asked, {len(served)} given; agrees with the slice of {card.dimensions}"
-    return Finding("dimensions", verdict, f"{detail} by {same:.4f}")
+    mend = "" if verdict == "ok" else "; ask this server for the full size alone"
+    return Finding("dimensions", verdict, f"{detail} by {same:.4f}{mend}")
 
 
 def _base64(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
@@ -208,7 +285,8 @@ def _base64(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
         return Finding("base64", "note", "asked for and ignored, lists are used")
     same = _cosine(answer.vectors[0], floats[0])
     verdict: Verdict = "ok" if same > _PARITY else "fail"
-    return Finding("base64", verdict, f"agrees with the floats by {same:.4f}")
+    mend = "" if verdict == "ok" else "; tell who runs the server: every client reads it so"
+    return Finding("base64", verdict, f"agrees with the floats by {same:.4f}{mend}")
 
 
 def _types(embedder: RemoteEmbedder, floats: NDArray[Any]) -> Finding:
@@ -261,7 +339,12 @@ def _parity(embedder: RemoteEmbedder, local: Embedder) -> Finding:
     same_space = embedder.spec().fingerprint == local.spec().fingerprint
     detail = f"least cosine {worst:.5f} over {len(_TEXTS)} texts in both roles"
     if worst <= _PARITY:
-        return Finding("parity", "fail", f"{detail}: another model, prompt or pooling")
+        return Finding(
+            "parity",
+            "fail",
+            f"{detail}: another model, prompt or pooling; type: nimbed models CHECKPOINT, and "
+            f"compare with what the server says of its own",
+        )
     if not same_space:
         return Finding("parity", "note", f"{detail}; but the fingerprints of the specs differ")
     return Finding("parity", "ok", detail)

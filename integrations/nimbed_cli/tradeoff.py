@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nimbed_tradeoff import Tradeoff
 
 __all__ = ["tradeoff"]
+
+T = TypeVar("T")
 
 
 def tradeoff(
@@ -53,6 +55,18 @@ def tradeoff(
     dimensions: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Sizes to try. Default: all that the model offers."),
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,KIND",
+            help="Compare these kinds of vectors and fuse them: dense,sparse,multi. Needs "
+            "--judgements.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,W", help="What each kind counts for when fused. Default: 1 each."),
     ] = None,
     keep: Annotated[
         float,
@@ -100,7 +114,9 @@ def tradeoff(
             text_field=text_field or "text",
             id_field=id_field,
             kind=input_format,
-            dimensions=None if dimensions is None else _sizes(dimensions),
+            dimensions=_listed("--dimensions", dimensions, int, "sizes", "128,256"),
+            kinds=cast(Any, _listed("--kinds", kinds, str, "kinds", "dense,sparse")),
+            weights=_listed("--weights", weights, float, "numbers", "1,0.3"),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
             splitter=options.splitter_for(embedder, chunk, overlap, chunk_mode),
@@ -150,14 +166,19 @@ def _writable(output: str, inputs: Iterable[str | None]) -> Path:
     return target
 
 
-def _sizes(typed: str) -> list[int]:
+def _listed(
+    option: str, typed: str | None, read: Callable[[str], T], noun: str, example: str
+) -> list[T] | None:
+    """Return what was typed with commas in between."""
     from nimbed.errors import ConfigurationError
 
+    if typed is None:
+        return None
     try:
-        return [int(size) for size in typed.split(",")]
+        return [read(each.strip()) for each in typed.split(",")]
     except ValueError:
         raise ConfigurationError(
-            f"--dimensions takes sizes separated by commas, such as 128,256; got {typed!r}"
+            f"{option} takes {noun} separated by commas, such as {example}; got {typed!r}"
         ) from None
 
 
@@ -206,6 +227,9 @@ def _show(study: Tradeoff, target: Path | None) -> None:
     )
     console.print(_table(study, console.width))
     console.print(f"\n[bold]{escape(study.advice.sentence)}[/bold]\n")
+    if study.measured_kinds:
+        console.print(_kinds_table(study, console.width))
+        console.print(f"\n[bold]{escape(study.kinds_sentence)}[/bold]\n")
     for note in study.notes:
         console.print(f"[dim]{escape(note)}[/dim]")
     if target is None:
@@ -214,11 +238,51 @@ def _show(study: Tradeoff, target: Path | None) -> None:
         console.print(f"\nplots written to {escape(str(target))}")
 
 
-def _table(study: Tradeoff, width: int) -> Table:
-    """Return a row for each way, with as many columns as fit beside the recommendation."""
+def _kinds_table(study: Tradeoff, width: int) -> Table:
+    """Return a row for each kind of vector, alone, smaller and fused."""
+    from nimbed_tradeoff import TOP
+    from nimbed_tradeoff.kinds import best_kind
+
+    best = best_kind(study.measured_kinds)
+    columns: dict[str, list[str]] = {}
+    for each in study.measured_kinds:
+        quality = each.quality
+        cells = {
+            "kinds": each.label,
+            "fused": each.fused_by or "",
+            "bytes": f"{each.bytes_per_passage:,.0f}",
+            f"recall@{TOP}": f"{quality.recall:.3f}",
+            f"nDCG@{TOP}": f"{quality.ndcg:.3f}",
+            "ms": f"{quality.milliseconds:.3f}",
+            "": "<" if each is best else "",
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, [name]).append(cell)
+    table = _fitting(columns, width, without=("ms", f"recall@{TOP}", "bytes"))
+    table.caption = "< the best nDCG\nbytes: of a passage, in the mean"
+    table.caption_justify = "left"
+    return table
+
+
+def _fitting(columns: dict[str, list[str]], width: int, *, without: Iterable[str]) -> Table:
+    """Return a table of columns, headings first; the terminal may be too narrow for some."""
     from rich import box
     from rich.table import Table
 
+    for name in without:
+        if sum(max(map(len, cells)) + 2 for cells in columns.values()) - 1 > width:
+            del columns[name]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    words = ("stored as", "kinds", "fused", "")
+    for name in columns:
+        table.add_column(name, justify="left" if name in words else "right")
+    for row in list(zip(*columns.values(), strict=True))[1:]:
+        table.add_row(*row, style="dim" if row[0].startswith(" ") else None)
+    return table
+
+
+def _table(study: Tradeoff, width: int) -> Table:
+    """Return a row for each way, with as many columns as fit beside the recommendation."""
     from nimbed_tradeoff import TOP
     from nimbed_tradeoff.result import readable_size
 
@@ -240,14 +304,7 @@ def _table(study: Tradeoff, width: int) -> Table:
         }
         for name, cell in cells.items():
             columns.setdefault(name, [name]).append(cell)
-    for name in ("IQR", "index", f"nDCG@{TOP}", "bytes"):
-        if sum(max(map(len, cells)) + 2 for cells in columns.values()) - 1 > width:
-            del columns[name]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("stored as", "") else "right")
-    for row in list(zip(*columns.values(), strict=True))[1:]:
-        table.add_row(*row, style="dim" if row[0].startswith(" ") else None)
+    table = _fitting(columns, width, without=("IQR", "index", f"nDCG@{TOP}", "bytes"))
     table.caption = "< recommended\n* on the Pareto line of bytes and recall"
     if "IQR" in columns:
         table.caption += "\nms: median time of a query; IQR: range between its quartiles"

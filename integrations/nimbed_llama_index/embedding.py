@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from nimbed.cards import DEFAULT_MODEL
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError, InputError, renumber
+from nimbed.errors import ConfigurationError, InputError, RemoteError, renumber
 from nimbed.images import Image
 from nimbed.inputs import Input
 from nimbed.load import (
@@ -206,19 +206,24 @@ class NimbedEmbedding(MultiModalEmbedding):
             InputError: If a node cannot be embedded, or its image would have to be fetched.
             ConfigurationError: If the model takes no images.
         """
-        super().__call__([node for node in nodes if not isinstance(node, _IMAGES)], **kwargs)
-        shown = self._shown(nodes)
+        read, shown = _places_of_texts(nodes), self._shown(nodes)
+        with _named_as(read):
+            super().__call__([nodes[place] for place in read], **kwargs)
         if shown:
-            batch = self.embedder.embed(list(shown.values()), **self._keywords("passage"))
+            with _named_as(list(shown)):
+                batch = self.embedder.embed(list(shown.values()), **self._keywords("passage"))
             _set_vectors(nodes, shown, batch.lists())
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Do what a pipeline's call does without blocking the event loop."""
-        await super().acall([node for node in nodes if not isinstance(node, _IMAGES)], **kwargs)
-        shown = self._shown(nodes)
+        read, shown = _places_of_texts(nodes), self._shown(nodes)
+        with _named_as(read):
+            await super().acall([nodes[place] for place in read], **kwargs)
         if shown:
-            batch = await self.embedder.aembed(list(shown.values()), **self._keywords("passage"))
+            images = list(shown.values())
+            with _named_as(list(shown)):
+                batch = await self.embedder.aembed(images, **self._keywords("passage"))
             _set_vectors(nodes, shown, batch.lists())
         return nodes
 
@@ -257,7 +262,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         """
         try:
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
-        except InputError as error:
+        except (InputError, RemoteError) as error:
             self._name_rows_of_the_call(error, texts)
             raise
 
@@ -267,11 +272,11 @@ class NimbedEmbedding(MultiModalEmbedding):
         """Do what :meth:`get_text_embedding_batch` does without blocking the event loop."""
         try:
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
-        except InputError as error:
+        except (InputError, RemoteError) as error:
             self._name_rows_of_the_call(error, texts)
             raise
 
-    def _name_rows_of_the_call(self, error: InputError, texts: list[str]) -> None:
+    def _name_rows_of_the_call(self, error: InputError | RemoteError, texts: list[str]) -> None:
         # LlamaIndex cuts a call into batches and tells nobody where one begins: it is looked for.
         failed, size = vars(error).pop("batch", texts), self.embed_batch_size
         for start in range(0, len(texts), size):
@@ -410,15 +415,29 @@ class NimbedEmbedding(MultiModalEmbedding):
 
 
 @contextmanager
+def _named_as(rows: Sequence[int]) -> Generator[None]:
+    """Have an error name these rows in the place of 0, 1, 2, ..."""
+    try:
+        yield
+    except (InputError, RemoteError) as error:
+        renumber(error, rows)
+        raise
+
+
+@contextmanager
 def _batch_noted(texts: Sequence[str], sent: Sequence[str]) -> Generator[None]:
     """Have an error name rows of a batch, of which the cache left some to be sent, and keep it."""
     try:
         yield
-    except InputError as error:
+    except (InputError, RemoteError) as error:
         if sent is not texts:
             renumber(error, [texts.index(text) for text in sent])
         vars(error)["batch"] = texts
         raise
+
+
+def _places_of_texts(nodes: Sequence[BaseNode]) -> list[int]:
+    return [place for place, node in enumerate(nodes) if not isinstance(node, _IMAGES)]
 
 
 def _set_vectors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,19 +13,24 @@ from psycopg import sql
 
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
-from nimbed.errors import ConfigurationError
+from nimbed.embedder import giving
+from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.findings import Finding
 from nimbed.quantize import signs_from_bits
-from nimbed_pgvector.columns import Column
+from nimbed.spec import InputType, require_same_space
+from nimbed_pgvector.columns import AnyColumn, Column
 from nimbed_pgvector.operations import Operation, TableOperations
 from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.source_table import QUEUE, described
-from nimbed_pgvector.statements import Procedure, Query, Transaction, trusted
+from nimbed_pgvector.sparse import SparseColumn, decode_sparse, sparse_spec_of
+from nimbed_pgvector.statements import Procedure, Query, Rows, Transaction, trusted
 
 __all__ = ["AuditOperations", "audit_columns", "claimed", "decode", "sample_rows", "sent"]
 
 S = TypeVar("S")
 _FORMS = {"vector": ">f4", "halfvec": ">f2"}
+# bfloat16 moves a weight by up to a hundredth of the largest; another text or role by far more.
+_SAME_WEIGHTS = 0.02
 
 
 class AuditOperations(TableOperations[S]):
@@ -62,6 +67,11 @@ class AuditOperations(TableOperations[S]):
         found: Audit = yield lambda: audit_columns(
             columns, sample, embedder or self._embedder_for(table), others
         )
+        if table.layout.sparse is not None:
+            sparse = table.layout.sparse
+            rest = yield Transaction(procedure=_sample_sparse(table, sparse, rows))
+            by = embedder or self._embedder_for(table)
+            found = yield lambda: _joined([found, _audit_sparse(sparse, rest, by)])
         if columns[0].spec.fingerprint == table.layout.spec.fingerprint:
             return found
         said = (
@@ -103,12 +113,83 @@ def audit_columns(
         for column, each in zip(columns, audits, strict=True)
         for finding in each.findings
     ]
+    return dataclasses.replace(_joined(audits), findings=tuple(findings))
+
+
+def _joined(audits: Sequence[Audit]) -> Audit:
+    """Return what several columns of one sample were found to be."""
     return Audit(
         rows=audits[0].rows,
         sound=min(each.sound for each in audits),
         difference=max(each.difference for each in audits),
-        findings=tuple(findings),
+        findings=tuple(finding for each in audits for finding in each.findings),
     )
+
+
+def _sample_sparse(table: Table, column: SparseColumn, rows: int) -> Procedure[Rows]:
+    """Return the ids, texts and sparse vectors of a sample of the rows."""
+    return (
+        yield Query(
+            sql.SQL("SELECT id, text, {} FROM {} ORDER BY random() LIMIT {}").format(
+                sent(table, column), table.identifier, sql.Literal(rows)
+            )
+        )
+    )
+
+
+def _audit_sparse(column: SparseColumn, rows: Rows, embedder: Embedder) -> Audit:
+    """Say what sparse vectors are, by embedding their texts again as passages and as queries."""
+    name, spec = f"{column.name}: vectors", column.spec
+    try:
+        offered = sparse_spec_of(embedder, max_active=spec.max_active)
+        require_same_space(spec, offered, doing="audit")
+    except (ConfigurationError, SpaceMismatchError) as error:
+        finding = Finding(name, "fail", f"{embedder.card.id} does not make them: {error}")
+        return Audit(rows=len(rows), sound=0, difference=0.0, findings=(finding,))
+    stored = [decode_sparse(data) for _, _, data in rows]
+    left, sound, difference = list(range(len(rows))), 0, 0.0
+    findings: list[Finding] = []
+    roles: dict[InputType, str] = {"passage": "passages", "query": "queries"}
+    for role, plural in roles.items():
+        if not left:
+            break
+        batch = giving(embedder, "sparse").embed_sparse(
+            [rows[row][1] for row in left],
+            input_type=role,
+            truncate="END",
+            max_active=spec.max_active,
+        )
+        apart = [
+            _sparse_difference(stored[row], expected)
+            for row, expected in zip(left, batch.rows(), strict=True)
+        ]
+        alike = [row for row, each in zip(left, apart, strict=True) if each <= _SAME_WEIGHTS]
+        if alike:
+            said = f"{len(alike)} of {len(rows)} rows are {spec.model}'s sparse vectors of {plural}"
+            findings.append(Finding(name, "ok" if role == "passage" else "fail", said))
+        if role == "passage":
+            sound = len(alike)
+            difference = max((each for each in apart if each <= _SAME_WEIGHTS), default=0.0)
+        left = [row for row in left if row not in set(alike)]
+    if left:
+        said = (
+            f"{len(left)} of {len(rows)} rows hold other sparse vectors than {spec.model} makes of "
+            f"their texts, such as {rows[left[0]][0]!r}; load them again"
+        )
+        findings.append(Finding(name, "fail", said))
+    return Audit(rows=len(rows), sound=sound, difference=difference, findings=tuple(findings))
+
+
+def _sparse_difference(
+    stored: tuple[NDArray[Any], NDArray[Any]], expected: tuple[NDArray[Any], NDArray[Any]]
+) -> float:
+    """Return the largest difference of a weight, by the largest weight of both."""
+    ids = np.concatenate([stored[0], expected[0]])
+    weights = np.concatenate([stored[1], -expected[1]])
+    if not len(ids):
+        return 0.0
+    apart = np.bincount(np.unique(ids, return_inverse=True)[1], weights=weights)
+    return float(np.abs(apart).max() / np.abs(weights).max())
 
 
 def sample_rows(
@@ -162,7 +243,7 @@ def sample_rows(
     ]
 
 
-def sent(table: Table, column: Column) -> sql.Composed:
+def sent(table: Table, column: AnyColumn) -> sql.Composed:
     """Return the expression of a column in its binary form, as :func:`decode` reads it.
 
     A client may have registered loaders of its own for pgvector's types.

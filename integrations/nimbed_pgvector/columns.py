@@ -8,20 +8,21 @@ import math
 import os
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from datetime import time as dt_time
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed import EmbeddingBatch, VectorSpec, stores
-from nimbed.errors import ConfigurationError
+from nimbed import EmbeddingBatch, EmbeddingKinds, SparseSpec, VectorSpec, stores
+from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.quantize import quantize
-from nimbed.spec import check_literal, require_same_space
+from nimbed.spec import Kind, check_literal, require_same_space
+from nimbed_pgvector.sparse import SparseColumn
 from nimbed_pgvector.statements import Wire
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RESCORING",
     "TEXT_BYTES",
     "Also",
+    "AnyColumn",
     "Column",
     "Layout",
     "encode_json",
@@ -147,16 +149,28 @@ class Column:
         return f"[{','.join(f'{number:.9g}' for number in numbers.tolist())}]"
 
 
+AnyColumn: TypeAlias = Column | SparseColumn
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The vector columns of a table: what is indexed, and what it is rescored by, if anything."""
+    """The vector columns of a table.
+
+    Attributes:
+        embedding: The dense vectors that are indexed.
+        rescoring: The floats that they are rescored by, if any.
+        sparse: The sparse vectors beside them, if any.
+    """
 
     embedding: Column
     rescoring: Column | None = None
+    sparse: SparseColumn | None = None
 
     @classmethod
-    def of(cls, spec: VectorSpec, *, also: Also | None = None) -> Layout:
-        """Return the columns for a spec.
+    def of(
+        cls, spec: VectorSpec, *, also: Also | None = None, sparse: SparseSpec | None = None
+    ) -> Layout:
+        """Return the columns for a spec, and for one of sparse vectors.
 
         Raises:
             ConfigurationError: If pgvector cannot hold such vectors.
@@ -164,6 +178,7 @@ class Layout:
         return cls(
             embedding=Column.embedding(spec),
             rescoring=None if also is None else Column.rescoring(spec, also),
+            sparse=None if sparse is None else SparseColumn.of(sparse),
         )
 
     @property
@@ -180,8 +195,18 @@ class Layout:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The vector columns, in the order of the table."""
+        """The columns of dense vectors, in the order of the table."""
         return (self.embedding,) if self.rescoring is None else (self.embedding, self.rescoring)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that the table has."""
+        return ("dense",) if self.sparse is None else ("dense", "sparse")
+
+    @property
+    def stored(self) -> tuple[AnyColumn, ...]:
+        """All vector columns, in the order of the table."""
+        return self.columns if self.sparse is None else (*self.columns, self.sparse)
 
     def batches(self, batch: EmbeddingBatch) -> list[EmbeddingBatch]:
         """Return the batch of each column; compact ones are made of floats if need be.
@@ -190,6 +215,31 @@ class Layout:
             SpaceMismatchError: If the batch is of another space, or too compact for a column.
         """
         return [_converted(batch, column.spec) for column in self.columns]
+
+    def encoder(self, given: EmbeddingBatch | EmbeddingKinds) -> Callable[[slice], list[bytes]]:
+        """Return a function from rows to the fields of their vectors in a binary COPY.
+
+        Raises:
+            SpaceMismatchError: If the vectors are of another space or kind than the columns.
+        """
+        dense = given if isinstance(given, EmbeddingBatch) else given.dense
+        sparse = None if isinstance(given, EmbeddingBatch) else given.sparse
+        column = self.sparse
+        if dense is None or (sparse is None) != (column is None):
+            holds = "dense vectors" if column is None else "dense and sparse vectors"
+            raise SpaceMismatchError(
+                f"the table holds {holds}; got {' and '.join(_kinds_of(given))} ones"
+            )
+        batches = self.batches(dense)
+        if column is None or sparse is None:
+            return functools.partial(self.fields, batches)
+        some, of_sparse = sparse, column
+
+        def both(rows: slice) -> list[bytes]:
+            dense_fields = self.fields(batches, rows)
+            return list(map(bytes.__add__, dense_fields, of_sparse.wire(some, rows)))
+
+        return both
 
     def fields(self, batches: Sequence[EmbeddingBatch], rows: slice = slice(None)) -> list[bytes]:
         """Return for each row its fields of a binary COPY, from one batch a column."""
@@ -200,6 +250,11 @@ class Layout:
         # A list of void scalars is one of bytes: a tenth of the time that slices take.
         fields: list[bytes] = joined.view(f"V{joined.shape[1]}")[:, 0].tolist()
         return fields
+
+
+def _kinds_of(given: EmbeddingBatch | EmbeddingKinds) -> list[str]:
+    batches = (given,) if isinstance(given, EmbeddingBatch) else given.batches
+    return [batch.spec.kind for batch in batches]
 
 
 @functools.lru_cache(maxsize=64)

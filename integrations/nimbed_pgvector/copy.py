@@ -19,7 +19,7 @@ from typing import Any
 from psycopg import errors, sql
 from xxhash import xxh3_128_digest
 
-from nimbed import EmbeddingBatch
+from nimbed import EmbeddingBatch, EmbeddingKinds
 from nimbed.bulk import (
     JobReport,
     PassageBatch,
@@ -55,7 +55,7 @@ Passages = PassageBatch[bytes, bytes]
 Batch = tuple[Passages, list[Reject]]
 Batches = Iterator[Batch]
 #: Rows and their vectors, as many of the one as of the other.
-Ready = tuple[Sequence[Row], EmbeddingBatch]
+Ready = tuple[Sequence[Row], EmbeddingBatch | EmbeddingKinds]
 
 #: Rows a transaction: one commit costs as much as a few hundred rows.
 BATCH_ROWS = 1024
@@ -102,10 +102,9 @@ class TableSink:
         self.source = source
         self._copies = True  # straight into the table
 
-    def encode(self, batch: EmbeddingBatch) -> list[bytes]:
+    def encode(self, batch: EmbeddingBatch | EmbeddingKinds) -> list[bytes]:
         """Return the fields of each row's vectors."""
-        layout = self.table.layout
-        return layout.fields(layout.batches(batch))
+        return self.table.layout.encoder(batch)(slice(None))
 
     def look_up(self, passages: Passages) -> Mapping[str, bytes]:
         """Return the digests of those passages whose ids the table holds."""
@@ -169,24 +168,25 @@ def ready_batches(
     """
     seen, most, layout = SeenIds(), _MOST_ROWS, table.layout
     if table.empty:
-        stored = sum(column.stored_bytes for column in layout.columns)
+        stored = sum(column.stored_bytes for column in layout.stored)
         most = max(1, min(most, _SOCKET_BYTES // (TEXT_BYTES + stored)))
-    for rows, batch in parts:
-        if len(rows) != len(batch):
-            raise ConfigurationError(f"{len(rows)} rows came with {len(batch)} vectors")
-        if batch.input_type != "passage":
-            raise ConfigurationError(
-                "these vectors were embedded as queries; a table holds passages, so embed the "
-                "texts again with input_type='passage'"
-            )
-        batches = layout.batches(batch)
+    for rows, given in parts:
+        for batch in (given,) if isinstance(given, EmbeddingBatch) else given.batches:
+            if len(rows) != len(batch):
+                raise ConfigurationError(f"{len(rows)} rows came with {len(batch)} vectors")
+            if batch.input_type != "passage":
+                raise ConfigurationError(
+                    "these vectors were embedded as queries; a table holds passages, so embed the "
+                    "texts again with input_type='passage'"
+                )
+        fields = layout.encoder(given)
         for start in range(0, len(rows), most):
             few = slice(start, start + most)
             passages, rejects = prepare(
                 rows[few],
                 source=source,
                 metadata_fields=metadata_fields,
-                vectors=layout.fields(batches, few),
+                vectors=fields(few),
             )
             yield drop_repeated(seen, passages, rejects)
 
@@ -379,7 +379,7 @@ def _encode_rows(table: Table, passages: Passages) -> bytes:
     digests = passages.digests
     # Column by column: a row in Python costs more than the server's work on it.
     fields = zip(
-        repeat((4 + len(table.layout.columns)).to_bytes(2, "big")),
+        repeat((4 + len(table.layout.stored)).to_bytes(2, "big")),
         map(_length, map(len, ids)), ids,
         map(_length, map(len, texts)), texts,
         map(_length, map(len, metadata)), metadata,
@@ -469,7 +469,7 @@ def _make_durable() -> Procedure[None]:
 
 
 def _column_names(table: Table) -> list[str]:
-    vectors = (column.name for column in table.layout.columns)
+    vectors = (column.name for column in table.layout.stored)
     return ["id", "text", "metadata", "content_hash", *vectors]
 
 

@@ -89,6 +89,7 @@ def begin(name: str, layout: Layout, *, keep_index: bool) -> Procedure[Table]:
         ConfigurationError: If the table is in this space, or on its way to another.
     """
     table = yield from _locked(name)
+    _refuse_sparse(table)
     fingerprint = layout.spec.fingerprint
     if table.next is not None:
         if _types(table.next) == _types(layout) and table.next.spec.fingerprint == fingerprint:
@@ -260,6 +261,7 @@ def require_not_null(table: Table) -> Procedure[None]:
 def relabel(table: Table, columns: tuple[Column, ...]) -> Procedure[None]:
     """Give the columns that are searched other contracts; their vectors stay."""
     found = yield from _locked(table.name)
+    _refuse_sparse(found)
     if found.layout != table.layout:
         raise SpaceMismatchError(f"the table {table.name} was changed meanwhile; look at it again")
     synced = yield from described(table.name)
@@ -343,6 +345,16 @@ def compare_neighbours(old: Table, new: Table) -> Procedure[list[Finding]]:
             f"it gives {recall:.0%} of the {nearest} nearest rows by the new vectors",
         ),
     ]
+
+
+def _refuse_sparse(table: Table) -> None:
+    """Refuse a table whose sparse vectors would stay behind in the old space."""
+    if table.layout.sparse is not None:
+        raise ConfigurationError(
+            f"the table {table.name} holds sparse vectors too, which a migration would leave "
+            f"behind; load its texts into a new table: nimbed load DSN --table NEW --from-table "
+            f"{table.name} --id-field id --kinds dense,sparse"
+        )
 
 
 def brief_locks() -> Procedure[None]:

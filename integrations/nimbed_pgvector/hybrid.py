@@ -1,19 +1,22 @@
-"""Hybrid search: full text and vectors in one statement, their ranks fused.
+"""Hybrid search: dense vectors, sparse vectors and words in one statement, their rankings fused.
 
-Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a passage scores 1 / (60 + place)
-in each of the two lists that it is in. Of the words of the question a passage need not have all.
+Fused as :func:`nimbed.fusion.fuse` does it: by the places of a passage in the rankings that it is
+in, or by its scores there, normalised. Of the words of the question a passage need not have all;
+of its tokens it must share one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import sql
 
-from nimbed import EmbeddingBatch
+from nimbed import Embedder, EmbeddingBatch, EmbeddingKinds, SparseBatch
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
-from nimbed.fusion import DAMPING
+from nimbed.fusion import DAMPING, Fusion, check_weights
+from nimbed.spec import Kind
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.search import (
     Filter,
@@ -22,118 +25,313 @@ from nimbed_pgvector.search import (
     condition_of,
     distance_to,
     hit_of,
+    indexed_vector,
     nearest_ids,
+    pasted,
     scan_cost,
     sign_distances,
     vector_of,
     way_to,
 )
-from nimbed_pgvector.statements import Procedure, Query, Rows
+from nimbed_pgvector.sparse import sparse_column
+from nimbed_pgvector.statements import Procedure, Query, Rows, trusted
 
-__all__ = ["hybrid_search", "index_words"]
+__all__ = ["Question", "embed_question_kinds", "hybrid_search", "index_words", "written_hybrid"]
 
-# Of each list so many are fused at least, and so many times k.
+# Of each ranking so many are fused at least, and so many times k.
 _LEAST_FUSED, _FUSED = 50, 4
+_WHERE = sql.SQL("WHERE")
+
+
+class Question(NamedTuple):
+    """What passages are ranked by: what there is of these, in the order of ``rankings``.
+
+    Attributes:
+        dense: One dense vector of a query.
+        sparse: One sparse vector of it.
+        words: Its words, any of which are looked for, and the text search configuration that
+            divides them, such as ``english`` or ``simple``.
+        rankings: Their names, in the order of their weights.
+    """
+
+    dense: EmbeddingBatch | None = None
+    sparse: SparseBatch | None = None
+    words: tuple[str, str] | None = None
+    rankings: tuple[str, ...] = ("dense",)
+
+
+def embed_question_kinds(
+    embedder: Embedder, table: Table, question: str, kinds: Sequence[Kind]
+) -> EmbeddingKinds:
+    """Return a question's vectors of several kinds, or of the sparse one, from one forward pass.
+
+    Raises:
+        ConfigurationError: If the table has no such column, or the model gives no such vectors.
+    """
+    layout = table.layout
+    spec = layout.spec
+    sparse = sparse_column(layout.sparse, table.name)
+    rescored = spec.packed or layout.rescoring is not None
+    return giving(embedder, "sparse").embed_kinds(
+        [question],
+        kinds=kinds,
+        input_type="query",
+        embedding_type="float" if rescored else spec.embedding_type,
+        dimensions=spec.dimensions,
+        int8_scale=None if rescored else spec.int8_scale,
+        max_active=sparse.spec.max_active,
+    )
+
+
+class _Ranking(NamedTuple):
+    """A SELECT of (id, distance), and what is bound to its places."""
+
+    name: str
+    nearest: sql.Composed
+    given: tuple[Any, ...]
 
 
 def hybrid_search(
     table: Table,
-    question: str,
-    query: EmbeddingBatch,
+    question: Question,
     *,
     k: int,
-    language: str,
+    by: Fusion = "rrf",
+    weights: Sequence[float] | None = None,
     where: Filter | None = None,
     parameters: Sequence[Any] = (),
 ) -> Procedure[list[Hit]]:
-    """Return the k best passages by words and by meaning, best first.
+    """Return the k best passages by all rankings of a question, best first.
 
     Args:
         table: Where to look.
-        question: Its words are looked for; any of them will do.
-        query: Its vector, as :func:`nimbed_pgvector.search.embed_question` gives it.
+        question: What the passages are ranked by.
         k: How many.
-        language: A text search configuration, such as ``english`` or ``simple``.
+        by: How the rankings are fused.
+        weights: What each ranking counts for; None for 1 each.
         where: A condition that every hit fulfils.
         parameters: Values for the condition's %s, always bound.
 
     Raises:
-        ConfigurationError: If k is out of range, or there is no such configuration.
+        ConfigurationError: If k or a weight is out of range, the table has no such column, or there
+            is no such text search configuration.
+        SpaceMismatchError: If a vector does not live in the space of its column.
     """
-    if k < 1:
-        raise ConfigurationError(f"k must be at least 1; got {k}")
-    yield from _check_language(language)
-    layout = table.layout
-    *indexed, ranking = (
-        column.parameter(vector)
-        for column, vector in zip(layout.columns, layout.batches(query), strict=True)
-    )
-    by_signs = layout.spec.packed and layout.rescoring is None
+    _check(table, question, k)
+    each_weight = check_weights(weights, len(question.rankings))
+    if question.words is not None:
+        yield from _check_language(question.words[1])
     condition = condition_of(where, bool(parameters))
-    last = () if by_signs else (ranking,)
-    if layout.rescoring is not None:
-        near: tuple[Any, ...] = (ranking, *parameters, *indexed)
-    else:
-        near = (ranking, *parameters)
-    given = (question, *near, *parameters, *last)
     rows: Rows = []
     for exact in (False, True):
         way = way_to(table, exact=exact)
-        costs = scan_cost(layout) if where is None else None
-        rows = yield Query(_statement(way, condition, k, language), given, costs)
+        statement, given = _statement(
+            way, condition, question, tuple(parameters), k, by, each_weight
+        )
+        costs = scan_cost(table.layout) if where is None and question.dense is not None else None
+        rows = yield Query(statement, given, costs)
         if len(rows) >= k or where is None:
             break
     if not rows:
         return []
     yield from same_table(table, rows[0][0])
-    if by_signs:
-        distances = sign_distances(query, [row[4] for row in rows]).tolist()
-    else:
-        step = layout.spec.int8_step if layout.rescoring is None else None
-        scale = step if step and layout.spec.metric == "euclidean" else 1.0
-        distances = [row[4] * scale for row in rows]
+    alone = len(question.rankings) == 1
     return [
-        hit_of(row[1:4], distance, score=float(row[5]))
-        for row, distance in zip(rows, distances, strict=True)
+        hit_of(row[1:4], distance, score=None if alone else float(row[5]))
+        for row, distance in zip(rows, _distances(table, question, rows), strict=True)
     ]
 
 
-def _statement(way: Way, condition: sql.Composable, k: int, language: str) -> sql.Composed:
-    layout, fused = way.layout, max(_LEAST_FUSED, _FUSED * k)
-    column = layout.rescoring or layout.embedding
-    distance: sql.Composable = distance_to(way, column, vector_of(way, column))
+def written_hybrid(
+    table: Table,
+    question: Question,
+    *,
+    k: int,
+    by: Fusion = "rrf",
+    weights: Sequence[float] | None = None,
+    where: Filter | None = None,
+) -> str:
+    """Return such a search as SQL to paste; see :func:`nimbed_pgvector.search.written`."""
+    _check(table, question, k)
+    literals: list[tuple[str, str]] = []
+    if question.dense is not None:
+        columns, vectors = table.layout.columns, table.layout.batches(question.dense)
+        literals += [(c.name, c.literal(v)) for c, v in zip(columns, vectors, strict=True)]
+    if question.sparse is not None:
+        column = sparse_column(table.layout.sparse, table.name)
+        literals.append((column.name, column.literal(question.sparse)))
+    way = way_to(table, literals=tuple(literals))
+    each_weight = check_weights(weights, len(question.rankings))
+
+    def statement(condition: sql.Composable) -> sql.Composed:
+        return _statement(way, condition, question, (), k, by, each_weight)[0]
+
+    return pasted(way, statement, where, reach=_reach(k), ordered=True)
+
+
+def _check(table: Table, question: Question, k: int) -> None:
+    if k < 1:
+        raise ConfigurationError(f"k must be at least 1; got {k}")
+    for batch in (question.dense, question.sparse):
+        if batch is not None and batch.input_type != "query":
+            raise ConfigurationError(
+                f"search needs a vector embedded as a query; this one is a {batch.input_type}"
+            )
+    if question.sparse is not None:
+        sparse_column(table.layout.sparse, table.name)
+
+
+def _reach(k: int) -> int:
+    return max(_LEAST_FUSED, _FUSED * k)
+
+
+def _distances(table: Table, question: Question, rows: Rows) -> list[float]:
+    """Return the distances of hits: of dense vectors, or else of sparse ones."""
+    layout, dense = table.layout, question.dense
+    if dense is None:
+        return [float(row[4]) for row in rows]
     if layout.spec.packed and layout.rescoring is None:
-        distance = sql.SQL("bit_send({})").format(sql.Identifier(column.name))
-    words = sql.SQL("to_tsvector({}, text)").format(sql.Literal(language))
-    return sql.SQL(
-        # All words of a question are in few passages, any of them in many: the rank tells.
-        "WITH asked AS MATERIALIZED (SELECT replace(plainto_tsquery({language}, %s)::text, '&',"
-        " '|')::tsquery AS q),"
-        " near AS (SELECT id, row_number() OVER (ORDER BY distance, id) AS place"
-        " FROM ({nearest}) AS n),"
-        " worded AS (SELECT id, row_number() OVER (ORDER BY score DESC, id) AS place FROM"
-        " (SELECT id, ts_rank_cd({words}, (SELECT q FROM asked)) AS score FROM {table}"
-        " {condition} {words} @@ (SELECT q FROM asked)"
-        " ORDER BY score DESC, id LIMIT {fused}) AS w),"
-        " best AS (SELECT id, coalesce(1.0 / ({damping} + near.place), 0)"
-        " + coalesce(1.0 / ({damping} + worded.place), 0) AS score"
-        " FROM near FULL JOIN worded USING (id) ORDER BY score DESC, id LIMIT {k})"
+        return list(map(float, sign_distances(dense, [row[4] for row in rows])))
+    step = layout.spec.int8_step if layout.rescoring is None else None
+    scale = step if step and layout.spec.metric == "euclidean" else 1.0
+    return [row[4] * scale for row in rows]
+
+
+def _statement(
+    way: Way,
+    condition: sql.Composable,
+    question: Question,
+    parameters: tuple[Any, ...],
+    k: int,
+    by: Fusion,
+    weights: Sequence[float],
+) -> tuple[sql.Composed, tuple[Any, ...]]:
+    """Return the statement, and what is bound to its places.
+
+    Its rows are (tableoid, id, text, metadata as text, distance, score), best first.
+    """
+    reach, rankings = _reach(k), list[_Ranking]()
+    shown: sql.Composable | None = None  # the distance of a hit
+    last: tuple[Any, ...] = ()
+    for name in question.rankings:
+        if name == "dense" and question.dense is not None:
+            made, shown, last = _by_dense(way, condition, question.dense, parameters, reach)
+        elif name == "sparse" and question.sparse is not None:
+            made = _by_sparse(way, condition, question.sparse, parameters, reach)
+            if question.dense is None:
+                column = sparse_column(way.layout.sparse, way.name)
+                shown = distance_to(way, column, vector_of(way, column))
+                last = () if way.literals else (column.parameter(question.sparse),)
+        else:
+            made = _by_words(way, condition, question.words or ("", ""), parameters, reach)
+        rankings.append(made)
+    part = _PLACES if by == "rrf" else _SCORES
+    lists = [
+        sql.SQL("{} AS (SELECT id, {} AS part FROM ({}) AS n WHERE {})").format(
+            sql.Identifier(ranking.name),
+            part.format(weight=sql.Literal(weight), damping=sql.Literal(DAMPING)),
+            ranking.nearest,
+            # What shares no token with the question is not found by it.
+            sql.SQL("distance < 0" if ranking.name == "sparse" else "true"),
+        )
+        for ranking, weight in zip(rankings, weights, strict=True)
+    ]
+    names = [sql.Identifier(ranking.name) for ranking in rankings]
+    joined = [names[0], *(sql.SQL("FULL JOIN {} USING (id)").format(name) for name in names[1:])]
+    parts = [sql.SQL("coalesce({}.part, 0)").format(name) for name in names]
+    statement = sql.SQL(
+        "WITH {lists}, best AS (SELECT id, {score} AS score FROM {joined}"
+        " ORDER BY score DESC, id LIMIT {k})"
         " SELECT t.tableoid, id, text, metadata::text, {distance}, score"
         " FROM best JOIN {table} AS t USING (id) ORDER BY score DESC, id"
     ).format(
+        lists=sql.SQL(", ").join(lists),
+        score=sql.SQL(" + ").join(parts),
+        joined=sql.SQL(" ").join(joined),
+        k=sql.Literal(k),
+        distance=shown or sql.SQL("NULL::float8"),
+        table=identifier(way.name),
+    )
+    given = tuple(value for ranking in rankings for value in ranking.given)
+    return statement, (*given, *last)
+
+
+_PLACES = sql.SQL("{weight}::float8 / ({damping} + row_number() OVER (ORDER BY distance, id))")
+# 1 for the nearest, 0 for the farthest, and 1 for all where they are equally far.
+_SCORES = sql.SQL(
+    "{weight}::float8 * coalesce((max(distance) OVER () - distance)"
+    " / nullif(max(distance) OVER () - min(distance) OVER (), 0), 1)"
+)
+
+
+def _by_dense(
+    way: Way,
+    condition: sql.Composable,
+    query: EmbeddingBatch,
+    parameters: tuple[Any, ...],
+    reach: int,
+) -> tuple[_Ranking, sql.Composable, tuple[Any, ...]]:
+    """Return the ranking by dense vectors, the distance of a hit, and what is bound to that."""
+    layout = way.layout
+    nearest = nearest_ids(way, condition, reach)
+    column = layout.rescoring or layout.embedding
+    by_signs = layout.spec.packed and layout.rescoring is None
+    shown: sql.Composable = distance_to(way, column, vector_of(way, column))
+    if by_signs and not way.literals:
+        shown = sql.SQL("bit_send({})").format(sql.Identifier(column.name))
+    if way.literals:
+        return _Ranking("dense", nearest, parameters), shown, ()
+    *indexed, ranking = (
+        each.parameter(vector)
+        for each, vector in zip(layout.columns, layout.batches(query), strict=True)
+    )
+    made = _Ranking("dense", nearest, (ranking, *parameters, *indexed))
+    return made, shown, () if by_signs else (ranking,)
+
+
+def _by_sparse(
+    way: Way,
+    condition: sql.Composable,
+    query: SparseBatch,
+    parameters: tuple[Any, ...],
+    reach: int,
+) -> _Ranking:
+    column = sparse_column(way.layout.sparse, way.name)
+    passages = sql.SQL("{} {}").format(identifier(way.name), condition)
+    if way.exact:
+        passages = sql.SQL("(SELECT * FROM {} OFFSET 0) AS matching").format(passages)
+    nearest = sql.SQL("SELECT id, {} AS distance FROM {} ORDER BY distance, id LIMIT {}").format(
+        distance_to(way, column, indexed_vector(way, column, reach, True)),
+        passages,
+        sql.Literal(reach),
+    )
+    given = () if way.literals else (column.parameter(query),)
+    return _Ranking("sparse", nearest, (*given, *parameters))
+
+
+def _by_words(
+    way: Way,
+    condition: sql.Composable,
+    words: tuple[str, str],
+    parameters: tuple[Any, ...],
+    reach: int,
+) -> _Ranking:
+    question, language = words
+    # All words of a question are in few passages, any of them in many: the rank tells.
+    nearest = sql.SQL(
+        "WITH asked AS MATERIALIZED (SELECT replace(plainto_tsquery({language}, {question})::text,"
+        " '&', '|')::tsquery AS q)"
+        " SELECT id, -ts_rank_cd({vector}, (SELECT q FROM asked))::float8 AS distance FROM {table}"
+        " {condition} {vector} @@ (SELECT q FROM asked) ORDER BY distance, id LIMIT {reach}"
+    ).format(
+        vector=sql.SQL("to_tsvector({}, text)").format(sql.Literal(language)),
         language=sql.Literal(language),
-        nearest=nearest_ids(way, condition, fused),
-        words=words,
+        question=sql.Literal(question) if way.literals else trusted("%s"),
         table=identifier(way.name),
         condition=sql.SQL("{} AND").format(condition) if condition.as_string(None) else _WHERE,
-        fused=sql.Literal(fused),
-        damping=sql.Literal(DAMPING),
-        k=sql.Literal(k),
-        distance=distance,
+        reach=sql.Literal(reach),
     )
-
-
-_WHERE = sql.SQL("WHERE")
+    return _Ranking("words", nearest, parameters if way.literals else (question, *parameters))
 
 
 def index_words(table: Table, language: str) -> Procedure[None]:

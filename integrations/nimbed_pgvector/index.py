@@ -15,7 +15,9 @@ import psycopg
 from psycopg import sql
 
 from nimbed.errors import ConfigurationError
+from nimbed_pgvector.columns import AnyColumn
 from nimbed_pgvector.schema import Table, beside, see_extension
+from nimbed_pgvector.sparse import MOST_INDEXED
 from nimbed_pgvector.statements import Procedure, Query, Rows, run, trusted
 
 __all__ = [
@@ -53,6 +55,7 @@ class IndexPlan:
         memory: Bytes of maintenance_work_mem; beyond it the build becomes many times slower.
         workers: Parallel workers besides the leader.
         exists: Whether there is such an index already.
+        column: What is indexed.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class IndexPlan:
     memory: int
     workers: int
     exists: bool
+    column: AnyColumn
 
 
 def plan_index(
@@ -70,19 +74,26 @@ def plan_index(
     ef_construction: int = 64,
     memory: int | None = None,
     workers: int | None = None,
+    column: AnyColumn | None = None,
 ) -> Procedure[IndexPlan]:
     """Return how the index of a table will be built; None means: as the rows and the server ask.
 
     Raises:
-        ConfigurationError: If a number is out of pgvector's range.
+        ConfigurationError: If a number is out of pgvector's range, or the column has no index.
     """
+    column = column or table.layout.embedding
+    if not column.operator_class:
+        raise ConfigurationError(
+            f"the vectors of the column {column.name} may have more weights than an index takes, "
+            f"{MOST_INDEXED}; load into a new table with max_active={MOST_INDEXED}"
+        )
     if not 2 <= m <= 100:
         raise ConfigurationError(f"m must lie between 2 and 100; got {m}")
     if not max(4, 2 * m) <= ef_construction <= 1000:
         raise ConfigurationError(
             f"ef_construction must lie between 2 m = {2 * m} and 1000; got {ef_construction}"
         )
-    exists = yield from _exists(table)
+    exists = yield from _exists(table, column)
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     counted = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
     server = yield Query(
@@ -92,7 +103,7 @@ def plan_index(
         )
     )
     rows, (most_workers, given_memory) = int(counted[0][0]), server[0]
-    needed = rows * (table.layout.embedding.stored_bytes + m * _BYTES_PER_LINK + _BYTES_PER_ROW)
+    needed = rows * (column.stored_bytes + m * _BYTES_PER_LINK + _BYTES_PER_ROW)
     chosen = max(min(max(needed, _LEAST_MEMORY), _MOST_MEMORY), given_memory)
     return IndexPlan(
         rows=rows,
@@ -101,6 +112,7 @@ def plan_index(
         memory=chosen if memory is None else memory,
         workers=max(0, min(_MOST_WORKERS, most_workers - 1)) if workers is None else workers,
         exists=exists,
+        column=column,
     )
 
 
@@ -117,7 +129,7 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
         ),
         (table.identifier.as_string(None),),
     )
-    if (yield from _exists(table)):
+    if (yield from _exists(table, plan.column)):
         return False
     yield from see_extension(table.extension)
     yield _settings(plan, local=True)
@@ -131,7 +143,7 @@ def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     Each statement is a transaction of its own, so that a session's settings are changed and, at
     the end, put back.
     """
-    if (yield from _exists(table)):
+    if (yield from _exists(table, plan.column)):
         return False
     before = yield Query(
         sql.SQL(
@@ -200,7 +212,7 @@ def _settings(plan: IndexPlan, *, local: bool) -> Query:
 
 
 def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
-    column = table.layout.embedding
+    column = plan.column
     return sql.SQL("ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
         table.identifier,
         sql.Identifier(column.name),
@@ -219,25 +231,24 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
             transaction of its own.
     """
     way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    for (name,) in (yield from _indexes(table)):
+    for (name,) in (yield from _indexes(table, table.layout.embedding)):
         statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
         yield Query(statement, silent=True)
 
 
-def _exists(table: Table) -> Procedure[bool]:
+def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:
     """Return whether there is a valid index that searches by the column's own operator."""
-    return (yield from find_index(table)) is not None
+    return bool((yield from _indexes(table, column)))
 
 
 def find_index(table: Table) -> Procedure[str | None]:
     """Return the quoted name of an index that searches use, or None if there is none."""
-    rows = yield from _indexes(table)
+    rows = yield from _indexes(table, table.layout.embedding)
     return str(rows[0][0]) if rows else None
 
 
-def _indexes(table: Table) -> Procedure[Rows]:
+def _indexes(table: Table, column: AnyColumn) -> Procedure[Rows]:
     """Return the valid indexes that search by the column's own operator, by their quoted names."""
-    column = table.layout.embedding
     return (
         yield Query(
             sql.SQL(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ import psycopg
 
 import nimbed
 from nimbed import Embedder
-from nimbed.spec import EmbeddingType, Int8Scale
+from nimbed.spec import EmbeddingType, Int8Scale, Kind
 from nimbed_pgvector.columns import Also
 from nimbed_pgvector.errors import translate_errors
 from nimbed_pgvector.index import watching
-from nimbed_pgvector.schema import Table, TableOptions, check_embedder, existing, find, identifier
+from nimbed_pgvector.options import TableOptions, check_embedder
+from nimbed_pgvector.schema import Table, existing, find, identifier
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
     ConnectionSource,
@@ -81,6 +82,8 @@ class TableOperations(Generic[S]):
         dimensions: int | None = None,
         int8_scale: Int8Scale | None = None,
         also: Also | None = None,
+        kinds: Sequence[Kind] | None = None,
+        max_active: int | None = None,
     ) -> None:
         identifier(name)
         self._source = source
@@ -89,7 +92,12 @@ class TableOperations(Generic[S]):
         self._fitting: Embedder | None = None  # the embedder, once it is known to fit
         self._table: Table | None = None
         self._options = TableOptions(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale, also=also
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            int8_scale=int8_scale,
+            also=also,
+            kinds=kinds,
+            max_active=max_active,
         )
 
     def __repr__(self) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 from psycopg import sql
 
-from nimbed import Embedder, VectorSpec
+from nimbed import SparseSpec, VectorSpec
 from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.spec import EmbeddingType, Int8Scale, require_same_space
-from nimbed_pgvector.columns import EMBEDDING, RESCORING, Also, Column, Layout, float_twin
+from nimbed.spec import require_same_space
+from nimbed_pgvector.columns import EMBEDDING, RESCORING, AnyColumn, Column, Layout
+from nimbed_pgvector.sparse import SPARSE, SparseColumn
 from nimbed_pgvector.statements import Procedure, Query, trusted
 
 __all__ = [
@@ -26,9 +27,7 @@ __all__ = [
     "NEXT",
     "PREVIOUS",
     "Table",
-    "TableOptions",
     "beside",
-    "check_embedder",
     "contract_statements",
     "create_statements",
     "existing",
@@ -209,6 +208,10 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
             raise SpaceMismatchError(
                 f"{error}; nimbed migrate takes the table to another model or type"
             ) from None
+    if table.layout.sparse is not None and layout.sparse is not None:
+        require_same_space(
+            table.layout.sparse.spec, layout.sparse.spec, doing=f"mix in the table {name}"
+        )
     rescoring = (table.layout.rescoring, layout.rescoring)
     if len({None if column is None else column.type for column in rescoring}) > 1:
         has, asked = (
@@ -239,7 +242,7 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
     table = identifier(name)
     columns = sql.SQL("").join(
         sql.SQL(", {} {} NOT NULL").format(sql.Identifier(column.name), trusted(column.type))
-        for column in layout.columns
+        for column in layout.stored
     )
     statements = [
         sql.SQL(
@@ -259,12 +262,12 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
             " loaded timestamptz NOT NULL DEFAULT now())"
         ).format(beside(name, "nimbed_ledger")),
     ]
-    for column in layout.columns:
+    for column in layout.stored:
         statements += contract_statements(name, column)
     return statements
 
 
-def contract_statements(name: str, column: Column, state: str = CURRENT) -> list[sql.Composed]:
+def contract_statements(name: str, column: AnyColumn, state: str = CURRENT) -> list[sql.Composed]:
     """Return what notes a column's contract: its comment, and if current a row of nimbed_spec."""
     contract = column.spec.to_json()
     noted = sql.SQL("COMMENT ON COLUMN {} IS {}").format(
@@ -296,11 +299,17 @@ def contract_statements(name: str, column: Column, state: str = CURRENT) -> list
 def _layout(found: dict[str, tuple[str, str | None]], state: str) -> Layout | None:
     """Return the columns whose contracts are in a state, or None if there are none."""
     columns: dict[str, Column] = {}
-    for stem in (EMBEDDING, RESCORING):
+    sparse: SparseColumn | None = None
+    for stem in (EMBEDDING, RESCORING, SPARSE):
         for name, (kind, comment) in found.items():
             if not (comment or "").startswith(state) or name.partition("_")[0] != stem:
                 continue
-            spec = VectorSpec.from_json((comment or "").removeprefix(state))
+            contract = (comment or "").removeprefix(state)
+            if stem == SPARSE:
+                sparse = SparseColumn.of(SparseSpec.from_json(contract))
+                _check_type(name, kind, sparse.type)
+                continue
+            spec = VectorSpec.from_json(contract)
             made = (
                 Column.embedding(spec)
                 if stem == EMBEDDING
@@ -308,15 +317,20 @@ def _layout(found: dict[str, tuple[str, str | None]], state: str) -> Layout | No
                     columns[EMBEDDING].spec, "float" if kind.startswith("vector") else "halfvec"
                 )
             )
-            if made.type != kind or made.spec.fingerprint != spec.fingerprint:
-                raise SpaceMismatchError(
-                    f"the column {name} is {kind} but its contract says {made.type}; "
-                    f"it was altered since nimbed made it"
-                )
+            same = made.spec.fingerprint == spec.fingerprint
+            _check_type(name, kind, made.type if same else f"{made.type} of another space")
             columns[stem] = dataclasses.replace(made, name=name)
     if EMBEDDING not in columns:
         return None
-    return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING))
+    return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING), sparse=sparse)
+
+
+def _check_type(name: str, kind: str, said: str) -> None:
+    if said != kind:
+        raise SpaceMismatchError(
+            f"the column {name} is {kind} but its contract says {said}; "
+            f"it was altered since nimbed made it"
+        )
 
 
 def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
@@ -326,14 +340,17 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
         return
     rows: list[tuple[Any, ...]] = yield Query(
         sql.SQL(
-            "SELECT spec::text FROM {} WHERE relation = to_regclass(%s) AND column_name = %s"
+            "SELECT spec::text, column_name FROM {} WHERE relation = to_regclass(%s)"
+            " AND column_name = ANY (%s)"
         ).format(noted_in),
-        (quoted, layout.embedding.name),
+        (quoted, [column.name for column in (layout.embedding, layout.sparse) if column]),
     )
-    for (facts,) in rows:
-        noted = VectorSpec.from_dict(json.loads(facts))
+    for facts, column in rows:
+        other = layout.sparse is not None and column == layout.sparse.name
+        spec = layout.sparse.spec if layout.sparse is not None and other else layout.spec
+        noted = type(spec).from_dict(json.loads(facts))
         try:
-            require_same_space(layout.spec, noted, doing="keep in one column")
+            require_same_space(spec, noted, doing="keep in one column")
         except SpaceMismatchError as error:
             raise SpaceMismatchError(
                 f"the comment of the table {name} and its row in nimbed_spec disagree, so one of "
@@ -403,98 +420,3 @@ def _require_utf8() -> Procedure[None]:
             f"this database stores text as {encoding}, which cannot hold every text; make one with "
             f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableOptions:
-    """What a caller asks of a table's vectors; None means: as the table has it, or the default.
-
-    Attributes:
-        embedding_type: How a dimension is stored; a new table gets ``float``.
-        dimensions: Float dimensions; a new table gets the model's full size.
-        int8_scale: Scale of int8 and uint8.
-        also: Type of a second column of floats, by which candidates are rescored.
-    """
-
-    embedding_type: EmbeddingType | None = None
-    dimensions: int | None = None
-    int8_scale: Int8Scale | None = None
-    also: Also | None = None
-
-    def from_embedder(self, embedder: Embedder, *, name: str) -> Callable[[Table | None], Layout]:
-        """Return a function from the table, or None, to its layout, for an embedder's vectors."""
-
-        def layout_of(table: Table | None) -> Layout:
-            stored = None if table is None else table.layout.spec
-            asked = (self.embedding_type, self.dimensions, self.int8_scale)
-            if stored is not None and asked == (None, None, None):
-                check_embedder(embedder, stored, name=name)
-                return self._beside(stored, table)
-            spec = embedder.spec(
-                embedding_type=self.embedding_type
-                or (stored.embedding_type if stored else "float"),
-                dimensions=self.dimensions or (stored.dimensions if stored else None),
-                int8_scale=self.int8_scale,
-            )
-            return self._beside(spec, table)
-
-        return layout_of
-
-    def from_vectors(self, given: VectorSpec, *, name: str) -> Callable[[Table | None], Layout]:
-        """Return a function from the table, or None, to its layout, for vectors that exist.
-
-        Floats can still become any compact type; anything else stays what it is.
-        """
-
-        def layout_of(table: Table | None) -> Layout:
-            stored = None if table is None else table.layout.spec
-            if stored is not None and self.embedding_type in (None, stored.embedding_type):
-                spec = stored
-            elif self.embedding_type in (None, given.embedding_type):
-                spec = given
-            else:
-                spec = VectorSpec.of(
-                    model=given.model,
-                    dimensions=given.dimensions,
-                    embedding_type=self.embedding_type,
-                    revision=given.revision,
-                    int8_scale=self.int8_scale,
-                    query_prompt=given.query_prompt,
-                    passage_prompt=given.passage_prompt,
-                )
-            source = float_twin(spec) if given.embedding_type == "float" else spec
-            require_same_space(source, given, doing=f"load into the table {name}")
-            layout = self._beside(spec, table)
-            if layout.rescoring is not None and given.embedding_type != "float":
-                raise SpaceMismatchError(
-                    f"the column for rescoring needs floats, but these vectors are "
-                    f"{given.embedding_type}; embed the texts again with embedding type float"
-                )
-            return layout
-
-        return layout_of
-
-    def _beside(self, spec: VectorSpec, table: Table | None) -> Layout:
-        if self.also is not None or table is None:
-            return Layout.of(spec, also=self.also)
-        return Layout.of(spec, also=None if spec.embedding_type == "float" else table.layout.also)
-
-
-def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
-    """Refuse an embedder whose vectors do not live in the table's space.
-
-    Raises:
-        SpaceMismatchError: If its fingerprint differs from the table's.
-    """
-    try:
-        offered = embedder.spec(
-            embedding_type=spec.embedding_type,
-            dimensions=spec.dimensions,
-            int8_scale=spec.int8_scale,
-        )
-    except ValueError as error:
-        raise SpaceMismatchError(
-            f"the table {name} holds vectors of {spec.model}, {spec.dimensions} dimensions; "
-            f"{embedder.card.id} cannot make such vectors: {error}"
-        ) from error
-    require_same_space(spec, offered, doing=f"use for the table {name}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from psycopg import sql
 from nimbed import Embedder, EmbeddingBatch
 from nimbed.chunks import CHUNK_FIELDS
 from nimbed.errors import ConfigurationError
-from nimbed_pgvector.columns import TEXT_BYTES, Column, Layout
+from nimbed_pgvector.columns import TEXT_BYTES, AnyColumn, Layout
 from nimbed_pgvector.schema import Table, identifier, same_table
 from nimbed_pgvector.statements import Procedure, Query, Rows, Statement, trusted
 
@@ -39,7 +39,9 @@ __all__ = [
     "distance_to",
     "embed_question",
     "hit_of",
+    "indexed_vector",
     "nearest_ids",
+    "pasted",
     "scan_cost",
     "search",
     "sign_distances",
@@ -58,12 +60,12 @@ FIRST_PAGE: Page = (-math.inf, "")
 # Recall@10 of 384 bits against float, on 1,000 real passages: 0.93 at 4 times, 0.98 at 8 times.
 _OVERSAMPLE = 8
 _LEAST_EF, _MOST_EF = 40, 1000
-# Rows that an index looks at for a condition before all that match are compared instead: one costs
-# it some 50 of the latter. At 100,000 rows of which one in 1,000 matches, pgvector's own limit of
-# 20,000 took 731 ms at a recall of 0.947, and this takes 381 at 0.993.
+# Rows that an index looks at for a condition before all that match are compared instead, each the
+# time of some 50 of these; pgvector's own limit, 20,000, took twice as long at 100,000 rows.
 _MOST_SCANNED = sql.SQL(
-    "(SELECT CASE WHEN reltuples < 0 THEN 20000 ELSE least(20000, greatest(1000, reltuples / 20))"
-    " END::int::text FROM pg_class WHERE oid = to_regclass({}))"
+    "(SELECT set_config('hnsw.max_scan_tuples', CASE WHEN reltuples < 0 THEN '20000' ELSE"
+    " least(20000, greatest(1000, reltuples / 20))::int::text END, true) IS NOT NULL"
+    " FROM pg_class WHERE oid = to_regclass({}))"
 )
 _INLINE = 1_000  # bytes of a vector that a row of usual length holds itself
 _ITERATES = (0, 8)  # the version of pgvector from which an index goes on where it came short
@@ -78,8 +80,9 @@ class Hit:
         text: Its text.
         metadata: Its other fields.
         distance: Smaller is closer: cosine distance, or Euclidean for uint8. For packed columns
-            the cosine distance to the stored floats, or to the stored signs.
-        score: Of a hybrid search: larger is better, up to 1/61 for each of its two lists.
+            the cosine distance to the stored floats, or to the stored signs. Of a search by
+            sparse vectors alone the negative dot product.
+        score: Of a search by several rankings: larger is better; by places up to 1/61 for each.
     """
 
     id: str
@@ -257,7 +260,9 @@ def nearest_ids(way: Way, condition: sql.Composable, reach: int) -> sql.Composed
     if way.exact:
         passages = sql.SQL("(SELECT * FROM {} OFFSET 0) AS matching").format(passages)
     return sql.SQL("SELECT id, {} AS distance FROM {} ORDER BY distance LIMIT {}").format(
-        distance_to(way, column, _setting(way, column, reach, True)), passages, sql.Literal(reach)
+        distance_to(way, column, indexed_vector(way, column, reach, True)),
+        passages,
+        sql.Literal(reach),
     )
 
 
@@ -338,8 +343,7 @@ def _cached_statement(way: Way, where: str | None, bound: bool, k: int, reach: i
 def _statement(
     way: Way, where: sql.Composable, k: int, reach: int, *, by_id: bool = False
 ) -> sql.Composed:
-    # Pages have a condition of their own, which leaves out what comes first.
-    filtered = bool(where.as_string(None)) and not by_id
+    filtered = bool(where.as_string(None)) and not by_id  # pages have a condition of their own
     # Limits are written out: with a limit that it does not know, the server plans anew each time.
     layout = way.layout
     # What is pasted shows the distances of bits; ours are ranked again by the client.
@@ -355,9 +359,7 @@ def _statement(
     places: dict[str, sql.Composable] = {
         "passages": passages,
         "distance": distance_to(
-            way,
-            layout.embedding,
-            _setting(way, layout.embedding, reach, ordered, filtered=filtered),
+            way, layout.embedding, indexed_vector(way, layout.embedding, reach, ordered, filtered)
         ),
         "column": sql.Identifier(layout.embedding.name),
         "reach": sql.Literal(reach),
@@ -385,24 +387,20 @@ def _statement(
     ).format(**places)
 
 
-def _setting(
-    way: Way, column: Column, reach: int, ordered: bool, *, filtered: bool = False
+def indexed_vector(
+    way: Way, column: AnyColumn, reach: int, ordered: bool, filtered: bool = False
 ) -> sql.Composed:
     """Return the vector, once the settings are made; they end with the transaction."""
     if way.literals:
         return vector_of(way, column)
-    settings: dict[str, sql.Composable] = {
-        name: sql.Literal(value) for name, value in _settings(way, reach, ordered).items()
-    }
+    made = [
+        sql.SQL("set_config({}, {}, true) IS NOT NULL").format(*each)
+        for each in _settings(way, reach, ordered).items()
+    ]
     if filtered and way.iterates:
-        settings["hnsw.max_scan_tuples"] = _MOST_SCANNED.format(
-            sql.Literal(identifier(way.name).as_string(None))
-        )
-    made = sql.SQL(" AND ").join(
-        sql.SQL("set_config({}, {}, true) IS NOT NULL").format(name, value)
-        for name, value in settings.items()
-    )
-    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(made, vector_of(way, column))
+        made.append(_MOST_SCANNED.format(identifier(way.name).as_string(None)))
+    both = sql.SQL(" AND ").join(made), vector_of(way, column)
+    return sql.SQL("(SELECT CASE WHEN {} THEN {} END)").format(*both)
 
 
 def _settings(way: Way, reach: int, ordered: bool) -> dict[str, str]:
@@ -440,19 +438,35 @@ def written(
     )
     way = way_to(table, literals=literals)
     reach = k if layout.rescoring is None else _OVERSAMPLE * k if candidates is None else candidates
-    ordered = layout.rescoring is None
+    return pasted(
+        way,
+        lambda condition: _statement(way, condition, k, reach),
+        where,
+        reach=reach,
+        ordered=layout.rescoring is None,
+    )
+
+
+def pasted(
+    way: Way,
+    statement: Callable[[sql.Composable], sql.Composed],
+    where: Filter | None,
+    *,
+    reach: int,
+    ordered: bool,
+) -> str:
+    """Return a statement as a transaction that can be pasted, with the settings of its index."""
     condition: sql.Composable = sql.SQL("")
     if where is not None:
         given = trusted(where) if isinstance(where, str) else where
         condition = sql.SQL("WHERE ({}\n)").format(given)
-    statement = _statement(way, condition, k, reach)
     lines = [
         f"SET LOCAL {name} = {value};" for name, value in _settings(way, reach, ordered).items()
     ]
-    return "\n".join(["BEGIN;", *lines, f"{statement.as_string(None)};", "COMMIT;"])
+    return "\n".join(["BEGIN;", *lines, f"{statement(condition).as_string(None)};", "COMMIT;"])
 
 
-def vector_of(way: Way, column: Column) -> sql.Composed:
+def vector_of(way: Way, column: AnyColumn) -> sql.Composed:
     """Return the vector to compare with a column: a place for it, or a literal."""
     written = dict(way.literals).get(column.name)
     place = trusted("%b") if written is None else sql.Literal(written)
@@ -461,7 +475,7 @@ def vector_of(way: Way, column: Column) -> sql.Composed:
     return sql.SQL("{}::{}").format(place, kind)
 
 
-def distance_to(way: Way, column: Column, vector: sql.Composable) -> sql.Composed:
+def distance_to(way: Way, column: AnyColumn, vector: sql.Composable) -> sql.Composed:
     """Return the distance of a column to a vector as SQL."""
     within = way.extension
     operator = f"OPERATOR({within}.{column.operator})" if within else column.operator
@@ -475,10 +489,8 @@ def condition_of(where: Filter | None, bound: bool) -> sql.Composable:
             raise ConfigurationError("there are parameters, but no filter to put them into")
         return sql.SQL("")
     if not isinstance(where, (str, sql.Composable)):
-        raise ConfigurationError(
-            f"a filter is a condition in SQL, its values written %s, and the values come as "
-            f"parameters=[...]; got {type(where).__name__}"
-        )
+        kind = type(where).__name__
+        raise ConfigurationError(f"a filter is SQL, its values come as parameters=; got {kind}")
     if isinstance(where, str):
         # A condition is SQL by its nature and is the caller's own; its values go into parameters.
         # Without any, a lone % is an operator or a LIKE pattern, not a place.

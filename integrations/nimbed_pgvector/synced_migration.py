@@ -36,7 +36,8 @@ from nimbed_pgvector.index import (
     plan_index,
 )
 from nimbed_pgvector.operations import Operation
-from nimbed_pgvector.schema import Table, TableOptions, check_embedder, existing, find, identifier
+from nimbed_pgvector.options import TableOptions, check_embedder
+from nimbed_pgvector.schema import Table, existing, find, identifier
 from nimbed_pgvector.source_table import (
     NEXT_VIEW,
     PREVIOUS_VIEW,

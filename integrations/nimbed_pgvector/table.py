@@ -16,14 +16,21 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors
 
-from nimbed import Embedder, EmbeddingBatch, VectorSpec
-from nimbed.bulk import InputIds, JobReport, embedding_passages, ignore, load_batches, read_batches
+from nimbed import Embedder, SparseSpec, VectorSpec
+from nimbed.bulk import (
+    InputIds,
+    JobReport,
+    embedding_passages,
+    ignore,
+    load_batches,
+    read_batches,
+)
 from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode, split_rows
 from nimbed.errors import ConfigurationError
 from nimbed.load import chunk_splitter
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
-from nimbed_pgvector.columns import Layout
+from nimbed_pgvector.columns import AnyColumn, Layout
 from nimbed_pgvector.copy import (
     BATCH_ROWS,
     Batch,
@@ -34,10 +41,9 @@ from nimbed_pgvector.copy import (
     prepare,
     ready_batches,
 )
-from nimbed_pgvector.documents import DocumentSink, best_of_each, prune_rows
-from nimbed_pgvector.hybrid import hybrid_search, index_words
-from nimbed_pgvector.index import IndexProgress, analyze, build, find_index, plan_index
-from nimbed_pgvector.migrate import MigrationOperations
+from nimbed_pgvector.documents import DocumentSink, prune_rows
+from nimbed_pgvector.hybrid import index_words
+from nimbed_pgvector.index import IndexPlan, IndexProgress, analyze, build, find_index, plan_index
 from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
@@ -47,15 +53,18 @@ from nimbed_pgvector.operations import (
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
-from nimbed_pgvector.statements import AsyncConnectionSource, ConnectionSource, Runner, Transaction
+from nimbed_pgvector.searches import SearchOperations
+from nimbed_pgvector.sparse import embedding_kinds, sparse_column
+from nimbed_pgvector.statements import (
+    AsyncConnectionSource,
+    ConnectionSource,
+    Runner,
+    Transaction,
+)
 
 __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "VectorTable"]
 
 S = TypeVar("S")
-
-# Chunks that are looked for to find a document, at first.
-_CHUNKS_A_DOCUMENT = 4
 
 
 _KINDS: dict[ChunkMode | None, tuple[str, str]] = {
@@ -78,7 +87,7 @@ def _check_kind(table: Table, mode: ChunkMode | None) -> None:
         )
 
 
-class _Operations(MigrationOperations[S]):
+class _Operations(SearchOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
     def _spec(self) -> Operation[VectorSpec]:
@@ -176,7 +185,10 @@ class _Operations(MigrationOperations[S]):
         table = yield from self._prepared(layout_of)
         _check_kind(table, None if chunk_tokens is None else chunk_mode)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
-        embed = embedding_passages(embedder, spec, truncate=truncate)
+        sparse = table.layout.sparse
+        embed: Any = embedding_passages(embedder, spec, truncate=truncate)
+        if sparse is not None:
+            embed = embedding_kinds(embedder, spec, sparse.spec, truncate=truncate)
 
         def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
@@ -199,6 +211,7 @@ class _Operations(MigrationOperations[S]):
         parts: Iterable[Ready],
         spec: VectorSpec,
         *,
+        sparse: SparseSpec | None = None,
         source: str = "script",
         metadata_fields: Sequence[str] | None = None,
         on_reject: Callable[[Reject], None] = ignore,
@@ -207,8 +220,10 @@ class _Operations(MigrationOperations[S]):
         """Store passages whose vectors exist, such as ``nimbed.files.open_embedded`` gives them.
 
         Args:
-            parts: Rows and their batch of vectors; a transaction takes 16 MiB of them.
-            spec: The contract of the vectors that will come.
+            parts: Rows and their batch of vectors; a transaction takes 16 MiB of them. With
+                sparse vectors the batches are of :class:`nimbed.EmbeddingKinds`.
+            spec: The contract of the dense vectors that will come.
+            sparse: The contract of the sparse ones beside them, if there will be any.
             source: Names the input in the ledger, and rows that have no id.
             metadata_fields: Other fields to keep; None keeps all.
             on_reject: Told each row that cannot be stored, and why.
@@ -219,7 +234,7 @@ class _Operations(MigrationOperations[S]):
             ConfigurationError: If the table or the connection does not fit.
             BackendError: If the server failed; what was committed stays.
         """
-        table = yield from self._prepared(self._options.from_vectors(spec, name=self._name))
+        table = yield from self._prepared(self._options.from_vectors(spec, sparse, name=self._name))
 
         def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
@@ -243,6 +258,7 @@ class _Operations(MigrationOperations[S]):
         memory: int | None = None,
         workers: int | None = None,
         words: str | None = None,
+        sparse: bool = False,
         on_progress: IndexProgress | None = None,
     ) -> Operation[bool]:
         """Build the HNSW index if there is none, then refresh the statistics.
@@ -254,16 +270,38 @@ class _Operations(MigrationOperations[S]):
             workers: Parallel workers; None takes what the server allows, to 7.
             words: A text search configuration, such as ``english``: index the words too, for
                 hybrid searches.
+            sparse: Index the sparse vectors too. Without, every row is compared, which is exact.
             on_progress: Told (rows done, rows in all) while it is built.
 
         Returns:
-            Whether the index of the vectors was built.
+            Whether the index of the dense vectors was built.
         """
         table = yield from self._existing()
-        planning = plan_index(
-            table, m=m, ef_construction=ef_construction, memory=memory, workers=workers
-        )
-        plan = yield Transaction(procedure=planning, commits=True)
+        columns: list[AnyColumn] = [table.layout.embedding]
+        if sparse:
+            columns.append(sparse_column(table.layout.sparse, self._name))
+        plans: list[IndexPlan] = []
+        for column in columns:
+            planning = plan_index(
+                table,
+                m=m,
+                ef_construction=ef_construction,
+                memory=memory,
+                workers=workers,
+                column=column,
+            )
+            plans.append((yield Transaction(procedure=planning, commits=True)))
+        built: list[bool] = []
+        for plan in plans:
+            built.append((yield from self._built(table, plan, on_progress)))
+        if words is not None:
+            yield Transaction(procedure=index_words(table, words))
+        yield Transaction(procedure=analyze(table))
+        return built[0]
+
+    def _built(
+        self, table: Table, plan: IndexPlan, on_progress: IndexProgress | None
+    ) -> Operation[bool]:
         built = False
         if not plan.exists:
             try:
@@ -272,157 +310,7 @@ class _Operations(MigrationOperations[S]):
                 # A container's small /dev/shm cannot hold what parallel workers share.
                 building = build(table, dataclasses.replace(plan, workers=0))
                 built = yield Transaction(procedure=building, on_progress=on_progress)
-        if words is not None:
-            yield Transaction(procedure=index_words(table, words))
-        yield Transaction(procedure=analyze(table))
         return built
-
-    def _search(
-        self,
-        question: str,
-        k: int = 10,
-        *,
-        filter: Filter | None = None,
-        parameters: Sequence[Any] = (),
-        candidates: int | None = None,
-        group: bool = False,
-        after: Page | None = None,
-        hybrid: str | None = None,
-    ) -> Operation[list[Hit]]:
-        """Return the k passages nearest to a question, nearest first.
-
-        Args:
-            question: A text; it is embedded as a query, by the model that the table names.
-            k: How many.
-            filter: A condition in SQL over id, text and metadata, its values written as %s.
-            parameters: The values.
-            candidates: How many of a packed column's nearest are rescored; None means 8 k.
-            group: Return k documents, each by its nearest chunk.
-            after: Where the last page ended, as (distance, id) of its last hit; for the first
-                :data:`nimbed_pgvector.FIRST_PAGE`. Pages neither repeat nor leave out a passage.
-            hybrid: A text search configuration of PostgreSQL, such as ``english``: rank by the
-                question's words too. ``index(words=)`` makes that quick.
-
-        Raises:
-            SpaceMismatchError: If the embedder's vectors do not live in the table's space.
-            ConfigurationError: If there is no such table, or the filter is no SQL.
-        """
-        asked = functools.partial(
-            self._asked,
-            k=k,
-            where=filter,
-            parameters=parameters,
-            candidates=candidates,
-            group=group,
-            after=after,
-        )
-        if hybrid is not None:
-            if group or after is not None or candidates is not None:
-                raise ConfigurationError(
-                    "a hybrid search takes neither group, after nor candidates"
-                )
-            asked = functools.partial(
-                self._fused,
-                question=question,
-                k=k,
-                language=hybrid,
-                where=filter,
-                parameters=parameters,
-            )
-        return (yield from self._found(asked, lambda table: self._question(table, question)))
-
-    def _sql(
-        self,
-        question: str,
-        k: int = 10,
-        *,
-        filter: Filter | None = None,
-        candidates: int | None = None,
-    ) -> Operation[str]:
-        """Return a search as SQL to paste: its settings, and the question's vector as a literal.
-
-        The distances of a packed column alone are Hamming distances: what ranks its candidates by
-        the float question is no SQL. A condition's places for parameters (%s) stay as they are.
-        """
-        table = yield from self._existing()
-        query: EmbeddingBatch = yield lambda: self._question(table, question)
-        return written(table, query, k=k, where=filter, candidates=candidates)
-
-    def _nearest(
-        self,
-        query: EmbeddingBatch,
-        k: int = 10,
-        *,
-        filter: Filter | None = None,
-        parameters: Sequence[Any] = (),
-        candidates: int | None = None,
-        group: bool = False,
-        after: Page | None = None,
-    ) -> Operation[list[Hit]]:
-        """Do what :meth:`search` does with a question that is a vector already."""
-        asked = functools.partial(
-            self._asked,
-            k=k,
-            where=filter,
-            parameters=parameters,
-            candidates=candidates,
-            group=group,
-            after=after,
-        )
-        return (yield from self._found(asked, lambda table: query))
-
-    def _found(
-        self,
-        asked: Callable[[Table, EmbeddingBatch], Operation[list[Hit]]],
-        query_for: Callable[[Table], EmbeddingBatch],
-    ) -> Operation[list[Hit]]:
-        """Search, once again where a migration has exchanged the columns meanwhile."""
-        table = yield from self._existing()
-        # A pool's connection is not held while a model is loaded or runs.
-        query: EmbeddingBatch = yield lambda: query_for(table)
-        try:
-            return (yield from asked(table, query))
-        except errors.UndefinedColumn as error:
-            self._forget()
-            now = yield from self._existing()
-            if now.layout == table.layout:
-                raise error
-        query = yield lambda: query_for(now)
-        return (yield from asked(now, query))
-
-    def _asked(
-        self,
-        table: Table,
-        query: EmbeddingBatch,
-        *,
-        k: int,
-        group: bool,
-        after: Page | None,
-        **options: Any,
-    ) -> Operation[list[Hit]]:
-        if group and after is not None:
-            raise ConfigurationError("documents have no pages; ask for more of them, by k")
-        reach = _CHUNKS_A_DOCUMENT * k if group else k
-        while True:
-            found = search(table, query, k=reach, after=after, **options)
-            hits: list[Hit] = yield Transaction(procedure=found, each_alone=True)
-            if not group:
-                return hits
-            best = list(best_of_each(hits))
-            if len(best) >= k or len(hits) < reach:
-                return best[:k]
-            reach *= _CHUNKS_A_DOCUMENT  # a few documents have all of the nearest chunks
-
-    def _fused(
-        self, table: Table, query: EmbeddingBatch, question: str, **options: Any
-    ) -> Operation[list[Hit]]:
-        hits: list[Hit] = yield Transaction(
-            procedure=hybrid_search(table, question, query, **options)
-        )
-        return hits
-
-    def _question(self, table: Table, question: str) -> EmbeddingBatch:
-        return embed_question(self._embedder_for(table), table.layout, question)
 
 
 class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
@@ -438,6 +326,10 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
         dimensions: For a new table; None means the model's full size.
         int8_scale: For a new table of int8 or uint8.
         also: For a new table, ``float`` or ``halfvec``: store floats too, to rescore candidates.
+        kinds: For a new table, ``("dense", "sparse")`` to store sparse vectors beside the dense
+            ones; None means dense alone.
+        max_active: For a new table with sparse vectors, the most weights of one that are kept, the
+            largest; None means 1,000, as many as an index takes.
     """
 
     load = sync_method("loading", _Operations._load)

@@ -19,7 +19,7 @@ from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.scheduling import QueueState, Scheduler, Timings
-from nimbed.spec import Contract, InputType, Kind
+from nimbed.spec import Contract, EmbeddingType, InputType, Int8Scale, Kind, VectorSpec
 from nimbed_server.http import Request
 from nimbed_server.kinds import KindsEmbedder, first, hybrid
 from nimbed_server.limits import CapacityLimit, TimeLimit
@@ -90,6 +90,18 @@ class Backend:
         """Facts about the model."""
         return self._embedder.card
 
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType,
+        dimensions: int | None,
+        int8_scale: Int8Scale | None,
+    ) -> VectorSpec:
+        """Return the contract of dense vectors; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self._embedder.spec(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
+
     @property
     def runtime(self) -> str | None:
         """What runs the model in this process, ``torch`` or ``onnxruntime``; None if nothing."""
@@ -144,8 +156,9 @@ class Backend:
 
     def load(self) -> None:
         """Read the weights and embed a word; blocks for as long as that takes."""
-        self._embedder.embed([_WARM_UP], input_type="passage")
         self._read_kinds()
+        if "dense" in self.kinds:
+            self._embedder.embed([_WARM_UP], input_type="passage")
         self.ready = True
 
     def embed(
@@ -266,9 +279,12 @@ class Backend:
 
     def _read_kinds(self) -> None:
         found = hybrid(self._embedder)
-        if found is not None and self._hybrid is not None:
-            self.kinds = found.kinds
-            self.contracts = self._hybrid.read_contracts()
+        if found is None or self._hybrid is None:
+            return
+        self.kinds = found.kinds
+        self.contracts = self._hybrid.read_contracts()
+        if len(self.kinds) > 1 or "dense" not in self.kinds:
+            found.embed_kinds([_WARM_UP], input_type="passage")
 
     async def _embed_by_role(
         self,
@@ -376,6 +392,11 @@ class ScheduledBackend(Backend):
     def load(self) -> None:
         """Read the weights and embed a word; blocks for as long as that takes."""
         self._read_kinds()
+        if "dense" in self.kinds:
+            self._scheduler = self._started()
+        self.ready = True
+
+    def _started(self) -> Scheduler:
         scheduler = Scheduler(
             self._schedulable,
             # The capacity bounds the items; the queue itself bounds their tokens.
@@ -386,8 +407,7 @@ class ScheduledBackend(Backend):
             queries_first=self._queries_first,
         )
         scheduler.submit([_WARM_UP], EmbedOptions(input_type="passage")).result()
-        self._scheduler = scheduler
-        self.ready = True
+        return scheduler
 
     def embed(
         self,
@@ -399,7 +419,7 @@ class ScheduledBackend(Backend):
         patient: bool = False,
     ) -> Awaitable[EmbeddingBatch]:
         """Embed inputs of one role; cancelling drops what still waits."""
-        assert self._scheduler is not None  # nothing is asked of a backend that is not ready
+        assert self._scheduler is not None  # dense vectors are asked of those alone that give them
         return self._scheduler.asubmit(
             inputs, options, timeout=timeout, timings=timings, patient=patient
         )

@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, cast
 
 from nimbed.batch import EmbeddingBatch, concatenate
@@ -25,11 +24,11 @@ from nimbed.errors import (
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.scheduling import Timings
-from nimbed.spec import Contract, Kind, MultiVectorSpec, SparseSpec
+from nimbed.spec import Contract, Kind
 from nimbed_server.metrics import ModelMetrics
 from nimbed_server.wire.errors import HttpError
 
-__all__ = ["KindsEmbedder", "contract_of", "count_numbers", "first", "hybrid"]
+__all__ = ["KindsEmbedder", "count_numbers", "first", "hybrid"]
 
 # Texts that are embedded in one turn, and their characters, unless one has more: others wait for
 # no more than that, and a request whose client has gone costs no more.
@@ -44,23 +43,6 @@ def hybrid(embedder: Embedder) -> HybridEmbedder | None:
     Asked of its class: of an instance the properties would be read, for which some ask a server.
     """
     return cast(HybridEmbedder, embedder) if hasattr(type(embedder), "embed_kinds") else None
-
-
-def contract_of(contract: Contract, asked: KindOptions) -> Contract:
-    """Return the contract of vectors with options, from that of the same kind without."""
-    if isinstance(contract, SparseSpec):
-        return replace(contract, max_active=asked.max_active)
-    if isinstance(contract, MultiVectorSpec):
-        return MultiVectorSpec.of(
-            model=contract.model,
-            dimensions=contract.dimensions,
-            token_type=asked.token_type,
-            revision=contract.revision,
-            pool_factor=asked.pool_factor,
-            query_prompt=contract.query_prompt,
-            passage_prompt=contract.passage_prompt,
-        )
-    return contract
 
 
 class KindsEmbedder:

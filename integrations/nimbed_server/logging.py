@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import select
 import sys
 import time
 import traceback
-from typing import Literal
+from typing import Literal, TextIO
 
 import orjson
 
@@ -20,6 +21,11 @@ LOG = logging.getLogger("nimbed.server")
 
 # A fact that needs no quotes: without a blank, so that it cannot be read as two.
 _PLAIN = re.compile(r"[!#-<>-~]+\Z")
+
+
+# Characters of a traceback, its end: with them a line has less than the 4096 bytes that a pipe
+# takes at once if it takes anything.
+_FRAMES = 3000
 
 
 def printable(text: str, *, most: int = 200) -> str:
@@ -55,6 +61,37 @@ class _Pretty(logging.Formatter):
         return f"{line}\n{_frames(record)}" if record.exc_info else line
 
 
+_WARNING = {"name": LOG.name, "levelno": logging.WARNING, "levelname": "WARNING"}
+
+
+class _Errors(logging.StreamHandler[TextIO]):
+    """Writes to standard error, and rather loses lines than waits for whoever should read them.
+
+    A pipe takes 64 kB that nobody reads; the next line would stop the server.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, or count it."""
+        if not self._takes():
+            self._lost += 1
+            return
+        if self._lost:
+            said = f"{self._lost} lines of this log are lost: nobody read them"
+            self._lost = 0
+            super().emit(logging.makeLogRecord({**_WARNING, "msg": said}))
+        super().emit(record)
+
+    def _takes(self) -> bool:
+        try:
+            return bool(select.select([], [self.stream], [], 0)[1])
+        except (OSError, ValueError):  # no file, or a system that waits for sockets alone
+            return True
+
+
 def _fact(value: object) -> str:
     text = str(value)
     return text if _PLAIN.match(text) else json.dumps(text)
@@ -65,12 +102,12 @@ def _frames(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[0] is None:
         return ""
     kind, _, trace = record.exc_info
-    return "".join(traceback.format_tb(trace)) + kind.__name__
+    return "".join(traceback.format_tb(trace))[-_FRAMES:] + kind.__name__
 
 
 def set_up(form: LogFormat, *, level: str = "info") -> None:
     """Send the server's log, and uvicorn's complaints, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Errors()
     handler.setFormatter(_Json() if form == "json" else _Pretty())
     for name, at in (("nimbed", level.upper()), ("uvicorn.error", "WARNING")):
         logger = logging.getLogger(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http
 import logging
 import os
@@ -61,8 +62,17 @@ class Server(uvicorn.Server):
             )
         )
         self._app = app
-        self._drain_s = settings.drain_s
+        self._drain_s, self._handshake_s = settings.drain_s, settings.body_timeout_s
         self._drain_end = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; a TLS handshake has the time of a head, where uvicorn names none."""
+        loop = asyncio.get_running_loop()
+        if self.config.ssl_certfile is not None:
+            loop.create_server = functools.partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=self._handshake_s
+            )
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; uvicorn would note the signal, raise it again at the end, and die of it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,18 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.search import nearest, rescore
 from nimbed_tradeoff.ways import TOP, Way, derive
 
-__all__ = ["BLOCK", "Gains", "Measured", "gains_by_place", "measure", "ndcgs", "recalls"]
+__all__ = [
+    "BLOCK",
+    "Gains",
+    "Measured",
+    "Quality",
+    "Search",
+    "gains_by_place",
+    "measure",
+    "ndcgs",
+    "recalls",
+    "take_turns",
+]
 
 #: Queries that are searched together in one timed round.
 BLOCK = 32
@@ -30,12 +41,15 @@ _LEAST_ROUNDS = 9
 Gains = Sequence[Mapping[int, float]]
 
 
+#: Of the numbers of some queries, what searches for them: only the search itself is timed.
+Search = Callable[[NDArray[np.intp]], Callable[[], NDArray[np.intp]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a way keeps and costs.
+class Quality:
+    """What a search finds, and how long it takes.
 
     Attributes:
-        way: The way.
         recall: Share of the relevant passages among its ten results, mean over the queries.
         recall_error: Standard error of that mean.
         ndcg: nDCG of its ten results, mean over the queries.
@@ -43,12 +57,22 @@ class Measured:
         quartiles: First and third quartile of the same timings.
     """
 
-    way: Way
     recall: float
     recall_error: float
     ndcg: float
     milliseconds: float
     quartiles: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Quality):
+    """What a way keeps and costs.
+
+    Attributes:
+        way: The way.
+    """
+
+    way: Way
 
     @property
     def bytes_per_vector(self) -> int:
@@ -65,9 +89,6 @@ def measure(
 ) -> tuple[Measured, ...]:
     """Search for the ten nearest of every query in every way.
 
-    The ways take turns on each block of queries, so that a slow moment of the machine meets all
-    of them; the first block runs once more beforehand, untimed.
-
     Args:
         queries: Full float vectors, at least one.
         passages: Full float vectors of the same model, at least one.
@@ -77,50 +98,84 @@ def measure(
             those of documents; the ten that are found are the first among ten times as many chunks.
     """
     stored = {way.spec: (derive(queries, way.spec), derive(passages, way.spec)) for way in ways}
+
     wider = 1 if documents is None else _CHUNKS
-    shape = (len(queries), min(TOP, len(passages)))
-    found = [np.empty(shape, np.intp) for _ in ways]
-    seconds: list[list[float]] = [[] for _ in ways]
-    blocks = np.array_split(np.arange(len(queries)), -(-len(queries) // BLOCK))
-    for turn in range(-1, max(_LEAST_ROUNDS, len(blocks))):
-        block = blocks[max(turn, 0) % len(blocks)]
-        exact = queries.select(block)
-        for place, way in enumerate(ways):
-            asked, index = stored[way.spec]
-            coarse = asked.select(block)
-            started = time.perf_counter()
-            rows = nearest(coarse, index, way.candidates * wider).rows
-            if way.oversampling:
-                rows = rescore(exact, passages, rows, TOP * wider).rows
-            if documents is not None:
-                rows = _first_of_each(documents[rows], shape[1])
-            found[place][block] = rows
-            if turn >= 0:
-                seconds[place].append((time.perf_counter() - started) / len(block))
-    relevant = gains_by_place(found[0]) if gains is None else gains
+
+    def by(way: Way) -> Search:
+        asked, index = stored[way.spec]
+
+        def prepared(block: NDArray[np.intp]) -> Callable[[], NDArray[np.intp]]:
+            exact, coarse = queries.select(block), asked.select(block)
+
+            def search() -> NDArray[np.intp]:
+                rows = nearest(coarse, index, way.candidates * wider).rows
+                if way.oversampling:
+                    rows = rescore(exact, passages, rows, TOP * wider).rows
+                return rows if documents is None else _first_of_each(documents[rows])
+
+            return search
+
+        return prepared
+
+    qualities = take_turns([by(way) for way in ways], len(queries), gains)
     return tuple(
-        _summarize(way, rows, relevant, spent)
-        for way, rows, spent in zip(ways, found, seconds, strict=True)
+        Measured(
+            way=way,
+            recall=each.recall,
+            recall_error=each.recall_error,
+            ndcg=each.ndcg,
+            milliseconds=each.milliseconds,
+            quartiles=each.quartiles,
+        )
+        for way, each in zip(ways, qualities, strict=True)
     )
 
 
-def _first_of_each(found: NDArray[np.intp], k: int) -> NDArray[np.intp]:
-    """Return the first k different numbers of each line, and -1 where there are fewer."""
-    out = np.full((len(found), k), -1, np.intp)
+def _first_of_each(found: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the first ten different numbers of each line, and -1 where there are fewer."""
+    out = np.full((len(found), TOP), -1, np.intp)
     for line, numbers in zip(out, found.tolist(), strict=True):
-        first = list(dict.fromkeys(numbers))[:k]
+        first = list(dict.fromkeys(numbers))[:TOP]
         line[: len(first)] = first
     return out
 
 
-def _summarize(
-    way: Way, found: NDArray[np.intp], gains: Gains, seconds: Sequence[float]
-) -> Measured:
+def take_turns(
+    searches: Sequence[Search], queries: int, gains: Gains | None = None
+) -> list[Quality]:
+    """Measure searches for the same queries.
+
+    They take turns on each block of queries, so that a slow moment of the machine meets all of
+    them; the first block runs once more beforehand, untimed.
+
+    Args:
+        searches: Each finds as many rows for every query, -1 for none.
+        queries: How many there are, at least one.
+        gains: What is relevant to each query; None takes what the first search finds as right.
+    """
+    found: list[list[NDArray[np.intp]]] = [[] for _ in searches]
+    seconds: list[list[float]] = [[] for _ in searches]
+    blocks = np.array_split(np.arange(queries), -(-queries // BLOCK))
+    for turn in range(-1, max(_LEAST_ROUNDS, len(blocks))):
+        block = blocks[max(turn, 0) % len(blocks)]
+        for place, prepared in enumerate(searches):
+            search = prepared(block)
+            started = time.perf_counter()
+            rows = search()
+            if turn >= 0:
+                seconds[place].append((time.perf_counter() - started) / len(block))
+            if 0 <= turn < len(blocks):
+                found[place].append(rows)
+    whole = [np.concatenate(rows) for rows in found]
+    relevant = gains_by_place(whole[0]) if gains is None else gains
+    return [_summarize(rows, relevant, spent) for rows, spent in zip(whole, seconds, strict=True)]
+
+
+def _summarize(found: NDArray[np.intp], gains: Gains, seconds: Sequence[float]) -> Quality:
     shares = recalls(found, gains)
     error = shares.std(ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else 0.0
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Measured(
-        way=way,
+    return Quality(
         recall=float(shares.mean()),
         recall_error=float(error),
         ndcg=float(ndcgs(found, gains).mean()),

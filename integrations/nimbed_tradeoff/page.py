@@ -10,6 +10,7 @@ from importlib import resources
 from string import Template
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from nimbed_tradeoff.kinds import best_kind
 from nimbed_tradeoff.measurement import Measured
 from nimbed_tradeoff.plots import Plot, draw_plots, written_time
 from nimbed_tradeoff.result import Tradeoff, readable_size
@@ -41,6 +42,7 @@ def page(study: Tradeoff) -> str:
         time_overlaps=_overlaps(time_plot),
         legend="".join(map(_html, _legend(study))),
         table=_html(_table(study)),
+        kinds=_kinds(study),
         notes="".join(f"<li>{_text(note)}</li>" for note in study.notes),
     )
 
@@ -87,6 +89,38 @@ def _table(study: Tradeoff) -> Element:
     for each in study.measured:
         _row(body, study, each, on_line=each in optimal)
     return table
+
+
+def _kinds(study: Tradeoff) -> str:
+    """Return a table with a row for each kind of vector, empty where none were compared."""
+    if not study.measured_kinds:
+        return ""
+    table = Element("table")
+    SubElement(table, "caption").text = study.kinds_sentence
+    head = SubElement(SubElement(table, "thead"), "tr")
+    for words in (
+        "kinds", "fused by", "bytes a passage", "index", f"recall@{TOP}", f"nDCG@{TOP}",
+        "ms a query (quartiles)",
+    ):  # fmt: skip
+        SubElement(head, "th", scope="col").text = words
+    body = SubElement(table, "tbody")
+    best = best_kind(study.measured_kinds)
+    for each in study.measured_kinds:
+        row = SubElement(body, "tr", {"class": "best"} if each is best else {})
+        SubElement(row, "th", scope="row").text = each.label.strip()
+        for words in (
+            each.fused_by or "",
+            f"{each.bytes_per_passage:,.0f}",
+            readable_size(round(each.bytes_per_passage * study.passages)),
+            f"{each.quality.recall:.3f}",
+            f"{each.quality.ndcg:.3f}",
+            written_time(each.quality),
+        ):
+            SubElement(row, "td").text = words
+    region = Element("div", {"class": "wide", "role": "region", "aria-label": "Kinds"})
+    region.set("tabindex", "0")
+    region.append(table)
+    return _html(region)
 
 
 def _row(body: Element, study: Tradeoff, each: Measured, *, on_line: bool) -> None:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from nimbed.errors import missing_extra
-from nimbed_tradeoff.measurement import Measured
+from nimbed_tradeoff.measurement import Measured, Quality
 from nimbed_tradeoff.result import Tradeoff
 from nimbed_tradeoff.ways import OVERSAMPLING, TOP, Way
 
@@ -82,7 +82,7 @@ def draw_plots(study: Tradeoff) -> tuple[Plot, Plot]:
         return _by_bytes(study), _by_time(study)
 
 
-def written_time(each: Measured) -> str:
+def written_time(each: Quality) -> str:
     """Return the median time in ms and its quartiles: ``0.142 (0.139-0.150)``."""
     low, high = map(_digits, each.quartiles)
     return f"{_digits(each.milliseconds)} ({low}\N{EN DASH}{high})"

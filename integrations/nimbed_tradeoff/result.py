@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+from nimbed.fusion import DAMPING
 from nimbed_tradeoff.advice import Advice, frontier
-from nimbed_tradeoff.measurement import BLOCK, Measured
+from nimbed_tradeoff.kinds import FUSED, MeasuredKind, best_kind
+from nimbed_tradeoff.measurement import BLOCK, Measured, Quality
 from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["Tradeoff", "readable_size"]
@@ -33,6 +36,7 @@ class Tradeoff:
         truncated: Passages that were cut to what the model reads.
         too_long: Passages and queries left out since the model does not read so much.
         measured: Every way, the full float first.
+        measured_kinds: The kinds of vectors alone, smaller and fused, where they were compared.
         advice: The recommended way.
         machine: The machine on which times were measured.
         embedding_seconds: Time in the model.
@@ -50,6 +54,7 @@ class Tradeoff:
     truncated: int
     too_long: int = 0
     measured: Sequence[Measured]
+    measured_kinds: Sequence[MeasuredKind] = ()
     advice: Advice
     machine: str
     embedding_seconds: float
@@ -73,6 +78,25 @@ class Tradeoff:
         able = [each for each in self.measured if rescored or not each.way.oversampling]
         best = frontier([(each.bytes_per_vector, each.recall) for each in able])
         return [able[place] for place in best]
+
+    @property
+    def kinds_sentence(self) -> str:
+        """What the comparison of kinds comes to; empty without one."""
+        if not self.measured_kinds:
+            return ""
+        best, dense = best_kind(self.measured_kinds), self.measured_kinds[0]
+        if best is dense:
+            return (
+                f"Dense vectors alone rank best by nDCG@{TOP}, {dense.quality.ndcg:.3f}: on these "
+                f"queries the other kinds are not worth their bytes."
+            )
+        fused = f", fused by {best.fused_by}" if best.fused_by else ""
+        return (
+            f"{best.label.strip().capitalize()}{fused} rank best by nDCG@{TOP}: "
+            f"{best.quality.ndcg:.3f} against {dense.quality.ndcg:.3f} of dense vectors alone, "
+            f"with {best.bytes_per_passage:,.0f} bytes a passage instead of "
+            f"{dense.bytes_per_passage:,.0f}."
+        )
 
     @property
     def notes(self) -> list[str]:
@@ -128,6 +152,14 @@ class Tradeoff:
             "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of "
             "their own, which are not computed here."
         )
+        if self.measured_kinds:
+            said.append(
+                f"Kinds are fused from the best {FUSED} of each: rrf by their places (damping "
+                f"{DAMPING}), sum by their scores, normalised from the best to the worst of these. "
+                f"MUVERA's encodings find {FUSED} candidates for MaxSim."
+            )
+            if find_spec("scipy") is None:
+                said.append("Pooled multi-vectors were left out: they need nimbed[pooling].")
         said.append(
             f"Times are of nimbed.search, exact and in memory, on this machine ({self.machine}), "
             f"for one query out of a block of {BLOCK}: the median, with the quartiles of the "
@@ -163,6 +195,11 @@ class Tradeoff:
                 }
                 for each in self.measured
             ],
+            **(
+                {"kinds": [_of_kind(each) for each in self.measured_kinds]}
+                if self.measured_kinds
+                else {}
+            ),
             "recommendation": {
                 "keep": self.advice.keep,
                 "sentence": self.advice.sentence,
@@ -190,11 +227,27 @@ def _name(each: Measured) -> dict[str, Any]:
     }
 
 
+def _of_kind(each: MeasuredKind) -> dict[str, Any]:
+    return {
+        "label": each.label.strip(),
+        "kinds": list(each.kinds),
+        "fused_by": each.fused_by,
+        "bytes_per_passage": each.bytes_per_passage,
+        **_quality(each.quality),
+    }
+
+
 def _facts(each: Measured) -> dict[str, Any]:
     return {
         **_name(each),
         "metric": each.way.spec.metric,
         "bytes_per_vector": each.bytes_per_vector,
+        **_quality(each),
+    }
+
+
+def _quality(each: Quality) -> dict[str, Any]:
+    return {
         "recall": each.recall,
         "recall_error": each.recall_error,
         "ndcg": each.ndcg,

@@ -14,10 +14,13 @@ from nimbed.chunks import LateSplitter, Splitter
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
+from nimbed.fusion import check_weights
+from nimbed.options import KindOptions
 from nimbed.progress import Progress
-from nimbed.spec import Truncate, check_literal
+from nimbed.spec import Kind, Truncate, check_literal
 from nimbed_tradeoff.advice import advise
 from nimbed_tradeoff.judgements import Judgements, read_judgements
+from nimbed_tradeoff.kinds import MeasuredKind, measure_kinds, select_kinds
 from nimbed_tradeoff.measurement import measure
 from nimbed_tradeoff.result import Tradeoff
 from nimbed_tradeoff.texts import Texts, embed_texts, first_sentences, read_texts
@@ -39,6 +42,8 @@ def tradeoff(
     keep: float = 0.97,
     truncate: Truncate = "NONE",
     splitter: Splitter | None = None,
+    kinds: Sequence[Kind] | None = None,
+    weights: Sequence[float] | None = None,
     progress: Progress = False,
 ) -> Tradeoff:
     """Measure what each embedding type and size keeps of float on your own passages.
@@ -57,6 +62,9 @@ def tradeoff(
         truncate: What happens to a text that is too long; NONE leaves it out, and a note says so.
         splitter: Divides each text into chunks, which are the passages then; judgements name
             documents, each found by its best chunk.
+        kinds: The kinds of vectors to compare beside the study of dense ones, and to fuse; None
+            for none. They need judgements: dense vectors are no measure of the others.
+        weights: What each of the kinds counts for when it is fused; None for 1 each.
         progress: True for a bar, or a callable told (done, total) of the passages.
 
     Raises:
@@ -68,6 +76,9 @@ def tradeoff(
     if not 0 < keep <= 1:
         raise ConfigurationError(f"keep is a share of float's recall, above 0 up to 1; got {keep}")
     ways = every_way(embedder, dimensions)
+    compared = _kinds(embedder, kinds, weights, judged=judgements is not None)
+    if splitter is not None and len(compared) > 1:
+        raise ConfigurationError("kinds are compared on whole passages; leave out one of the two")
     if isinstance(splitter, LateSplitter) and queries is None:
         raise ConfigurationError(
             "no query can be cut out of late chunks, which know the whole document; give a file "
@@ -75,21 +86,35 @@ def tradeoff(
         )
     corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind, splitter)
     started = time.perf_counter()
-    kept, passage_floats = embed_texts(
-        embedder, corpus, input_type="passage", truncate=truncate, progress=progress
+    kept, stored = embed_texts(
+        embedder,
+        corpus,
+        input_type="passage",
+        truncate=truncate,
+        kinds=compared,
+        progress=progress,
     )
-    able, query_floats = embed_texts(embedder, asked, input_type="query", truncate=truncate)
+    able, queried = embed_texts(
+        embedder, asked, input_type="query", truncate=truncate, kinds=compared
+    )
     embedded = time.perf_counter()
     too_long = len(corpus.texts) - len(kept) + len(asked.texts) - len(able)
     gains, documents = None, None
     if judged is not None:
-        of = np.array(corpus.document_of, np.intp)[kept] if splitter is not None else None
-        documents = of
-        # The judgements' own numbers stay those of documents, all of which are there.
-        left = kept if of is None else range(len(corpus.documents))
+        if splitter is not None:
+            documents = np.array(corpus.document_of, np.intp)[kept]
+        # Of documents none is left out.
+        left = kept if documents is None else range(len(corpus.documents))
         gains, able = judged.among(left, able)
-        query_floats = query_floats.select(able)
+        queried = select_kinds(queried, able)
+    passage_floats, query_floats = stored.dense, queried.dense
+    assert passage_floats is not None  # they are always asked for
+    assert query_floats is not None
     measured = measure(query_floats, passage_floats, ways, gains, documents)
+    measured_kinds: tuple[MeasuredKind, ...] = ()
+    if len(compared) > 1 and gains is not None:
+        counted = None if weights is None else dict(zip(compared, weights, strict=True))
+        measured_kinds = measure_kinds(queried, stored, gains, counted)
     return Tradeoff(
         model=embedder.card.id,
         source=name_of(source),
@@ -102,11 +127,45 @@ def tradeoff(
         truncated=len(passage_floats.truncated),
         too_long=too_long,
         measured=measured,
+        measured_kinds=measured_kinds,
         advice=advise(measured, keep=keep, judged=judged is not None),
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
         embedding_seconds=embedded - started,
         measuring_seconds=time.perf_counter() - embedded,
     )
+
+
+def _kinds(
+    embedder: Embedder,
+    kinds: Sequence[Kind] | None,
+    weights: Sequence[float] | None,
+    *,
+    judged: bool,
+) -> tuple[Kind, ...]:
+    """Return the kinds to embed, dense among them.
+
+    Raises:
+        ConfigurationError: If they cannot be compared, or the model does not give one.
+    """
+    if kinds is None:
+        if weights is not None:
+            raise ConfigurationError("weights are of kinds that are fused; give kinds too")
+        return ("dense",)
+    offered: tuple[Kind, ...] = getattr(embedder, "kinds", ("dense",))
+    chosen = KindOptions(kinds=kinds).chosen(offered, embedder.card.id)
+    if "dense" not in chosen or len(chosen) < 2:
+        raise ConfigurationError(
+            f"kinds are compared with dense vectors; give 'dense' and others, got "
+            f"{', '.join(map(repr, chosen))}"
+        )
+    if not judged:
+        raise ConfigurationError(
+            "kinds find different passages, and only judgements say which are right; give queries "
+            "and judgements"
+        )
+    if weights is not None:
+        check_weights(weights, len(chosen))
+    return chosen
 
 
 def _read(

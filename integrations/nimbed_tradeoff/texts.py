@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
-from nimbed.batch import EmbeddingBatch
 from nimbed.bulk import embed_accepted
 from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
-from nimbed.embedder import Embedder
+from nimbed.embedder import Embedder, HybridEmbedder
 from nimbed.errors import InputError, TooLongError, name_rows
 from nimbed.files import BadRow, read_rows
 from nimbed.files.sources import NUMBERED, Source, check_exists, kind_of, name_of
+from nimbed.kinds import EmbeddingKinds
 from nimbed.progress import Progress
-from nimbed.spec import InputType, Truncate
+from nimbed.spec import InputType, Kind, Truncate
 
 __all__ = ["Questions", "Texts", "embed_texts", "first_sentences", "read_texts"]
 
@@ -140,9 +141,10 @@ def embed_texts(
     *,
     input_type: InputType,
     truncate: Truncate,
+    kinds: Sequence[Kind] = ("dense",),
     progress: Progress = False,
-) -> tuple[list[int], EmbeddingBatch]:
-    """Embed texts as full float vectors; those that are too long are left out.
+) -> tuple[list[int], EmbeddingKinds]:
+    """Embed texts as full vectors of some kinds; those that are too long are left out.
 
     Returns:
         The indices of the texts that were embedded, ascending, and their vectors.
@@ -161,8 +163,15 @@ def embed_texts(
         reason = str(error).replace(f" ({name_rows(error.rows)})", "")
         raise InputError(f"{where} of {source.name}: {reason}", rows=numbers) from error
 
-    def embed(texts: Sequence[str]) -> EmbeddingBatch:
-        return embedder.embed(texts, input_type=input_type, truncate=truncate, progress=progress)
+    def embed(texts: Sequence[str]) -> EmbeddingKinds:
+        asked: dict[str, Any] = {
+            "input_type": input_type,
+            "truncate": truncate,
+            "progress": progress,
+        }
+        if tuple(kinds) == ("dense",):
+            return EmbeddingKinds(dense=embedder.embed(texts, **asked))
+        return cast(HybridEmbedder, embedder).embed_kinds(texts, kinds=kinds, **asked)
 
     return embed_accepted(source.texts, embed, refuse)
 

@@ -401,6 +401,12 @@ def fitting(
             f"say which vector of the collection {collection} to fill, with vector=...: it has "
             f"{listed}"
         )
+    if chosen.multi:
+        raise ConfigurationError(
+            f"the vector {chosen.name!r} of the collection {collection} holds multi-vectors, and "
+            f"an import brings one vector a text; send them with weaviate-client, as "
+            f"nimbed.stores.field(spec, 'weaviate').encode(batch) gives them"
+        )
     spec = spec_of(chosen.name)
     fault = spec_fault(spec, chosen.metric, chosen.quantizers, index=chosen.index)
     if fault:

@@ -259,6 +259,7 @@ class VectorSetup:
         quantizers: What compresses the vectors; a dynamic index may have two.
         index: The type of the index.
         source_properties: The properties that the module embeds; None for all of type text.
+        multi: Whether it holds multi-vectors, a vector a token.
     """
 
     name: str
@@ -268,6 +269,7 @@ class VectorSetup:
     quantizers: frozenset[str]
     index: str = "hnsw"
     source_properties: tuple[str, ...] | None = None
+    multi: bool = False
 
 
 def vector_setups(config: CollectionConfig) -> list[VectorSetup]:
@@ -310,4 +312,5 @@ def _setup(
         quantizers=frozenset().union(*map(quantizers_of, parts)),
         index="hnsw" if index is None else index.vector_index_type(),
         source_properties=None if sources is None else tuple(sources),
+        multi=getattr(index, "multi_vector", None) is not None,
     )

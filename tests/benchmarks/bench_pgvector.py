@@ -1,7 +1,7 @@
 """The pgvector loader against raw COPY, other libraries, embedding alone and bare SQL.
 
 Run: python tests/benchmarks/bench_pgvector.py [load] [rivals] [overlap] [search] [filtering]
-     [chunking] [memory] [migrate] [sync] [--rows 100000] [--rounds 3] [--dsn DSN]
+     [chunking] [memory] [migrate] [sync] [kinds] [--rows 100000] [--rounds 3] [--dsn DSN]
 
 Without --dsn an embedded PostgreSQL is started; without parts, every part runs for which the
 packages are installed. Jobs take turns within a round; the tables show medians.
@@ -19,6 +19,7 @@ from pathlib import Path
 import psycopg
 from pgvector_chunking import chunking
 from pgvector_filtering import filtering
+from pgvector_kinds import kinds
 from pgvector_lifecycle import migrate, sync
 from pgvector_loading import load
 from pgvector_memory import memory
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[[str, argparse.Namespace], None]] = {
     "chunking": chunking,
     "migrate": migrate,
     "sync": sync,
+    "kinds": kinds,
 }
 
 

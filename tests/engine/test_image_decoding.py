@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import random
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -13,6 +15,7 @@ import PIL.ImageSequence
 import pytest
 from tests.engine.pictures import FORMATS, LOSSLESS, drawing, encoded, pixels
 
+from nimbed import images
 from nimbed.errors import InputError
 from nimbed.images import Image
 
@@ -172,3 +175,28 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(encoded(drawing())[:60])
     with pytest.raises(InputError, match=r"scan 7\.png' is damaged or cut short"):
         Image(path).rgb()
+
+
+# --- what many cost together -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "together"), [(64, 2), (128, 1)])
+def test_no_more_pixels_are_decoded_at_once_than_one_image_may_have(monkeypatch, side, together):
+    at_once, most = 0, 0
+    own = images._to_rgb
+
+    def watched(file):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        return own(file)
+
+    monkeypatch.setattr(images, "_to_rgb", watched)
+    monkeypatch.setattr(images, "_DECODED_AT_ONCE", 2 * 64 * 128)
+    data = encoded(drawing(side, 128, "RGBA"))
+    with ThreadPoolExecutor(6) as pool:
+        decoded = list(pool.map(lambda _: Image(data).rgb(), range(6)))
+    assert {image.size for image in decoded} == {(side, 128)}
+    assert most == together

@@ -175,8 +175,9 @@ def main(wanted: list[str]) -> None:
             clone = Path(folder)
             clone.chmod(0o755)  # for root the embedded server runs as another user
             for file in listed.stdout.splitlines():
-                (clone / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / file, clone / file)
+                if (ROOT / file).is_file():
+                    (clone / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(ROOT / file, clone / file)
             say(arrive(name, arrival, clone) + "\n")
             sys.stdout.flush()
 

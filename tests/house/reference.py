@@ -13,7 +13,7 @@ PAGE = ROOT / "engine" / "API.md"
 # In full; and, of those whose classes are for one framework or database, what each name is for.
 ENGINE = (
     "nimbed",
-    *(f"nimbed.{name}" for name in ("cards", "search", "files", "chunks", "stores")),
+    *(f"nimbed.{name}" for name in ("cards", "search", "fusion", "files", "chunks", "stores")),
     *(f"nimbed.{name}" for name in ("scheduling", "audit", "errors")),
 )
 INTEGRATIONS = tuple(

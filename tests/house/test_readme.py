@@ -57,6 +57,15 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
     assert "cannot compare vectors of two spaces" in done.stdout
 
 
+def test_the_engines_example_of_kinds_runs():
+    ((_, code),) = blocks("python", ROOT / "engine" / "README.md")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[[0]]"
+
+
 def test_the_example_adapter_runs():
     page = ROOT / "integrations" / "README.md"
     code = "\n".join(code for _, code in blocks("python", page))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
 from tests.house import reference
+
+import nimbed
+
+
+def test_every_public_module_of_the_engine_is_in_the_reference() -> None:
+    public = [name for name in nimbed.__all__ if inspect.ismodule(getattr(nimbed, name))]
+    assert {f"nimbed.{name}" for name in public} <= set(reference.ENGINE)
 
 
 def test_the_reference_is_written_from_the_docstrings_of_today(

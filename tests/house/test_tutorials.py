@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -116,7 +117,7 @@ class Reader:
             return ""
         if block["kind"] == "python":
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                exec(compile(code, "<the page>", "exec"), self.names)
+                exec(compile(code, "<the page>", "exec", dont_inherit=True), self.names)
             printed = said.getvalue()
         else:
             done = subprocess.run(
@@ -176,6 +177,8 @@ def test_every_block_runs_and_prints_what_is_shown(
         for block in BLOCK.finditer(PAGES[page]):
             if block["kind"] not in ("bash", "python"):
                 continue
+            if "curl " in block["code"] and shutil.which("curl") is None:
+                continue  # the one program that a page uses and no package brings
             printed = reader.type(block)
             assert shows(block["shown"] or "", printed), f"{block['code']}\nprinted\n{printed}"
     finally:

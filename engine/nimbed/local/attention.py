@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -137,7 +137,10 @@ def by_length(
 ) -> torch.Tensor:
     """Attend with torch's fused kernel, once a run of equally long sequences."""
     out = torch.zeros_like(q)
+    first = 0
     for start, count, length in layout.groups:
+        seen = None if layout.seen is None else layout.seen[first : first + count]
+        first += count
         rows = slice(start, start + count * length)
         query, key, value = (
             x[rows].view(count, length, x.shape[1], x.shape[2]).transpose(1, 2) for x in (q, k, v)
@@ -147,7 +150,14 @@ def by_length(
             # Grouped heads in float32 would fall to a kernel that holds length² scores in memory.
             key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
             share = 1
-        if window is not None and length > window + 1:
+        if seen is not None:
+            mask = _mask(length, seen, q.device, causal=causal, window=window)
+            if bias is not None:
+                mask = bias.of(length, layout).masked_fill(~mask, float("-inf"))
+            attended = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, enable_gqa=share > 1
+            )
+        elif window is not None and length > window + 1:
             attended = _within_window(query, key, value, window, causal=causal)
         else:
             attended = F.scaled_dot_product_attention(
@@ -160,6 +170,20 @@ def by_length(
             )
         out[rows] = attended.transpose(1, 2).flatten(0, 1)
     return out.flatten(1)
+
+
+def _mask(
+    length: int, seen: Sequence[int], device: torch.device, *, causal: bool, window: int | None
+) -> torch.Tensor:
+    """Return which keys each query attends to, of shape (sequences, 1, queries, keys)."""
+    places = torch.arange(length, device=device)
+    mask = places < torch.tensor(seen, device=device)[:, None, None, None]
+    ahead = places - places[:, None]
+    if causal:
+        mask = mask & (ahead <= 0)
+    if window is not None:
+        mask = mask & (ahead >= -window) & (ahead <= window)
+    return mask.expand(-1, -1, length, -1)
 
 
 def _within_window(
@@ -225,6 +249,8 @@ class ByVarlen:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`Attention`."""
+        if layout.seen is not None:
+            return by_length(q, k, v, layout, causal=self._causal, window=self._window)
         if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
             from nimbed.local.kernels.varlen_attention import attend
 

@@ -47,7 +47,7 @@ class ByRectangle:
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`nimbed.local.attention.Attention`."""
         if self._layout is not layout:  # the same for every layer of a model
-            self._layout, self._rectangles = layout, rectangles(layout.lengths)
+            self._layout, self._rectangles = layout, rectangles(layout.lengths, layout.seen)
         out = q.new_empty(q.shape)
         out[layout.tokens :] = 0
         for of in self._rectangles:
@@ -144,7 +144,7 @@ class Rectangle:
         kept: Places that stand for the packed rows start … stop, int64, in their order.
         start: The first packed row of the rectangle's sequences.
         stop: One past their last.
-        inside: 1 where a place belongs to its sequence and 0 beyond its end, float32 of
+        inside: 1 where a place is attended to and 0 beyond its sequence's end, float32 of
             shape (count, 1, length); None if every row does.
     """
 
@@ -157,32 +157,36 @@ class Rectangle:
     inside: torch.Tensor | None
 
 
-def rectangles(lengths: Sequence[int]) -> list[Rectangle]:
+def rectangles(lengths: Sequence[int], seen: Sequence[int] | None = None) -> list[Rectangle]:
     """Cut packed sequences, laid end to end in this order, into rectangles.
 
     Args:
         lengths: Rows of each sequence; neighbours of similar length share a rectangle.
+        seen: How many of them are attended to; None for all.
     """
     counts = np.asarray(lengths, dtype=np.int64)
     starts = np.cumsum(counts) - counts
+    attended = counts if seen is None else np.asarray(seen, dtype=np.int64)
     found: list[Rectangle] = []
     first = 0
     for length, run in itertools.groupby(map(_rounded, lengths)):
         last = first + sum(1 for _ in run)
-        found.append(_rectangle(length, starts[first:last], counts[first:last]))
+        of = slice(first, last)
+        found.append(_rectangle(length, starts[of], counts[of], attended[of]))
         first = last
     return found
 
 
-def _rectangle(length: int, starts: _Rows, counts: _Rows) -> Rectangle:
+def _rectangle(length: int, starts: _Rows, counts: _Rows, seen: _Rows) -> Rectangle:
     real = len(starts)
     filled = _few(real)
     if filled > real:
         starts = np.concatenate([starts, np.repeat(starts[:1], filled - real)])
         counts = np.concatenate([counts, np.repeat(counts[:1], filled - real)])
+        seen = np.concatenate([seen, np.repeat(seen[:1], filled - real)])
     place = np.arange(length)
     source = starts[:, None] + np.minimum(place, counts[:, None] - 1)
-    inside = place < counts[:, None]
+    inside, attended = place < counts[:, None], place < seen[:, None]
     return Rectangle(
         count=filled,
         length=length,
@@ -190,7 +194,9 @@ def _rectangle(length: int, starts: _Rows, counts: _Rows) -> Rectangle:
         kept=torch.from_numpy(np.flatnonzero(inside[:real])),
         start=int(starts[0]),
         stop=int(starts[real - 1] + counts[real - 1]),
-        inside=None if inside.all() else torch.from_numpy(inside.astype(np.float32)[:, None, :]),
+        inside=None
+        if attended.all()
+        else torch.from_numpy(attended.astype(np.float32)[:, None, :]),
     )
 
 

@@ -120,13 +120,13 @@ def _check_static(checkpoint: Checkpoint, backend: str, devices: Sequence[str], 
 
 def _read_static(checkpoint: Checkpoint, devices: Sequence[str]) -> Loaded:
     try:
-        from nimbed.local.static import StaticEngine
+        from nimbed.local.static import static_engine
         from nimbed.local.tokenizer import read_tokenizer
 
         tokenizer = read_tokenizer(checkpoint)
     except ImportError as error:
         raise missing_extra("light", needs=error.name or "tokenizers") from error
-    return Loaded(tokenizer, tuple(StaticEngine(checkpoint) for _ in devices), lambda: None)
+    return Loaded(tokenizer, tuple(static_engine(checkpoint) for _ in devices), lambda: None)
 
 
 def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dtype: str) -> Loaded:
@@ -160,6 +160,8 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
         )
     if checkpoint.pipeline.layers is not None:
         return f"{card.id} pools several layers (WeightedLayerPooling), which runs in torch alone"
+    if "dense" not in card.kinds:
+        return f"{card.id} gives {' and '.join(card.kinds)} vectors alone, which need torch"
     config = checkpoint.config
     mixed = config.get("num_experts") not in (None, 0, 1)
     if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):

@@ -77,6 +77,7 @@ class Layout:
             (sequences + 1 or more,), for kernels that attend by offsets.
         longest_span: Rows of the longest of them.
         skips: Whether some rows of a sequence may not be pooled.
+        seen: How many of each sequence's rows, from its first on, are attended to; None for all.
     """
 
     lengths: tuple[int, ...]
@@ -90,6 +91,7 @@ class Layout:
     spans: torch.Tensor
     longest_span: int
     skips: bool = False
+    seen: tuple[int, ...] | None = None
 
     @classmethod
     def of(

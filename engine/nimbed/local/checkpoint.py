@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,22 @@ from typing import Any, get_args
 
 from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
+from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
-from nimbed.local.head_config import m3_heads
+from nimbed.local.content_id import content_id
+from nimbed.local.head_config import ColBert, Splade, TokenTable, check_masked_model, m3_heads
 from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
-from nimbed.local.models.fields import first_position, whole
+from nimbed.local.models.fields import language_of, longest_texts, whole
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
-from nimbed.local.tokenizer_config import read_tokenizer_changes
+from nimbed.local.tokenizer_config import read_tokenizer_changes, read_vocabulary
 from nimbed.local.vision.pixtral_settings import templated
 from nimbed.local.vision.settings import vision_facts
-from nimbed.spec import InputType, Kind
+from nimbed.spec import InputType
 
-__all__ = ["Checkpoint", "read_checkpoint", "vectors_revision"]
+__all__ = ["Checkpoint", "read_checkpoint"]
 
 # model_type in config.json -> file of local/models/
 _ARCHITECTURES = {
@@ -94,10 +95,12 @@ _POOLING_NAMES: dict[str, Pooling] = {
     "last": "lasttoken",
 }
 
+# Sparse encoders that take more than one logarithm, where no module says so: their publisher's
+# own formula.
+_LOGARITHMS = {"opensearch-neural-sparse-encoding-doc-v3-distill": 2}
+
 # A table of words reads texts of any length; what is tokenized at once has to end somewhere.
 _STATIC_TOKENS = 32_768
-
-_SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +154,16 @@ def read_checkpoint(
         # A catalogued card names weights that everybody has; any other says what this folder holds.
         pinned = known(told.id) == told
         located = dataclasses.replace(located, name=told.id, card=told, pinned=pinned)
-    pipeline = _pipeline_of(located, told=told is not None, role=role)
+    card = override if isinstance(override, ModelCard) else located.card
+    if card is not None and card.kinds == ("sparse",):
+        pipeline = _sparse_pipeline(located.folder, card, role)
+    elif is_colbert(located.folder) or (card is not None and card.kinds == ("multi",)):
+        pipeline = read_colbert(located.folder, card)
+    else:
+        pipeline = _pipeline_of(located, told=told is not None, role=role)
     folder = pipeline.weights
-    config = read_json(folder / "config.json", required=not pipeline.static)
+    table = isinstance(pipeline.sparse, TokenTable)
+    config = {} if table else read_json(folder / "config.json", required=not pipeline.static)
     model_type = "model2vec" if pipeline.static else config.get("model_type")
     architecture = _ARCHITECTURES.get(str(model_type))
     if architecture == "xlm_roberta" and config.get("lora_adaptations"):
@@ -173,7 +183,9 @@ def read_checkpoint(
     config = usual_names(config, folder / "config.json", known_keys)
     if pipeline.layers is not None:
         _check_layers(folder, config, architecture, pipeline.layers)
-    if told is not None:
+    if isinstance(pipeline.sparse, Splade):
+        check_masked_model(folder, config, architecture)
+    if told is not None and not table:
         _check_told(folder, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
@@ -181,6 +193,13 @@ def read_checkpoint(
             f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     prompts = read_prompts(located.folder, told=prompt_name is not None)
+    if isinstance(pipeline.multi, ColBert):
+        prompts = prefixed(pipeline.multi, prompts)
+        longest, positions = longest_texts(
+            config, pipeline.max_tokens, offset=architecture in _OFFSET
+        )
+        late = within(pipeline.multi, longest=longest, positions=positions)
+        pipeline = dataclasses.replace(pipeline, multi=late)
     if architecture == "mistral3":
         prompts = templated(located.folder, prompts)
     if isinstance(override, ModelCard):
@@ -188,12 +207,15 @@ def read_checkpoint(
     elif located.card is not None:
         tasks = prompts.tasks or located.card.task_prompts
         card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
-        if architecture == "static" and _table_width(folder) != card.dimensions:
+        if architecture == "static" and _table_width(pipeline) != card.dimensions:
             raise CheckpointError(
-                f"{folder} holds a table of {_table_width(folder)} dimensions; {card.id} has "
+                f"{folder} holds a table of {_table_width(pipeline)} dimensions; {card.id} has "
                 f"{card.dimensions}"
             )
     elif architecture == "static":
+        if table:
+            changes = read_tokenizer_changes(folder, model_type="", do_lower_case=False)
+            pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _static_card(located, pipeline, prompts)
     else:
         changes = read_tokenizer_changes(
@@ -201,12 +223,16 @@ def read_checkpoint(
         )
         pipeline = dataclasses.replace(pipeline, tokenizer=changes)
         card = _card_from_files(located, config, architecture, pipeline, prompts)
-    if architecture != "static":
+    if pipeline.dense and architecture != "static":
         sparse, multi = m3_heads(located.folder)
         pipeline = dataclasses.replace(
             pipeline, sparse=pipeline.sparse or sparse, multi=pipeline.multi or multi
         )
     card = dataclasses.replace(card, architecture=architecture, kinds=pipeline.kinds)
+    if isinstance(pipeline.multi, ColBert) and not isinstance(override, ModelCard):
+        card = dataclasses.replace(
+            card, asymmetric=True, max_tokens=pipeline.multi.passage_tokens or card.max_tokens
+        )
     if card.bidirectional is not None and config.get("is_causal") is None:
         config = {**config, "is_causal": not card.bidirectional}
     if architecture in _DECODERS:
@@ -214,7 +240,7 @@ def read_checkpoint(
     if prompt_name is not None:
         card = card.with_prompt(prompt_name)
     if revision is None and not located.pinned:
-        revision = _content_id(folder, pipeline)
+        revision = content_id(folder, pipeline)
     if "adapter" in config and (prompt_name is not None or not located.pinned):
         # Other weights; a model's name alone means the adapters of its roles.
         adapter = str(config["adapter"])
@@ -264,6 +290,25 @@ def _pipeline_of(located: Located, *, told: bool, role: InputType | None) -> Pip
     )
 
 
+def _sparse_pipeline(folder: Path, card: ModelCard, role: InputType | None) -> Pipeline:
+    """Follow a folder's modules, or take its masked language model as SPLADE does.
+
+    Raises:
+        CheckpointError: If its modules give other vectors than its card says.
+    """
+    followed, plain = read_pipeline(folder, role=role), not (folder / "modules.json").is_file()
+    if isinstance(followed.sparse, Splade) and plain and card.id in _LOGARITHMS:
+        sparse = dataclasses.replace(followed.sparse, logarithms=_LOGARITHMS[card.id])
+        return dataclasses.replace(followed, sparse=sparse)
+    if followed.sparse is None and plain:
+        return dataclasses.replace(followed, sparse=Splade(), dense=False, metric="dot")
+    if followed.sparse is None:
+        raise CheckpointError(
+            f"{folder} gives dense vectors by its modules.json; {card.id} gives sparse ones"
+        )
+    return followed
+
+
 def _card_from_files(
     located: Located,
     config: dict[str, Any],
@@ -272,12 +317,8 @@ def _card_from_files(
     prompts: Prompts,
 ) -> ModelCard:
     folder = pipeline.weights
-    language = config.get("text_config", config.get("llm_config", config))
-    if not isinstance(language, dict):
-        raise CheckpointError(f"{folder / 'config.json'} gives text_config {language!r}")
-    positions = whole(language, "max_position_embeddings")
-    if architecture in _OFFSET:
-        positions -= first_position(config)
+    language = language_of(config)
+    longest, _ = longest_texts(config, pipeline.max_tokens, offset=architecture in _OFFSET)
     query, passage = prompts.query, prompts.passage
     if not query and not passage and config.get("task_instructions"):
         told = config["task_instructions"]
@@ -286,12 +327,14 @@ def _card_from_files(
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
+    if pipeline.kinds == ("sparse",):
+        width = whole(language, "vocab_size")
     size = min(width, pipeline.dimensions or width)
     card = ModelCard(
         id=located.name,
         architecture=architecture,
         dimensions=size,
-        max_tokens=min(pipeline.max_tokens or positions, positions),
+        max_tokens=longest,
         pooling="latent" if architecture == "nvembed" else pooling,
         asymmetric=query != passage,
         query_prompt=query,
@@ -323,13 +366,13 @@ def _refuse_generators(
 
 
 def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
-    folder = pipeline.weights
-    width = pipeline.width(_table_width(folder))
+    width = _table_width(pipeline)
+    width = pipeline.width(width) if pipeline.dense else width
     return ModelCard(
         id=located.name,
         architecture="static",
         dimensions=min(width, pipeline.dimensions or width),
-        max_tokens=_STATIC_TOKENS,
+        max_tokens=pipeline.max_tokens or _STATIC_TOKENS,
         pooling="mean",
         asymmetric=prompts.query != prompts.passage,
         query_prompt=prompts.query,
@@ -340,21 +383,27 @@ def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> Mode
     )
 
 
-def _table_width(folder: Path) -> int:
-    """Return the width of a table of words, from the head of its file.
+def _table_width(pipeline: Pipeline) -> int:
+    """Return the width of a table of words or of weights, from the head of its file.
 
     Raises:
         CheckpointError: If there is none, or the file is damaged.
     """
+    folder = pipeline.weights
+    if isinstance(pipeline.sparse, TokenTable) and pipeline.sparse.path.suffix == ".json":
+        return 1 + max(read_vocabulary(folder).values())
     try:
         with (folder / "model.safetensors").open("rb") as file:
             head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
-        table = head.get("embedding.weight") or head["embeddings"]
-        _, width = table["shape"]
+        if pipeline.sparse is not None:
+            (width,) = head["weight"]["shape"]
+        else:
+            table = head.get("embedding.weight") or head["embeddings"]
+            _, width = table["shape"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / 'model.safetensors'} holds no table of words, embedding.weight or "
-            f"embeddings ({error!r})"
+            f"embeddings, and no weight of tokens ({error!r})"
         ) from error
     return whole({"width": width}, "width")
 
@@ -404,7 +453,11 @@ def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: M
     language = config.get("text_config", config.get("llm_config", config))
     width = language.get("hidden_size") if isinstance(language, dict) else None
     if architecture == "static":
-        width = _table_width(folder)
+        width = _table_width(Pipeline(folder=folder, weights=folder))
+    elif told.kinds == ("sparse",):
+        width = config.get("vocab_size")
+    elif told.kinds == ("multi",):
+        width = told.dimensions  # compared with its modules
     if (architecture, width) != (told.architecture, told.dimensions):
         raise CheckpointError(
             f"{folder / 'config.json'} describes a {architecture} of {width} dimensions; "
@@ -441,49 +494,3 @@ def _of_roles(prompts: Prompts) -> dict[str, Any]:
     if not query and not passage:
         return {}
     return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}
-
-
-def _content_id(folder: Path, pipeline: Pipeline) -> str:
-    """Name what a folder holds: a hash of its configuration and samples of its weights.
-
-    What follows the network is hashed too, where it is more than a mean.
-
-    The name of a folder says nothing about its weights, and hashing all of them takes seconds a
-    gigabyte. Size, head, tail and 64 samples between tell any two trained checkpoints apart.
-    """
-    digest = hashlib.sha256()
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    digest.update(pipeline.identity.encode())
-    configuration = [folder / "config.json"] if (folder / "config.json").is_file() else []
-    for path in [
-        *configuration,
-        folder / "tokenizer.json",
-        *weights,
-        *pipeline.module_weights,
-    ]:
-        _add_content(digest, path)
-    return f"content:{digest.hexdigest()[:16]}"
-
-
-def _add_content(digest: Any, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name}:{size};".encode())
-    with path.open("rb") as file:
-        if size <= 64 * _SAMPLE:
-            digest.update(file.read())
-            return
-        for part in range(65):
-            file.seek(part * (size - _SAMPLE) // 64)
-            digest.update(file.read(4096 if 0 < part < 64 else _SAMPLE))
-
-
-def vectors_revision(checkpoint: Checkpoint, kind: Kind) -> str | None:
-    """Return what pins vectors of a kind: what pins the model, and the files of the kind's head."""
-    head = {"sparse": checkpoint.pipeline.sparse, "multi": checkpoint.pipeline.multi}.get(kind)
-    revision = checkpoint.revision
-    if head is None or revision is None or not revision.startswith("content:"):
-        return revision
-    digest = hashlib.sha256(revision.encode())
-    for path in head.files:
-        _add_content(digest, path)
-    return f"content:{digest.hexdigest()[:16]}"

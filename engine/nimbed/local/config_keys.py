@@ -61,11 +61,17 @@ _ANY = Keys(
         "add_cross_attention": (False,),
         "cross_attention_hidden_size": (),
         **dict.fromkeys(
-            words("pruned_heads adapters adapter_fusion"),
+            words("pruned_heads adapter_fusion"),
             NOTHING,
         ),
     },
-    nested=dict.fromkeys(words("quantization_config compression_config"), _SAVED_IN_FLOAT8),
+    nested={
+        **dict.fromkeys(words("quantization_config compression_config"), _SAVED_IN_FLOAT8),
+        # The adapters library writes its tables into every model's file, empty where it has none.
+        "adapters": Keys(
+            only=dict.fromkeys(words("adapters config_map fusion_config_map fusions"), NOTHING)
+        ),
+    },
 )
 
 _ENCODER = _ANY | Keys(

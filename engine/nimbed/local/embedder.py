@@ -24,8 +24,8 @@ from nimbed.kinds import EmbeddingKinds
 from nimbed.local.backends import Loaded, check_backend, check_context, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
-from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, offered_kinds
-from nimbed.local.plan import run_all
+from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
+from nimbed.local.plan import Launcher, run_all
 from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedOptions, KindOptions, SpecOptions
 from nimbed.progress import Progress
@@ -221,7 +221,8 @@ class LocalEmbedder(KindsAlone, Managed):
             ConfigurationError: If the device does not exist.
         """
         self.embed_kinds(["warm up"], kinds=self.kinds[:1] or None, input_type="passage")
-        self.replicas()
+        if "dense" in self.kinds:  # what is recorded on a GPU
+            self.replicas()
 
     def embed(
         self,
@@ -320,14 +321,17 @@ class LocalEmbedder(KindsAlone, Managed):
         if specs.sparse is None and specs.multi is None:
             return EmbeddingKinds(dense=self.embed(inputs, **options.keywords(), progress=progress))
         items = self._check(inputs, options)
-        engines = [
-            KindEngine(engine, heads, specs, input_type) for engine, heads in self._with_heads()
-        ]
+        engines: list[Launcher] = list(self._load().engines)
+        if self.backend != "numpy":  # whose table gives sparse vectors by itself
+            engines = [
+                KindEngine(engine, heads, specs, input_type) for engine, heads in self._with_heads()
+            ]
         results = KindResults(len(items), specs, dimensions=self.card.dimensions)
         loaded, prompt = self._load(), self.card.prompt(input_type)
+        encode = encoder_of(self._checkpoint, loaded.tokenizer, input_type)
         counts, truncated = run_all(
             items,
-            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
+            functools.partial(encode, prompt=prompt, truncate=truncate),
             engines,
             lambda finished: [results.telling(finished)] * len(engines),
             on_host=loaded.engines[0].on_host,

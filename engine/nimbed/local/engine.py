@@ -5,6 +5,7 @@ Plans micro-batches, runs the model on them and puts the rows back in the caller
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -23,6 +24,7 @@ from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.attention import follow_rows
 from nimbed.local.batching import Layout, on_device
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.heads import TokenStates
@@ -303,6 +305,9 @@ class Engine:
         """Return the token states of one micro-batch; to be called and used within a launch."""
         flat = self._flat(ids)
         packed, layout = self._sent(flat, [len(row) for row in ids], skip)
+        if any(isinstance(row, ExpandedRow) for row in ids):
+            seen = [row.seen if isinstance(row, ExpandedRow) else len(row) for row in ids]
+            layout = dataclasses.replace(layout, seen=tuple(seen))
         return TokenStates(flat, self._model(packed, layout), layout)
 
     def pooled(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -376,7 +381,8 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         if layers is not None:
             assert isinstance(model, Bert)  # others were refused with the configuration
             model = WeightedLayers(model, layers)
-        modules = read_modules(checkpoint.pipeline.modules, placement.device)
+        pooled = checkpoint.pipeline.modules if checkpoint.pipeline.dense else ()
+        modules = read_modules(pooled, placement.device)
     give_back()
     if placement.device.type == "cuda":
         torch.cuda.synchronize(placement.device)  # the weights were copied on another stream

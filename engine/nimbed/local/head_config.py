@@ -5,11 +5,26 @@ What is described here is read and computed by :mod:`nimbed.local.heads`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["Multi", "Sparse", "TokenVectors", "TokenWeights", "m3_heads"]
+from nimbed.errors import CheckpointError
+from nimbed.spec import InputType
+
+__all__ = [
+    "ColBert",
+    "Expansion",
+    "Multi",
+    "Sparse",
+    "Splade",
+    "TokenTable",
+    "TokenVectors",
+    "TokenWeights",
+    "check_masked_model",
+    "m3_heads",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +59,165 @@ class TokenVectors:
         return (self.path,)
 
 
-#: What makes sparse vectors of token states, and what makes multi-vectors.
-Sparse: TypeAlias = TokenWeights
-Multi: TypeAlias = TokenVectors
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """Tokens put behind a short query, whose vectors count like those of its words.
+
+    Attributes:
+        token: Which, as the vocabulary writes it; usually ``[MASK]``.
+        length: How many tokens the query then has.
+        attended: Whether the network attends to them; they attend to the query's own in any case.
+        fixed: Whether a query of more tokens is too long.
+    """
+
+    token: str
+    length: int
+    attended: bool = False
+    fixed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColBert:
+    """ColBERT's head: each token's state through the pipeline's Dense modules.
+
+    Attributes:
+        query_prefix: The marker before a query, which is one token where the vocabulary has it.
+        passage_prefix: Likewise before a passage.
+        query_tokens: The longest query; None for the longest text that the network reads.
+        passage_tokens: Likewise of passages.
+        expansion: What is put behind a short query, if anything is.
+        skipped: Words, usually marks of punctuation, whose tokens give no vector.
+        skipped_in: The roles in which they do not.
+    """
+
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    query_tokens: int | None = None
+    passage_tokens: int | None = None
+    expansion: Expansion | None = None
+    skipped: tuple[str, ...] = ()
+    skipped_in: tuple[InputType, ...] = ("passage",)
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The markers of both roles."""
+        return self.query_prefix, self.passage_prefix
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: the modules' weights count with the model's."""
+        return ()
+
+    def steps(self) -> Iterator[str]:
+        """Yield what happens to queries and passages, for people."""
+        roles = (("queries", self.query_prefix), ("passages", self.passage_prefix))
+        yield from (f"{role} begin with the token {word!r}" for role, word in roles if word)
+        if self.expansion is not None:
+            unseen = "" if self.expansion.attended else ", which nothing attends to"
+            yield f"queries to {self.expansion.length} tokens by {self.expansion.token}{unseen}"
+        if self.skipped:
+            where = " and ".join(self.skipped_in)
+            yield f"{len(self.skipped)} words without vectors ({where}): {' '.join(self.skipped)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Splade:
+    """A masked-language-model head, whose scores of the vocabulary are pooled over a text's tokens.
+
+    Attributes:
+        pooling: How: the largest score of each word (SPLADE v2 and later), or their sum.
+        logarithms: How often log(1 + x) is taken of a score, negative ones being 0 before.
+        special: Whether special tokens, such as [SEP], keep their weights.
+    """
+
+    pooling: Literal["max", "sum"] = "max"
+    logarithms: int = 1
+    special: bool = True
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: the head is in the network's own files."""
+        return ()
+
+
+class MaskedModel(NamedTuple):
+    """How the tensors of a masked language model's head are called, without its prefix.
+
+    Attributes:
+        transform: A linear layer over the states.
+        norm: A layer norm behind it.
+        decoder: The linear layer that scores the vocabulary.
+        bias: Its bias, to which one by the decoder's name is tied.
+        words: The table of the network's words, which is the decoder's weight if they are tied.
+    """
+
+    transform: str
+    norm: str
+    decoder: str
+    bias: str
+    words: str = "embeddings.word_embeddings"
+
+
+_ROBERTA = MaskedModel("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+_BERT = "cls.predictions"
+
+#: By architecture; the names are those of transformers.
+MASKED_MODELS: Mapping[str, MaskedModel] = {
+    "bert": MaskedModel(
+        f"{_BERT}.transform.dense",
+        f"{_BERT}.transform.LayerNorm",
+        f"{_BERT}.decoder",
+        f"{_BERT}.bias",
+    ),
+    "distilbert": MaskedModel(
+        "vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"
+    ),
+    "modernbert": MaskedModel(
+        "head.dense", "head.norm", "decoder", "decoder.bias", "embeddings.tok_embeddings"
+    ),
+    "mpnet": _ROBERTA,
+    "xlm_roberta": _ROBERTA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """A weight for each token of the vocabulary, which texts are given without a network.
+
+    Attributes:
+        path: The file that holds it: safetensors, or JSON with a weight for each token.
+    """
+
+    path: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: the table is all there is, and the content id has it."""
+        return ()
+
+
+#: What makes sparse vectors of token states, or of tokens alone; and what makes multi-vectors.
+Sparse: TypeAlias = TokenWeights | Splade | TokenTable
+Multi: TypeAlias = TokenVectors | ColBert
+
+
+def check_masked_model(folder: Path, config: Mapping[str, Any], architecture: str) -> None:
+    """Refuse a masked language model whose head nimbed does not have.
+
+    Raises:
+        CheckpointError: If it is of another architecture, or its head asks for something else.
+    """
+    if architecture not in MASKED_MODELS:
+        raise CheckpointError(
+            f"{folder} pools the scores of a {architecture} as a masked language model; nimbed "
+            f"does so of {', '.join(MASKED_MODELS)}"
+        )
+    activation = config.get("classifier_activation") or "gelu"
+    if architecture == "modernbert" and activation != "gelu":
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives classifier_activation {activation!r}; nimbed knows "
+            f"only 'gelu' there"
+        )
 
 
 def m3_heads(folder: Path) -> tuple[TokenWeights | None, TokenVectors | None]:

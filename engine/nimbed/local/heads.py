@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +19,28 @@ from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.device import Placement
-from nimbed.local.head_config import TokenVectors, TokenWeights
-from nimbed.local.linear import Dense, dense
-from nimbed.local.models.fields import whole
-from nimbed.local.tokenizer_config import read_special_ids
+from nimbed.local.head_config import (
+    MASKED_MODELS,
+    ColBert,
+    Splade,
+    TokenVectors,
+    TokenWeights,
+)
+from nimbed.local.linear import Dense, dense, read_affine
+from nimbed.local.models.fields import real, whole
+from nimbed.local.norms import LayerNorm
+from nimbed.local.pooling import Module, read_modules
+from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
+from nimbed.local.weights import open_tensors
 from nimbed.spec import InputType
 
 __all__ = ["Heads", "MultiHead", "SparseHead", "TokenStates", "read_heads"]
+
+# Words of a vocabulary that are scored at a time.
+_WORDS = 2048
+
+# What may stand before a network's names in a masked language model.
+_PREFIXES = ("bert.", "distilbert.", "roberta.", "xlm_roberta.", "mpnet.", "model.")
 
 #: Token ids, ascending, and the weight of each.
 Weighted = tuple[NDArray[np.int32], NDArray[np.float32]]
@@ -75,11 +90,16 @@ def read_heads(checkpoint: Checkpoint, placement: Placement) -> Heads:
         CheckpointError: If a file is damaged or does not suit the model.
     """
     pipeline = checkpoint.pipeline
+    if isinstance(pipeline.multi, ColBert):
+        return Heads(multi=_ColBert.read(checkpoint, pipeline.multi, placement))
     width = whole(checkpoint.config, "hidden_size")
-    sparse = multi = None
+    sparse: SparseHead | None = None
+    multi: MultiHead | None = None
     if isinstance(pipeline.sparse, TokenWeights):
         unused = read_special_ids(checkpoint.folder)
         sparse = _M3Sparse.read(pipeline.sparse.path, width, placement, unused)
+    elif isinstance(pipeline.sparse, Splade):
+        sparse = _SpladeHead.read(checkpoint, pipeline.sparse, placement)
     if isinstance(pipeline.multi, TokenVectors):
         weight, bias = _read_linear(pipeline.multi.path, width, width)
         multi = _M3Multi(dense(weight, bias, placement.plain), placement)
@@ -123,6 +143,120 @@ class _M3Multi:
         outputs = self.linear(batch.states.to(self.placement.dtype))[: batch.layout.tokens]
         vectors = outputs.float().cpu().numpy()
         return [text[1:] for text in np.split(vectors, np.cumsum(batch.layout.lengths)[:-1])]
+
+
+@dataclass(frozen=True, slots=True)
+class _ColBert:
+    """Each token's state through Dense modules, in float32; some words' tokens are left out."""
+
+    modules: Sequence[Module]
+    skipped: NDArray[np.int64]
+    skipped_in: tuple[InputType, ...]
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, facts: ColBert, placement: Placement) -> _ColBert:
+        vocabulary = read_vocabulary(checkpoint.folder)
+        # Words that are not one token cannot be left out; sentence-transformers does not either.
+        skipped = [vocabulary[word] for word in facts.skipped if word in vocabulary]
+        modules = read_modules(checkpoint.pipeline.modules, placement.device)
+        return cls(modules, np.array(skipped, np.int64), facts.skipped_in)
+
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[NDArray[np.float32]]:
+        vectors = batch.states[: batch.layout.tokens].float()
+        for module in self.modules:
+            vectors = module(vectors)
+        kept = np.ones(len(batch.ids), bool)
+        if input_type in self.skipped_in:
+            kept = ~np.isin(batch.ids, self.skipped)
+        ends = np.cumsum(batch.layout.lengths)[:-1]
+        each = zip(np.split(vectors.cpu().numpy(), ends), np.split(kept, ends), strict=True)
+        return [text[chosen] for text, chosen in each]
+
+
+class _SpladeHead:
+    """A masked language model's scores of the vocabulary, pooled over a text's tokens.
+
+    The formulas are those of sentence-transformers' SpladePooling. The vocabulary is scored some
+    words at a time, so that the scores of a batch, 120 MB for 1,024 tokens of BERT's 30,522 words,
+    never lie in memory together: each part is pooled while it is in the cache.
+    """
+
+    def __init__(
+        self, transform: Dense, norm: LayerNorm, parts: Sequence[Dense], config: Splade, unused: Any
+    ) -> None:
+        self._transform, self._norm, self._parts = transform, norm, parts
+        self._config, self._unused = config, unused
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, config: Splade, placement: Placement) -> _SpladeHead:
+        facts, architecture = checkpoint.config, checkpoint.card.architecture
+        names, width = MASKED_MODELS[architecture], whole(checkpoint.config, "hidden_size")
+        modern, words = architecture == "modernbert", whole(facts, "vocab_size")
+        fixed = 1e-5 if modern else 1e-12
+        eps = real(facts, "norm_eps" if modern else "layer_norm_eps", default=fixed)
+        if architecture == "distilbert":
+            eps = fixed  # whatever its configuration says
+        placement = placement.plain
+        with torch.inference_mode(), open_tensors(checkpoint.folder) as stored:
+            tensors = stored.stripped(*_PREFIXES)
+            biased = not modern or bool(facts.get("classifier_bias"))
+            transform = dense(
+                *read_affine(tensors, {names.transform: width}, width, bias=biased), placement
+            )
+            shifted = not modern or bool(facts.get("norm_bias"))
+            norm = LayerNorm.read(tensors, names.norm, width, placement, eps=eps, bias=shifted)
+            own = facts.get("tie_word_embeddings") is False
+            bias = None
+            if not modern or facts.get("decoder_bias") is not False:
+                biases = (f"{names.decoder}.bias", names.bias)
+                either = biases if own else biases[::-1]  # the second is tied to the first
+                bias = tensors.get(next(filter(tensors.__contains__, either), names.bias), words)
+            table = f"{names.decoder if own else names.words}.weight"
+            parts = [
+                dense(
+                    tensors.get(table, words, width, rows=slice(first, first + _WORDS)),
+                    None if bias is None else bias[first : first + _WORDS],
+                    placement,
+                )
+                for first in range(0, words, _WORDS)
+            ]
+        unused = [] if config.special else read_special_ids(checkpoint.folder, every=True)
+        return cls(transform, norm, parts, config, np.array(unused, np.int64))
+
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
+        layout = batch.layout
+        x = self._norm(self._transform.gelu(batch.states))
+        texts, words, weights = [], [], []
+        for number, part in enumerate(self._parts):
+            pooled = self._pooled(part(x), layout).cpu().numpy()
+            # Not ``pooled > 0``, so that NaN is kept and refused.
+            at_text, at_word = np.nonzero(~(pooled <= 0))
+            texts.append(at_text)
+            words.append(at_word + number * _WORDS)
+            weights.append(pooled[at_text, at_word])
+        text, word, weight = map(np.concatenate, (texts, words, weights))
+        kept = ~np.isin(word, self._unused)
+        order = np.argsort(text[kept], kind="stable")  # of a text, the words ascend already
+        ends = np.cumsum(np.bincount(text[kept], minlength=len(layout.lengths)))[:-1]
+        ids = np.split(word[kept][order].astype(np.int32), ends)
+        return list(zip(ids, np.split(weight[kept][order], ends), strict=True))
+
+    def _pooled(self, scores: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return float32 weights of shape (texts, words)."""
+        largest = self._config.pooling == "max"
+        pooled: list[torch.Tensor] = []
+        for start, count, length in layout.groups:
+            rows = scores[start : start + count * length].view(count, length, -1)
+            # Logarithms keep the order, so that they are taken of the largest alone.
+            pooled.append(rows.amax(1).float() if largest else self._weights(rows.float()).sum(1))
+        together = torch.cat(pooled)
+        return self._weights(together) if largest else together
+
+    def _weights(self, scores: torch.Tensor) -> torch.Tensor:
+        weights = scores.relu_()
+        for _ in range(self._config.logarithms):
+            weights = weights.log1p_()
+        return weights
 
 
 def _largest_of_each(

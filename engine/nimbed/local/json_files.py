@@ -70,6 +70,26 @@ _SENTENCE: tuple[object, ...] = ("sentence_embedding",)
 
 # What a module of sentence-transformers reads and gives; nimbed's work on one vector a text.
 _MODULE = Keys(only={"module_input_name": _SENTENCE, "module_output_name": _SENTENCE})
+_TOKENS = Keys(
+    only=dict.fromkeys(("module_input_name", "module_output_name"), ("token_embeddings",))
+)
+_DENSE = Keys(read=words("in_features out_features bias activation_function use_residual"))
+
+_OF_ROLES = words("query_length document_length query_expansion")
+_TRANSFORMER = Keys(
+    read=words("max_seq_length do_lower_case modality_config transformer_task"),
+    idle=words("unpad_inputs"),
+    only={
+        "module_output_name": ("token_embeddings",),
+        **dict.fromkeys(
+            words(
+                "processing_kwargs model_args tokenizer_args config_args processor_args "
+                "track_media_counts"
+            ),
+            NOTHING,
+        ),
+    },
+)
 
 _ROUTER = Keys(
     read=words("types structure parameters"),
@@ -88,22 +108,55 @@ FILES: Mapping[str, Keys] = {
         idle=words("__version__"),
         only={"model_type": ("SentenceTransformer",)},
     ),
-    # sentence_bert_config.json and its siblings
-    "Transformer": Keys(
-        read=words("max_seq_length do_lower_case modality_config"),
-        idle=words("unpad_inputs"),
+    # The same file of a SparseEncoder
+    "SparseEncoder": Keys(
+        read=words("prompts default_prompt_name similarity_fn_name max_active_dims"),
+        idle=words("__version__"),
+        only={"model_type": ("SparseEncoder",)},
+    ),
+    # The same file of a MultiVectorEncoder, or of PyLate's ColBERT
+    "MultiVectorEncoder": Keys(
+        read=words(
+            "prompts default_prompt_name similarity_fn_name query_prefix document_prefix "
+            "query_length document_length do_query_expansion attend_to_expansion_tokens "
+            "skiplist_words"
+        ),
+        idle=words("__version__"),
         only={
-            "transformer_task": ("feature-extraction",),
-            "module_output_name": ("token_embeddings",),
-            **dict.fromkeys(
-                words(
-                    "processing_kwargs query_length document_length query_expansion model_args "
-                    "tokenizer_args config_args processor_args track_media_counts"
-                ),
-                NOTHING,
-            ),
+            "model_type": ("MultiVectorEncoder", "ColBERT", "SentenceTransformer"),
+            "truncate_dim": (),
         },
     ),
+    # Stanford's settings of training, indexing and searching, and those of embedding
+    "artifact.metadata": Keys(
+        read=words(
+            "query_token_id doc_token_id query_maxlen doc_maxlen dim mask_punctuation "
+            "attend_to_mask_tokens"
+        ),
+        idle=words(
+            "query_token doc_token checkpoint model_name triples collection queries index_name "
+            "index_path index_root index_bsize nbits kmeans_niters overwrite root experiment name "
+            "rank nranks amp gpus avoid_fork_if_possible ncells centroid_score_threshold ndocs "
+            "load_index_with_mmap nprobe ncandidates bsize accumsteps lr maxsteps save_every "
+            "resume warmup warmup_bert nway use_ib_negatives distillation_alpha ignore_scores "
+            "epochs wandb_project meta version"
+        ),
+        # On unit vectors both rank alike.
+        only={
+            "similarity": ("cosine", "l2"),
+            "interaction": ("colbert",),
+            "relu": (False,),
+            "reranker": (False,),
+        },
+    ),
+    "MultiVectorMask": Keys(
+        read=words("skiplist_words skiplist_tasks"), only={"keep_only_token_ids": NOTHING}
+    ),
+    "token Dense": _TOKENS | _DENSE,
+    "token Normalize": _TOKENS,
+    # sentence_bert_config.json and its siblings
+    "Transformer": _TRANSFORMER | Keys(only=dict.fromkeys(_OF_ROLES, NOTHING)),
+    "token Transformer": _TRANSFORMER | Keys(read=_OF_ROLES),
     "WeightedLayerPooling": Keys(
         read=words("layer_start num_hidden_layers"),
         idle=words("embedding_dimension word_embedding_dimension"),
@@ -116,8 +169,7 @@ FILES: Mapping[str, Keys] = {
         ),
         idle=words("embedding_dimension word_embedding_dimension"),
     ),
-    "Dense": _MODULE
-    | Keys(read=words("in_features out_features bias activation_function use_residual")),
+    "Dense": _MODULE | _DENSE,
     "LayerNorm": Keys(read=words("dimension")),
     "Normalize": _MODULE,
     "Dropout": Keys(idle=words("dropout")),
@@ -128,6 +180,11 @@ FILES: Mapping[str, Keys] = {
             "sif_coefficient seq_length embedding_dtype vocabulary_quantization pooling max_length"
         ),
     ),
+    "SpladePooling": Keys(
+        read=words("pooling_strategy activation_function"),
+        idle=words("embedding_dimension word_embedding_dimension chunk_size"),
+    ),
+    "SparseStaticEmbedding": Keys(read=words("path"), idle=words("frozen")),
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "special_tokens_map.json": Keys(

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.local.checkpoint import Checkpoint, vectors_revision
+from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.colbert import tokenizing_as
+from nimbed.local.content_id import head_revision
+from nimbed.local.head_config import ColBert
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import vocabulary_hash
 from nimbed.options import KindOptions, SpecOptions
@@ -23,15 +26,28 @@ from nimbed.spec import InputType, Kind, MultiVectorSpec, SparseSpec, VectorSpec
 if TYPE_CHECKING:  # which import torch
     from nimbed.local.engine import Engine
     from nimbed.local.heads import Heads
-    from nimbed.local.tokenizer import Row
+    from nimbed.local.tokenizer import InputTokenizer, Row, Tokens
 
-__all__ = ["KindEngine", "KindResults", "KindSpecs", "offered_kinds"]
+__all__ = ["KindEngine", "KindResults", "KindSpecs", "encoder_of", "offered_kinds"]
 
 
 def offered_kinds(checkpoint: Checkpoint, backend: str) -> tuple[Kind, ...]:
-    """Return the kinds that a model gives: without torch only dense vectors."""
+    """Return the kinds that a model gives: on ONNX Runtime only dense vectors."""
     own = checkpoint.card.kinds
-    return own if backend == "torch" else tuple(kind for kind in own if kind == "dense")
+    return tuple(kind for kind in own if kind == "dense") if backend == "onnxruntime" else own
+
+
+def encoder_of(
+    checkpoint: Checkpoint, tokenizer: InputTokenizer, input_type: InputType
+) -> Callable[..., Tokens]:
+    """Return what tokenizes texts of a role, as ``InputTokenizer.encode`` does."""
+    facts = checkpoint.pipeline.multi
+    if not isinstance(facts, ColBert):
+        return tokenizer.encode
+    from nimbed.local.tokenizer import TextTokenizer
+
+    assert isinstance(tokenizer, TextTokenizer)  # no ColBERT that runs here reads images
+    return tokenizing_as(input_type, tokenizer, facts, checkpoint.folder)
 
 
 class KindSpecs(NamedTuple):
@@ -68,6 +84,8 @@ class KindSpecs(NamedTuple):
 def _chosen(checkpoint: Checkpoint, backend: str, asked: KindOptions) -> tuple[Kind, ...]:
     """Return the kinds to give."""
     offered = offered_kinds(checkpoint, backend)
+    if asked.kinds and "dense" in asked.kinds and "dense" not in checkpoint.card.kinds:
+        checkpoint.card.spec()  # raises, and says what to call
     for kind in asked.kinds or offered or checkpoint.card.kinds:
         if kind not in offered and kind in checkpoint.card.kinds:
             raise ConfigurationError(
@@ -82,25 +100,23 @@ def _sparse_spec(checkpoint: Checkpoint, asked: KindOptions) -> SparseSpec:
     return SparseSpec(
         model=card.id,
         vocabulary=vocabulary_hash(checkpoint.folder),
-        dimensions=whole(checkpoint.config, "vocab_size"),
-        revision=vectors_revision(checkpoint, "sparse"),
-        max_active=asked.max_active,
+        dimensions=(
+            whole(checkpoint.config, "vocab_size") if checkpoint.pipeline.dense else card.dimensions
+        ),
+        revision=head_revision(checkpoint.revision, checkpoint.pipeline.sparse),
+        max_active=asked.max_active or checkpoint.pipeline.max_active,
         query_prompt=card.query_prompt,
         passage_prompt=card.passage_prompt,
     )
 
 
 def _multi_spec(checkpoint: Checkpoint, asked: KindOptions) -> MultiVectorSpec:
-    card = checkpoint.card
-    if asked.pool_factor != 1:
-        raise ConfigurationError(
-            f"a local model pools no tokens; {card.id} gives one vector for each (pool_factor=1)"
-        )
+    card, late = checkpoint.card, isinstance(checkpoint.pipeline.multi, ColBert)
     return MultiVectorSpec.of(
         model=card.id,
-        dimensions=whole(checkpoint.config, "hidden_size"),
+        dimensions=card.dimensions if late else whole(checkpoint.config, "hidden_size"),
         token_type=asked.token_type,
-        revision=vectors_revision(checkpoint, "multi"),
+        revision=head_revision(checkpoint.revision, checkpoint.pipeline.multi),
         pool_factor=asked.pool_factor,
         query_prompt=card.query_prompt,
         passage_prompt=card.passage_prompt,
@@ -187,7 +203,8 @@ class KindEngine:
         self, engine: Engine, heads: Heads, specs: KindSpecs, input_type: InputType
     ) -> None:
         self._engine, self._heads = engine, heads
-        self._specs, self._input_type = specs, input_type
+        self._specs = specs
+        self._input_type: InputType = input_type
 
     @property
     def budget(self) -> int:

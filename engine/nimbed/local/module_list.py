@@ -20,6 +20,10 @@ _MODULES = (
     *("Transformer", "StaticEmbedding", "WeightedLayerPooling", "Pooling", "Dense", "LayerNorm"),
     *("Normalize", "Dropout"),
 )
+# And of its MultiVectorEncoder.
+_LATE = ("MultiVectorMask",)
+# And those of its SparseEncoder.
+_SPARSE = ("MLMTransformer", "SpladePooling", "SparseStaticEmbedding")
 
 # Names by which a router's routes go.
 _ROUTES: dict[InputType, tuple[str, ...]] = {
@@ -39,7 +43,18 @@ class ListedModule(NamedTuple):
 def has_routes(folder: Path) -> bool:
     """Whether queries and passages go through modules or adapters of their own."""
     routed = any(kind in ("Router", "Asym") for kind, _, _ in listed_modules(folder))
-    return routed or _has_adapters(folder)
+    return routed or has_idf(folder) or _has_adapters(folder)
+
+
+def has_idf(folder: Path) -> bool:
+    """Whether queries have a table of weights beside a masked language model for passages.
+
+    So OpenSearch published its first sparse encoders, without modules.json.
+    """
+    if (folder / "modules.json").is_file() or not (folder / "idf.json").is_file():
+        return False
+    named = read_json(folder / "config.json").get("architectures") or []
+    return isinstance(named, list) and any(str(name).endswith("ForMaskedLM") for name in named)
 
 
 def _has_adapters(folder: Path) -> bool:
@@ -66,15 +81,21 @@ def listed_modules(folder: Path) -> Iterator[ListedModule]:
 
 def _module(folder: Path, path: str, kind: str, where: str) -> ListedModule:
     # Other libraries' modules, and a checkpoint's own code, may go by the same last name.
+    if kind == "pylate.models.Dense.Dense":  # whose files are sentence-transformers' own
+        kind = "sentence_transformers.base.modules.dense.Dense"
     package, _, name = kind.rpartition(".")
-    others = ("sparse_encoder", "cross_encoder", "multi_vector_encoder")
-    ours = package.split(".")[0] == "sentence_transformers" and not any(
-        x in package for x in others
-    )
-    if not ours or name not in (*_MODULES, "Router", "Asym"):
+    library, *parts = package.split(".")
+    known: tuple[str, ...] = (*_MODULES, "Router", "Asym")
+    if "sparse_encoder" in parts:
+        known = _SPARSE
+    elif "multi_vector_encoder" in parts:
+        known = _LATE
+    elif "cross_encoder" in parts:
+        known = ()
+    if library != "sentence_transformers" or name not in known:
         raise CheckpointError(
             f"{where} is {kind!r}, which nimbed does not run; it follows sentence-transformers' "
-            f"{', '.join(_MODULES)}, Router"
+            f"{', '.join(_MODULES)}, Router, and {', '.join((*_SPARSE, *_LATE))}"
         )
     inside = (folder / path).resolve().is_relative_to(folder.resolve()) and (folder / path).is_dir()
     if not inside and name != "Normalize":  # whose folder older files name and do not have

@@ -14,10 +14,14 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import Multi, Sparse
+from nimbed.local.head_config import ColBert, Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
-from nimbed.local.module_list import ListedModule, listed_modules, of_route
-from nimbed.local.sentence_config import read_sentence_config
+from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
+from nimbed.local.sentence_config import (
+    read_sentence_config,
+    read_sparse_config,
+    read_transformer,
+)
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import InputType, Kind, Metric
 
@@ -27,7 +31,11 @@ __all__ = [
     "NormModule",
     "Pipeline",
     "PoolingMode",
+    "read_config",
+    "read_dense",
     "read_pipeline",
+    "refuse_other_kinds",
+    "weights_in",
 ]
 
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -42,11 +50,8 @@ _FLAGS: dict[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# In the order in which sentence-transformers looks for them.
-_LENGTH_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+# Modules that begin a pipeline.
+_FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
 
@@ -107,6 +112,7 @@ class Pipeline:
         sparse: What makes sparse vectors of the token states, if anything does.
         multi: Likewise for multi-vectors.
         dense: Whether there is one vector a text, too.
+        max_active: How many tokens a sparse vector keeps, if a file says so.
     """
 
     folder: Path
@@ -125,6 +131,7 @@ class Pipeline:
     sparse: Sparse | None = None
     multi: Multi | None = None
     dense: bool = True
+    max_active: int | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -145,6 +152,12 @@ class Pipeline:
         Unit length and metric stand in the spec, as do prompts, and lengths in the limits.
         """
         tokenizer = dataclasses.astuple(self.tokenizer) if self.tokenizer else None
+        if isinstance(self.multi, ColBert):
+            each = [dataclasses.astuple(module)[1:] for module in self.modules]
+            return repr((dataclasses.astuple(self.multi), each, tokenizer))
+        if self.sparse is not None and not self.dense:
+            head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
+            return repr((head, tokenizer))
         modules = self.modules if self.layers is None else (self.layers, *self.modules)
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
@@ -172,10 +185,19 @@ class Pipeline:
 
     def steps(self) -> Iterator[str]:
         """Yield what happens to a text, step by step, for people."""
+        if isinstance(self.sparse, TokenTable):
+            yield "SparseStaticEmbedding"
+            return
         yield "StaticEmbedding" if self.static else "Transformer"
+        if isinstance(self.sparse, Splade):
+            taken = "log1p of " * self.sparse.logarithms
+            yield f"SpladePooling by {self.sparse.pooling} of {taken}relu"
+            return
         if self.layers is not None:
             yield f"WeightedLayerPooling of layers {self.layers.first} to {self.layers.last}"
-        if not self.static:
+        if isinstance(self.multi, ColBert):
+            yield from self.multi.steps()
+        elif not self.static:
             prompt = "" if self.include_prompt else ", without the prompt"
             yield f"Pooling by {' and '.join(self.pooling or ('mean',))}{prompt}"
         for module in self.modules:
@@ -200,13 +222,13 @@ def read_pipeline(folder: Path, *, role: InputType | None = None) -> Pipeline:
         CheckpointError: If one is malformed, missing, or asks for what nimbed does not do; the
             message names the file and the key.
     """
-    _refuse_other_kinds(folder)
+    refuse_other_kinds(folder)
     modules = list(listed_modules(folder))
     if role is not None:
         modules = [each for module in modules for each in of_route(module, role)]
     reader = _Reader(folder)
     if not modules:
-        reader.read_without_modules()
+        reader.read_without_modules(role)
     for place, module in enumerate(modules):
         reader.read_module(place, module)
     return reader.finished()
@@ -225,6 +247,8 @@ class _Reader:
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
+        self._sparse: Splade | TokenTable | None = None
+        self._task = "feature-extraction"
 
     @classmethod
     def kinds(cls) -> Mapping[str, Callable[[_Reader, Path], None]]:
@@ -238,6 +262,9 @@ class _Reader:
             "LayerNorm": _Reader._read_norm,
             "Normalize": _Reader._read_normalize,
             "Dropout": _Reader._read_dropout,
+            "MLMTransformer": _Reader._read_transformer,
+            "SpladePooling": _Reader._read_splade,
+            "SparseStaticEmbedding": _Reader._read_table,
         }
 
     def read_module(self, place: int, module: ListedModule) -> None:
@@ -245,30 +272,48 @@ class _Reader:
         kind, path, where = module
         if kind not in self.kinds():
             raise CheckpointError(f"{where} is {kind}, which nimbed does not run there")
-        if (kind in ("Transformer", "StaticEmbedding")) != (place == 0):
+        if (kind in _FIRST) != (place == 0):
             raise CheckpointError(f"{where} is {kind}; a Transformer comes first, and only there")
-        if kind == "WeightedLayerPooling":
+        if self._sparse is not None:
+            raise CheckpointError(f"{where} is {kind} behind what gives sparse vectors")
+        if kind in ("WeightedLayerPooling", "SpladePooling"):
             if place != 1 or self._static:
                 raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
-        elif kind not in ("Transformer", "StaticEmbedding", "Pooling") and self._pooling is None:
+        elif kind not in (*_FIRST, "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
         if self._normalized and kind != "Dropout":
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
+        if kind == "MLMTransformer":
+            self._task = "fill-mask"  # unless its own file says otherwise
         self.kinds()[kind](self, path)
 
-    def read_without_modules(self) -> None:
+    def read_without_modules(self, role: InputType | None) -> None:
         """Read what a folder without modules.json may have all the same."""
-        if (self._folder / "1_Pooling" / "config.json").is_file():
+        if role is not None and has_idf(self._folder):
+            if role == "passage":
+                self._task, self._sparse = "fill-mask", Splade(special=False)
+                return
+            self._static, self._sparse = True, TokenTable(self._folder / "idf.json")
+            self._module_weights.append(self._sparse.path)
+        elif (self._folder / "1_Pooling" / "config.json").is_file():
             self._read_pooling(self._folder / "1_Pooling")
 
     def finished(self) -> Pipeline:
         """Return what was found, the metric and lengths beside it included."""
         if self._layers is not None and self._pooling is None:
             raise CheckpointError(f"{self._folder} weights its layers, but has no Pooling")
-        said = read_sentence_config(self._folder, normalized=self._normalized)
         longest, lowers = self._of_transformer()
+        if isinstance(self._sparse, Splade) != (self._task == "fill-mask"):
+            raise CheckpointError(
+                f"{self._folder} has a Transformer for the task {self._task!r}; SpladePooling, and "
+                f"nothing else, stands behind one for 'fill-mask'"
+            )
+        if self._sparse is not None:
+            said = read_sparse_config(self._folder)
+        else:
+            said = read_sentence_config(self._folder, normalized=self._normalized)
         return Pipeline(
             folder=self._folder,
             weights=self._weights,
@@ -282,6 +327,9 @@ class _Reader:
             metric=said.metric,
             dimensions=said.dimensions,
             module_weights=tuple(self._module_weights),
+            sparse=self._sparse,
+            dense=self._sparse is None,
+            max_active=said.max_active,
         )
 
     def _read_transformer(self, path: Path) -> None:
@@ -291,8 +339,32 @@ class _Reader:
         self._weights, self._static = path, True
         self._pooling = ("mean",)
 
+    def _read_splade(self, path: Path) -> None:
+        config, where = read_config(path, "SpladePooling")
+        pooling = config.get("pooling_strategy", "max")
+        activation = config.get("activation_function", "relu")
+        if pooling not in ("max", "sum") or activation not in ("relu", "log1p_relu"):
+            raise CheckpointError(
+                f"{where} pools by {pooling!r} with {activation!r}; nimbed pools by max or sum, "
+                f"with relu or log1p_relu"
+            )
+        self._sparse = Splade(pooling, 2 if activation == "log1p_relu" else 1)
+
+    def _read_table(self, path: Path) -> None:
+        config, where = read_config(path, "SparseStaticEmbedding")
+        table = path / "model.safetensors"
+        if config.get("path") is not None:
+            table = path / Path(str(config["path"])).name
+            if not table.is_file() or table.suffix != ".json":
+                raise CheckpointError(
+                    f"{where} takes its weights from {config['path']!r}; nimbed reads a JSON file "
+                    f"beside it"
+                )
+        self._weights, self._static, self._sparse = path, True, TokenTable(table)
+        self._module_weights.append(table)
+
     def _read_layers(self, path: Path) -> None:
-        config, where = _config(path, "WeightedLayerPooling")
+        config, where = read_config(path, "WeightedLayerPooling")
         # sentence-transformers' own sizes, where the file does not say.
         last = size_of({"num_hidden_layers": 12} | config, where, "num_hidden_layers")
         first = config.get("layer_start", 4)
@@ -301,10 +373,10 @@ class _Reader:
                 f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
             )
         self._layers = LayerWeights(path, first, last)
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
-        config, where = _config(path, "Pooling")
+        config, where = read_config(path, "Pooling")
         if self._pooling is not None:
             raise CheckpointError(f"{where} is a second pooling")
         named = config.get("pooling_mode")
@@ -323,70 +395,54 @@ class _Reader:
         self._include_prompt = config.get("include_prompt", True) is not False
 
     def _read_dense(self, path: Path) -> None:
-        config, where = _config(path, "Dense")
-        inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
-        activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
-        if activation not in _ACTIVATIONS:
-            raise CheckpointError(
-                f"{where} has the activation_function {config['activation_function']!r}; nimbed "
-                f"has {', '.join(_ACTIVATIONS)}"
-            )
-        self._modules.append(
-            DenseModule(
-                path,
-                inputs,
-                outputs,
-                bias=config.get("bias", True) is not False,
-                activation=activation,
-                residual=config.get("use_residual") is True,
-            )
-        )
-        self._module_weights.extend(_weights_in(path))
+        self._modules.append(read_dense(path, "Dense"))
+        self._module_weights.extend(weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
-        config, where = _config(path, "LayerNorm")
+        config, where = read_config(path, "LayerNorm")
         self._modules.append(NormModule(path, size_of(config, where, "dimension")))
-        self._module_weights.extend(_weights_in(path))
+        self._module_weights.extend(weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
-        _config(path, "Normalize", required=False)
+        read_config(path, "Normalize", required=False)
         self._normalized = True
 
     def _read_dropout(self, path: Path) -> None:
-        _config(path, "Dropout", required=False)
+        read_config(path, "Dropout", required=False)
 
     def _of_transformer(self) -> tuple[int | None, bool]:
         """Return the longest text, and whether capitals are lowered.
 
         A sentence_*_config.json outranks the tokenizer's own length.
         """
-        if self._static:
+        if self._static and self._sparse is None:
             return None, False
-        for name in _LENGTH_FILES:
-            config = read_json(self._weights / name)
-            if config:
-                break
-        else:
-            name, config = "", {}
-        where = self._weights / name
-        check_keys(config, where, FILES["Transformer"])
-        text = {"method": "forward", "method_output_name": "last_hidden_state"}
-        given = config.get("modality_config") or {}
-        if not isinstance(given, dict) or given.get("text", text) != text:
-            raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
-        lowers = bool(config.get("do_lower_case"))
-        if config.get("max_seq_length") is not None:
-            return size_of(config, where, "max_seq_length"), lowers
-        where, key = self._weights / "tokenizer_config.json", "model_max_length"
-        tokenizer = read_json(where)
-        # transformers writes 10^30 where no length is known.
-        length = tokenizer.get(key)
-        endless = isinstance(length, int | float) and length > 1e9
-        known = length is not None and not endless
-        return size_of(tokenizer, where, key) if known else None, lowers
+        said = read_transformer(self._weights, "Transformer", task=self._task)
+        self._task = said.task
+        return said.max_tokens, said.do_lower_case
 
 
-def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
+def read_dense(path: Path, kind: str) -> DenseModule:
+    """Return a Dense module, of one vector a text or of one a token."""
+    config, where = read_config(path, kind)
+    inputs, outputs = (size_of(config, where, f"{end}_features") for end in ("in", "out"))
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{where} has the activation_function {config['activation_function']!r}; nimbed "
+            f"has {', '.join(_ACTIVATIONS)}"
+        )
+    return DenseModule(
+        path,
+        inputs,
+        outputs,
+        bias=config.get("bias", True) is not False,
+        activation=activation,
+        residual=config.get("use_residual") is True,
+    )
+
+
+def read_config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, Any], Path]:
     """Return a module's configuration, whose keys are known, and where it stands."""
     where = path / "config.json"
     config = read_json(where, required=required)
@@ -394,15 +450,13 @@ def _config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[str, 
     return config, where
 
 
-def _refuse_other_kinds(folder: Path) -> None:
-    """Refuse what looks like a checkpoint but gives no dense vector of a text."""
+def refuse_other_kinds(folder: Path) -> None:
+    """Refuse what looks like a checkpoint but gives no vectors."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
             f"model first, with peft's merge_and_unload()"
         )
-    if (folder / "artifact.metadata").is_file():
-        raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
     named = read_json(folder / "config.json").get("architectures") or []
     for name in map(str, named if isinstance(named, list) else []):
         if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
@@ -410,9 +464,8 @@ def _refuse_other_kinds(folder: Path) -> None:
                 f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
                 f"pairs and gives no vectors"
             )
-        if name == "HF_ColBERT":
-            raise CheckpointError(f"{folder} holds a ColBERT model, which gives a vector a token")
 
 
-def _weights_in(folder: Path) -> list[Path]:
+def weights_in(folder: Path) -> list[Path]:
+    """Return the files of a module's weights."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row, Tokens
 
 __all__ = ["Engine", "HostResults", "Launcher", "Results", "micro_batches", "run_all"]
+
+
+# Texts tokenized at a time: enough to sort by length, which attention on a CPU likes.
+_WINDOW = 8192
+# For a GPU, which attends at one speed to all lengths: the first window soon, so that it does not
+# wait, then more at once, whose batches are fuller.
+_FIRST_WINDOW = 256
 
 
 def _ignore(rows: int) -> None:
@@ -179,8 +186,6 @@ def run_all(
     Returns:
         The tokens of each input, and which were cut.
     """
-    from nimbed.local.tokenizer import tokenized
-
     counts = np.empty(len(items), np.int32)
     truncated: list[int] = []
     with _SILENT if progress is False else reporting(progress, len(items)) as finished:
@@ -191,7 +196,7 @@ def run_all(
                 finished(rows)
 
         results = results_of(tell)
-        for start, tokens in tokenized(items, encode, on_host=on_host):
+        for start, tokens in _tokenized(items, encode, on_host=on_host):
             stop = start + len(tokens.rows)
             counts[start:stop] = [len(row) for row in tokens.rows]
             truncated.extend(start + row for row in tokens.truncated)
@@ -230,3 +235,49 @@ def _run(
     with ThreadPoolExecutor(len(engines), thread_name_prefix="nimbed-replica") as pool:
         for done in [pool.submit(work, *pair) for pair in zip(engines, results, strict=True)]:
             done.result()
+
+
+def _tokenized(
+    items: list[Any], encode: Callable[..., Tokens], *, on_host: bool
+) -> Iterator[tuple[int, Tokens]]:
+    """Yield windows of tokenized inputs, the coming ones tokenized while one is embedded.
+
+    The tokenizer runs ahead without a bound, so a text that is too long is found early, not
+    after the hours of work before it.
+
+    Args:
+        items: All inputs of a call.
+        encode: Tokenizes some of them; told the ``first_row`` of those.
+        on_host: Whether they are embedded on the host's own processor.
+
+    Yields:
+        The first input's row, and the tokens of a window.
+    """
+    starts = _windows(len(items), on_host)
+    if len(starts) < 2:
+        yield 0, encode(items, first_row=0)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="nimbed-tokenizer") as pool:
+        windows: list[Future[Tokens]] = [
+            pool.submit(encode, items[start:stop], first_row=start)
+            for start, stop in zip(starts, [*starts[1:], len(items)], strict=True)
+        ]
+        try:
+            for number, (start, coming) in enumerate(zip(starts, windows, strict=True)):
+                for later in windows[number:]:
+                    if later.done() and later.exception() is not None:
+                        later.result()
+                yield start, coming.result()
+                windows[number] = Future()  # lets go of the ids
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _windows(count: int, on_host: bool) -> list[int]:
+    """Return the row at which each window begins."""
+    size, starts, start = _WINDOW if on_host else _FIRST_WINDOW, [], 0
+    while start < count:
+        starts.append(start)
+        start += size
+        size = min(2 * size, _WINDOW)
+    return starts or [0]

@@ -49,11 +49,11 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
         NimbedError: As the embedder's own constructor does.
     """
     card = known(model) if isinstance(model, str) else model
-    if isinstance(model, str) and card is None:
+    routed = card is not None and card.adapted
+    if (isinstance(model, str) and card is None) or (card and card.kinds == ("sparse",)):
+        name = model.id if isinstance(model, ModelCard) else model
         revision, cache_dir = arguments.get("revision"), arguments.get("cache_dir")
-        routed = has_routes(locate(model, revision=revision, cache_dir=cache_dir).folder)
-    else:
-        routed = card is not None and card.adapted
+        routed = has_routes(locate(name, revision=revision, cache_dir=cache_dir).folder)
     return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
@@ -65,7 +65,13 @@ class RoutedEmbedder(KindsAlone, Managed):
         routes: dict[InputType, LocalEmbedder] = {
             role: LocalEmbedder(model, route=role, **arguments) for role in get_args(InputType)
         }
-        specs = [embedder.spec() for embedder in routes.values()]
+        if len({embedder.kinds for embedder in routes.values()}) > 1:
+            kinds = {role: " and ".join(embedder.kinds) for role, embedder in routes.items()}
+            raise CheckpointError(f"{model} gives other kinds of vectors to each role: {kinds}")
+        specs: list[VectorSpec | SparseSpec] = [
+            embedder.spec() if "dense" in embedder.kinds else embedder.sparse_spec()
+            for embedder in routes.values()
+        ]
         if specs[0].dimensions != specs[1].dimensions:
             raise CheckpointError(
                 f"{model} gives queries {specs[0].dimensions} dimensions and passages "

@@ -1,19 +1,36 @@
-"""config_sentence_transformers.json: prompts of roles and tasks, metric, and length of vectors."""
+"""What sentence-transformers writes beside a network: prompts, metric, lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nimbed.errors import CheckpointError
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
 from nimbed.spec import Metric
 
-__all__ = ["Prompts", "SentenceConfig", "read_prompts", "read_sentence_config"]
+__all__ = [
+    "Prompts",
+    "SentenceConfig",
+    "TransformerFile",
+    "read_prompts",
+    "read_sentence_config",
+    "read_sparse_config",
+    "read_transformer",
+]
 
 _FILE = "config_sentence_transformers.json"
+
+# In the order in which sentence-transformers looks for them.
+_LENGTH_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+# What a network gives for each task, and what sentence-transformers calls it.
+_TASKS = {"feature-extraction": "last_hidden_state", "fill-mask": "logits"}
 
 # Names by which roles' prompts go in the wild.
 _QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "s2p_query", "retrieval_query")
@@ -46,10 +63,12 @@ class SentenceConfig:
         metric: How the model's vectors are compared: ``cosine``, or by another metric that counts
             their length.
         dimensions: How many of the first dimensions are kept, if the file says so.
+        max_active: How many tokens a sparse vector keeps, if the file says so.
     """
 
     metric: Metric = "cosine"
     dimensions: int | None = None
+    max_active: int | None = None
 
 
 def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
@@ -81,6 +100,83 @@ def read_sentence_config(folder: Path, *, normalized: bool) -> SentenceConfig:
             )
         metric = "cosine"  # unit vectors come in one order by all three
     return SentenceConfig(metric=metric, dimensions=dimensions)
+
+
+def read_sparse_config(folder: Path) -> SentenceConfig:
+    """Read all but the prompts of a SparseEncoder.
+
+    Raises:
+        CheckpointError: If a key is not known, or asks for what nimbed does not do.
+    """
+    where = folder / _FILE
+    facts = read_json(where)
+    check_keys(facts, where, FILES["SparseEncoder"])
+    if facts.get("similarity_fn_name") not in (None, "dot"):
+        raise CheckpointError(
+            f"{where} ranks by similarity_fn_name {facts['similarity_fn_name']!r}; sparse vectors "
+            f"are ranked by dot"
+        )
+    most = facts.get("max_active_dims")
+    return SentenceConfig(
+        metric="dot", max_active=None if most is None else size_of(facts, where, "max_active_dims")
+    )
+
+
+class TransformerFile(NamedTuple):
+    """What a Transformer's sentence_*_config.json says.
+
+    Attributes:
+        config: All of it.
+        task: What the network is asked for.
+        max_tokens: The longest text, if this or the tokenizer's file says so.
+        do_lower_case: Whether capitals are lowered before a text is tokenized.
+    """
+
+    config: dict[str, Any]
+    task: str
+    max_tokens: int | None
+    do_lower_case: bool
+
+
+def read_transformer(
+    weights: Path, kind: str, *, task: str = "feature-extraction"
+) -> TransformerFile:
+    """Read the file of a Transformer, whose length outranks the tokenizer's own.
+
+    Args:
+        weights: The folder of the network.
+        kind: What is known of its keys.
+        task: What the network is asked for where the file does not say.
+    """
+    for name in _LENGTH_FILES:
+        config = read_json(weights / name)
+        if config:
+            break
+    else:
+        name, config = "", {}
+    where = weights / name
+    check_keys(config, where, FILES[kind])
+    task = config.get("transformer_task") or task
+    if task not in _TASKS:
+        raise CheckpointError(
+            f"{where} gives transformer_task {task!r}; nimbed knows "
+            f"{' and '.join(map(repr, _TASKS))}"
+        )
+    text = {"method": "forward", "method_output_name": _TASKS[task]}
+    given = config.get("modality_config") or {}
+    if not isinstance(given, dict) or given.get("text", text) != text:
+        raise CheckpointError(f"{where} reads texts by modality_config {given!r}")
+    lowers = bool(config.get("do_lower_case"))
+    if config.get("max_seq_length") is not None:
+        return TransformerFile(config, task, size_of(config, where, "max_seq_length"), lowers)
+    where, key = weights / "tokenizer_config.json", "model_max_length"
+    tokenizer = read_json(where)
+    # transformers writes 10^30 where no length is known.
+    length = tokenizer.get(key)
+    endless = isinstance(length, int | float) and length > 1e9
+    known = length is not None and not endless
+    longest = size_of(tokenizer, where, key) if known else None
+    return TransformerFile(config, task, longest, lowers)
 
 
 def read_prompts(folder: Path, *, told: bool = False) -> Prompts:

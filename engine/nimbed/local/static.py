@@ -1,12 +1,15 @@
-"""Static embeddings in numpy: the mean of a table's rows, a row a token (model2vec's potion).
+"""Static embeddings in numpy, from a table of tokens without a network.
 
-What sentence-transformers' StaticEmbedding does: no special tokens, no cut, no network. Dense
-layers and norms behind it are applied to one vector at a time, so none depends on its neighbours.
+Of a dense model the mean of a table's rows, a row a token (model2vec's potion): what
+sentence-transformers' StaticEmbedding does, without special tokens or a cut. Dense layers and norms
+behind it are applied to one vector at a time, so none depends on its neighbours. Of a sparse one
+the weight of each token (SparseStaticEmbedding): OpenSearch's queries.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.errors import CheckpointError
+from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.head_config import TokenTable
+from nimbed.local.json_files import read_json
 from nimbed.local.pipeline import DenseModule, NormModule
-from nimbed.local.plan import HostResults, Results, micro_batches
+from nimbed.local.plan import Engine, HostResults, Results, micro_batches
 from nimbed.local.tensors import safetensors_names, weight_files
+from nimbed.local.tokenizer_config import read_vocabulary
 
 if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row
 
-__all__ = ["StaticEngine"]
+__all__ = ["StaticEngine", "TableEngine", "static_engine"]
 
 Floats = NDArray[np.float32]
 Module = Callable[[Floats], Floats]
@@ -48,8 +54,60 @@ _ACTIVATIONS: dict[str, Module] = {
 }
 
 
-class StaticEngine:
-    """One table in memory; see :class:`nimbed.local.plan.Engine`.
+def static_engine(checkpoint: Checkpoint) -> Engine:
+    """Read a checkpoint without a network.
+
+    Raises:
+        CheckpointError: As the engines do.
+    """
+    sparse = isinstance(checkpoint.pipeline.sparse, TokenTable)
+    return TableEngine(checkpoint) if sparse else StaticEngine(checkpoint)
+
+
+class _HostEngine(ABC):
+    """What both have in common; see :class:`nimbed.local.plan.Engine`."""
+
+    budget = 65_536
+    look_ahead = 1
+    on_host = True
+    computes_in = "float32"
+    computes_on = "cpu"
+
+    def warm_up(self) -> None:  # noqa: B027 - the same for each of them
+        """Nothing has to be made ready."""
+
+    def results(self, out: Floats, finished: Callable[[int], None]) -> HostResults:
+        """Return what takes the vectors of a call."""
+        return HostResults(out, finished)
+
+    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
+        """Yield the rows of each batch."""
+        return micro_batches([len(row) for row in ids], budget=budget)
+
+    def launch(
+        self,
+        ids: Sequence[Row],
+        rows: NDArray[np.intp],
+        results: Results,
+        /,
+        *,
+        skip: Sequence[int] | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Embed a batch of the plan."""
+        results.put(rows + first_row, self._vectors([ids[row] for row in rows.tolist()]))
+
+    @abstractmethod
+    def _vectors(self, rows: Sequence[Row]) -> Any:
+        """Return the vectors of a batch, in the form that the results of its kind take."""
+
+    @abstractmethod
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
+        """Return vectors of shape (len(rows), dimensions), not normalised."""
+
+
+class StaticEngine(_HostEngine):
+    """One table in memory.
 
     Args:
         checkpoint: With a table ``embedding.weight`` or, as model2vec writes it, ``embeddings``
@@ -59,12 +117,6 @@ class StaticEngine:
         CheckpointError: If there is no such table, its parts do not fit each other, or a module's
             weights are missing, misshapen or damaged.
     """
-
-    budget = 65_536
-    look_ahead = 1
-    on_host = True
-    computes_in = "float32"
-    computes_on = "cpu"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._folder = checkpoint.folder
@@ -93,29 +145,8 @@ class StaticEngine:
         if not fits or shapes - {self._vocabulary} or table.shape[1] < self._columns:
             raise CheckpointError(f"{self._folder}: mapping, weights and embeddings do not agree")
 
-    def warm_up(self) -> None:
-        """Nothing has to be made ready."""
-
-    def results(self, out: Floats, finished: Callable[[int], None]) -> HostResults:
-        """Return what takes the vectors of a call."""
-        return HostResults(out, finished)
-
-    def plan(self, ids: Sequence[Row], *, budget: int) -> Iterator[NDArray[np.intp]]:
-        """Yield the rows of each batch."""
-        return micro_batches([len(row) for row in ids], budget=budget)
-
-    def launch(
-        self,
-        ids: Sequence[Row],
-        rows: NDArray[np.intp],
-        results: Results,
-        /,
-        *,
-        skip: Sequence[int] | None = None,
-        first_row: int = 0,
-    ) -> None:
-        """Embed a batch of the plan."""
-        results.put(rows + first_row, np.stack([self._mean(ids[row]) for row in rows.tolist()]))
+    def _vectors(self, rows: Sequence[Row]) -> Floats:
+        return np.stack([self._mean(row) for row in rows])
 
     def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
         """Return vectors of shape (len(rows), dimensions), not normalised."""
@@ -123,14 +154,7 @@ class StaticEngine:
         return np.stack(vectors) if vectors else np.empty((0, self._dimensions), np.float32)
 
     def _mean(self, row: Row) -> Floats:
-        from nimbed.local.tokenizer import ids_of
-
-        ids = np.fromiter(ids_of(row), np.int64, len(row))
-        if ids.max() >= self._vocabulary:
-            raise CheckpointError(
-                f"the tokenizer gave id {ids.max()}, the table has {self._vocabulary} rows; "
-                f"tokenizer.json belongs to another model"
-            )
+        ids = _known_ids(row, self._vocabulary)
         words: Floats = self._table[ids if self._rows is None else self._rows[ids]]
         words = words.astype(np.float32)
         if self._factors is not None:
@@ -139,6 +163,63 @@ class StaticEngine:
         for module in self._modules:
             vector = module(vector)
         return vector[: self._dimensions]
+
+
+class TableEngine(_HostEngine):
+    """A weight for each token in memory, for sparse vectors.
+
+    Raises:
+        CheckpointError: If the file is damaged, or holds a weight below 0, or one of a word that
+            the tokenizer does not know.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        assert isinstance(checkpoint.pipeline.sparse, TokenTable)  # what it is chosen by
+        path, size = checkpoint.pipeline.sparse.path, checkpoint.card.dimensions
+        self._id = checkpoint.card.id
+        if path.suffix == ".json":
+            self._weights = _weights_of(read_json(path), checkpoint.folder, path, size)
+        else:
+            self._weights = _read(path.parent)["weight"].astype(np.float32)
+        if not (np.isfinite(self._weights) & (self._weights >= 0)).all():
+            raise CheckpointError(f"{path} holds weights that are not finite, or below 0")
+
+    def _vectors(self, rows: Sequence[Row]) -> tuple[None, list[Any], None]:
+        sparse: list[Any] = []
+        for row in rows:
+            ids = np.unique(_known_ids(row, len(self._weights)))
+            ids = ids[self._weights[ids] > 0]
+            sparse.append((ids.astype(np.int32), self._weights[ids]))
+        return None, sparse, None
+
+    def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
+        """Refuse to give dense vectors."""
+        raise ConfigurationError(f"{self._id} gives sparse vectors, not dense ones")
+
+
+def _weights_of(table: dict[str, Any], folder: Path, path: Path, size: int) -> Floats:
+    """Return an array of the weights that a JSON file gives to words."""
+    vocabulary, weights = read_vocabulary(folder), np.zeros(size, np.float32)
+    for word, weight in table.items():
+        if word not in vocabulary or not isinstance(weight, int | float):
+            raise CheckpointError(
+                f"{path} gives {word!r} the weight {weight!r}; expected numbers, and words of "
+                f"tokenizer.json"
+            )
+        weights[vocabulary[word]] = weight
+    return weights
+
+
+def _known_ids(row: Row, size: int) -> NDArray[np.int64]:
+    from nimbed.local.tokenizer import ids_of
+
+    ids = np.fromiter(ids_of(row), np.int64, len(row))
+    if ids.max() >= size:
+        raise CheckpointError(
+            f"the tokenizer gave id {ids.max()}, the table has {size} rows; "
+            f"tokenizer.json belongs to another model"
+        )
+    return ids
 
 
 def _module(module: DenseModule | NormModule) -> Module:

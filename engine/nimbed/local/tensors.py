@@ -210,7 +210,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     single = folder / name
     if single.is_file():
         return [single]
-    index = read_json(folder / f"{name}.index.json").get("weight_map") or {}
+    index = read_json(folder / f"{name}.index.json").get("weight_map", {})
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{folder / name}.index.json has a weight_map that is no object")
     files = [folder / shard for shard in sorted(set(map(str, index.values())))]
     for path in files:
         if path.parent != folder or not path.is_file():

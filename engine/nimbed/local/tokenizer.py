@@ -5,9 +5,9 @@ Wraps the ``tokenizers`` library: tokenizer.json is the ground truth.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -24,6 +24,7 @@ from nimbed.errors import (
     name_rows,
 )
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.head_config import ColBert
 from nimbed.local.json_files import read_json
 from nimbed.local.tokenizer_config import NO_CHANGES, TokenizerChanges
 from nimbed.spec import Truncate
@@ -35,7 +36,6 @@ __all__ = [
     "bounded",
     "ids_of",
     "read_tokenizer",
-    "tokenized",
 ]
 
 # Characters up to which texts are tokenized here, one after the other. Rust's threads share the
@@ -51,13 +51,6 @@ _CHARACTERS_PER_TOKEN = 64
 _LEAST_CHARACTERS = 64 * 1024
 # Characters tokenized at once: a token that is about to be cut off takes 300 bytes.
 _AT_ONCE = 2**20
-
-# Texts tokenized at a time: enough to sort by length, which attention on a CPU likes.
-_WINDOW = 8192
-# For a GPU, which attends at one speed to all lengths: the first window soon, so that it does not
-# wait, then more at once, whose batches are fuller.
-_FIRST_WINDOW = 256
-
 
 # Turning what Rust holds into Python's integers costs as much as tokenizing on 16 cores, and nobody
 # else can run meanwhile: it is left to whoever needs the ids, when he needs them.
@@ -147,11 +140,13 @@ class TextTokenizer:
         skip_prompt: bool = False,
         skip_head: bool = False,
         changes: TokenizerChanges = NO_CHANGES,
+        markers: Sequence[str] = (),
         bare: bool = False,
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             _change(self._tokenizer, changes)
+            _mark(self._tokenizer, markers)
             if bare:
                 self._tokenizer.post_processor = None
             # Files in the wild have both baked in, at a length that is not the model's.
@@ -173,8 +168,20 @@ class TextTokenizer:
         self._head = content[0]
         self._tail = len(mask) - 1 - content[-1]
         self._suffix_length = self._bare_length(suffix)
-        if max_tokens <= self._head + self._tail + self._suffix_length:
-            raise CheckpointError(f"{max_tokens} tokens leave no room beside the special ones")
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._max_tokens <= self._head + self._tail + self._suffix_length:
+            raise CheckpointError(
+                f"{self._max_tokens} tokens leave no room beside the special ones"
+            )
+
+    def limited(self, max_tokens: int) -> TextTokenizer:
+        """Return the same tokenizer for texts of another length at most."""
+        other = copy.copy(self)
+        other._max_tokens = max_tokens
+        other._check_room()
+        return other
 
     @property
     def opens(self) -> bool:
@@ -427,6 +434,19 @@ def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
     )
 
 
+def _mark(tokenizer: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
+    """Let markers before a text be read as the one token that they are in the vocabulary.
+
+    A marker is often listed with the blank behind it. The rule is sentence-transformers'
+    ``_register_prefix_tokens``.
+    """
+    for marker in markers:
+        names = [name for name in (marker, marker.strip()) if tokenizer.token_to_id(name)]
+        if names and tokenizer.encode(names[0], add_special_tokens=False).tokens != names[:1]:
+            token = tokenizers.AddedToken(names[0], normalized=False, special=True)
+            tokenizer.add_special_tokens([token])
+
+
 def _is_panic(error: BaseException) -> bool:
     """Whether Rust code of the tokenizers library gave up; the class cannot be imported."""
     return type(error).__name__ == "PanicException"
@@ -455,9 +475,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
 
         return vision_tokenizer(checkpoint)
     if card.architecture != "nvembed":
+        multi = checkpoint.pipeline.multi
         texts = TextTokenizer(
             path,
             max_tokens=card.max_tokens,
+            markers=multi.markers if isinstance(multi, ColBert) else (),
             skip_prompt=not checkpoint.pipeline.include_prompt,
             skip_head=True,
             changes=checkpoint.pipeline.tokenizer,
@@ -485,49 +507,3 @@ def read_tokenizer(checkpoint: Checkpoint) -> InputTokenizer:
         suffix="</s>" if checkpoint.config.get("add_eos", True) else "",
         skip_prompt=bool(checkpoint.config.get("is_mask_instruction", True)),
     )
-
-
-def tokenized(
-    items: list[Any], encode: Callable[..., Tokens], *, on_host: bool
-) -> Iterator[tuple[int, Tokens]]:
-    """Yield windows of tokenized inputs, the coming ones tokenized while one is embedded.
-
-    The tokenizer runs ahead without a bound, so a text that is too long is found early, not
-    after the hours of work before it.
-
-    Args:
-        items: All inputs of a call.
-        encode: Tokenizes some of them; told the ``first_row`` of those.
-        on_host: Whether they are embedded on the host's own processor.
-
-    Yields:
-        The first input's row, and the tokens of a window.
-    """
-    starts = _windows(len(items), on_host)
-    if len(starts) < 2:
-        yield 0, encode(items, first_row=0)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="nimbed-tokenizer") as pool:
-        windows: list[Future[Tokens]] = [
-            pool.submit(encode, items[start:stop], first_row=start)
-            for start, stop in zip(starts, [*starts[1:], len(items)], strict=True)
-        ]
-        try:
-            for number, (start, coming) in enumerate(zip(starts, windows, strict=True)):
-                for later in windows[number:]:
-                    if later.done() and later.exception() is not None:
-                        later.result()
-                yield start, coming.result()
-                windows[number] = Future()  # lets go of the ids
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _windows(count: int, on_host: bool) -> list[int]:
-    """Return the row at which each window begins."""
-    size, starts, start = _WINDOW if on_host else _FIRST_WINDOW, [], 0
-    while start < count:
-        starts.append(start)
-        start += size
-        size = min(2 * size, _WINDOW)
-    return starts or [0]

@@ -22,6 +22,7 @@ __all__ = [
     "AddedToken",
     "TokenizerChanges",
     "read_special_ids",
+    "read_special_token",
     "read_tokenizer_changes",
     "read_vocabulary",
     "vocabulary_hash",
@@ -39,6 +40,8 @@ _MEANINGLESS = {
     "pad_token": ("<pad>", "[PAD]"),
     "unk_token": ("<unk>", "[UNK]"),
 }
+_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
+_USUAL = _MEANINGLESS | _OTHERS
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -222,20 +225,29 @@ def vocabulary_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
 
-def read_special_ids(folder: Path) -> list[int]:
+def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
     """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
 
     Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
+
+    Args:
+        folder: With tokenizer.json and, if there are any, the files that name special tokens.
+        every: Whether tokens that separate and mask are among them, too.
     """
-    named = {
-        **read_json(folder / "special_tokens_map.json"),
-        **read_json(folder / "tokenizer_config.json"),
-    }
     vocabulary = read_vocabulary(folder)
-    found: set[int] = set()
-    for key, usual in _MEANINGLESS.items():
-        token = named.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        names = usual if content is None else (content,)
-        found.update(vocabulary[name] for name in names if name in vocabulary)
-    return sorted(found)
+    keys = _MEANINGLESS | (_OTHERS if every else {})
+    names = [name for key in keys for name in _special_names(folder, key)]
+    return sorted({vocabulary[name] for name in names if name in vocabulary})
+
+
+def read_special_token(folder: Path, key: str) -> str | None:
+    """Return the special token that a key such as ``mask_token`` names, or the usual one."""
+    vocabulary = read_vocabulary(folder)
+    return next((name for name in _special_names(folder, key) if name in vocabulary), None)
+
+
+def _special_names(folder: Path, key: str) -> tuple[str, ...]:
+    files = ("tokenizer_config.json", "special_tokens_map.json")
+    token = next((said for name in files if (said := read_json(folder / name).get(key))), None)
+    content = token.get("content") if isinstance(token, dict) else token
+    return _USUAL[key] if content is None else (str(content),)

@@ -6,9 +6,9 @@ Rows are the caller's row numbers throughout.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,25 @@ from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.request import (
     RenderedInputs,
+    RequestLimits,
     RequestPlanner,
     TextBatch,
     TokenEstimator,
     apportion,
     modality_of_request,
-    size_of,
 )
-from nimbed.remote.response import Answer
+from nimbed.remote.response import Answer, Counted
 from nimbed.remote.retry import Failure
 from nimbed.spec import InputType, Truncate, VectorSpec
 
-__all__ = ["embed_inputs"]
+__all__ = ["PROBE", "Call", "embed_inputs"]
 
 # A check of the server's bit order costs two requests: too much for a query.
 _WORTH_PACKING = 256
 # When so many texts were refused and none accepted, the texts are not to blame.
 _HOPELESS = 8
-_PROBE = "nimbed"
+#: A text of which the width of a model's vectors is learnt.
+PROBE = "nimbed"
 # Times that a refused text is halved where the server does not say that it is too long, and the
 # tokens that the shortest models read, of a model of which nothing is known.
 _GUESSES = 6
@@ -79,6 +80,7 @@ async def embed_inputs(
     """
     traffic = Traffic()
     await client.identify(traffic)
+    await client.refuse_alias(traffic)
     card = client.card
 
     def spec_of(width: int) -> VectorSpec:
@@ -88,19 +90,19 @@ async def embed_inputs(
         shown = unknown_card(client.model or "", width)
         return shown.spec(embedding_type=options.embedding_type, int8_scale=options.int8_scale)
 
-    result = _Result(
-        len(items),
-        spec_of=spec_of,
-        estimator=client.tokens,
-        longest=_longest(client, options),
-    )
+    longest = _longest(client, options)
+    result = _Result(len(items), spec_of=spec_of, estimator=client.tokens, longest=longest)
     if len(rows) < len(items):
         result.skip(set(range(len(items))).difference(rows))
     if card is not None:
         result.fix_width(card.dimensions)
-    call = _Call(client, items, rows, options, result, traffic, skip=skip, finished=finished)
+    requests = _DenseRequests(client, items, options, traffic)
+    call = Call(client, items, rows, options, result, requests.send, skip=skip, finished=finished)
     try:
+        await requests.prepare(len(rows))
         await call.run()
+        if result.spec is None:  # nothing was sent
+            result.fix_width(await requests.width())
     except RemoteError as error:
         error.partial = result.finished(options.input_type, traffic)
         raise
@@ -115,8 +117,36 @@ def _longest(client: Client, options: EmbedOptions) -> int | None:
     return min(client.card.max_tokens, cuts_at or client.card.max_tokens)
 
 
-class _Call:
-    """The requests of one call, several in flight at a time."""
+A = TypeVar("A", bound=Counted, contravariant=True)
+B = TypeVar("B", bound=Counted)
+
+
+class Gathered(Protocol[A]):
+    """What gathers the answers of one call, which come in any order."""
+
+    placed: int
+
+    @property
+    def cut(self) -> int: ...
+    def place(self, batch: TextBatch, answer: A) -> None: ...
+    def reaching(self, batch: TextBatch, answer: A, limit: int) -> list[int]: ...
+    def skip(self, rows: Iterable[int]) -> None: ...
+
+
+class Call(Generic[B]):
+    """The requests of one call, several in flight at a time.
+
+    Args:
+        client: Whose limits hold.
+        items: The caller's inputs, checked.
+        rows: Row numbers of those that are to be sent, ascending.
+        options: What the caller asks of each.
+        result: Gathers the answers.
+        send: Sends the texts of one request until they are answered, or that is hopeless.
+        skip: Whether an input that is refused is left out instead of raising.
+        finished: Told how many inputs have just been finished.
+        most: Tokens that one request may have at most.
+    """
 
     def __init__(
         self,
@@ -124,27 +154,25 @@ class _Call:
         items: Sequence[Input],
         rows: Sequence[int],
         options: EmbedOptions,
-        result: _Result,
-        traffic: Traffic,
+        result: Gathered[B],
+        send: Callable[[TextBatch], Awaitable[B | Failure]],
         *,
         skip: bool,
         finished: Callable[[int], None],
+        most: int | None = None,
     ) -> None:
         card = client.card
         self._client = client
         self._items = items
         self._count = len(rows)
         self._result = result
-        self._traffic = traffic
+        self._send = send
         self._skip = skip
         self._finished = finished
+        self._most = most
+        self._truncate: Truncate = options.truncate
         self._planner = RequestPlanner(RenderedInputs(items), rows, client.tokens)
         self._first_division = asyncio.Lock()
-        # Of a model that embeds images too each input's kind must be said: a text that mentions
-        # data:image/ would be taken for a picture.
-        self._sees = card is not None and "image" in card.modalities
-        self._packs = card is not None and options.embedding_type in ("binary", "ubinary")
-        full = card is not None and options.dimensions == card.dimensions
         # Where nothing may be cut, a server that cuts in silence must be found out.
         dialect = client.dialect
         self._cuts_at = dialect.cuts_at if dialect and options.truncate == "NONE" else None
@@ -152,21 +180,10 @@ class _Call:
         # exactly and looks much longer was cut.
         silent = dialect is not None and not dialect.truncation and options.truncate == "NONE"
         self._limit = card.max_tokens if silent and card is not None else None
-        self._options = EmbedOptions(
-            input_type=options.input_type,
-            truncate=options.truncate,
-            # Models of one size refuse the field, even with that size.
-            dimensions=None if full else options.dimensions,
-            modality="text" if self._sees else None,
-        )
 
     async def run(self) -> None:
-        """Send every text and collect every vector."""
-        client, options = self._client, self._options
-        check = self._packs and self._count >= _WORTH_PACKING
-        if check and await client.packs_bits(options, _PROBE, self._traffic):
-            self._options = replace(options, embedding_type="ubinary")
-        workers = min(self._count, client.limiter.most)
+        """Send every text and collect every answer."""
+        workers = min(self._count, self._client.limiter.most)
         tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
         try:
             await asyncio.gather(*tasks)
@@ -174,14 +191,15 @@ class _Call:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._result.spec is None:  # nothing was sent, and the model's width is unknown
-            answer = await client.send([_PROBE], self._options, self._traffic)
-            if isinstance(answer, Failure):
-                raise client.error(answer, ())
-            self._result.fix_width(answer.vectors.shape[1])
+
+    def _limits(self) -> RequestLimits:
+        limits = self._client.limits
+        return (
+            limits if self._most is None else replace(limits, tokens=min(limits.tokens, self._most))
+        )
 
     async def _work(self) -> None:
-        while (batch := self._planner.take(self._client.limits)) is not None:
+        while (batch := self._planner.take(self._limits())) is not None:
             refusals = await self._embed(batch)
             if not refusals:
                 continue
@@ -199,12 +217,9 @@ class _Call:
             batch: Texts of one request.
             divided: Whether they are a part of a request that was refused.
         """
-        client, options = self._client, self._options
-        modality = None
-        if self._sees:
-            modality = modality_of_request([self._items[row] for row in batch.rows])
-        outcome = await client.send(batch.texts, options, self._traffic, modality=modality)
-        if isinstance(outcome, Answer):
+        client = self._client
+        outcome = await self._send(batch)
+        if not isinstance(outcome, Failure):
             if cut := self._cut_in_silence(batch, outcome):
                 if len(batch) == 1:
                     return [(batch.rows[0], _cut_at(outcome.tokens or 0))]
@@ -229,15 +244,15 @@ class _Call:
                 return await self._divide(batch, outcome)
         if len(batch) > 1:
             return await self._divide(batch, outcome)
-        if options.truncate != "NONE" and isinstance(self._items[batch.rows[0]], str):
+        if self._truncate != "NONE" and isinstance(self._items[batch.rows[0]], str):
             said = too_long(outcome) or outcome.status == 413
             if said or self._may_be_too_long(batch):
-                shorter = _shortened(batch, outcome if said else None, options.truncate)
+                shorter = _shortened(batch, outcome if said else None, self._truncate)
                 if shorter is not None and not await self._embed(shorter, divided=True):
                     return []
         return [(batch.rows[0], outcome)]
 
-    def _cut_in_silence(self, batch: TextBatch, answer: Answer) -> list[int]:
+    def _cut_in_silence(self, batch: TextBatch, answer: B) -> list[int]:
         """Return the positions of texts that the server seems to have cut, though it may not."""
         if self._cuts_at is not None:
             return self._result.reaching(batch, answer, self._cuts_at)
@@ -279,6 +294,51 @@ class _Call:
         return refusals
 
 
+class _DenseRequests:
+    """Sends the requests of a call for dense vectors."""
+
+    def __init__(
+        self, client: Client, items: Sequence[Input], options: EmbedOptions, traffic: Traffic
+    ) -> None:
+        card = client.card
+        self._client = client
+        self._items = items
+        self._traffic = traffic
+        # Of a model that embeds images too each input's kind must be said: a text that mentions
+        # data:image/ would be taken for a picture.
+        self._sees = card is not None and "image" in card.modalities
+        self._packs = card is not None and options.embedding_type in ("binary", "ubinary")
+        full = card is not None and options.dimensions == card.dimensions
+        self._options = EmbedOptions(
+            input_type=options.input_type,
+            truncate=options.truncate,
+            # Models of one size refuse the field, even with that size.
+            dimensions=None if full else options.dimensions,
+            modality="text" if self._sees else None,
+        )
+
+    async def prepare(self, count: int) -> None:
+        """Find out whether so many bits are worth having packed by the server."""
+        worth = self._packs and count >= _WORTH_PACKING
+        if worth and await self._client.packs_bits(self._options, PROBE, self._traffic):
+            self._options = replace(self._options, embedding_type="ubinary")
+
+    async def send(self, batch: TextBatch) -> Answer | Failure:
+        """Send the texts of one request."""
+        modality = None
+        if self._sees:
+            modality = modality_of_request([self._items[row] for row in batch.rows])
+        texts = batch.texts
+        return await self._client.send(texts, self._options, self._traffic, modality=modality)
+
+    async def width(self) -> int:
+        """Return the width of the model's vectors, which no answer has shown yet."""
+        answer = await self._client.send([PROBE], self._options, self._traffic)
+        if isinstance(answer, Failure):
+            raise self._client.error(answer, ())
+        return int(answer.vectors.shape[1])
+
+
 def _cut_at(limit: int) -> Failure:
     return Failure(
         kind="refused",
@@ -296,15 +356,9 @@ def _shortened(batch: TextBatch, failure: Failure | None, truncate: Truncate) ->
         failure: What the server said of its length, if it said so.
         truncate: Which end is kept.
     """
-    text = batch.texts[0]
     numbers = limit_of_tokens(failure) if failure is not None else None
     share = 0.95 * numbers[1] / numbers[0] if numbers else 0.5
-    keep = int(len(text) * share)
-    if keep < 1:
-        return None
-    text = text[:keep] if truncate == "END" else text[-keep:]
-    guesses = batch.guesses + (failure is None)
-    return replace(batch, texts=(text,), sizes=(size_of(text),), cut=True, guesses=guesses)
+    return batch.shortened(share, truncate, guessed=failure is None)
 
 
 class _Result:

@@ -6,9 +6,10 @@ It holds for one server and model, in this process.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from nimbed.errors import ConfigurationError
 from nimbed.remote.dialects import RoleMode
 from nimbed.remote.retry import Failure
 
@@ -18,6 +19,7 @@ __all__ = [
     "learn",
     "limit_of_tokens",
     "names_number",
+    "refuse_lesson",
     "shrink",
     "too_long",
     "too_many",
@@ -102,6 +104,46 @@ def learn(failure: Failure, sent: Iterable[str], known: Capabilities) -> Capabil
         if field in sent and _names(failure, field):
             return replace(known, refused=known.refused | {field})
     return None
+
+
+def refuse_lesson(
+    lesson: Capabilities,
+    known: Capabilities,
+    failure: Failure,
+    *,
+    server: str,
+    model: str | None,
+    sliced: int | None,
+    texts: Sequence[str],
+) -> None:
+    """Raise if a field would be left out whose work nimbed cannot do itself.
+
+    Args:
+        lesson: What a refusal taught.
+        known: What was known before.
+        failure: The refusal.
+        server: Its address, for messages.
+        model: What was asked for.
+        sliced: The dimensions that were asked of a model without a card, which the server must cut.
+        texts: The texts of the request, which a server may echo with a field's name in them.
+
+    Raises:
+        ConfigurationError: With the server's words.
+    """
+    lost = "dimensions" in lesson.refused - known.refused and sliced is not None
+    if lost and not any("dimensions" in text for text in texts):
+        raise ConfigurationError(
+            f"{server} refuses dimensions={sliced} of {model!r} ({failure.message}); leave "
+            f"dimensions out, or pass a ModelCard whose matryoshka sizes hold it: then nimbed "
+            f"shortens the vectors itself"
+        )
+    turned = lesson.role != known.role and known.role is not None
+    if turned and not any("input_type" in text for text in texts):
+        raise ConfigurationError(
+            f"{server} asks for input_type and refuses it, or drops it on the way "
+            f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
+            f"model's name"
+        )
 
 
 def too_long(failure: Failure) -> bool:

@@ -11,19 +11,24 @@ import functools
 import json
 import logging
 import random
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from nimbed import cards
 from nimbed.cards import Modality, ModelCard
 from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
-from nimbed.remote.capabilities import CAPABILITIES, Capabilities, learn, names_number, shrink
+from nimbed.remote.capabilities import (
+    CAPABILITIES,
+    Capabilities,
+    learn,
+    names_number,
+    refuse_lesson,
+    shrink,
+)
 from nimbed.remote.dialects import DIALECTS, Dialect, by_host
 from nimbed.remote.discovery import (
     ask_dialect,
@@ -32,16 +37,24 @@ from nimbed.remote.discovery import (
     find_card,
     find_space,
     list_models,
+    other_model,
 )
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, shared_rate
-from nimbed.remote.request import RequestLimits, RequestTemplate, TokenEstimator, compose
+from nimbed.remote.request import (
+    RequestLimits,
+    RequestTemplate,
+    TokenEstimator,
+    compose,
+    warn_without_role,
+)
 from nimbed.remote.response import Answer, read_answer, read_failure
-from nimbed.remote.retry import Failure, RetryPolicy, error_of
+from nimbed.remote.retry import Failure, RetryPolicy, Tries, error_of
 from nimbed.spec import VectorSpec
 
 __all__ = ["Client"]
 
+A = TypeVar("A")
 _LOG = logging.getLogger("nimbed.remote")
 _FIRST_IN_FLIGHT = 8
 _LESSONS = 8
@@ -98,10 +111,10 @@ class Client:
         self._retry = retry
         self._jitter = random.Random()
         self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
-        self._answered = self._trying_base64 = self._warned = False
-        self._told_until = 0.0
+        self._answered = self._trying_base64 = self._warned = self._checked = False
         self._unreachable = self._unsure = False
-        self._asked = 0
+        self._told_until, self._asked = 0.0, 0
+        self._space: VectorSpec | None = None  # of a name of nimbed's own server
 
     @property
     def capabilities(self) -> Capabilities:
@@ -121,13 +134,8 @@ class Client:
 
     async def identify(self, traffic: Traffic) -> None:
         """Find out what was not told: the model that is served, and the dialect."""
-
-        async def need(url: str) -> bytes | None:
-            return await self._get(url, traffic)
-
-        async def probe(url: str) -> bytes | None:
-            return await self._probe(url, traffic)
-
+        need = functools.partial(self.get, traffic=traffic)
+        probe = functools.partial(self._probe, traffic=traffic)
         async with self._identifying:
             if self.model is None:
                 self.model = await ask_model(self.address, need)
@@ -143,6 +151,25 @@ class Client:
             self.http.polls = self.dialect.polls
             if self.dialect.a_minute is not None:
                 self.limiter.rate.expect(self.dialect.a_minute)
+
+    async def refuse_alias(self, traffic: Traffic) -> None:
+        """Raise if the model's name is one of nimbed's own server that fixes another type.
+
+        Its answers are no floats, and base64 of its bytes would be taken for some.
+
+        Raises:
+            ConfigurationError: With the name and the type to ask for.
+        """
+        if self.card is not None or self._identified()[0].name != "nim":
+            return
+        if not self._checked:
+            self._space, self._checked = await self.find_space(traffic), True
+        if (space := self._space) is not None and space.embedding_type != "float":
+            raise ConfigurationError(
+                f"{self.model!r} is a name of {space.model!r} that fixes embedding_type="
+                f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
+                f"itself, and pass embedding_type={space.embedding_type!r}"
+            )
 
     async def send(
         self,
@@ -164,16 +191,18 @@ class Client:
             ConfigurationError: If the role cannot reach an asymmetric model, or the server refuses
                 a field whose work nimbed cannot do itself.
         """
-        tried = lessons = 0
-        spent = 0.0
+        tries, lessons = Tries(), 0
         guess: Capabilities | None = None
         while True:
             known = guess or self.capabilities
             encoding, trial = self._encoding(known)
             template = self._template(options, known, encoding, modality)
             self._trying_base64 = self._trying_base64 or trial
+            read = functools.partial(self._read_by, template, texts)
             try:
-                outcome, seconds = await self._send_once(template, texts, traffic)
+                outcome = await self._send_once(
+                    self._url, template.body(texts), read, traffic, tries
+                )
             finally:
                 self._trying_base64 = self._trying_base64 and not trial
             if isinstance(outcome, Answer):
@@ -184,52 +213,52 @@ class Client:
                 continue
             lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
             if lesson is not None:
-                self._refuse_lesson(lesson, known, outcome, options, texts)
+                refuse_lesson(
+                    lesson,
+                    known,
+                    outcome,
+                    server=self.http.server,
+                    model=self.model,
+                    sliced=None if self.card is not None else options.dimensions,
+                    texts=texts,
+                )
                 lessons += 1
                 guess = lesson
                 continue
-            tried += 1
-            spent += seconds
-            pause = self._pause(outcome, tried, spent)
-            if pause is None:
+            if not await self._again(outcome, tries, traffic):
                 return outcome
-            traffic.retries += 1
-            spent += pause
-            if not outcome.limited:  # else all requests wait for their turn together
-                await asyncio.sleep(pause)
 
-    def _refuse_lesson(
-        self,
-        lesson: Capabilities,
-        known: Capabilities,
-        failure: Failure,
-        options: EmbedOptions,
-        texts: Sequence[str],
-    ) -> None:
-        """Raise if a field would be left out whose work nimbed cannot do itself.
+    async def post(
+        self, url: str, body: bytes, read: Callable[[Reply], A | Failure], traffic: Traffic
+    ) -> A | Failure:
+        """Send a body until it is answered, or trying again is pointless.
 
-        Raises:
-            ConfigurationError: With the server's words.
+        Args:
+            url: Where to.
+            body: JSON.
+            read: Makes an answer of what comes with a status of success, or says what is wrong.
+            traffic: Where costs are added up.
         """
-        new = lesson.refused - known.refused
-        # A server may echo a text that holds the word.
-        if (
-            "dimensions" in new
-            and self.card is None
-            and not any("dimensions" in text for text in texts)
-        ):
-            raise ConfigurationError(
-                f"{self.http.server} refuses dimensions={options.dimensions} of {self.model!r} "
-                f"({failure.message}); leave dimensions out, or pass a ModelCard whose matryoshka "
-                f"sizes hold it: then nimbed shortens the vectors itself"
-            )
-        echoed = any("input_type" in text for text in texts)
-        if lesson.role != known.role and known.role is not None and not echoed:
-            raise ConfigurationError(
-                f"{self.http.server} asks for input_type and refuses it, or drops it on the way "
-                f"({failure.message}); pass dialect='nim-suffix', which puts the role into the "
-                f"model's name"
-            )
+        tries = Tries()
+        while True:
+            outcome = await self._send_once(url, body, read, traffic, tries)
+            if not isinstance(outcome, Failure):
+                self._answered = True
+                return outcome
+            if not await self._again(outcome, tries, traffic):
+                return outcome
+
+    async def _again(self, failure: Failure, tries: Tries, traffic: Traffic) -> bool:
+        """Wait before the next try, or return False where there is none."""
+        tries.count += 1
+        pause = self._pause(failure, tries.count, tries.seconds)
+        if pause is None:
+            return False
+        traffic.retries += 1
+        tries.seconds += pause
+        if not failure.limited:  # else all requests wait for their turn together
+            await asyncio.sleep(pause)
+        return True
 
     async def packs_bits(self, options: EmbedOptions, text: str, traffic: Traffic) -> bool:
         """Whether the server packs bits, and as nimbed does: most significant bit first, x > 0.
@@ -274,11 +303,8 @@ class Client:
         """
         await self.identify(Traffic())
         body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
-        reply = await self.http.request("POST", self._url, body, traffic=Traffic())
-        if isinstance(reply, Reply) and reply.ok:
-            outcome = self._read(reply, texts, widths=(), packed=False)
-        else:
-            outcome = self._failure(reply)
+        read = functools.partial(self._read, texts=texts, widths=(), packed=False)
+        outcome = await self._send_once(self._url, body, read, Traffic(), Tries())
         if isinstance(outcome, Failure):
             raise self.error(outcome, (), server="the server")
         return outcome
@@ -289,12 +315,12 @@ class Client:
         Raises:
             RemoteError: If it cannot be reached, or refuses the key.
         """
-        return await list_models(self.address, functools.partial(self._get, traffic=Traffic()))
+        return await list_models(self.address, functools.partial(self.get, traffic=Traffic()))
 
-    async def find_space(self) -> VectorSpec | None:
+    async def find_space(self, traffic: Traffic) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
-        await self.identify(Traffic())
-        probe = functools.partial(self._probe, traffic=Traffic())
+        await self.identify(traffic)
+        probe = functools.partial(self._probe, traffic=traffic)
         return await find_space(self.address, probe, model=self.model or "")
 
     def error(self, failure: Failure, rows: Sequence[int], *, server: str = "") -> RemoteError:
@@ -302,7 +328,7 @@ class Client:
         at, keyless = server or self.http.server, self._keyless
         return error_of(failure, server=at, model=self.model, rows=rows, keyless=keyless)
 
-    async def _get(self, url: str, traffic: Traffic) -> bytes | None:
+    async def get(self, url: str, traffic: Traffic) -> bytes | None:
         """Return a page that is needed, or None if the server has no such page.
 
         Raises:
@@ -344,27 +370,26 @@ class Client:
         return None
 
     async def _send_once(
-        self, template: RequestTemplate, texts: Sequence[str], traffic: Traffic
-    ) -> tuple[Answer | Failure, float]:
-        """Return what came of one try, and the seconds that it took."""
+        self,
+        url: str,
+        body: bytes,
+        read: Callable[[Reply], A | Failure],
+        traffic: Traffic,
+        tries: Tries,
+    ) -> A | Failure:
+        """Return what came of one try, and add the seconds that it took."""
         clock, rate = asyncio.get_running_loop().time, self.limiter.rate
-        body = template.body(texts)
         epoch = await self.limiter.acquire()
         began = clock()
         try:
-            reply = await self.http.request("POST", self._url, body, traffic=traffic)
-            outcome: Answer | Failure
-            if isinstance(reply, Reply) and reply.ok:
-                full = self.card.dimensions if self.card else self.width
-                widths = template.widths(full, known=self.card is not None)
-                outcome = self._read(reply, texts, widths=widths, packed=template.packed)
-            else:
-                outcome = self._failure(reply)
+            reply = await self.http.request("POST", url, body, traffic=traffic)
+            answered = reply if isinstance(reply, Reply) and reply.ok else None
+            outcome = self._failure(reply) if answered is None else read(answered)
             now = clock()
             if isinstance(reply, Reply):
-                hold = rate.observe(reply.headers, now, most=self._retry.max_retry_after)
+                hold = rate.observe(reply.headers, began, now, most=self._retry.max_retry_after)
                 self._tell(hold, "the server says that nothing is left of its limit")
-            if isinstance(outcome, Answer):
+            if not isinstance(outcome, Failure):
                 rate.accepted(began, now)
                 self.limiter.grow(now - began)
             elif outcome.limited:
@@ -389,7 +414,8 @@ class Client:
         finally:
             rate.ended(began)
             self.limiter.release()
-        return outcome, clock() - began
+        tries.seconds += clock() - began
+        return outcome
 
     def _tell(self, wait: float, why: str) -> None:
         """Say that the requests to this server wait, and why, once for each wait."""
@@ -397,13 +423,20 @@ class Client:
         if wait < _WORTH_TELLING or until < self._told_until + 1.0:
             return
         self._told_until = until
-        _LOG.warning("%s: waiting %.0f s before the next request (%s)", self._api, wait, why)
+        _LOG.warning("%s: waiting %.0f s before asking again (%s)", self.http.server, wait, why)
 
     def _failure(self, reply: Reply | Failure) -> Failure:
         """Return what went wrong, without a secret in it."""
         if isinstance(reply, Reply):
             return read_failure(reply.status, reply.headers, reply.body, scrub=self.http.scrub)
         return reply.scrubbed(self.http.scrub)
+
+    def _read_by(
+        self, template: RequestTemplate, texts: Sequence[str], reply: Reply
+    ) -> Answer | Failure:
+        full = self.card.dimensions if self.card else self.width
+        widths = template.widths(full, known=self.card is not None)
+        return self._read(reply, texts, widths=widths, packed=template.packed)
 
     def _read(
         self, reply: Reply, texts: Sequence[str], *, widths: Collection[int], packed: bool
@@ -412,22 +445,12 @@ class Client:
         answer = read_answer(reply, texts, widths=widths, packed=packed, scrub=scrub)
         if isinstance(answer, Failure):
             return answer
-        other = self._other_model(answer)
+        other = other_model(answer.model, asked=self.model, card=self.card)
         if other is None:
             return answer
         message = f"vectors of {other} instead of {self.model}; check model and base_url"
         request_id = reply.headers.get("x-request-id")
         return Failure(kind="refused", message=message, request_id=request_id).scrubbed(scrub)
-
-    def _other_model(self, answer: Answer) -> str | None:
-        """Return the id of the model that answered if it is known to be another than was asked.
-
-        TEI ignores the name it is asked for; a gateway may have a default.
-        """
-        if answer.model is None or answer.model == self.model or self.card is None:
-            return None
-        served = cards.known(answer.model)
-        return None if served is None or served.id == self.card.id else served.id
 
     def _template(
         self,
@@ -449,11 +472,7 @@ class Client:
         role_travels = "input_type" in template.fields or template.fields["model"] != model
         if self.card is None and not role_travels and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"nothing is known about {model!r}, so its texts are sent without a role prompt; "
-                f"if it treats queries and passages differently, pass a ModelCard with its prompts",
-                stacklevel=2,
-            )
+            warn_without_role(model)
         return template
 
     def _encoding(self, known: Capabilities) -> tuple[Literal["base64", "float"] | None, bool]:
@@ -490,7 +509,6 @@ class Client:
             failure, tried=tried, elapsed=elapsed, jitter=self._jitter, proven=self._answered
         )
         if pause is not None:
-            _LOG.debug("%s: %s; again in %.2f s", self._api, failure.message, pause)
             self._tell(0.0 if failure.limited else pause, failure.message)
         return pause
 

@@ -35,7 +35,8 @@ class Dialect:
         images: Whether an image may be sent in place of a text.
         truncation: The fields that ask for each kind of truncation; a kind that is missing is
             done here.
-        a_minute: Requests a minute that such servers are known to allow at least.
+        a_minute: Requests a minute that such servers are known to allow at least; 0 where there may
+            be a limit that nobody knows, None where there is none.
         cuts_at: Tokens at which the server cuts every text without a word, if it does.
         polls: Whether the server may answer 202 and be polled.
         max_items: Texts a request.
@@ -51,7 +52,7 @@ class Dialect:
     modality: bool = False
     images: bool = False
     truncation: Mapping[Truncate, Fields] = field(default_factory=lambda: MappingProxyType({}))
-    a_minute: int | None = None
+    a_minute: int | None = 0
     cuts_at: int | None = None
     polls: bool = False
     max_items: int = 64
@@ -76,6 +77,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 modality=True,
                 images=True,
                 truncation=_NIM_TRUNCATE,
+                a_minute=None,
                 max_items=128,
             ),
             # integrate.api.nvidia.com: pydantic schemas that forbid extra fields; 404 to suffixed

@@ -24,6 +24,7 @@ __all__ = [
     "find_card",
     "find_space",
     "list_models",
+    "other_model",
     "unknown_card",
 ]
 
@@ -148,6 +149,17 @@ _SERVED_ONLY = {
 def find_card(name: str) -> ModelCard | None:
     """Return the card of a model by the name a server knows it by, or None."""
     return cards.known(name) or _SERVED_ONLY.get(name.lower())
+
+
+def other_model(answered: str | None, *, asked: str | None, card: ModelCard | None) -> str | None:
+    """Return the id of the model that answered if it is known to be another than was asked.
+
+    TEI ignores the name it is asked for; a gateway may have a default.
+    """
+    if answered is None or answered == asked or card is None:
+        return None
+    served = cards.known(answered)
+    return None if served is None or served.id == card.id else served.id
 
 
 def unknown_card(model: str, width: int) -> ModelCard:

@@ -26,6 +26,8 @@ from nimbed.remote.client import Client
 from nimbed.remote.dialects import Dialect, named
 from nimbed.remote.discovery import find_card, unknown_card
 from nimbed.remote.http import Traffic
+from nimbed.remote.kind_requests import ServedKinds
+from nimbed.remote.kinds import RemoteKinds
 from nimbed.remote.request import sendable
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
@@ -51,7 +53,7 @@ Tell = Callable[[int], None]
 Job = Callable[[Client, Tell], Coroutine[Any, Any, T]]
 
 
-class RemoteEmbedder(Managed):
+class RemoteEmbedder(RemoteKinds, Managed):
     """Embeds on a server that speaks NIM's or OpenAI's protocol.
 
     Nothing is sent before the first call. ``embed`` and ``aembed`` both run on one private event
@@ -62,6 +64,9 @@ class RemoteEmbedder(Managed):
     A model without a card (neither in the catalogue nor given as a ModelCard) is embedded at
     whatever width the server gives; ``card`` and ``spec`` then need one tiny request, unless a
     call was made before.
+
+    Sparse vectors and multi-vectors come from ``nimbed serve`` with the contract of its model; from
+    text-embeddings-inference and vLLM, as far as they have them, without a vocabulary.
 
     Where orjson and pybase64 are installed, answers are read by them: a third less CPU a passage.
 
@@ -233,7 +238,7 @@ class RemoteEmbedder(Managed):
 
     def find_space(self) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
-        return self._session().run(lambda client, _: client.find_space(), lambda _: None)
+        return self._session().run(lambda client, _: client.find_space(Traffic()), lambda _: None)
 
     def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
         """Send texts once with exactly these request fields, to see what the server makes of them.
@@ -262,7 +267,7 @@ class RemoteEmbedder(Managed):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read the key from the environment of the process that loads the pickle."""
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._key = find_key(self._address, None, os.environ)
 
     def _job(
@@ -280,6 +285,15 @@ class RemoteEmbedder(Managed):
         return len(items), lambda client, tell: embed_inputs(
             client, items, rows, options, skip=skip, finished=tell
         )
+
+    def _kinds_session(self) -> tuple[_Session, str, ModelCard | None]:
+        if self._on_bad_input == "skip":
+            raise ConfigurationError(
+                "on_bad_input='skip' leaves zeros for a text that is refused, which sparse and "
+                "multi-vectors cannot be; use on_bad_input='raise'"
+            )
+        card = self._known_card
+        return self._session(), card.id if card else str(self._given or "the served model"), card
 
     @functools.cached_property
     def _known_card(self) -> ModelCard | None:
@@ -329,6 +343,7 @@ class _Session:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self.kinds = ServedKinds(client)
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None

@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,200}")
 _REDIRECTS, _REDIRECTIONS = 3, (301, 302, 303, 307, 308)
 _POLL_FIRST, _POLL_LONGEST = 0.02, 1.0
 _CONNECT, _IDLE = 10.0, 30.0  # seconds
+# Where authorities are, for OpenSSL, and for requests and curl: the first that is set.
+_AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 # What OpenSSL says of a port that answers in plain text; the words differ by its version.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 _MOST_HEADERS = 100 * 1024  # bytes
@@ -201,7 +203,11 @@ class Http:
                 reply = await self._send(method, url, body, traffic)
             if reply.status not in _REDIRECTIONS or "location" not in reply.headers:
                 return reply
-            url, before = urljoin(url, reply.headers["location"]), url
+            before = url
+            try:
+                url = urljoin(url, reply.headers["location"])
+            except ValueError:  # no host has half a bracket
+                url = ""
             refused = refuse_redirect(reply.status, method, before, url)
             if refused:
                 return Failure(kind="refused", message=refused, status=reply.status)
@@ -273,21 +279,22 @@ class Http:
     @functools.cached_property
     def _certificates(self) -> ssl.SSLContext:
         """The certificates to trust; reading them takes 20 to 40 ms, so once, and for TLS alone."""
-        file = os.environ.get("SSL_CERT_FILE")
-        folder = None if file else os.environ.get("SSL_CERT_DIR")
+        import certifi
+
+        name = next((each for each in _AUTHORITIES if os.environ.get(each)), "")
+        place = os.environ.get(name) or certifi.where()
+        # A folder that is not there OpenSSL would not mind.
+        folder = name == "SSL_CERT_DIR" or (name != "SSL_CERT_FILE" and os.path.isdir(place))
         try:
             if folder:
-                os.listdir(folder)  # OpenSSL does not mind a folder that is not there
-            elif not file:
-                import certifi
-
-                file = certifi.where()
-            context = ssl.create_default_context(cafile=file or None, capath=folder or None)
+                os.listdir(place)
+                context = ssl.create_default_context(capath=place)
+            else:
+                context = ssl.create_default_context(cafile=place)
         except OSError as error:
-            name, kind = ("SSL_CERT_DIR", "folder") if folder else ("SSL_CERT_FILE", "PEM file")
             raise ConfigurationError(
-                f"{name} is {folder or file!r}, from which no certificates can be read ({error}); "
-                f"set it to a {kind} of authorities, or unset it"
+                f"{name} is {place!r}, from which no certificates can be read ({error}); set it to "
+                f"a {'folder' if folder else 'PEM file'} of authorities, or unset it"
             ) from None
         context.set_alpn_protocols(["http/1.1"])
         return context

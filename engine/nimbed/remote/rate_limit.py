@@ -14,6 +14,8 @@ from collections.abc import Mapping
 __all__ = ["RATES", "Limiter", "RequestRate", "shared_rate"]
 
 _AGEING = 1.02
+# In flight where a limit may be that nobody knows, and the share of the last minute's requests.
+_FIRST_LANES, _SHARE = 4, 8
 _QUEUED = 3.0
 _LONGEST_CHECK = 15.0  # seconds; a request that hangs must not keep the others back
 _MINUTE = 60.0  # the period over which nearly every provider counts
@@ -29,8 +31,8 @@ class RequestRate:
     for a time that doubles; then one request goes ahead, and the others follow when it has been
     answered. If that took a second or more, the limit is one on requests in a time, which is
     then known: those that were accepted, by the time from their first to the end of the wait.
-    From then on requests are spaced by it. Twenty without a refusal raise it by 5 %: a limit
-    that is exceeded costs three requests.
+    From then on requests are spaced by it. As many again without a refusal, at least twenty, raise
+    it by 5 %: a limit that is exceeded costs two or three requests.
 
     One object serves every thread and event loop of the process. Times are of the event loops'
     clock, ``time.monotonic``.
@@ -41,6 +43,10 @@ class RequestRate:
         self._held_until = 0.0
         self._next = 0.0
         self._interval = 0.0
+        self._careful = False
+        self._left: int | None = None  # requests, as an answer said that came at that moment
+        self._left_at = 0.0
+        self._raised_after, self._unrefused = 20, 0
         self._checked_from = math.inf
         self._under_way = 0
         self._ahead: float | None = None  # when the one that goes ahead started
@@ -54,14 +60,29 @@ class RequestRate:
         """Seconds from one start to the next; 0 while no limit is known."""
         return self._interval
 
+    @property
+    def lanes(self) -> float:
+        """Requests that may be in flight together, lest they be refused together.
+
+        As many as the server says that are left; where it says nothing and may have a limit, an
+        eighth of what it has accepted in the last minute: that is what a limit may cost to learn.
+        """
+        if self._left is not None:
+            return max(1, self._left)
+        if not self._careful or self._interval:
+            return math.inf
+        return max(_FIRST_LANES, len(self._recent) // _SHARE)
+
     def expect(self, requests: int) -> None:
-        """Take note of the limit a minute that servers of this kind are known to have.
+        """Take note of the limit a minute that servers of this kind are known to have; 0 for any.
 
         Where it may be reached, one request goes ahead alone, once: of the 32 in flight without
         that, all would be refused together. A server that allows more loses two round trips.
         """
         with self._lock:
-            if self._unchecked is None:
+            if not requests:
+                self._careful = True
+            elif self._unchecked is None:
                 self._unchecked = requests
 
     def delay(self, now: float) -> float:
@@ -70,6 +91,8 @@ class RequestRate:
             ready = max(self._held_until, self._next)
             if now < ready:
                 return ready - now
+            if self._under_way >= self.lanes:  # those of other embedders are among them
+                return _POLL
             check = self._unchecked == 0
             if check:
                 self._checked_from = min(self._checked_from, now)
@@ -102,10 +125,14 @@ class RequestRate:
                 if now - since >= 1.0 and recent:
                     self._interval = (began - recent[0]) / len(recent)
                     self._next = max(self._next, began + self._interval)
-                self._blocked_since, self._refusals = None, 0
+                    self._raised_after = max(20, len(recent))
+                self._blocked_since, self._refusals, self._unrefused = None, 0, 0
                 recent.clear()
-            elif since is None and self._interval and len(recent) % 20 == 19:
-                self._interval /= 1.05
+            elif since is None and self._interval:
+                self._unrefused += 1
+                if self._unrefused == self._raised_after:
+                    self._interval /= 1.05
+                    self._unrefused = 0
             recent.append(began)
             while recent[0] < began - _MINUTE:
                 recent.popleft()
@@ -119,8 +146,9 @@ class RequestRate:
             began: When the request began.
             now: When it was refused.
             told: Seconds that the server asked to wait, if it did.
-            shortest: Seconds to wait after the first refusal where it did not.
-            longest: A quarter of the seconds that doubling may lead to. After the third refusal
+            shortest: Half the seconds to wait after the first refusal where it did not: many a
+                limit is one a second.
+            longest: A quarter of the seconds that doubling may lead to. After the second refusal
                 the end of the minute is waited for, which is over when most limits are.
         """
         with self._lock:
@@ -133,7 +161,7 @@ class RequestRate:
             if told is not None and told > 0:
                 self._held_until = max(self._held_until, now + told)
             elif not late:
-                wait = shortest * 2.0**self._refusals
+                wait = shortest * 2.0 ** (1 + self._refusals)
                 minute = self._recent[0] + 1.01 * _MINUTE - now if self._recent else 0.0
                 wait = minute if 2.0 <= wait < minute else min(wait, 4 * longest)
                 self._held_until = max(self._held_until, now + wait)
@@ -152,21 +180,30 @@ class RequestRate:
         with self._lock:
             self._held_until = max(self._held_until, until)
 
-    def observe(self, headers: Mapping[str, str], now: float, *, most: float) -> float:
+    def observe(
+        self, headers: Mapping[str, str], began: float, now: float, *, most: float
+    ) -> float:
         """Read what an answer says is left, and return the seconds to wait if nothing is.
 
         OpenAI's ``x-ratelimit-remaining-requests`` and ``x-ratelimit-reset-requests``, those for
         tokens, ``x-ratelimit-remaining`` and ``x-ratelimit-reset``, and IETF's ``ratelimit-*``.
         A wait of more than ``most`` seconds is not believed.
         """
-        longest = 0.0
+        longest, fewest = 0.0, math.inf
         for what in ("-requests", "-tokens", ""):
             for family in ("x-ratelimit", "ratelimit"):
-                left = headers.get(f"{family}-remaining{what}")
-                if left is not None and left.strip() in ("0", "0.0"):
+                left = headers.get(f"{family}-remaining{what}", "").strip()
+                if what != "-tokens" and left.isdecimal():
+                    fewest = min(fewest, int(left[:9]))
+                if left in ("0", "0.0"):
                     wait = _duration(headers.get(f"{family}-reset{what}", ""))
                     if wait is not None and wait <= most:
                         longest = max(longest, wait)
+        with self._lock:
+            # Answers overtake each other: more are left only if it was asked after that was said.
+            if fewest < (self._left or 0) or began >= self._left_at:
+                self._left = int(fewest) if fewest < math.inf else None
+                self._left_at = now
         if longest:
             self.hold(now + longest)
         return longest
@@ -227,7 +264,7 @@ class Limiter:
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
-        return int(self._limit)
+        return int(min(self._limit, self.rate.lanes))
 
     async def acquire(self) -> int:
         """Wait for a place; return the epoch in which it was taken, for :meth:`shed`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from nimbed.inputs import Input, check_inputs, modality_of
 from nimbed.options import EmbedOptions
 from nimbed.remote.capabilities import Capabilities
 from nimbed.remote.dialects import Dialect
-from nimbed.spec import InputType
+from nimbed.spec import InputType, Truncate
 
 __all__ = [
     "RenderedInputs",
@@ -34,8 +35,10 @@ __all__ = [
     "apportion",
     "compose",
     "modality_of_request",
+    "role_prefix",
     "sendable",
     "size_of",
+    "warn_without_role",
 ]
 
 _LARGE = 50_000  # bytes of a text from which on no more are looked at than fit
@@ -119,7 +122,7 @@ def compose(
     elif mode == "suffix":
         fields["model"] = f"{model}-{options.input_type}"
     elif card is not None:
-        prefix = _prefix(card, options.input_type)
+        prefix = role_prefix(card, options.input_type)
     packs = dialect.packed and "embedding_type" not in known.refused
     if options.embedding_type == "ubinary" and packs:
         # Integers have no agreed base64 form, and NIM forbids dimensions beside a type.
@@ -149,7 +152,7 @@ def compose(
     )
 
 
-def _prefix(card: ModelCard, input_type: InputType) -> str:
+def role_prefix(card: ModelCard, input_type: InputType) -> str:
     """Return what tells the role where no field does."""
     if card.adapted:
         raise ConfigurationError(
@@ -164,6 +167,15 @@ def _prefix(card: ModelCard, input_type: InputType) -> str:
             f"query_prompt and passage_prompt"
         )
     return card.prompt(input_type)
+
+
+def warn_without_role(model: str) -> None:
+    """Warn that the role of texts cannot reach a model of which nothing is known."""
+    warnings.warn(
+        f"nothing is known about {model!r}, so its texts are sent without a role prompt; "
+        f"if it treats queries and passages differently, pass a ModelCard with its prompts",
+        stacklevel=3,
+    )
 
 
 class RenderedInputs(Sequence[str]):
@@ -341,6 +353,22 @@ class TextBatch:
             texts=self.texts[start:stop],
             sizes=self.sizes[start:stop],
         )
+
+    def shortened(self, share: float, truncate: Truncate, *, guessed: bool) -> TextBatch | None:
+        """Return the batch of the one text with a share of it, or None if nothing is left.
+
+        Args:
+            share: Of its characters.
+            truncate: Which end is kept.
+            guessed: Whether the server did not say that it is too long.
+        """
+        text = self.texts[0]
+        keep = int(len(text) * share)
+        if keep < 1:
+            return None
+        text = text[:keep] if truncate == "END" else text[-keep:]
+        guesses = self.guesses + guessed
+        return replace(self, texts=(text,), sizes=(size_of(text),), cut=True, guesses=guesses)
 
     def split(self, suspect: int | None = None) -> tuple[TextBatch, ...]:
         """Return the halves; given the position of a suspect, it alone and what surrounds it."""

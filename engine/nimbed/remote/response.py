@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +24,24 @@ from nimbed.remote.retry import Failure, requested_wait, wait_in_words
 
 __all__ = [
     "Answer",
+    "Counted",
     "MalformedAnswer",
     "decode",
+    "disguised",
     "from_base64",
     "from_json",
     "read_answer",
     "read_failure",
+    "read_json",
     "refuse_constants",
     "refuse_zeros",
 ]
 
 _LONGEST = 500  # characters of a server's message
 _READ = 32_768  # bytes of an error body; a page of tags alone would take seconds to clean
-_TAG = re.compile(r"<(script|style).*?</\1>|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+# A script that does not end takes the rest with it: to look for its end again and again would be
+# quadratic.
+_TAG = re.compile(r"<(script|style)\b.*?(?:</\1>|\Z)|<[^<>]*>", re.DOTALL | re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+")
 _COMPARED = 256  # characters of a text that is compared with others by its words
 # input[3], inputs.3, and pydantic's ('body', 'input', 3)
@@ -82,6 +87,15 @@ class MalformedAnswer(ValueError):
         return replace(made, message=made.message[:_LONGEST])
 
 
+class Counted(Protocol):
+    """An answer that knows how many tokens its request had, or None."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the request."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Answer:
     """A verified answer.
@@ -116,21 +130,13 @@ def decode(
         MalformedAnswer: If the answer does not hold exactly one finite vector of one
             promised width for each input.
     """
-    try:
-        answer = from_json(body)
-    except (ValueError, RecursionError) as error:
-        if body.lstrip()[:1] == b"<":
-            words = _words(body)[0][:200]
-            raise MalformedAnswer(
-                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
-            ) from None
-        raise MalformedAnswer(
-            f"an answer of {len(body)} bytes that is not JSON ({error})"
-        ) from None
+    answer = read_json(body)
     items = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(items, list):
-        raise _disguised(answer)
+        raise disguised(answer)
     ordered = _in_order(items, count)
+    if b"true" in body or b"false" in body:  # which numpy takes for 1 and 0 beside numbers
+        _refuse_truths(ordered)
     as_text = isinstance(ordered[0], str)
     vectors: NDArray[Any]
     if packed:
@@ -147,6 +153,25 @@ def decode(
         model=model if isinstance(model, str) else None,
         base64=as_text and not packed,
     )
+
+
+def read_json(body: bytes) -> Any:
+    """Return what an answer with a status of success holds.
+
+    Raises:
+        MalformedAnswer: If it is not JSON.
+    """
+    try:
+        return from_json(body)
+    except (ValueError, RecursionError) as error:
+        if body.lstrip()[:1] == b"<":
+            words = _words(body)[0][:200]
+            raise MalformedAnswer(
+                f"a web page instead of vectors ({words!r}); check base_url", lasting=True
+            ) from None
+        raise MalformedAnswer(
+            f"an answer of {len(body)} bytes that is not JSON ({error})"
+        ) from None
 
 
 def read_answer(
@@ -175,7 +200,7 @@ def read_answer(
     return answer
 
 
-def _disguised(answer: Any) -> MalformedAnswer:
+def disguised(answer: Any) -> MalformedAnswer:
     """Return the error that an answer without vectors is: gateways send errors with status 200."""
     if isinstance(answer, dict) and "data" not in answer:
         message, code, _, facts = _words_of(answer)
@@ -288,6 +313,12 @@ def _from_bytes(ordered: list[Any], widths: Collection[int]) -> NDArray[np.uint8
     if wide.dtype.kind != "i" or wide.ndim != 2 or wide.min() < 0 or wide.max() > 255:
         raise MalformedAnswer("packed vectors that are not lists of bytes")
     return wide.astype(np.uint8)
+
+
+def _refuse_truths(ordered: list[Any]) -> None:
+    for position, embedding in enumerate(ordered):
+        if isinstance(embedding, list) and bool in set(map(type, embedding)):
+            raise MalformedAnswer("vectors that are not lists of numbers", [position])
 
 
 def _check_lengths(ordered: list[Any], widths: Collection[int]) -> None:

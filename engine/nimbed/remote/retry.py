@@ -22,6 +22,7 @@ __all__ = [
     "Failure",
     "RejectedInputError",
     "RetryPolicy",
+    "Tries",
     "error_of",
     "requested_wait",
     "wait_in_words",
@@ -159,14 +160,32 @@ class Failure:
         return self.kind == "status" and self.status == 500 and bool(_SIZE.search(self.message))
 
     def scrubbed(self, scrub: Callable[[str], str]) -> Failure:
-        """Return the failure with every word of it passed through ``scrub``."""
+        """Return the failure with every word of it passed through ``scrub``, on one line.
+
+        Control characters are shown: a terminal would obey them.
+        """
+
+        def clean(text: str) -> str:
+            text = " ".join(scrub(text).splitlines())
+            if text.isprintable():
+                return text
+            return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
         return replace(
             self,
-            message=scrub(self.message),
-            code=scrub(self.code) if self.code else None,
-            param=scrub(self.param) if self.param else None,
-            request_id=scrub(self.request_id) if self.request_id else None,
+            message=clean(self.message),
+            code=clean(self.code) if self.code else None,
+            param=clean(self.param) if self.param else None,
+            request_id=clean(self.request_id) if self.request_id else None,
         )
+
+
+class Tries:
+    """How often a request was sent in vain, and the seconds that went into it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

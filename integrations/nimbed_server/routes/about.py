@@ -7,10 +7,9 @@ from typing import Any
 
 import orjson
 
-from nimbed.spec import Contract, Int8Scale, Kind, VectorSpec
+from nimbed.spec import Int8Scale, VectorSpec
 from nimbed.version import __version__
 from nimbed_server.http import Request
-from nimbed_server.kinds import contract_of
 from nimbed_server.models import ServedModel
 from nimbed_server.settings import Settings
 from nimbed_server.state import State
@@ -109,7 +108,9 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
         "selectedModelProfileId": "",
         "computedIn": {name: each.arithmetic for name, each in state.models.backends.items()},
         "spaces": {
-            model.name: _space(model, state.settings.int8_scale).to_dict() for model in state.models
+            model.name: _space(model, state.settings.int8_scale).to_dict()
+            for model in state.models
+            if "dense" in model.kinds
         },
         "kinds": {model.name: _contracts(model, state.settings) for model in state.models},
     }
@@ -121,17 +122,16 @@ def _space(model: ServedModel, int8_scale: Int8Scale) -> VectorSpec:
     fixed = model.fixed
     kind = fixed.embedding_type or "float"
     scale = (fixed.int8_scale or int8_scale) if kind in ("int8", "uint8") else None
-    return model.card.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
+    return model.backend.spec(embedding_type=kind, dimensions=fixed.dimensions, int8_scale=scale)
 
 
 def _contracts(model: ServedModel, settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the contract of every kind of vector that a name gives to such a client."""
-    known: dict[Kind, Contract] = {
-        "dense": _space(model, settings.int8_scale),
-        **model.backend.contracts,
-    }
+    contracts = dict(model.backend.contracts)
+    if "dense" in model.kinds:
+        contracts["dense"] = _space(model, settings.int8_scale)
     asked = model.kind_options
-    return {kind: contract_of(known[kind], asked).to_dict() for kind in model.kinds}
+    return {kind: asked.applied_to(contracts[kind]).to_dict() for kind in model.kinds}
 
 
 async def info(state: State, request: Request, in_path: ServedModel | None) -> None:
@@ -142,7 +142,7 @@ async def info(state: State, request: Request, in_path: ServedModel | None) -> N
     answer = {
         "model_id": model.name,
         "model_sha": None,
-        "fingerprint": _space(model, settings.int8_scale).fingerprint,
+        "fingerprint": _contracts(model, settings)[model.kinds[0]]["fingerprint"],
         "model_dtype": (model.backend.arithmetic or "unknown").partition(" ")[0],
         "computed_in": model.backend.arithmetic,
         "model_type": {"embedding": {"pooling": card.pooling}},

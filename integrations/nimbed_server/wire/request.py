@@ -69,9 +69,10 @@ def resolve(
     """
     fixed = model.fixed
     dimensions: int | None = agreed("dimensions", fields.dimensions, fixed.dimensions, model)
-    kind: EmbeddingType = (
-        agreed("embedding_type", fields.embedding_type, fixed.embedding_type, model) or "float"
+    asked_type: EmbeddingType | None = agreed(
+        "embedding_type", fields.embedding_type, fixed.embedding_type, model
     )
+    kind: EmbeddingType = asked_type or "float"
     if (
         settings.strict_nim
         and fields.embedding_type not in (None, "float")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tests.engine.local.checkpoints import Bomb, change_config, change_tensors, tiny_bert
 from tests.engine.local.families import OPTIONS, load
+from tests.engine.local.tiny_decoders import tiny_llama
 
 import nimbed
 from nimbed.errors import CheckpointError, NimbedError
@@ -85,12 +87,46 @@ def test_a_strange_configuration_is_refused(folder, content):
         {"hidden_act": "relu"},
         {"position_embedding_type": "relative_key"},
         {"max_position_embeddings": None},
+        {"layer_norm_eps": 10**400},
+        {"layer_norm_eps": -(10**400)},
+        {"hidden_size": 10**30},
     ],
 )
 def test_a_configuration_the_encoder_cannot_follow_is_refused(folder, facts):
     change_config(folder, **facts)
     with pytest.raises(CheckpointError):
         embed(folder)
+
+
+def test_a_size_that_nobody_has_is_refused_before_tables_of_it_are_made(tmp_path, monkeypatch):
+    folder = tiny_llama(tmp_path / "model")
+    change_config(folder, head_dim=10**9)
+    monkeypatch.setattr("torch.arange", None)  # of which the tables would be
+    with pytest.raises(CheckpointError, match="head_dim 1000000000, expected"):
+        embed(folder)
+
+
+@pytest.mark.parametrize("depth", ["[" * 100_000, '{"a":' * 100_000])
+def test_nesting_without_end_is_refused(for_torch, depth):
+    (for_torch / "config.json").write_text(depth)
+    with pytest.raises(CheckpointError, match=r"config\.json is not readable JSON"):
+        embed(for_torch)
+
+
+def test_an_index_that_lists_is_refused(for_torch):
+    (for_torch / "model.safetensors").rename(for_torch / "x.safetensors")
+    (for_torch / "model.safetensors.index.json").write_text('{"weight_map": ["x.safetensors"]}')
+    with pytest.raises(CheckpointError, match="weight_map that is no object"):
+        embed(for_torch)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such pipes")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_pipe_in_a_folder_is_never_waited_for(for_torch, name):
+    (for_torch / name).unlink()
+    os.mkfifo(for_torch / name)
+    with pytest.raises(CheckpointError, match=name.partition(".")[0]):
+        embed(for_torch)
 
 
 def test_a_tokenizer_of_another_model_is_noticed(folder):

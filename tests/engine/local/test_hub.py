@@ -123,6 +123,12 @@ def test_a_pinned_revision_is_part_of_the_space(tmp_path):
         ("/no/such/folder", "no folder"),
         ("nvidia/nv-embedqa-e5-v5", "no public checkpoint of nvidia/nv-embedqa-e5-v5"),
         ("https://example.com/v1", "pass it as base_url"),
+        (
+            "text-embedding-3-small",
+            "cannot be downloaded; pass base_url='https://api.openai.com/v1",
+        ),
+        ("openai/text-embedding-ada-002", "cannot be downloaded; pass base_url="),
+        ("voyage-3", "pass base_url='https://api.voyageai.com/v1'"),
         ("", "name is empty"),
         ("a b c", "neither a folder nor a hub id"),
     ],

@@ -110,7 +110,7 @@ def test_a_text_that_is_too_long_names_its_row(minilm):
 
 
 def test_a_late_long_text_stops_a_large_call_with_its_own_row(minilm, monkeypatch):
-    monkeypatch.setattr("nimbed.local.tokenizer._WINDOW", 16)
+    monkeypatch.setattr("nimbed.local.plan._WINDOW", 16)
     texts = ["short text"] * 100
     texts[77] = "word " * 400
     with pytest.raises(InputError) as raised:

@@ -22,7 +22,7 @@ QUICK = RetryPolicy(shortest=0.01, longest=0.05, deadline=20)
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The machine's own keys and proxies play no part, nor what other tests taught."""
+    """The machine's own keys, proxies and authorities play no part, nor what other tests taught."""
     for name in (
         "NVIDIA_API_KEY",
         "NIMBED_API_KEY",
@@ -34,6 +34,10 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "all_proxy",
         "NO_PROXY",
         "no_proxy",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
     ):
         monkeypatch.delenv(name, raising=False)
     yield

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from nimbed.errors import ConfigurationError
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.remote.address import Address, find_key, origin_of
+
+from .players import nim
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,21 @@ def test_what_is_no_address_is_refused_without_repeating_secrets(base_url):
         Address.parse(base_url)
     assert "secret" not in str(caught.value)
     assert "nvapi" not in str(caught.value)
+
+
+def test_a_port_of_zero_is_no_default(serve, connect):
+    assert Address.parse("http://127.0.0.1:0").origin == "http://127.0.0.1:0"
+    with pytest.raises(RemoteError, match="127.0.0.1:0/v1: cannot connect"):
+        connect(serve(), base_url="http://127.0.0.1:0").embed(["a"], input_type="query")
+
+
+@pytest.mark.parametrize("path", ["/api/embeddings", "/openai/embeddings/", "/v3/embeddings"])
+def test_requests_go_to_an_address_that_was_written_out(serve, connect, path):
+    double = serve(nim())
+    inner = double.handler
+    double.handler = lambda request: inner(replace(request, path="/v1/embeddings"))
+    connect(double, base_url=f"{double.origin}{path}").embed(["a"], input_type="query")
+    assert [post.path for post in double.posts] == [path.rstrip("/")]
 
 
 KEYS = {"NVIDIA_API_KEY": "nvidia-key", "NIMBED_API_KEY": "other-key"}

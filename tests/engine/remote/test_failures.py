@@ -284,8 +284,20 @@ def test_html_and_nothing_are_read_as_words():
 def test_a_page_of_tags_alone_is_read_in_no_time():
     began = perf_counter()
     assert read_failure(502, {}, b"<" * 300_000).message.startswith("<<")
-    read_failure(502, {}, b"<script" * 50_000)
+    for _ in range(20):  # to look for the end of each would take half a minute
+        assert read_failure(502, {}, b"<script>" * 50_000).message == "no explanation"
     assert perf_counter() - began < 2
+    assert read_failure(502, {}, b"<scripture>Gone</scripture>").message == "Gone"
+
+
+def test_control_characters_of_a_server_are_shown_and_not_obeyed(serve, connect):
+    words = {"message": "\x1b]0;you\x07 \u009b31m\r\nforged line", "code": "\x1b[2J"}
+    double = serve(lambda request: as_json({"error": words}, 400))
+    with pytest.raises(RemoteError) as caught:
+        connect(double).embed(["a"], input_type="query")
+    assert "\\x1b]0;you\\x07 \\x9b31m forged line" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert caught.value.code == "\\x1b[2J"
 
 
 def test_a_position_without_end_and_a_date_beyond_time_are_not_read():

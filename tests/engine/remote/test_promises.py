@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import itertools
 
@@ -13,7 +14,8 @@ from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.quantize import quantize, slice_normalize
 from nimbed.remote.dialects import DIALECTS
 
-from .double import answer, error, vectors
+from .double import answer, as_json, error, vectors
+from .players import listing
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing is known about")
 
@@ -104,3 +106,28 @@ def test_a_role_that_a_gateway_drops_on_the_way_is_an_error_with_the_cure(serve,
     with pytest.raises(ConfigurationError, match="dialect='nim-suffix'"):
         connect(double, CARD, dialect="openai").embed(TEXTS, input_type="query")
     assert len(double.posts) <= 3
+
+
+@pytest.mark.parametrize("dialect", ["nim", "auto"])
+def test_a_name_that_fixes_a_type_is_refused_by_that_type(serve, connect, dialect):
+    space = cards.find("minilm").spec(embedding_type="ubinary")
+    bits = np.packbits(vectors(TEXTS, 384) > 0, axis=1)
+
+    def handle(request):  # as nimbed's own server answers: base64 of bytes, which are no floats
+        if request.path == "/v1/models":
+            return listing("bits", owner="nimbed")
+        if request.path == "/v1/metadata":
+            return as_json({"spaces": {"bits": space.to_dict()}})
+        data = [
+            {"index": n, "embedding": base64.b64encode(row.tobytes()).decode()}
+            for n, row in enumerate(bits)
+        ]
+        return as_json({"data": data})
+
+    double = serve(handle)
+    embedder = connect(double, "bits", dialect=dialect)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError) as caught:
+            embedder.embed(TEXTS, input_type="query")
+    assert f"a name of {space.model!r} that fixes embedding_type='ubinary'" in str(caught.value)
+    assert not double.posts

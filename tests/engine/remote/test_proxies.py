@@ -241,13 +241,13 @@ def test_a_proxy_that_cannot_be_used_is_refused_by_the_variables_name(
     assert not double.seen
 
 
+@pytest.mark.parametrize("value", ["/no/such.pem", "/no/such"])
 @pytest.mark.parametrize(
-    ("variable", "value"), [("SSL_CERT_FILE", "/no/such.pem"), ("SSL_CERT_DIR", "/no/such")]
+    "variable", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
 )
 def test_certificates_that_are_not_there_are_refused_by_the_variables_name(
     secure, connect, monkeypatch, variable, value
 ):
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=f"{variable} is '{value}'"):
         embedded(connect(secure), "a")

@@ -87,6 +87,7 @@ WRONG = {
     "wider": put(1, "embedding", [0.5] * 9),
     "all narrower": lambda said: [item.update(embedding=[0.5] * 4) for item in said["data"]],
     "words": put(1, "embedding", ["0.5"] * 8),
+    "truths beside numbers": put(1, "embedding", [True, 0.5, 1, 0, 0, 0, 0, False]),
     "nested": put(1, "embedding", [[0.5]] * 8),
     "nulls within": put(1, "embedding", [None] * 8),
     "two encodings": put(1, "embedding", text([0.5] * 8)),

@@ -91,6 +91,7 @@ def test_a_redirect_within_the_origin_keeps_the_key(serve, connect):
         (301, "http://127.0.0.1:1/v1/embeddings", "turn the request into a GET"),
         (307, "ftp://127.0.0.1/v1", "no web address"),
         (307, "http://127.0.0.1:port/", "an invalid address"),
+        (307, "http://[::1", "an invalid address"),
         (307, "/v1/embeddings", "in circles"),
     ],
 )

@@ -1,48 +1,90 @@
-"""Servers that let nothing pass for a minute, played forty times as fast as the clock."""
+"""Servers that let nothing pass for a minute, by a clock that jumps to whatever comes next."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import math
 import selectors
 import time
 
 import numpy as np
 import pytest
 
+from nimbed import cards
 from nimbed.errors import OverloadedError, RemoteError
+from nimbed.remote.http import Http, Reply
 from nimbed.remote.retry import RetryPolicy, wait_in_words
 
-from .double import as_json, error, vectors
-from .players import DIMENSIONS, nim
+from .double import Double, Request, as_json, error, vectors
+from .players import E5, nim, plain
 
-SCALE = 40.0
+DIMENSIONS = 16
+CARD = dataclasses.replace(cards.find(E5), dimensions=DIMENSIONS)
 TEXTS = [f"text number {row}" for row in range(5000)]
-NIM = nim(hosted=True)
+NIM = nim(dimensions=DIMENSIONS, hosted=True)
+LATENCY = 0.15
 
 
-class Selector(selectors.DefaultSelector):
+class Clock(selectors.DefaultSelector):
+    """Where everybody waits for a time alone, that time is now."""
+
+    now = 0.0
+
     def select(self, timeout=None):
-        return super().select(timeout if timeout is None else timeout / SCALE)
+        events = super().select(timeout if timeout is None else 0)
+        if not events and timeout:
+            Clock.now += timeout
+        return events
 
 
-class FastLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock runs forty times as fast."""
-
+class JumpingLoop(asyncio.SelectorEventLoop):
     def __init__(self):
-        super().__init__(Selector())
+        super().__init__(Clock())
 
     def time(self):
-        return time.monotonic() * SCALE
+        return Clock.now
 
 
 def now():
-    return time.monotonic() * SCALE
+    return Clock.now
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch):
-    monkeypatch.setattr("nimbed.remote.embedder.asyncio.SelectorEventLoop", FastLoop)
+class Played:
+    """A server without a socket, whose answers take a moment of that clock."""
+
+    url = "http://played.example/v1"
+
+    def __init__(self, handler):
+        self.handler = handler
+        self.posts = []
+
+    async def request(self, method, url, body=None, *, traffic):
+        traffic.requests += 1
+        await asyncio.sleep(LATENCY)
+        request = Request(method, url.removeprefix("http://played.example"), {}, body or b"", 0)
+        if method == "POST":
+            self.posts.append(request)
+        answered = self.handler(request)
+        return Reply(answered.status, answered.headers, answered.body)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Play a server in place of every connection."""
+    monkeypatch.setattr("nimbed.remote.embedder.asyncio.SelectorEventLoop", JumpingLoop)
+
+    def start(handler):
+        played = Played(handler)
+
+        async def request(self, *given, **named):
+            return await played.request(*given, **named)
+
+        monkeypatch.setattr(Http, "request", request)
+        return played
+
+    return start
 
 
 class Sliding:
@@ -77,12 +119,14 @@ class Fixed(Sliding):
         return self.begun + 60 - now()
 
 
-def limited(window, refusal, **headers):
+def limited(window, refusal, server=NIM, **headers):
     def handle(request):
+        if request.method == "GET":
+            return server(request)
         wait = window.take()
         if wait > 0:
             return refusal(wait)
-        answered = NIM(request)
+        answered = server(request)
         for name, value in headers.items():
             answered.headers[name] = value(window)
         return answered
@@ -106,13 +150,25 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("window", [Sliding, Fixed])
-def test_a_limit_by_the_minute_costs_few_requests(serve, connect, caplog, window):
-    double = serve(limited(window(), REFUSALS["silent"]))
-    embedder = connect(double, dialect="nim-hosted", retry=RetryPolicy())
+@pytest.mark.parametrize(
+    ("window", "dialect", "a_request"),
+    [
+        (Sliding, "nim-hosted", 50),
+        (Fixed, "nim-hosted", 50),
+        (Sliding, "openai", 50),  # which allows nobody knows what
+        (Fixed, "vllm", 64),
+        (Sliding, "tei", 32),
+    ],
+)
+def test_a_limit_by_the_minute_costs_few_requests(
+    serve, connect, caplog, window, dialect, a_request
+):
+    server = NIM if dialect == "nim-hosted" else plain(DIMENSIONS, model=E5)
+    double = serve(limited(window(), REFUSALS["silent"], server=server))
+    embedder = connect(double, CARD, dialect=dialect, batch_size=a_request, retry=RetryPolicy())
     with caplog.at_level(logging.WARNING, "nimbed.remote"):
         batch = embedder.embed(TEXTS, input_type="passage")
-    needed = 100
+    needed = math.ceil(len(TEXTS) / a_request)
     assert needed <= len(double.posts) <= 1.1 * needed
     expected = vectors([f"passage: {text}" for text in TEXTS[::500]], DIMENSIONS)
     np.testing.assert_allclose(batch.vectors[::500], expected, atol=1e-6)
@@ -122,9 +178,32 @@ def test_a_limit_by_the_minute_costs_few_requests(serve, connect, caplog, window
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_wait_is_kept_however_it_is_told(serve, connect, refusal):
     double = serve(limited(Fixed(most=20), refusal))
-    embedder = connect(double, batch_size=50, concurrency=2, retry=RetryPolicy())
+    embedder = connect(double, CARD, batch_size=50, concurrency=2, retry=RetryPolicy())
     embedder.embed(TEXTS[:1500], input_type="passage")
     assert 30 <= len(double.posts) <= 33 + 2 * (refusal is REFUSALS["silent"])
+
+
+def test_a_limit_by_the_second_is_kept_over_a_socket(connect):
+    begun, granted = time.monotonic(), []
+
+    def handle(request):
+        granted[:] = [at for at in granted if at > time.monotonic() - 1]
+        if len(granted) == 10:
+            wait = granted[0] + 1 - time.monotonic()
+            return error("slow down", 429, retry_after_ms=f"{wait * 1000:.0f}")
+        granted.append(time.monotonic())
+        return NIM(request)
+
+    double = Double(handle)
+    try:
+        embedder = connect(double, CARD, batch_size=1, retry=RetryPolicy())
+        batch = embedder.embed(TEXTS[:30], input_type="passage")
+    finally:
+        double.stop()
+    expected = vectors([f"passage: {text}" for text in TEXTS[:30]], DIMENSIONS)
+    np.testing.assert_allclose(batch.vectors, expected, atol=1e-6)
+    assert time.monotonic() - begun > 1.9  # thirty do not fit into less
+    assert len(double.posts) <= 60
 
 
 def test_a_limit_that_answers_announce_costs_no_request(serve, connect):
@@ -134,21 +213,24 @@ def test_a_limit_that_answers_announce_costs_no_request(serve, connect):
         "x-ratelimit-reset-requests": lambda window: f"{window.begun + 60.5 - now():.2f}s",
     }
     double = serve(limited(window, REFUSALS["silent"], **headers))
-    # One at a time: how many are under way when the last is granted is chance.
-    embedder = connect(double, batch_size=50, concurrency=1, retry=RetryPolicy())
+    embedder = connect(double, CARD, batch_size=50, retry=RetryPolicy())
     embedder.embed(TEXTS, input_type="passage")
     assert len(double.posts) == 100
 
 
 def test_two_embedders_share_what_is_known_of_a_server(serve, connect):
     double = serve(limited(Sliding(), REFUSALS["words"]))
-    first, second = (connect(double, dialect="nim-hosted", retry=RetryPolicy()) for _ in range(2))
+    first, second = (
+        connect(double, CARD, dialect="nim-hosted", retry=RetryPolicy()) for _ in range(2)
+    )
     first.embed(TEXTS[:2500], input_type="passage")
     second.embed(TEXTS[:1000], input_type="passage")
     assert len(double.posts) <= 77
 
 
-def test_a_cold_start_passes(serve, connect, caplog):
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:3128"])
+def test_a_cold_start_passes(serve, connect, caplog, monkeypatch, proxy):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
     begun = now()
 
     def handle(request):
@@ -158,9 +240,10 @@ def test_a_cold_start_passes(serve, connect, caplog):
 
     double = serve(handle)
     with caplog.at_level(logging.WARNING, "nimbed.remote"):
-        batch = connect(double, retry=RetryPolicy()).embed(["a"], input_type="query")
+        batch = connect(double, CARD, retry=RetryPolicy()).embed(["a"], input_type="query")
     assert len(batch) == 1
     assert "Model is loading" in caplog.text
+    assert ("(through the proxy http://127.0.0.1:3128 of HTTP_PROXY)" in caplog.text) is bool(proxy)
     assert 75 < now() - begun < 120
 
 
@@ -168,7 +251,7 @@ def test_a_refusal_for_ever_ends_at_the_deadline(serve, connect):
     begun = now()
     double = serve(lambda request: error("slow down", 429))
     with pytest.raises(OverloadedError, match="slow down"):
-        connect(double, batch_size=50, retry=RetryPolicy(deadline=60)).embed(
+        connect(double, CARD, batch_size=50, retry=RetryPolicy(deadline=60)).embed(
             TEXTS, input_type="passage"
         )
     assert now() - begun < 90
@@ -177,7 +260,7 @@ def test_a_refusal_for_ever_ends_at_the_deadline(serve, connect):
 def test_what_was_finished_is_kept(serve, connect):
     window = Fixed()
     double = serve(limited(window, lambda wait: error("slow down", 429, retry_after="3600")))
-    embedder = connect(double, batch_size=50, retry=RetryPolicy())
+    embedder = connect(double, CARD, batch_size=50, retry=RetryPolicy())
     with pytest.raises(RemoteError) as caught:
         embedder.embed(TEXTS, input_type="passage")
     partial = caught.value.partial
@@ -191,7 +274,7 @@ def test_what_was_finished_is_kept(serve, connect):
 def test_where_nothing_was_finished_nothing_is_kept(serve, connect):
     double = serve(lambda request: error("no", 404))
     with pytest.raises(RemoteError) as caught:
-        connect(double).embed(["a"], input_type="query")
+        connect(double, CARD).embed(["a"], input_type="query")
     assert caught.value.partial is None
 
 

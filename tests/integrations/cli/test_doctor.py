@@ -21,10 +21,14 @@ def run():
 
 
 def test_a_healthy_server_is_described_line_by_line(serve, run):
-    result = run("--base-url", serve(nim()).url, "--model", E5)
+    url = serve(nim()).url
+    result = run("--base-url", url, "--model", E5)
     assert result.exit_code == 0, result.output
     assert "speaks nim" in result.output
     assert "latency of 32" in result.output
+    assert f"embed texts.txt -o vectors.npy --input-type passage --base-url {url} --model {E5}" in (
+        " ".join(result.output.split())
+    )
 
 
 def test_a_server_that_swallows_roles_fails_the_command(serve, run):

@@ -27,9 +27,9 @@ def test_in_a_pipe_the_catalogue_is_tab_separated_lines(nimbed_command, monkeypa
     monkeypatch.delenv("FORCE_COLOR")
     monkeypatch.setenv("COLUMNS", "20")
     head, *rows = (line.split("\t") for line in nimbed_command("models").out.splitlines())
-    assert head == ["model", "dimensions", "tokens", "inputs"]
+    assert head == ["model", "dimensions", "tokens", "inputs", "vectors"]
     assert [row[0] for row in rows] == [card.id for card in cards.catalogue()]
-    assert {len(row) for row in rows} == {4}
+    assert [row[4] for row in rows] == [", ".join(card.kinds) for card in cards.catalogue()]
 
 
 def test_in_a_pipe_one_card_is_named_facts_and_a_table(nimbed_command, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_part_of_a_name_lists_the_models_that_have_it(nimbed_command, monkeypa
     monkeypatch.delenv("FORCE_COLOR")
     head, *rows = (line.split("\t") for line in nimbed_command("models", "qwen").out.splitlines())
     wanted = [card.id for card in cards.catalogue() if "qwen" in card.id.lower()]
-    assert head == ["model", "dimensions", "tokens", "inputs"]
+    assert head == ["model", "dimensions", "tokens", "inputs", "vectors"]
     assert [row[0] for row in rows] == wanted
     assert len(wanted) > 1
     listed = json.loads(nimbed_command("models", "QWEN", "--json").out)
@@ -174,6 +174,24 @@ def test_a_folder_is_described_from_its_json_files_alone(nimbed_command, folder)
     shown = nimbed_command("models", str(folder), "--check").out
     assert "can be loaded" in shown
     assert "sort 's: '" in shown
+
+
+def test_a_sparse_encoder_is_described_without_types_of_dense_vectors(nimbed_command, tmp_path):
+    from tests.engine.local.test_sparse import inference_free
+
+    folder, _ = inference_free(tmp_path)
+    facts = json.loads(nimbed_command("models", str(folder), "--json").out)
+    assert (facts["kinds"], facts["specs"], facts["asymmetric"]) == (["sparse"], [], False)
+    assert facts["pipeline"] == [
+        "query: SparseStaticEmbedding",
+        "passage: Transformer",
+        "passage: SpladePooling by max of log1p of log1p of relu",
+    ]
+    shown = nimbed_command("models", "naver/splade-v3")
+    assert ["vectors", "sparse"] in [line.split() for line in shown.out.splitlines()]
+    refused = nimbed_command("models", "naver/splade-v3", "--store", "pgvector")
+    assert refused.code == 2
+    assert "gives sparse vectors, not dense ones" in refused.err
 
 
 def test_what_stands_in_the_way_is_said(nimbed_command, folder):

@@ -7,12 +7,15 @@ import pytest
 from tests.engine.remote.conftest import no_keys, serve
 from tests.engine.remote.double import answer, as_json, error, vector, vectors
 from tests.engine.remote.players import DIMENSIONS, E5, listing, nim, openai, plain, tei, vllm
+from tests.engine.remote.test_verified import cutting_tei
+from tests.integrations.server.conftest import running
 
 from nimbed import cards
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FakeEmbedder
 from nimbed_cli.server_check import examine, examine_all
+from nimbed_server import Settings, parse_alias
 
 __all__ = ["no_keys", "serve"]  # fixtures
 
@@ -162,14 +165,61 @@ def test_zeros_are_found_out(serve):
     assert "zeros" in finding.detail
 
 
-def test_an_alias_of_nimbeds_own_server_is_known_by_its_spec(serve):
+def test_every_name_of_nimbeds_own_server_is_known_by_its_spec():
+    card = cards.find("minilm")
+    fixed = {
+        "bits": "embedding_type=ubinary",
+        "signs": "embedding_type=binary,as=signs",
+        "codes": "embedding_type=int8,int8_scale=even",
+        "stored": "input_type=passage,truncate=END",
+    }
+    aliases = tuple(parse_alias(f"{name}={card.id},{fixes}") for name, fixes in fixed.items())
+    with running({card.id: FakeEmbedder(card)}, Settings(port=0, aliases=aliases)) as server:
+        found = {name: by_name(each) for name, each in examine_all(server.url).items()}
+    assert list(found) == [card.id, *fixed]
+    assert "fail" not in {each.verdict for rows in found.values() for each in rows.values()}
+    for name, kind in (("bits", "ubinary"), ("signs", "binary"), ("codes", "int8")):
+        said = f"serves {name}, which is {card.id} ({kind}, 384 dimensions)"
+        assert said in found[name]["reach"].detail
+        assert found[name]["alias"].detail.startswith("100.0% of its numbers")
+    assert f"which is {card.id} (float, 384 dimensions)" in found["stored"]["reach"].detail
+
+
+def test_a_name_that_gives_something_else_than_its_spec_is_found_out(serve):
+    spec = cards.find(E5).spec(embedding_type="ubinary")
     inner = plain(DIMENSIONS)
-    spec = cards.find(E5).spec()
 
     def handle(request):
         if request.path == "/v1/metadata":
             return as_json({"version": "1", "spaces": {"bits": spec.to_dict()}})
+        if request.method == "POST" and request.json["model"] == "bits":
+            return answer(7 * np.eye(8, 128))
         return inner(request)
 
-    finding = by_name(examine(serve(handle).url, "bits", dialect="nim"))["reach"]
-    assert f"serves bits, which is {E5} (float, 1024 dimensions)" in finding.detail
+    finding = by_name(examine(serve(handle).url, "bits", dialect="nim"))["alias"]
+    assert finding.verdict == "fail"
+    assert "type: nimbed serve --check" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "mend"), [(401, "type: export NIMBED_API_KEY=KEY"), (404, "type: curl -i http")]
+)
+def test_what_to_type_next_is_said(serve, status, mend):
+    double = serve(lambda request: error("no", status))
+    (finding,) = examine(double.url, E5, dialect="nim")
+    assert mend in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("player", "dialect", "verdict", "words"),
+    [
+        (nim(longest=512), "nim", "ok", "more than 512 tokens are refused"),
+        (cutting_tei(512), "tei", "fail", "reads 512 and says nothing"),
+        (cutting_tei(9000), "openai", "ok", "more than the card says"),
+        (lambda request: answer(vectors(request.texts, DIMENSIONS)), "openai", "note", "no tokens"),
+    ],
+)
+def test_a_text_that_is_cut_in_silence_is_found_out(serve, player, dialect, verdict, words):
+    finding = by_name(examine(serve(player).url, E5, dialect=dialect))["length"]
+    assert finding.verdict == verdict
+    assert words in finding.detail

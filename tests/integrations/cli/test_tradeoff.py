@@ -191,3 +191,38 @@ def test_misuse_says_what_is_possible_before_anything_is_embedded(
     outcome = nimbed_command("tradeoff", passages, *options)
     assert (outcome.code, outcome.out, fake.calls) == (2, "", [])
     assert message in outcome.err
+
+
+def test_kinds_are_compared_in_a_table_of_their_own(nimbed_command, fake_model, tmp_path):
+    passages, queries, qrels = (tmp_path / name for name in ("p.txt", "q.txt", "qrels.tsv"))
+    passages.write_text("\n".join(PASSAGES))
+    queries.write_text("Passage 3\nPassage 7")
+    qrels.write_text("1\t4\t1\n2\t8\t1\n")
+    given = ["--queries", queries, "--judgements", qrels, "--kinds", "dense, sparse"]
+    outcome = nimbed_command("tradeoff", passages, *given, "--weights", "1,0.5")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines[: lines.index("so stored:")])) <= 80
+    rows = [line.split() for line in lines if line.split()[:1] in (["dense"], ["sparse"])]
+    assert [row[:4] for row in rows if "+" in row] == [
+        ["dense", "+", "sparse", "rrf"],
+        ["dense", "+", "sparse", "sum"],
+    ]
+    assert "best by nDCG@10" in " ".join(outcome.out.split())
+    told = json.loads(nimbed_command("tradeoff", passages, *given, "--json").out)
+    assert [each["label"] for each in told["kinds"]] == ["dense", "sparse", *["dense + sparse"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--kinds", "dense,sparse"], "only judgements say which are right"),
+        (["--weights", "1,x"], "--weights takes numbers separated by commas, such as 1,0.3"),
+    ],
+)
+def test_kinds_that_cannot_be_compared_are_refused(
+    nimbed_command, fake_model, passages, given, message
+):
+    outcome = nimbed_command("tradeoff", passages, *given)
+    assert outcome.code != 0
+    assert message in " ".join(outcome.err.split())

@@ -26,7 +26,8 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import ValidationError
 
 from nimbed import FakeEmbedder, Image
-from nimbed.errors import ConfigurationError, InputError, UnknownModelError
+from nimbed.batch import PartialResult
+from nimbed.errors import ConfigurationError, InputError, RemoteError, UnknownModelError
 from nimbed.fake import FAKE_CARD
 from nimbed_llama_index import NimbedEmbedding, NimbedTextSplitter
 
@@ -279,3 +280,30 @@ def test_an_error_names_the_rows_of_the_call_in_whatever_batch(
         with pytest.raises(InputError, match=f"row {place} is; leave it out") as caught:
             embed(wrong)
         assert caught.value.rows == (place,)
+
+
+def test_an_error_in_a_pipeline_names_the_places_of_nodes(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image").new("RGB", (4, 4)).save(tmp_path / "a.png")
+    sees = replace(FAKE_CARD, modalities=("text", "image"))
+    ours = NimbedEmbedding.from_embedder(FakeEmbedder(sees))
+    image = ImageNode(image_path=str(tmp_path / "a.png"))
+    with pytest.raises(InputError, match="row 2 is; leave it out"):
+        ours([image, TextNode(text="a"), TextNode(text=" ")])
+
+
+def test_a_servers_failure_names_the_rows_of_the_call_and_what_was_done() -> None:
+    class Failing(FakeEmbedder):
+        def embed(self, inputs: Any, **options: Any) -> Any:
+            if "bad" not in inputs:
+                return super().embed(inputs, **options)
+            error = RemoteError("it would not (row 1)", rows=(1,))
+            error.partial = PartialResult((0,), super().embed(inputs[:1], **options))
+            raise error
+
+    ours = NimbedEmbedding.from_embedder(Failing())
+    ours.embed_batch_size = 2
+    with pytest.raises(RemoteError, match=r"it would not \(row 3\)") as caught:
+        ours.get_text_embedding_batch(["a", "b", "c", "bad"])
+    assert caught.value.rows == (3,)
+    assert caught.value.partial is not None
+    assert caught.value.partial.rows == (2,)

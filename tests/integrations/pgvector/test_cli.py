@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, InputError, NimbedError
 from nimbed.fake import FAKE_CARD
 from nimbed_cli.load import load
+from nimbed_cli.main import main
 from nimbed_cli.search import search
 
 pytestmark = pytest.mark.postgres
@@ -248,22 +250,21 @@ def test_a_table_is_made_with_its_first_good_row(dsn: str) -> None:
         assert len(Path("t.rejects.jsonl").read_text().splitlines()) == 1500
 
 
-PIPED = """
-import nimbed
-from nimbed_cli.main import main
-nimbed.load = lambda *_, **__: nimbed.FakeEmbedder()
-main()
-"""
-
-
 @pytest.mark.parametrize("start", ['{"text": "one"}', '\ufeff {  "text": "one"}', "PAR1"])
-def test_records_on_standard_input_need_a_format(dsn: str, start: str) -> None:
-    def piped(*words: str) -> tuple[int, str]:
-        command = [sys.executable, "-c", PIPED, "load", dsn, "--table", "t", "-", *words]
-        done = subprocess.run(
-            command, input=f"{start}\n".encode(), capture_output=True, check=False
-        )
-        return done.returncode, done.stderr.decode()
+def test_records_on_standard_input_need_a_format(
+    dsn: str, start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def piped(*words: str) -> tuple[object, str]:
+        reading, writing = os.pipe()
+        os.write(writing, f"{start}\n".encode())
+        os.close(writing)
+        with open(reading) as pipe:
+            monkeypatch.setattr(sys, "stdin", pipe)
+            with pytest.raises(SystemExit) as left:
+                main(["load", dsn, "--table", "t", "-", *words])
+        return left.value.code, capsys.readouterr().err
 
     kind = "parquet" if start == "PAR1" else "jsonl"
     code, said = piped()
@@ -319,7 +320,7 @@ def test_a_search_by_words_in_pages_and_as_sql(dsn: str) -> None:
     for options, sentence in (
         (["--after", "soon"], "'start' or DISTANCE:ID"),
         (["--sql", "--group"], "leave out --group"),
-        (["--hybrid", "simple", "--group"], "neither group"),
+        (["--hybrid", "simple", "--after", "start"], "by dense ones alone"),
     ):
         with pytest.raises(ConfigurationError, match=sentence):
             raise typed(*asked, *options).exception or AssertionError("nothing was refused")

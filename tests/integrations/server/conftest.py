@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -61,9 +62,12 @@ def running(
         server = Server(app, settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
-        url = f"http://127.0.0.1:{port}"
+        url, verify = f"http://127.0.0.1:{port}", None
+        if settings.tls_cert is not None:
+            url, verify = f"https://127.0.0.1:{port}", ssl.create_default_context()
+            verify.load_verify_locations(settings.tls_cert)
         try:
-            with httpx.Client(base_url=url, timeout=30) as client:
+            with httpx.Client(base_url=url, timeout=30, verify=verify or True) as client:
                 wait_until(lambda: client.get("/v1/health/live").status_code == 200)
                 if loaded:
                     wait_until(lambda: app.state.ready or app.state.failure is not None)

@@ -12,8 +12,15 @@ import time
 import tracemalloc
 
 import pytest
+from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.remote.double import Double, Response
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Split
 
 import nimbed
+from nimbed.fake import FAKE_CARD
+from nimbed.remote.embedder import RemoteEmbedder
+from nimbed.remote.retry import RetryPolicy
 
 from .conftest import MODEL
 from .raw import Wire, chunked, post
@@ -281,6 +288,52 @@ def test_a_text_of_60_megabytes_is_refused_or_cut_before_it_is_tokenized(serve):
             assert answer.headers["x-nimbed-truncated"] == "1"
             cut = server.embed(input=["a", "word " * 500], truncate=truncate)
             assert answer.json()["data"] == cut.json()["data"]
+
+
+def test_a_tokenizer_that_gives_up_refuses_one_text_and_serves_the_others(serve, tmp_path):
+    folder = tiny_bert(tmp_path / "model")
+    breakable = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    breakable.pre_tokenizer = Split(Regex(r"(?:a|aa|aaa)+$"), "isolated")
+    breakable.save(str(folder / "tokenizer.json"))
+    server = serve({MODEL: nimbed.load(str(folder), device="cpu")})
+    for path, name in (("/v1/embeddings", "input"), ("/tokenize", "inputs")):
+        answer = server.client.post(path, json={name: ["the fox", "a" * 60 + "b"]})
+        assert answer.status_code == 400
+        assert "cannot read row 1" in answer.json()["message"]
+        assert server.client.post(path, json={name: ["the fox"]}).status_code == 200
+
+
+# A server behind this one
+
+TRUTHS = b'{"data": [{"index": 0, "embedding": [true, 0.5]}]}'
+HOSTILE = {
+    "tags without end": Response(500, b"<script>" * 50_000),
+    "a number without end": Response(400, b'{"message": "input[' + b"9" * 5000 + b'] is bad"}'),
+    "a date beyond time": Response(
+        503, b"busy", {"retry-after": "Wed, 01 Jan 99999999999 00:00:00 GMT"}
+    ),
+    "truths beside numbers": Response(200, TRUTHS),
+    "nested without end": Response(200, b"[" * 100_000),
+    "packed twice": Response(200, b"x", {"content-encoding": "gzip, gzip"}),
+    "redirected to nowhere": Response(307, b"", {"location": "http://[::1"}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_server_behind_says_is_never_a_fault_of_ours(serve, name):
+    behind = Double(lambda request: HOSTILE[name])
+    far = RemoteEmbedder(
+        FAKE_CARD, base_url=behind.url, dialect="nim", retry=RetryPolicy(retries=0)
+    )
+    server = serve({MODEL: far})
+    server.app.state.models.default.backend.ready = True  # which its warm-up did not make it
+    try:
+        with never_blocked(server, 1.0):
+            answer = server.embed(input_type="query")
+        assert answer.status_code in (400, 502, 503), answer.text
+        assert answer.json()["object"] == "error"
+    finally:
+        behind.stop()
 
 
 # What is said of a request

@@ -9,10 +9,13 @@ import struct
 
 import httpx
 import pytest
+from tests.engine.remote.conftest import certificate
 
 from .conftest import MODEL
 from .raw import Wire, chunked, post
 from .stub import Stub
+
+__all__ = ["certificate"]  # a fixture
 
 GOOD = json.dumps({"model": MODEL, "input": ["a text"], "input_type": "query"}).encode()
 LIVE = b"GET /v1/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -173,6 +176,15 @@ def test_a_head_that_does_not_come_ends_the_connection(serve, begun):
         wire.send(begun)
         assert wire.closed
     assert still_serves(server)
+
+
+def test_a_tls_handshake_that_does_not_come_ends_the_connection(serve, certificate):
+    server = serve(tls_cert=str(certificate), tls_key=str(certificate), body_timeout_s=1)
+    assert still_serves(server)
+    for begun in (b"", b"\x16\x03\x01\x02\x00\x01"):
+        with Wire(server.port) as wire:  # which waits for a third of what uvicorn would
+            wire.send(begun)
+            assert wire.closed
 
 
 def test_the_head_of_a_second_request_has_no_more_time_than_the_first(serve):

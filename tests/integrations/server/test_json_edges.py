@@ -15,7 +15,7 @@ from .conftest import MODEL
 
 GOOD = json.dumps({"model": MODEL, "input": ["a text"], "input_type": "query"}).encode()
 EDGES = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 JSON = st.recursive(

@@ -16,6 +16,7 @@ import pytest
 import nimbed_server
 from nimbed import FakeEmbedder, MultiVectorSpec, SparseSpec, VectorSpec
 from nimbed.embedder import KindsAlone
+from nimbed.errors import ConfigurationError
 from nimbed_server import Settings, parse_alias
 
 from .conftest import MODEL, running, wait_until
@@ -256,6 +257,27 @@ def test_an_alias_of_a_kind_that_its_model_lacks_keeps_the_server_from_being_rea
     answer = server.client.get("/v1/health/ready")
     assert answer.status_code == 503
     assert "alias 'rare': nimbed/fake gives no sparse vectors" in answer.json()["message"]
+
+
+def test_a_model_without_dense_vectors_is_served(serve):
+    class Sparse(Hybrid):
+        kinds = ("sparse",)
+
+        def spec(self, **options: Any) -> VectorSpec:
+            raise ConfigurationError("it gives sparse")
+
+        def replicas(self) -> Any:
+            raise AssertionError("nothing is scheduled")
+
+    server = serve({MODEL: Sparse()})
+    assert server.client.get("/v1/health/ready").status_code == 200
+    assert len(ask(server, "/embed_sparse").json()) == 3
+    assert list(ask(server, kinds=["sparse"]).json()["specs"]) == ["sparse"]
+    assert "gives sparse vectors alone" in server.embed().json()["message"]
+    told = server.client.get("/v1/metadata").json()
+    assert (told["spaces"], list(told["kinds"][MODEL])) == ({}, ["sparse"])
+    info = server.client.get("/info").json()
+    assert info["fingerprint"] == FAKE.sparse_spec().fingerprint
 
 
 def test_many_texts_take_turns_and_come_in_order(serve):

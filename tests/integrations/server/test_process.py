@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -20,6 +22,7 @@ import pytest
 import nimbed
 from nimbed import FakeEmbedder
 from nimbed_server import create_app, gather
+from nimbed_server.logging import set_up
 from nimbed_server.uvicorn_server import Server, run
 
 from .conftest import MODEL, free_port, wait_until
@@ -165,6 +168,28 @@ def test_being_open_to_the_network_without_a_key_is_warned_of(flags, warns, logg
     assert f"serving {MODEL} on http://{settings.host}:{settings.port}" in written
     assert ("everybody on the network may use this server" in written) is warns
     assert KEY not in written
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes cannot be waited for")
+def test_a_log_that_nobody_reads_stops_nobody_and_says_what_it_lost(serve, logged, monkeypatch):
+    logged("pretty", "info")  # puts back what is set here
+    end, beginning = os.pipe()
+    with open(beginning, "w") as writer:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", writer)
+            set_up("pretty", level="info")
+        server = serve()
+        path = "/" + "x" * 190
+        for _ in range(600):  # 64 kB are 220 lines
+            assert server.client.get(path).status_code == 404
+        written = os.read(end, 2**15)
+        server.client.get(path)
+        written += os.read(end, 2**20)
+        server.stop()
+        logging.getLogger("nimbed").handlers.clear()
+    os.close(end)
+    assert written.count(b"xxx status=404") < 300
+    assert re.search(rb" (3|4)\d\d lines of this log are lost: nobody read them\n", written)
 
 
 def test_a_thousand_connections_that_say_nothing_do_not_stop_a_client(serve):

@@ -10,11 +10,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from tests.engine.test_deadlines import Clock
 
 from nimbed import FakeEmbedder
 
 from .conftest import MODEL, wait_until
-from .stub import Stub, busy, is_right, post
+from .stub import Stub, busy, expected, is_right, post
 
 SECRET = "the text of somebody"
 
@@ -106,6 +107,43 @@ def test_what_waits_beyond_the_servers_patience_is_504_and_never_computed(serve)
     assert answer.json()["type"] == "timeout_error"
     assert answer.headers["x-should-retry"] == "false"
     assert not [row for batch in stub.seen for row in batch if "late" in row]
+
+
+def test_of_eight_requests_of_which_five_fit_five_are_served(serve, monkeypatch):
+    clock = Clock()
+    for module in ("queue", "scheduler", "batch_delay"):
+        monkeypatch.setattr(f"nimbed.scheduling.{module}.time", clock)
+
+    class Slow(Stub):
+        def embed_rows(self, rows):
+            made = super().embed_rows(rows)
+            clock.now += sum(len(row.split()) for row in rows)  # a second a token
+            return made
+
+    stub = Slow()
+    server = serve({MODEL: stub}, request_timeout_s=5.2 * 60)
+
+    def store(texts):
+        body = {"model": MODEL, "input": texts, "input_type": "passage"}
+        return httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=30)
+
+    assert store(["learn the pace"] * 20).status_code == 200
+    texts = [[f"{n} {row}" for row in range(20)] for n in range(8)]  # 60 tokens each
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        with busy(server, stub):
+            asked = [pool.submit(store, each) for each in texts]
+            wait_until(lambda: sum(each.done() for each in asked) == 3)
+            wait_until(lambda: waiting(server) == 5 * 20)
+            for refused in [each.result() for each in asked if each.done()]:
+                assert refused.status_code == 503
+                assert 45 <= int(refused.headers["retry-after"]) <= 50  # 360 s of work in 312
+        answers = [each.result() for each in asked]
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 3
+    for answer, each in zip(answers, texts, strict=True):
+        if answer.status_code == 200:
+            got = [item["embedding"] for item in answer.json()["data"]]
+            right = [expected(text, "passage") for text in each]
+            np.testing.assert_allclose(got, right, atol=1e-6)
 
 
 def test_an_sdks_own_patience_is_a_deadline(serve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ __all__ = [
     "gate_activation",
     "gte_settings",
     "heads_fit",
+    "language_of",
+    "longest_texts",
     "modernbert_layers",
     "modernbert_rotation",
     "mpnet_buckets",
@@ -33,6 +36,9 @@ __all__ = [
     "rope_parameters",
     "whole",
 ]
+
+# A size beyond is nobody's, and tables of it would be made before the weights contradict it.
+_MOST = 2**24
 
 #: What DistilBERT calls the tensors that BERT has.
 DISTILBERT_NAMES = {
@@ -101,8 +107,11 @@ def whole(config: Mapping[str, Any], name: str, *, default: int | None = None) -
     value = config.get(name)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json gives {name} {value!r}, expected a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise CheckpointError(
+            f"config.json gives {name} {_short(value)}, expected a positive integer of at most "
+            f"{_MOST}"
+        )
     return value
 
 
@@ -118,11 +127,16 @@ def real(config: Mapping[str, Any], name: str, *, default: float | None = None) 
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value <= 0
+        or not 0 < value <= sys.float_info.max
     ):
-        raise CheckpointError(f"config.json gives {name} {value!r}, expected a positive number")
+        raise CheckpointError(
+            f"config.json gives {name} {_short(value)}, expected a positive number"
+        )
     return float(value)
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
 
 
 def only(config: Mapping[str, Any], **values: object) -> None:
@@ -166,6 +180,32 @@ def heads_fit(width: int, heads: int) -> int:
             f"config.json divides {width} dimensions among {heads} heads, which leaves a remainder"
         )
     return width // heads
+
+
+def language_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that describes the network which reads texts.
+
+    Raises:
+        CheckpointError: If it is no table of values.
+    """
+    language = config.get("text_config", config.get("llm_config", config))
+    if not isinstance(language, dict):
+        raise CheckpointError(f"config.json gives text_config {language!r}")
+    return language
+
+
+def longest_texts(config: Mapping[str, Any], asked: int | None, *, offset: bool) -> tuple[int, int]:
+    """Return the tokens of the longest text, and how many the network has positions for.
+
+    Args:
+        config: Of the network.
+        asked: The longest text by other files; None if they do not say.
+        offset: Whether positions begin behind the padding id.
+    """
+    positions = whole(language_of(config), "max_position_embeddings")
+    if offset:
+        positions -= first_position(config)
+    return min(asked or positions, positions), positions
 
 
 def first_position(config: Mapping[str, Any]) -> int:

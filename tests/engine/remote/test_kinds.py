@@ -1,0 +1,428 @@
+"""Sparse vectors and multi-vectors of servers: what is asked, and what of an answer is believed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nimbed import FakeEmbedder, MultiVectorBatch, SparseBatch
+from nimbed.cards import find
+from nimbed.errors import (
+    ConfigurationError,
+    RemoteError,
+    SpaceMismatchError,
+    TooLongError,
+)
+from nimbed.fake import FAKE_CARD
+from nimbed.kinds import EmbeddingKinds
+
+from .double import JSON, Handler, Request, Response, as_json, edited, error
+from .players import listing
+
+FAKE = FakeEmbedder()
+TEXTS = ["the cat sat on the mat", "a dog barked", "cat and dog", "quiet"]
+OFFERED = {"dense": FAKE.spec(), "sparse": FAKE.sparse_spec(), "multi": FAKE.multi_spec()}
+
+
+def own(edit: Callable[[JSON], object] = lambda body: None, **names: Any) -> Handler:
+    """nimbed's own server with a fake model, every answer of kinds edited."""
+
+    def handle(request: Request) -> Response:
+        if request.path == "/v1/models":
+            return listing(FAKE_CARD.id, owner="nimbed")
+        if request.path == "/v1/metadata":
+            stated = {kind: spec.to_dict() for kind, spec in OFFERED.items()}
+            return as_json({"kinds": {FAKE_CARD.id: stated, **names}})
+        if request.path != "/v1/embeddings/kinds":
+            return Response(404)
+        asked = request.json
+        texts = asked.pop("input")
+        if len(texts) > 16:
+            return error("input must contain at most 16 items", param="input")
+        options = {name: asked[name] for name in asked.keys() - {"model", "encoding_format"}}
+        try:
+            found = FakeEmbedder().embed_kinds(texts, **options)
+        except TooLongError as caught:
+            return error(f"Input length {caught.length} exceeds maximum of 512 (input[0])")
+        return edited(as_json(written(found)), edit)
+
+    return handle
+
+
+def written(found: EmbeddingKinds) -> JSON:
+    def coded(array: Any) -> str:
+        return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+    batches = [each for each in (found.dense, found.sparse, found.multi) if each is not None]
+    items: list[JSON] = [
+        {"index": row, "tokens": int(count)} for row, count in enumerate(batches[0].token_counts)
+    ]
+    for row, item in enumerate(items):
+        if found.dense is not None:
+            item["embedding"] = coded(found.dense.vectors[row])
+        if found.sparse is not None:
+            ids, weights = list(found.sparse.rows())[row]
+            item["sparse_embedding"] = {"indices": coded(ids), "values": coded(weights)}
+        if found.multi is not None:
+            item["token_embeddings"] = coded(list(found.multi.rows())[row])
+    return {
+        "data": items,
+        "input_type": batches[0].input_type,
+        "specs": {batch.spec.kind: batch.spec.to_dict() for batch in batches},
+        "truncated": list(batches[0].truncated),
+    }
+
+
+def same(left: EmbeddingKinds, right: EmbeddingKinds) -> None:
+    for kind in ("dense", "sparse", "multi"):
+        found, exact = getattr(left, kind), getattr(right, kind)
+        assert (found is None) == (exact is None)
+        if exact is None:
+            continue
+        assert found.spec == exact.spec
+        assert found.spec.fingerprint == exact.spec.fingerprint
+        assert (found.input_type, found.truncated) == (exact.input_type, exact.truncated)
+        np.testing.assert_array_equal(found.token_counts, exact.token_counts)
+        names = {"dense": ["vectors"], "sparse": ["ids", "weights", "offsets"]}
+        for name in names.get(kind, ["vectors", "offsets"]):
+            np.testing.assert_allclose(getattr(found, name), getattr(exact, name), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kinds": ("sparse",), "max_active": 2},
+        {"kinds": ("multi", "dense"), "token_type": "ubinary", "embedding_type": "ubinary"},
+        {"pool_factor": 2, "token_type": "int8", "dimensions": 16},
+        {"kinds": ("dense",), "embedding_type": "int8", "int8_scale": "even"},
+    ],
+)
+def test_a_server_of_our_own_gives_what_its_model_gives(serve, connect, options):
+    double = serve(own())
+    embedder = connect(double, FAKE_CARD)
+    told = []
+    found = embedder.embed_kinds(
+        TEXTS, input_type="passage", progress=lambda done, total: told.append(done), **options
+    )
+    same(found, FakeEmbedder().embed_kinds(TEXTS, input_type="passage", **options))
+    assert told[-1] == 4
+    again = asyncio.run(embedder.aembed_kinds(TEXTS, input_type="passage", **options))
+    same(again, found)
+    posts = [request for request in double.seen if request.method == "POST"]
+    assert len(posts) == 2  # one forward pass for all kinds
+
+
+def test_many_texts_are_divided_and_put_in_order(serve, connect):
+    """The server takes 16 at a time, and has too much to do twice."""
+    double = serve(own())
+    double.script += [error("busy", 503), error("busy", 503)]
+    texts = [f"text {n} " * (n % 5 + 1) for n in range(70)]
+    texts[33] = "word " * 700
+    found = connect(double, FAKE_CARD).embed_kinds(texts, input_type="query", truncate="END")
+    same(found, FakeEmbedder().embed_kinds(texts, input_type="query", truncate="END"))
+    assert found.sparse is not None
+    assert found.sparse.truncated == (33,)
+    with pytest.raises(RemoteError, match="exceeds maximum") as raised:
+        connect(double, FAKE_CARD).embed_kinds(texts, input_type="query")
+    assert raised.value.rows == (33,)
+
+
+def test_contracts_are_known_before_anything_is_embedded(serve, connect):
+    double = serve(own())
+    embedder = connect(double, FAKE_CARD)
+    assert embedder.kinds == ("dense", "sparse", "multi")
+    assert embedder.sparse_spec(max_active=9) == FAKE.sparse_spec(max_active=9)
+    half = {"token_type": "half", "pool_factor": 3}
+    assert embedder.multi_spec(**half) == FAKE.multi_spec(**half)
+    assert {request.method for request in double.seen} == {"GET"}
+    nothing = embedder.embed_kinds([], input_type="query", max_active=3)
+    same(nothing, FakeEmbedder().embed_kinds([], input_type="query", max_active=3))
+    assert {request.method for request in double.seen} == {"GET"}
+
+
+def test_what_a_name_of_the_server_fixes_is_taken_unless_something_else_is_asked(serve, connect):
+    fixed = {"sparse": FAKE.sparse_spec(max_active=2).to_dict()}
+
+    def handle(request: Request) -> Response:
+        if request.method == "POST":
+            asked = {"max_active": 2, **request.json}
+            request = replace(request, body=json.dumps({**asked, "model": FAKE_CARD.id}).encode())
+        return own(rare=fixed)(request)
+
+    embedder = connect(serve(handle), "rare")
+    assert embedder.kinds == ("sparse",)
+    assert embedder.sparse_spec() == FAKE.sparse_spec(max_active=2)
+    assert embedder.embed_sparse(TEXTS, input_type="query").spec.max_active == 2
+    with pytest.raises(ConfigurationError, match="rare at .* gives no multi vectors; it gives spa"):
+        embedder.embed_multi(TEXTS, input_type="query")
+
+
+def test_another_spelling_of_a_name_is_asked_what_it_gives(serve, connect):
+    embedder = connect(serve(own()), f"{FAKE_CARD.id}-query")
+    assert embedder.sparse_spec() == FAKE.sparse_spec()
+
+
+def flip(body: JSON) -> None:
+    body["data"].reverse()
+
+
+def lose(body: JSON) -> None:
+    body["data"].pop()
+
+
+def other_space(body: JSON) -> None:
+    body["specs"]["sparse"] = replace(FAKE.sparse_spec(), vocabulary="another").to_dict()
+
+
+def edited_contract(body: JSON) -> None:
+    body["specs"]["sparse"]["vocabulary"] = "another"
+
+
+def setting(path: str, value: Any) -> Callable[[JSON], None]:
+    def edit(body: JSON) -> None:
+        *outer, last = path.split(".")
+        place: Any = body
+        for step in outer:
+            place = place[int(step) if step.isdigit() else step]
+        place[last] = value
+
+    return edit
+
+
+def numbers(*values: float, dtype: str = "<f4") -> str:
+    return base64.b64encode(np.array(values, dtype).tobytes()).decode()
+
+
+NAN = float("nan")
+ONE, WIDE = "data.0.sparse_embedding", "data.0.token_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (flip, "what stands at place 0 is not the answer to input 0"),
+        (lose, "3 vectors for 4 inputs"),
+        (setting("input_type", "query"), "vectors of a 'query', not of a passage"),
+        (other_space, "sparse vectors of another contract than was stated"),
+        (edited_contract, "it was edited"),
+        (setting("specs", {}), "none instead of"),
+        (setting(f"{ONE}.indices", numbers(5, 5, 5, dtype="<i4")), "one weight an id"),
+        (setting(ONE, {"indices": numbers(7, 2, dtype="<i4"), "values": numbers(1, 1)}), "ascend"),
+        (setting(ONE, {"indices": numbers(2**15, dtype="<i4"), "values": numbers(1)}), "lie betw"),
+        (setting(ONE, {"indices": numbers(1, dtype="<i4"), "values": numbers(NAN)}), "finite"),
+        (setting(ONE, None), "base64 that is damaged, or missing"),
+        (setting(f"{ONE}.values", "AAA"), "base64 that is damaged"),
+        (setting(WIDE, numbers(*[0.5] * 63)), "63 numbers, of vectors of 64"),
+        (setting(WIDE, numbers(*[0.5] * 63, NAN)), "NaN or infinity stands in row 0"),
+        (setting(WIDE, ""), "0 numbers, of vectors of 64"),
+        (setting("data.0.embedding", numbers(*[0.0] * 64)), "a vector of zeros alone"),
+        (setting("data.0.tokens", None), "without the number of tokens"),
+        (setting("truncated", [1]), "the server cut a text, which its own settings"),
+        (setting("truncated", None), "does not say which texts were cut"),
+        (setting("data", "x"), "without a list of data"),
+    ],
+)
+def test_an_answer_that_lies_is_not_believed(serve, connect, edit, message):
+    with pytest.raises(RemoteError, match=message):
+        connect(serve(own(edit)), FAKE_CARD).embed_kinds(TEXTS, input_type="passage")
+
+
+def test_another_model_than_the_cards_is_refused(serve, connect):
+    other = replace(FAKE_CARD, id="somebody/else")
+    embedder = connect(serve(own()), other, served_name=FAKE_CARD.id)
+    with pytest.raises((ConfigurationError, SpaceMismatchError), match="somebody/else"):
+        embedder.embed_sparse(TEXTS, input_type="query")
+    prompted = replace(FAKE_CARD, query_prompt="ask: ")
+    with pytest.raises(SpaceMismatchError, match="query_prompt 'ask: ' and 'query: '"):
+        _ = connect(serve(own()), prompted).kinds
+
+
+@pytest.mark.parametrize("dialect", ["nim", "openai", "auto"])
+def test_a_server_that_has_only_dense_vectors_is_said_to(serve, connect, dialect):
+    def handle(request: Request) -> Response:
+        return listing("m", owner="somebody") if request.path == "/v1/models" else Response(404)
+
+    embedder = connect(serve(handle), "m", dialect=dialect)
+    assert embedder.kinds == ("dense",)
+    with pytest.raises(ConfigurationError, match="gives no sparse vectors; it gives dense"):
+        embedder.embed_sparse(TEXTS, input_type="query")
+
+
+def test_texts_that_are_refused_cannot_be_left_out(serve, connect):
+    embedder = connect(serve(own()), FAKE_CARD, on_bad_input="skip")
+    with pytest.raises(ConfigurationError, match="use on_bad_input='raise'"):
+        embedder.embed_sparse(TEXTS, input_type="query")
+
+
+def tei(*, pooling: str = "splade", longest: int = 512) -> Handler:
+    """text-embeddings-inference by its OpenAPI document; words stand for tokens."""
+
+    def handle(request: Request) -> Response:
+        if request.path == "/info":
+            return as_json(
+                {
+                    "model_id": "splade",
+                    "model_type": {"embedding": {"pooling": pooling}},
+                    "max_client_batch_size": 8,
+                    "max_input_length": longest,
+                    "auto_truncate": True,
+                }
+            )
+        if request.path not in ("/embed_sparse", "/embed_all"):
+            return Response(404)
+        texts = request.json["inputs"]
+        if len(texts) > 8:
+            words = f"batch size {len(texts)} > maximum allowed batch size 8"
+            return as_json({"error": words, "error_type": "Validation"}, 422)
+        kept = [text.split() for text in texts]
+        if any(len(each) > longest for each in kept):
+            if not request.json.get("truncate", True):  # auto_truncate
+                words = f"`inputs` must have less than {longest} tokens. Given: 10000"
+                return as_json({"error": words, "error_type": "Validation"}, 413)
+            left = request.json.get("truncation_direction", "Right") == "Left"
+            kept = [each[-longest:] if left else each[:longest] for each in kept]
+        texts = [" ".join(each) for each in kept]
+        if request.path == "/embed_all":
+            return as_json([rows.tolist() for rows in states(texts)])
+        weights = raw_fake().embed_sparse(texts, input_type="query").dicts()
+        return as_json([[{"index": i, "value": w} for i, w in row.items()] for row in weights])
+
+    return handle
+
+
+def raw_fake() -> FakeEmbedder:
+    """A fake without prompts and without an end."""
+    return FakeEmbedder(
+        replace(FAKE_CARD, query_prompt="", passage_prompt="", asymmetric=False, max_tokens=10**6)
+    )
+
+
+def states(texts: list[str]) -> list[Any]:
+    """Vectors of words that are not of unit length, as TEI gives them."""
+    return [3 * rows for rows in raw_fake().embed_multi(texts, input_type="query").rows()]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_teis_weights_are_taken_with_the_prompt_and_without_a_vocabulary(serve, connect, known):
+    double = serve(tei())
+    model = replace(FAKE_CARD, id="splade") if known else "splade"
+    embedder = connect(double, model, dialect="tei")
+    texts = [f"text {n} of {n % 3}" for n in range(30)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = embedder.embed_sparse(texts, input_type="passage", max_active=2)
+    assert bool(told) != known
+    prompt = "passage: " if known else ""
+    exact = raw_fake().embed_sparse(
+        [prompt + text for text in texts], input_type="query", max_active=2
+    )
+    np.testing.assert_array_equal(found.ids, exact.ids)
+    np.testing.assert_array_equal(found.weights, exact.weights)
+    assert found.spec.model == "splade"
+    assert found.spec.vocabulary is None
+    assert found.spec.passage_prompt == prompt
+    assert found.spec == embedder.sparse_spec(max_active=2)
+    assert embedder.kinds == ("sparse",)
+    assert all(len(r.json["inputs"]) <= 8 for r in double.seen if r.path == "/embed_sparse")
+
+
+def test_a_tei_that_would_cut_in_silence_is_told_not_to(serve, connect):
+    embedder = connect(serve(tei(longest=6)), replace(FAKE_CARD, id="splade"), dialect="tei")
+    texts = ["short", " ".join(f"w{n}" for n in range(20))]
+    with pytest.raises(RemoteError, match="must have less than") as raised:
+        embedder.embed_sparse(texts, input_type="query")
+    assert raised.value.rows == (1,)
+    for end, words in (("END", range(5)), ("START", range(14, 20))):
+        found = embedder.embed_sparse(texts, input_type="query", truncate=end)
+        given = ("query: " if end == "END" else "") + " ".join(f"w{n}" for n in words)
+        exact = raw_fake().embed_sparse([given], input_type="query")
+        assert found.dicts()[1] == exact.dicts()[0]
+
+
+def test_teis_token_states_are_stored_as_asked(serve, connect):
+    embedder = connect(serve(tei(pooling="mean")), "m", dialect="tei")
+    assert embedder.kinds == ("dense", "multi")
+    with pytest.warns(UserWarning, match="without a role prompt"):
+        found = embedder.embed_multi(TEXTS, input_type="passage", token_type="int8")
+    spec = replace(raw_fake().multi_spec(token_type="int8"), model="m")
+    exact = MultiVectorBatch.from_floats(
+        states(TEXTS), spec=spec, input_type="passage", token_counts=found.token_counts
+    )
+    assert found.spec == spec == embedder.multi_spec(token_type="int8")
+    np.testing.assert_array_equal(found.vectors, exact.vectors)
+    dense_alone = connect(serve(tei(pooling="cls")), find("all-MiniLM-L6-v2").id, dialect="tei")
+    assert dense_alone.kinds == ("dense",)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([[{"index": 1, "value": 0.5}]], "vectors of 1 texts for 2 inputs"),
+        ([[{"index": 1, "value": 0.5}], [{"id": 1}]], "no list of index and value for input 1"),
+        ([[{"index": 1.5, "value": 0.5}], []], "no list of index and value for input 0"),
+        ([[{"index": 1, "value": 1}, {"index": 1, "value": 2}], []], "do not ascend in row 0"),
+        ([[{"index": 2**20, "value": 1}], []], "the vocabulary has 1048576"),
+        ([[{"index": 1, "value": -1}], []], "not positive and finite"),
+        ({"error": "model is not an embedding model with SPLADE pooling"}, "with SPLADE pooling"),
+        ("<html>hello</html>", "of 20 bytes that is not JSON|data"),
+    ],
+)
+def test_what_is_not_teis_shape_is_refused(serve, connect, body, message):
+    def handle(request: Request) -> Response:
+        return as_json(body) if request.path == "/embed_sparse" else tei()(request)
+
+    embedder = connect(serve(handle), replace(FAKE_CARD, id="splade"), dialect="tei")
+    with pytest.raises(RemoteError, match=message):
+        embedder.embed_sparse(TEXTS[:2], input_type="query")
+
+
+def vllm(*, special: int) -> Handler:
+    """vLLM's pooling of token embeddings, which leaves out some of the special tokens."""
+
+    def handle(request: Request) -> Response:
+        if request.path != "/pooling":
+            return listing("m", owner="vllm") if request.path == "/v1/models" else Response(404)
+        assert request.json["task"] == "token_embed"
+        rows = states(request.texts)
+        data = [
+            {"index": n, "object": "pooling", "data": each.tolist()} for n, each in enumerate(rows)
+        ]
+        tokens = sum(map(len, rows)) + special * len(rows)
+        return as_json({"object": "list", "data": data[::-1], "usage": {"prompt_tokens": tokens}})
+
+    return handle
+
+
+def test_vllms_token_vectors_are_taken(serve, connect):
+    embedder = connect(serve(vllm(special=0)), "m", dialect="auto")
+    with pytest.warns(UserWarning, match="without a role prompt"):
+        found = embedder.embed_multi(TEXTS, input_type="query")
+    exact = raw_fake().embed_multi(TEXTS, input_type="query")
+    np.testing.assert_allclose(found.vectors, exact.vectors, atol=1e-6)
+    assert embedder.kinds == ("dense", "multi")
+
+
+def test_a_model_that_vllm_serves_without_its_head_is_found_out(serve, connect):
+    m3 = replace(find("BAAI/bge-m3"), dimensions=64, matryoshka=())
+    right = connect(serve(vllm(special=1)), m3, dialect="vllm", served_name="m")
+    assert len(right.embed_multi(TEXTS, input_type="query")) == 4
+    wrong = connect(serve(vllm(special=0)), m3, dialect="vllm", served_name="m")
+    with pytest.raises(RemoteError, match="not those of the model's multi-vector head"):
+        wrong.embed_multi(TEXTS, input_type="query")
+
+
+def test_a_batch_joins_those_of_the_same_model_here(serve, connect):
+    far = connect(serve(own()), FAKE_CARD).embed_kinds(TEXTS, input_type="passage")
+    here = FakeEmbedder().embed_kinds(TEXTS, input_type="passage")
+    assert far.sparse
+    assert here.sparse
+    assert len(SparseBatch.concatenate([far.sparse, here.sparse])) == 8

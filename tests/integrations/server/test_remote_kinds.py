@@ -1,0 +1,85 @@
+"""A model's kinds through a server of ours are those of the model here, contract and all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from tests.engine.local.checkpoints import tiny_m3
+from tests.engine.local.families import TEXTS, load
+from tests.engine.local.sentence_folders import edit
+
+import nimbed
+from nimbed import MultiVectorBatch, SparseBatch
+from nimbed.search import distances, nearest
+from nimbed_server import Settings, parse_alias
+
+from .conftest import MODEL, running
+
+KINDS = ("dense", "sparse", "multi")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tiny_m3(tmp_path_factory.mktemp("m3") / "model")
+    edit(folder / "config.json", lambda config: {**config, "num_attention_heads": 2})
+    aliases = (parse_alias("rare=m3,kinds=sparse,max_active=1"),)
+    with running({"m3": load(folder)}, Settings(port=0, aliases=aliases)) as server:
+        yield server, load(folder)
+
+
+@pytest.mark.parametrize("role", ["query", "passage"])
+def test_kinds_are_the_same_here_and_there(served, role):
+    server, here = served
+    texts = [*TEXTS, "cat dog cat dog cat"] * 9  # more than one turn
+    with nimbed.load("m3", base_url=server.url) as there:
+        assert there.kinds == here.kinds == KINDS
+        found = there.embed_kinds(texts, input_type=role, max_active=3, token_type="half")
+        assert there.sparse_spec(max_active=3) == found.sparse.spec
+        assert there.multi_spec(token_type="half") == found.multi.spec
+    exact = here.embed_kinds(texts, input_type=role, max_active=3, token_type="half")
+    assert found.sparse.spec.fingerprint == exact.sparse.spec.fingerprint
+    assert found.multi.spec.fingerprint == exact.multi.spec.fingerprint
+    for name in ("ids", "weights", "offsets", "token_counts"):
+        np.testing.assert_array_equal(getattr(found.sparse, name), getattr(exact.sparse, name))
+    np.testing.assert_array_equal(found.multi.vectors, exact.multi.vectors)
+    np.testing.assert_array_equal(found.multi.offsets, exact.multi.offsets)
+    np.testing.assert_allclose(found.dense.vectors, exact.dense.vectors, atol=1e-6)
+    assert len(SparseBatch.concatenate([found.sparse, exact.sparse])) == 2 * len(texts)
+    assert len(MultiVectorBatch.concatenate([found.multi, exact.multi])) == 2 * len(texts)
+
+
+def test_queries_there_find_passages_that_were_embedded_here(served):
+    server, here = served
+    passages = here.embed_sparse(TEXTS, input_type="passage")
+    with nimbed.load("m3", base_url=server.url) as there:
+        queries = there.embed_sparse(TEXTS, input_type="query")
+    exact = distances(here.embed_sparse(TEXTS, input_type="query"), passages)
+    np.testing.assert_array_equal(distances(queries, passages), exact)
+    assert nearest(queries, passages, 1).rows.shape == (len(TEXTS), 1)
+
+
+def test_an_alias_there_gives_its_kind_alone(served):
+    server, here = served
+    with nimbed.load("rare", base_url=server.url) as there:
+        assert there.kinds == ("sparse",)
+        found = there.embed_sparse(TEXTS, input_type="query")
+    exact = here.embed_sparse(TEXTS, input_type="query", max_active=1)
+    assert found.spec.fingerprint == exact.spec.fingerprint
+    assert found.dicts() == exact.dicts()
+
+
+def test_a_server_in_front_of_another_gives_the_kinds_of_that(served):
+    """nimbed serve --base-url: the model is elsewhere, and its contracts are handed on."""
+    server, here = served
+    upstream = nimbed.load("m3", base_url=server.url)
+    with (
+        running({MODEL: upstream}, Settings(port=0)) as front,
+        nimbed.load(MODEL, base_url=front.url) as there,
+    ):
+        found = there.embed_kinds(TEXTS, input_type="passage", kinds=("sparse", "multi"))
+    exact = here.embed_kinds(TEXTS, input_type="passage", kinds=("sparse", "multi"))
+    assert found.sparse.spec == exact.sparse.spec
+    assert found.sparse.dicts() == exact.sparse.dicts()
+    np.testing.assert_array_equal(found.multi.vectors, exact.multi.vectors)
