@@ -42,10 +42,7 @@ __all__ = [
 #: How the comment of a column begins that holds a contract: one that is searched, one that a
 #: migration fills, and one that it keeps for the way back.
 CURRENT, NEXT, PREVIOUS = "nimbed ", "nimbed-next ", "nimbed-previous "
-_CHUNKS = sql.SQL(
-    "SELECT CASE WHEN jsonb_exists(metadata, {}) THEN 'late'"
-    " WHEN jsonb_exists(metadata, {}) THEN 'plain' END FROM {} LIMIT 1"
-)
+_CHUNKS = sql.SQL("SELECT jsonb_exists(metadata, {}), jsonb_exists(metadata, {}) FROM {} LIMIT 1")
 _LONGEST_NAME = 63  # PostgreSQL cuts longer names silently, and two could become one
 
 
@@ -138,7 +135,7 @@ def find(name: str) -> Procedure[Table | None]:
             f"of another name"
         )
     yield from _check_copies(name, quoted, layout)
-    some = yield Query(_CHUNKS.format(CONTEXT_FIELD, CHUNK_FIELDS[0], table))
+    some = yield Query(_CHUNKS.format(CHUNK_FIELDS[0], CONTEXT_FIELD, table))
     return Table(
         name=name,
         oid=rows[0][3],
@@ -146,7 +143,7 @@ def find(name: str) -> Procedure[Table | None]:
         pgvector=version,
         extension=extension,
         empty=not some,
-        chunks=some[0][0] if some else None,
+        chunks=None if not (some and some[0][0]) else "late" if some[0][1] else "plain",
         next=_layout(found, NEXT),
         previous=_layout(found, PREVIOUS),
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from tests.integrations.pgvector.crash_loader import load_documents_slowly
+from tests.integrations.pgvector.test_migration_crash import killed_again_and_again
 
 from nimbed import FakeEmbedder
 from nimbed.chunks import LateSplitter
@@ -77,6 +82,25 @@ def test_documents_are_in_step_with_their_file(connection: psycopg.Connection) -
     assert in_table(connection) == documents
     assert (pruned.loaded, pruned.replaced) == (0, 0)
     assert pruned.removed > 7
+
+
+def test_a_load_of_documents_killed_again_and_again_is_in_step_at_last(
+    dsn: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    documents = {f"d{n}": prose(n, 80) for n in range(120)}
+    file = tmp_path / "documents.jsonl"
+    for round_ in range(2):
+        file.write_text(
+            "".join(
+                json.dumps({"id": name, "text": text, "lang": "en"}) + "\n"
+                for name, text in documents.items()
+            )
+        )
+        work = functools.partial(load_documents_slowly, file=str(file))
+        assert killed_again_and_again(work, dsn, 3, 0.1)
+        assert in_table(connection) == documents
+        for name in list(documents)[:: 2 + round_]:  # longer, shorter
+            documents[name] = prose(1000 + int(name[1:]), 5 + 30 * (int(name[1:]) % 4))
 
 
 def test_no_document_is_too_long(connection: psycopg.Connection) -> None:
