@@ -87,7 +87,7 @@ def test_documents_are_in_step_with_their_file(connection: psycopg.Connection) -
 def test_a_load_of_documents_killed_again_and_again_is_in_step_at_last(
     dsn: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    documents = {f"d{n}": prose(n, 80) for n in range(120)}
+    documents = {f"d{n}": prose(n, 80) for n in range(60)}
     file = tmp_path / "documents.jsonl"
     for round_ in range(2):
         file.write_text(
@@ -97,7 +97,7 @@ def test_a_load_of_documents_killed_again_and_again_is_in_step_at_last(
             )
         )
         work = functools.partial(load_documents_slowly, file=str(file))
-        assert killed_again_and_again(work, dsn, 3, 0.1)
+        assert killed_again_and_again(work, dsn, 2, 0.1)
         assert in_table(connection) == documents
         for name in list(documents)[:: 2 + round_]:  # longer, shorter
             documents[name] = prose(1000 + int(name[1:]), 5 + 30 * (int(name[1:]) % 4))
