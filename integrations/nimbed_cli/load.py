@@ -229,7 +229,7 @@ def load(
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            texts = chunk is not None or prune
+            texts = chunk is not None or prune or overlap > 0 or chunk_mode != "plain"
             report = _load_vectors(target, given, card, move, common, texts=texts)
             computed: list[str] = []
             if report is None:
