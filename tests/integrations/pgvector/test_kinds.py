@@ -239,6 +239,7 @@ def test_a_table_of_both_says_what_does_not_go(
         ({"fusion": "max"}, "fusion must be one of 'rrf', 'sum'"),
         ({"weights": (1, 2, 3)}, "2 rankings take as many weights; got 3"),
         ({"k": 0}, "k must be at least 1"),
+        ({"kinds": ("multi",)}, "a table holds no multi-vectors"),
         ({"kinds": ("dense",), "weights": (1,)}, "this search has one, by dense vectors"),
         ({"kinds": ("sparse",), "fusion": "sum"}, "this search has one, by sparse vectors"),
     ):
