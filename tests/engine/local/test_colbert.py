@@ -25,6 +25,7 @@ from tests.engine.local.oracles import oracle, token_ids, weights_of
 from tests.engine.local.sentence_folders import edit, transformer, width_of
 from tests.engine.local.tiny_encoders import tiny_modernbert
 
+from nimbed import ModelCard
 from nimbed.errors import CheckpointError, ConfigurationError, TooLongError
 from nimbed.search import distances, nearest
 
@@ -279,6 +280,25 @@ def test_a_model_of_multi_vectors_alone_says_so(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="multi.*embed_multi"):
             call()
     embedder.warmup()
+
+
+def test_a_folder_agrees_with_its_card(tmp_path: Path) -> None:
+    folder = stanfords(tmp_path / "model")
+    told = ModelCard(
+        id="mine", architecture="bert", kinds=("multi",), dimensions=16, max_tokens=99,
+        pooling="mean", asymmetric=True, query_prompt="[unused0] ", passage_prompt="[unused1] ",
+    )  # fmt: skip
+    embedder = load(folder, card=told)
+    assert (embedder.card.max_tokens, embedder.multi_spec().model) == (30, "mine")
+    plain = load(folder).embed_multi(TEXTS, input_type="query", truncate="END")
+    found = embedder.embed_multi(TEXTS, input_type="query", truncate="END")
+    np.testing.assert_array_equal(found.vectors, plain.vectors)
+    with pytest.raises(CheckpointError, match="16 dimensions a token; colbert-ir/colbertv2.0 gi"):
+        load(folder, card="colbertv2.0")
+    with pytest.raises(CheckpointError, match="all-MiniLM-L6-v2 gives dense vectors of 384"):
+        load(folder, card="minilm")
+    with pytest.raises(CheckpointError, match="holds no ColBERT model, as mine is one"):
+        load(tiny_bert(tmp_path / "bert"), card=told)
 
 
 def test_every_setting_changes_the_space(tmp_path: Path) -> None:

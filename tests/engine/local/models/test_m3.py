@@ -109,6 +109,7 @@ def test_kinds_and_contracts_are_known_without_weights(tmp_path):
     vocabulary = oracle_vocabulary(folder)
     assert (sparse.dimensions, sparse.max_active) == (len(vocabulary), 8)
     assert (multi.dimensions, multi.token_type) == (32, "half")
+    assert embedder.multi_spec(pool_factor=2).pool_factor == 2
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
