@@ -231,7 +231,7 @@ class _SpladeHead:
 
     def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
         layout = batch.layout
-        x = self._norm(self._transform.gelu(batch.states))
+        x = self._norm(self._transform.gelu(batch.states.to(self._norm.weight.dtype)))
         texts, words, weights = [], [], []
         for number, part in enumerate(self._parts):
             pooled = self._pooled(part(x), layout).cpu().numpy()

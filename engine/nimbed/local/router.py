@@ -65,11 +65,11 @@ class RoutedEmbedder(KindsAlone, Managed):
         routes: dict[InputType, LocalEmbedder] = {
             role: LocalEmbedder(model, route=role, **arguments) for role in get_args(InputType)
         }
-        if len({embedder.kinds for embedder in routes.values()}) > 1:
-            kinds = {role: " and ".join(embedder.kinds) for role, embedder in routes.items()}
+        if len({embedder.card.kinds for embedder in routes.values()}) > 1:
+            kinds = {role: " and ".join(each.card.kinds) for role, each in routes.items()}
             raise CheckpointError(f"{model} gives other kinds of vectors to each role: {kinds}")
         specs: list[VectorSpec | SparseSpec] = [
-            embedder.spec() if "dense" in embedder.kinds else embedder.sparse_spec()
+            embedder.spec() if "dense" in embedder.card.kinds else embedder.sparse_spec()
             for embedder in routes.values()
         ]
         if specs[0].dimensions != specs[1].dimensions:

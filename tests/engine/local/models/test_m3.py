@@ -168,7 +168,7 @@ def test_a_model_without_the_heads_says_so(tmp_path):
 def test_a_head_that_a_catalogued_models_folder_lacks_is_named(tmp_path):
     folder = tiny_m3(tmp_path / "model")
     (folder / "colbert_linear.pt").unlink()
-    card = dataclasses.replace(cards.find("bge-m3"), dimensions=32, max_tokens=64)
+    card = dataclasses.replace(cards.find("baai/bge-m3"), dimensions=32, max_tokens=64)
     embedder = load(folder, card=card)
     assert embedder.kinds == ("dense", "sparse")
     with pytest.raises(ConfigurationError, match=r"multi vectors by a head that is not in .*model"):
