@@ -133,7 +133,8 @@ class SyncedMigrations(AuditOperations[S]):
         kept = existing((yield Transaction(procedure=find(target.view))), target.view)
         spec = kept.layout.spec
         if embedder is None:
-            embedder = yield lambda: nimbed.load(spec.model, revision=spec.revision)
+            loaded: Embedder = yield lambda: nimbed.load(spec.model, revision=spec.revision)
+            embedder = loaded
         check_embedder(embedder, spec, name=target.view)
         column = target.column_of(kept.layout.embedding)
         embed = embedding_passages(embedder, spec, truncate=truncate)
