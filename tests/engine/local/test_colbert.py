@@ -350,13 +350,13 @@ LENGTHS = "sentence_bert_config.json"
         (LENGTHS, {"query_expansion": {**EXPANDED, "token": "[X]"}}, r"expands queries by '\[X\]'"),
         (LENGTHS, {"document_length": 0}, "gives document_length 0"),
         ("2_MultiVectorMask/config.json", {"keep_only_token_ids": [7]}, "gives keep_only_token_id"),
-        ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["title"]}, "nimbed knows query, doc"),
+        ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["title"]}, "knows query, document"),
         ("2_MultiVectorMask/config.json", {"skiplist_words": "ab"}, "expected words"),
         ("3_Normalize/config.json", {"module_input_name": None}, "normalises no token_embeddings"),
         ("1_Dense/config.json", {"in_features": 8}, "takes vectors of 8 dimensions"),
         ("1_Dense/config.json", {"module_input_name": "sentence_embedding"}, "knows only 'token_e"),
         (MODULES, lambda listed: listed[:3], "lacks MultiVectorMask or Normalize"),
-        (MODULES, lambda listed: [*listed, listed[1]], "is Dense, which nimbed does not run there"),
+        (MODULES, lambda listed: [*listed, listed[1]], "is Dense behind Normalize"),
         (MODULES, lambda listed: listed[1:], "is Dense, which nimbed does not run there"),
     ],
 )
@@ -375,12 +375,25 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(folder / "model", tiny_bert(folder / "bert"))
 
 
-def test_a_pooling_of_tokens_in_the_checkpoint_is_refused(tmp_path: Path, encoder: Path) -> None:
-    folder = Path(shutil.copytree(encoder, tmp_path / "model"))
-    HierarchicalTokenPooling(2).save(str(folder))
+def pooled(folder: Path, encoder: Path, *options: Any, **keywords: Any) -> Path:
+    """Add a module that pools tokens to a saved encoder."""
+    shutil.copytree(encoder, folder)
+    (folder / "4_Pooling").mkdir()
+    HierarchicalTokenPooling(*options, **keywords).save(str(folder / "4_Pooling"))
     kind = "sentence_transformers.multi_vector_encoder.modules.HierarchicalTokenPooling"
-    edit(folder / MODULES, lambda listed: [*listed, {"path": "", "type": kind}])
-    with pytest.raises(CheckpointError, match="HierarchicalTokenPooling"):
+    module = {"idx": 4, "name": "4", "path": "4_Pooling", "type": kind}
+    edit(folder / MODULES, lambda listed: [*listed, module])
+    return folder
+
+
+def test_a_pooling_of_tokens_in_the_checkpoint_is_followed(tmp_path: Path, encoder: Path) -> None:
+    roles = ["query", "document"]
+    compare(pooled(tmp_path / "both", encoder, 1.5, num_protected_tokens=2, tasks=roles))
+    embedder = compare(pooled(tmp_path / "passages", encoder, 2))
+    plain = load(encoder)
+    assert embedder.multi_spec().fingerprint != plain.multi_spec().fingerprint
+    folder = pooled(tmp_path / "long", encoder, 2, normalize_embeddings=False)
+    with pytest.raises(CheckpointError, match="normalize_embeddings"):
         load(folder)
 
 
