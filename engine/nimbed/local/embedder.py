@@ -197,11 +197,9 @@ class LocalEmbedder(KindsAlone, Managed):
         int8_scale: Int8Scale | None = None,
     ) -> VectorSpec:
         """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        options: SpecOptions = {
-            "embedding_type": embedding_type,
-            "dimensions": dimensions,
-            "int8_scale": int8_scale,
-        }
+        options = SpecOptions(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
         spec = self._specs(KindOptions(kinds=("dense",)), options).dense
         assert spec is not None  # it was asked for
         return spec
@@ -256,10 +254,9 @@ class LocalEmbedder(KindsAlone, Managed):
                 loaded, items, spec, prompt=prompt, input_type=input_type, progress=progress
             )
         out = np.empty((len(items), self.card.dimensions), np.float32)
-        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
         counts, truncated = run_all(
             items,
-            encode,
+            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
             loaded.engines,
             lambda finished: [engine.results(out, finished) for engine in loaded.engines],
             on_host=loaded.engines[0].on_host,
@@ -276,8 +273,7 @@ class LocalEmbedder(KindsAlone, Managed):
 
     def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
         """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.sparse_spec`."""
-        asked = KindOptions(kinds=("sparse",), max_active=max_active)
-        spec = self._specs(asked).sparse
+        spec = self._specs(KindOptions(kinds=("sparse",), max_active=max_active)).sparse
         assert spec is not None  # it was asked for
         return spec
 
