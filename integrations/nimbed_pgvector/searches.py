@@ -144,8 +144,7 @@ class SearchOperations(MigrationOperations[S]):
         dense = next((each for each in given if isinstance(each, EmbeddingBatch)), None)
         sparse = next((each for each in given if isinstance(each, SparseBatch)), None)
         kinds = tuple(each.spec.kind for each in given)
-        if "multi" in kinds:
-            raise ConfigurationError("a table holds no multi-vectors; ask by dense or sparse ones")
+        _refuse_multi(kinds)
         asked = functools.partial(
             self._asked,
             query=Question(dense=dense, sparse=sparse, rankings=kinds),
@@ -215,15 +214,21 @@ class SearchOperations(MigrationOperations[S]):
         self, table: Table, text: str, kinds: Sequence[Kind] | None, language: str | None
     ) -> Question:
         """Embed a question by the kinds that were asked for, or that the table has."""
-        chosen = KindOptions(kinds=kinds).kinds or table.layout.kinds
+        chosen = tuple(KindOptions(kinds=kinds).kinds or table.layout.kinds)
+        _refuse_multi(chosen)
         embedder = self._embedder_for(table)
         words = None if language is None else (text, language)
         rankings = (*chosen, *(() if words is None else ("words",)))
-        if tuple(chosen) == ("dense",):
+        if chosen == ("dense",):
             dense = embed_question(embedder, table.layout, text)
             return Question(dense=dense, words=words, rankings=rankings)
         found = embed_question_kinds(embedder, table, text, chosen)
         return Question(dense=found.dense, sparse=found.sparse, words=words, rankings=rankings)
+
+
+def _refuse_multi(kinds: Sequence[Kind]) -> None:
+    if "multi" in kinds:
+        raise ConfigurationError("a table holds no multi-vectors; ask by dense or sparse ones")
 
 
 def _check_fusion(query: Question, by: Fusion, weights: Sequence[float] | None) -> None:

@@ -209,7 +209,9 @@ class RoutedEmbedder(KindsAlone, Managed):
 
     def replicas(self) -> Sequence[Replica]:
         """Return the copies of both routes, loaded; of a route with fewer, some again."""
-        routes = {role: embedder.replicas() for role, embedder in self._routes.items()}
+        routes: dict[InputType, Sequence[Replica]] = {
+            role: embedder.replicas() for role, embedder in self._routes.items()
+        }
         return [
             _RoutedReplica({role: each[n % len(each)] for role, each in routes.items()})
             for n in range(max(map(len, routes.values())))

@@ -208,13 +208,7 @@ class TextTokenizer:
                 tokenized at all, the length is counted in characters.
             InputError: If a row holds no token at all, or the tokenizer gives up on it.
         """
-        skip = self._bare_length(prompt) if self._skip_prompt else 0
-        if skip and self._skip_head:
-            skip += self._head
-        if skip >= self._max_tokens:
-            raise ConfigurationError(
-                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
-            )
+        skip = self.skipped(prompt)
         read = [bounded(text, max_tokens=self._max_tokens, truncate=truncate) for text in texts]
         huge = {row for row, text in enumerate(texts) if len(text) > len(read[row])}
         prompted = [f"{prompt}{text}{self._suffix}" for text in read]
@@ -383,6 +377,17 @@ class TextTokenizer:
                 raise
             return False
         return True
+
+    def skipped(self, prompt: str) -> int:
+        """Return how many of a row's first tokens are not pooled."""
+        skip = self._bare_length(prompt) if self._skip_prompt else 0
+        if skip and self._skip_head:
+            skip += self._head
+        if skip >= self._max_tokens:
+            raise ConfigurationError(
+                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
+            )
+        return skip
 
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nimbed.cards import Modality, ModelCard
-from nimbed.errors import ConfigurationError, RemoteError
+from nimbed.errors import RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import (
@@ -37,6 +37,7 @@ from nimbed.remote.discovery import (
     find_card,
     find_space,
     other_model,
+    refuse_fixed_type,
 )
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, shared_rate
@@ -110,10 +111,10 @@ class Client:
         self._retry = retry
         self._jitter = random.Random()
         self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
-        self._answered = self._trying_base64 = self._warned = self._checked = False
+        self._answered = self._trying_base64 = self._warned = False
         self._unreachable = self._unsure = False
         self._told_until, self._asked = 0.0, 0
-        self._space: VectorSpec | None = None  # of a name of nimbed's own server
+        self._spaces: list[VectorSpec | None] = []  # of the model's name, once it was asked for
 
     @property
     def capabilities(self) -> Capabilities:
@@ -152,23 +153,10 @@ class Client:
                 self.limiter.rate.expect(self.dialect.a_minute)
 
     async def refuse_alias(self, traffic: Traffic) -> None:
-        """Raise if the model's name is one of nimbed's own server that fixes another type.
-
-        Its answers are no floats, and base64 of its bytes would be taken for some.
-
-        Raises:
-            ConfigurationError: With the name and the type to ask for.
-        """
-        if self.card is not None or self._identified()[0].name != "nim":
-            return
-        if not self._checked:
-            self._space, self._checked = await self.find_space(traffic), True
-        if (space := self._space) is not None and space.embedding_type != "float":
-            raise ConfigurationError(
-                f"{self.model!r} is a name of {space.model!r} that fixes embedding_type="
-                f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
-                f"itself, and pass embedding_type={space.embedding_type!r}"
-            )
+        """Raise ConfigurationError for a name of nimbed's own server that fixes another type."""
+        if self.card is None and self._identified()[0].name == "nim":
+            self._spaces = self._spaces or [await self.find_space(traffic)]
+            refuse_fixed_type(self._spaces[0], self.model)
 
     async def send(
         self,
@@ -212,15 +200,9 @@ class Client:
                 continue
             lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
             if lesson is not None:
-                refuse_lesson(
-                    lesson,
-                    known,
-                    outcome,
-                    server=self.http.server,
-                    model=self.model,
-                    sliced=None if self.card is not None else options.dimensions,
-                    texts=texts,
-                )
+                sliced = None if self.card is not None else options.dimensions
+                at = self.http.server
+                refuse_lesson(lesson, known, outcome, server=at, sliced=sliced, texts=texts)
                 lessons += 1
                 guess = lesson
                 continue

@@ -92,9 +92,29 @@ def test_untied_bias_free_modernbert(tmp_path):
     assert_same(load(tmp_path / "model"), theirs)
 
 
-def test_sparse_vectors_do_not_depend_on_their_batch(tmp_path, monkeypatch):
-    save(tmp_path / "model", [mlm(masked(tmp_path / "network")), SpladePooling()])
-    ours = load(tmp_path / "model")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Save a SPLADE of BERT, and a model with a table of weights for queries."""
+    folder = tmp_path_factory.mktemp("built")
+    save(folder / "splade", [mlm(masked(folder / "bert")), SpladePooling()])
+    return folder, inference_free(folder / "free")
+
+
+@pytest.fixture
+def splade(built, tmp_path):
+    """Return a folder of the first that may be changed."""
+    return shutil.copytree(built[0] / "splade", tmp_path / "model")
+
+
+@pytest.fixture
+def free(built, tmp_path):
+    """Return a folder of the second that may be changed, and what it should give."""
+    folder, theirs = built[1]
+    return shutil.copytree(folder, tmp_path / "model"), theirs
+
+
+def test_sparse_vectors_do_not_depend_on_their_batch(splade, monkeypatch):
+    ours = load(splade)
     texts = ["cat dog " * (number % 9 + 1) + str(number) for number in range(30)]
     alone = [ours.embed_sparse([text], input_type="passage") for text in texts]
     (engine,) = ours._load().engines
@@ -105,18 +125,12 @@ def test_sparse_vectors_do_not_depend_on_their_batch(tmp_path, monkeypatch):
     np.testing.assert_array_equal(together.weights, single.weights)
 
 
-def test_splade_in_half_precision_stays_near(tmp_path):
-    save(tmp_path / "model", [mlm(masked(tmp_path / "network")), SpladePooling()])
+def test_splade_in_half_precision_stays_near(splade):
     near, exact = (
-        array(load(tmp_path / "model", dtype=dtype).embed_sparse(TEXTS[:3], input_type="query"))
+        array(load(splade, dtype=dtype).embed_sparse(TEXTS[:3], input_type="query"))
         for dtype in ("bfloat16", "float32")
     )
     np.testing.assert_allclose(near, exact, atol=0.1, rtol=0)
-
-
-@pytest.fixture
-def free(tmp_path):
-    return inference_free(tmp_path)
 
 
 def test_queries_by_a_table_need_no_network(free):
@@ -143,12 +157,12 @@ def test_the_weights_of_either_route_change_the_space(free, part):
     assert load(folder).sparse_spec().fingerprint != before.fingerprint
 
 
-def test_the_first_layout_of_opensearch_is_followed(tmp_path):
+def test_the_first_layout_of_opensearch_is_followed(built, tmp_path):
     """Weights of queries in idf.json, no modules; special tokens weigh nothing.
 
     The formula is that of the models' own page.
     """
-    folder = masked(tmp_path / "model")
+    folder = shutil.copytree(built[0] / "bert", tmp_path / "model")
     vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
     idf = {word: 1 + number / 7 for word, number in vocabulary.items() if not word.startswith("[")}
     (folder / "idf.json").write_text(json.dumps(idf))
@@ -172,8 +186,8 @@ def test_the_first_layout_of_opensearch_is_followed(tmp_path):
         load(folder).embed_sparse(["a cat"], input_type="query")
 
 
-def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
-    folder = masked(tmp_path / "model")
+def test_a_masked_model_is_sparse_where_a_card_says_so(built, tmp_path):
+    folder = built[0] / "bert"
     plain = load(folder)
     assert plain.kinds == ("dense",)
     assert plain.embed(["a cat"], input_type="query").vectors.shape == (1, 32)
@@ -190,10 +204,8 @@ def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
         load(dense, card=card)
 
 
-def test_a_sparse_model_says_how_it_is_called(tmp_path):
-    folder = tmp_path / "model"
-    save(folder, [mlm(masked(tmp_path / "network")), SpladePooling()])
-    ours = load(folder)
+def test_a_sparse_model_says_how_it_is_called(splade):
+    ours = load(splade)
     for call in (ours.spec, functools.partial(ours.embed, ["a"], input_type="query")):
         with pytest.raises(ConfigurationError, match=r"sparse vectors, not dense.*embed_sparse"):
             call()
@@ -202,7 +214,7 @@ def test_a_sparse_model_says_how_it_is_called(tmp_path):
     ours.warmup()
     assert ours.arithmetic == "float32 on cpu by torch"
     with pytest.raises(ConfigurationError, match="sparse vectors alone, which need torch"):
-        load(folder, backend="onnxruntime")
+        load(splade, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -222,16 +234,14 @@ def test_a_sparse_model_says_how_it_is_called(tmp_path):
         ("config.json", {"model_type": "nomic_bert"}, "pools the scores of a nomic_bert"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(tmp_path, file, change, message):
-    folder = tmp_path / "model"
-    save(folder, [mlm(masked(tmp_path / "network")), SpladePooling()])
-    edit(folder / file, lambda content: {**content, **change})
+def test_what_is_not_understood_is_refused_by_name(splade, file, change, message):
+    edit(splade / file, lambda content: {**content, **change})
     with pytest.raises(CheckpointError, match=message):
-        load(folder)
+        load(splade)
 
 
-def test_a_sparse_autoencoder_is_refused_by_name(tmp_path):
-    first = transformer(masked(tmp_path / "network"))
+def test_a_sparse_autoencoder_is_refused_by_name(built, tmp_path):
+    first = transformer(built[0] / "bert")
     save(tmp_path / "model", [first, Pooling(32), SparseAutoEncoder(32, hidden_dim=64, k=8)])
     with pytest.raises(CheckpointError, match="SparseAutoEncoder', which nimbed does not run"):
         load(tmp_path / "model")
