@@ -35,9 +35,8 @@ from nimbed_pgvector.exchange import (
     require_not_null,
 )
 from nimbed_pgvector.index import IndexProgress, drop_indexes, plan_index
-from nimbed_pgvector.operations import Job, Operation
-from nimbed_pgvector.options import TableOptions, check_embedder
-from nimbed_pgvector.schema import Table
+from nimbed_pgvector.operations import Job, Operation, TableOptions
+from nimbed_pgvector.schema import Table, check_embedder
 from nimbed_pgvector.source_table import SourceTable, described
 from nimbed_pgvector.statements import Runner, Transaction
 from nimbed_pgvector.synced_migration import SyncedMigrations

@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg import sql
 
-from nimbed import SparseSpec, VectorSpec
+from nimbed import Embedder, SparseSpec, VectorSpec
 from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import require_same_space
@@ -28,6 +28,7 @@ __all__ = [
     "PREVIOUS",
     "Table",
     "beside",
+    "check_embedder",
     "contract_statements",
     "create_statements",
     "existing",
@@ -417,3 +418,23 @@ def _require_utf8() -> Procedure[None]:
             f"this database stores text as {encoding}, which cannot hold every text; make one with "
             f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
+
+
+def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
+    """Refuse an embedder whose vectors do not live in the table's space.
+
+    Raises:
+        SpaceMismatchError: If its fingerprint differs from the table's.
+    """
+    try:
+        offered = embedder.spec(
+            embedding_type=spec.embedding_type,
+            dimensions=spec.dimensions,
+            int8_scale=spec.int8_scale,
+        )
+    except ValueError as error:
+        raise SpaceMismatchError(
+            f"the table {name} holds vectors of {spec.model}, {spec.dimensions} dimensions; "
+            f"{embedder.card.id} cannot make such vectors: {error}"
+        ) from error
+    require_same_space(spec, offered, doing=f"use for the table {name}")

@@ -35,9 +35,8 @@ from nimbed_pgvector.index import (
     find_index,
     plan_index,
 )
-from nimbed_pgvector.operations import Operation
-from nimbed_pgvector.options import TableOptions, check_embedder
-from nimbed_pgvector.schema import Table, existing, find, identifier
+from nimbed_pgvector.operations import Operation, TableOptions
+from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier
 from nimbed_pgvector.source_table import (
     NEXT_VIEW,
     PREVIOUS_VIEW,

@@ -48,12 +48,11 @@ from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
     Operation,
-    SyncRunner,
     async_method,
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.searches import SearchOperations
+from nimbed_pgvector.searches import SearchOperations, SyncSpec
 from nimbed_pgvector.sparse import embedding_kinds, sparse_column
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
@@ -89,14 +88,6 @@ def _check_kind(table: Table, mode: ChunkMode | None) -> None:
 
 class _Operations(SearchOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
-
-    def _spec(self) -> Operation[VectorSpec]:
-        """Return the contract of the table's vectors.
-
-        Raises:
-            ConfigurationError: If there is no such table.
-        """
-        return (yield from self._existing()).layout.spec
 
     def _find_spec(self) -> Operation[VectorSpec | None]:
         """Return the contract of the table's vectors, or None if there is no table yet."""
@@ -313,7 +304,7 @@ class _Operations(SearchOperations[S]):
         return built
 
 
-class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
+class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncSpec):
     """A table that holds passages, their vectors, and the contract of the vectors.
 
     Args:
@@ -345,16 +336,6 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     find_index = sync_method("looking at", _Operations._find_index)
-    _read_spec = sync_method("reading the contract of", _Operations._spec)
-
-    @property
-    def spec(self) -> VectorSpec:
-        """The contract of the table's vectors.
-
-        Raises:
-            ConfigurationError: If there is no such table.
-        """
-        return self._read_spec()
 
 
 class AsyncVectorTable(

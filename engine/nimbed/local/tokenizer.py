@@ -145,8 +145,7 @@ class TextTokenizer:
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            _change(self._tokenizer, changes)
-            _mark(self._tokenizer, markers)
+            _change(self._tokenizer, changes, markers)
             if bare:
                 self._tokenizer.post_processor = None
             # Files in the wild have both baked in, at a length that is not the model's.
@@ -421,7 +420,9 @@ class TextTokenizer:
         )
 
 
-def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
+def _change(
+    tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges, markers: Sequence[str]
+) -> None:
     if changes.bert_normalizer:
         arguments: dict[str, Any] = dict(changes.bert_normalizer)
         tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**arguments)
@@ -433,13 +434,8 @@ def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
         [tokenizers.AddedToken(**dataclasses.asdict(token)) for token in changes.added]
     )
 
-
-def _mark(tokenizer: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
-    """Let markers before a text be read as the one token that they are in the vocabulary.
-
-    A marker is often listed with the blank behind it. The rule is sentence-transformers'
-    ``_register_prefix_tokens``.
-    """
+    # Markers before a text are read as the one token that they are in the vocabulary, which may
+    # list them with the blank behind. The rule is that of sentence-transformers.
     for marker in markers:
         names = [name for name in (marker, marker.strip()) if tokenizer.token_to_id(name)]
         if names and tokenizer.encode(names[0], add_special_tokens=False).tokens != names[:1]:

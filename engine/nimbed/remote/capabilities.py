@@ -112,7 +112,6 @@ def refuse_lesson(
     failure: Failure,
     *,
     server: str,
-    model: str | None,
     sliced: int | None,
     texts: Sequence[str],
 ) -> None:
@@ -123,7 +122,6 @@ def refuse_lesson(
         known: What was known before.
         failure: The refusal.
         server: Its address, for messages.
-        model: What was asked for.
         sliced: The dimensions that were asked of a model without a card, which the server must cut.
         texts: The texts of the request, which a server may echo with a field's name in them.
 
@@ -133,9 +131,9 @@ def refuse_lesson(
     lost = "dimensions" in lesson.refused - known.refused and sliced is not None
     if lost and not any("dimensions" in text for text in texts):
         raise ConfigurationError(
-            f"{server} refuses dimensions={sliced} of {model!r} ({failure.message}); leave "
-            f"dimensions out, or pass a ModelCard whose matryoshka sizes hold it: then nimbed "
-            f"shortens the vectors itself"
+            f"{server} refuses dimensions={sliced} ({failure.message}); leave dimensions out, or "
+            f"pass a ModelCard whose matryoshka sizes hold it: then nimbed shortens the vectors "
+            f"itself"
         )
     turned = lesson.role != known.role and known.role is not None
     if turned and not any("input_type" in text for text in texts):

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from nimbed.cards import Modality, ModelCard
-from nimbed.errors import ConfigurationError, RemoteError
+from nimbed.errors import RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
 from nimbed.remote.capabilities import (
@@ -36,8 +36,8 @@ from nimbed.remote.discovery import (
     ask_tei,
     find_card,
     find_space,
-    list_models,
     other_model,
+    refuse_fixed_type,
 )
 from nimbed.remote.http import Http, Reply, Traffic
 from nimbed.remote.rate_limit import Limiter, shared_rate
@@ -111,10 +111,10 @@ class Client:
         self._retry = retry
         self._jitter = random.Random()
         self._identifying, self._packing = asyncio.Lock(), asyncio.Lock()
-        self._answered = self._trying_base64 = self._warned = self._checked = False
+        self._answered = self._trying_base64 = self._warned = False
         self._unreachable = self._unsure = False
         self._told_until, self._asked = 0.0, 0
-        self._space: VectorSpec | None = None  # of a name of nimbed's own server
+        self._spaces: list[VectorSpec | None] = []  # of the model's name, once it was asked for
 
     @property
     def capabilities(self) -> Capabilities:
@@ -153,23 +153,10 @@ class Client:
                 self.limiter.rate.expect(self.dialect.a_minute)
 
     async def refuse_alias(self, traffic: Traffic) -> None:
-        """Raise if the model's name is one of nimbed's own server that fixes another type.
-
-        Its answers are no floats, and base64 of its bytes would be taken for some.
-
-        Raises:
-            ConfigurationError: With the name and the type to ask for.
-        """
-        if self.card is not None or self._identified()[0].name != "nim":
-            return
-        if not self._checked:
-            self._space, self._checked = await self.find_space(traffic), True
-        if (space := self._space) is not None and space.embedding_type != "float":
-            raise ConfigurationError(
-                f"{self.model!r} is a name of {space.model!r} that fixes embedding_type="
-                f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
-                f"itself, and pass embedding_type={space.embedding_type!r}"
-            )
+        """Raise ConfigurationError for a name of nimbed's own server that fixes another type."""
+        if self.card is None and self._identified()[0].name == "nim":
+            self._spaces = self._spaces or [await self.find_space(traffic)]
+            refuse_fixed_type(self._spaces[0], self.model)
 
     async def send(
         self,
@@ -213,15 +200,9 @@ class Client:
                 continue
             lesson = learn(outcome, template.fields, known) if lessons < _LESSONS else None
             if lesson is not None:
-                refuse_lesson(
-                    lesson,
-                    known,
-                    outcome,
-                    server=self.http.server,
-                    model=self.model,
-                    sliced=None if self.card is not None else options.dimensions,
-                    texts=texts,
-                )
+                sliced = None if self.card is not None else options.dimensions
+                at = self.http.server
+                refuse_lesson(lesson, known, outcome, server=at, sliced=sliced, texts=texts)
                 lessons += 1
                 guess = lesson
                 continue
@@ -231,14 +212,7 @@ class Client:
     async def post(
         self, url: str, body: bytes, read: Callable[[Reply], A | Failure], traffic: Traffic
     ) -> A | Failure:
-        """Send a body until it is answered, or trying again is pointless.
-
-        Args:
-            url: Where to.
-            body: JSON.
-            read: Makes an answer of what comes with a status of success, or says what is wrong.
-            traffic: Where costs are added up.
-        """
+        """Send a body of JSON until ``read`` makes an answer of what comes, or that is hopeless."""
         tries = Tries()
         while True:
             outcome = await self._send_once(url, body, read, traffic, tries)
@@ -296,11 +270,7 @@ class Client:
             self._keep(shrink(failure, self.capabilities, items=items))
 
     async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
-        """Send texts once with exactly these fields, without retries, and read the answer.
-
-        Raises:
-            RemoteError: If the server does not answer with vectors.
-        """
+        """Send texts once, without retries; see :meth:`RemoteEmbedder.ask`."""
         await self.identify(Traffic())
         body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
         read = functools.partial(self._read, texts=texts, widths=(), packed=False)
@@ -308,14 +278,6 @@ class Client:
         if isinstance(outcome, Failure):
             raise self.error(outcome, (), server="the server")
         return outcome
-
-    async def list_models(self) -> list[str]:
-        """Return the names of the models that the server lists.
-
-        Raises:
-            RemoteError: If it cannot be reached, or refuses the key.
-        """
-        return await list_models(self.address, functools.partial(self.get, traffic=Traffic()))
 
     async def find_space(self, traffic: Traffic) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
@@ -443,7 +405,7 @@ class Client:
     ) -> Answer | Failure:
         scrub = self.http.scrub
         answer = read_answer(reply, texts, widths=widths, packed=packed, scrub=scrub)
-        if isinstance(answer, Failure):
+        if isinstance(answer, Failure) or answer.model == self.model:
             return answer
         other = other_model(answer.model, asked=self.model, card=self.card)
         if other is None:

@@ -25,6 +25,7 @@ __all__ = [
     "find_space",
     "list_models",
     "other_model",
+    "refuse_fixed_type",
     "unknown_card",
 ]
 
@@ -103,6 +104,24 @@ async def find_space(address: Address, get: Get, *, model: str) -> VectorSpec | 
         return VectorSpec.from_dict(spaces[model]) if isinstance(spaces, dict) else None
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def refuse_fixed_type(space: VectorSpec | None, model: str | None) -> None:
+    """Refuse a name whose answers are no floats: base64 of its bytes would be taken for some.
+
+    Args:
+        space: What nimbed's own server says that the name gives.
+        model: The name.
+
+    Raises:
+        ConfigurationError: With the model and the type to ask for.
+    """
+    if space is not None and space.embedding_type != "float":
+        raise ConfigurationError(
+            f"{model!r} is a name of {space.model!r} that fixes embedding_type="
+            f"{space.embedding_type!r}, for clients that cannot ask for it; name the model "
+            f"itself, and pass embedding_type={space.embedding_type!r}"
+        )
 
 
 def _models(body: bytes | None) -> list[dict[str, Any]]:
