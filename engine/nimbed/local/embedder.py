@@ -244,15 +244,13 @@ class LocalEmbedder(KindsAlone, Managed):
             modality=modality,
         )
         spec, prompt = self._resolve(options)
-        items = self._check(inputs, options, in_context=True)
+        items = self._check(inputs, options, late=True)
         loaded = self._load()
         if any(isinstance(item, ContextText) for item in items):
             self.require_context()
             from nimbed.local.late_chunks import embed_in_context  # imports torch
 
-            return embed_in_context(
-                loaded, items, spec, prompt=prompt, input_type=input_type, progress=progress
-            )
+            return embed_in_context(loaded, items, spec, prompt, input_type, progress)
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts, truncated = run_all(
             items,
@@ -440,16 +438,14 @@ class LocalEmbedder(KindsAlone, Managed):
             resolved = self._resolved[options] = (spec, prompt)
         return resolved
 
-    def _check(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, in_context: bool = False
-    ) -> list[Input]:
+    def _check(self, inputs: Sequence[Any], options: EmbedOptions, late: bool = False) -> list[Any]:
         return check_inputs(
             inputs,
             input_type=options.input_type,
             modality=options.modality,
             model=self.card.id,
             modalities=self.card.modalities,
-            in_context=in_context,
+            in_context=late,
         )
 
     def _specs(self, asked: KindOptions, of_dense: SpecOptions = _FULL) -> KindSpecs:
