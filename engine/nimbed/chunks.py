@@ -7,24 +7,32 @@ document again.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.embedder import ContextEmbedding
 from nimbed.errors import ConfigurationError
+from nimbed.inputs import ContextText
 from nimbed.rows import BadRow, Item, Row, as_rows, row_id, text_fault
 from nimbed.spec import InputType
 
 __all__ = [
     "CHUNK_FIELDS",
+    "CONTEXT_FIELD",
     "Chunk",
     "ChunkColumns",
+    "ChunkMode",
+    "ContextText",
+    "LateSplitter",
     "Splitter",
     "TokenCounter",
     "chunk_row",
@@ -35,6 +43,10 @@ __all__ = [
 #: What the row of a chunk has beside its document's fields: the document's id, the number of the
 #: chunk from 0, and where it begins and ends, in characters.
 CHUNK_FIELDS = ("chunk_of", "chunk", "chunk_start", "chunk_stop")
+#: What the row of a late chunk has besides: a digest of the text that its vector depends on.
+CONTEXT_FIELD = "chunk_context"
+#: Whether a chunk is embedded alone or with the text around it.
+ChunkMode = Literal["plain", "late"]
 
 # Of a chunk beside prompt and special tokens: enough for any single character, which a tokenizer
 # may spell byte by byte.
@@ -293,6 +305,55 @@ class Splitter:
         return at
 
 
+class LateSplitter(Splitter):
+    """Splits documents into chunks that are embedded with the text around them: late chunking.
+
+    The texts of its chunks are :class:`ContextText`; what the model reads in one pass is the
+    document, or where it is too long for the model the longest part of it that is not.
+
+    Args:
+        embedder: A local embedder of a model that pools by the mean.
+        tokens: As of :class:`Splitter`.
+        overlap: As of :class:`Splitter`.
+        input_type: As of :class:`Splitter`.
+
+    Raises:
+        ConfigurationError: If the embedder takes no such chunks, or as for :class:`Splitter`.
+    """
+
+    def __init__(
+        self,
+        embedder: object,
+        *,
+        tokens: int | None = None,
+        overlap: int = 0,
+        input_type: InputType = "passage",
+    ) -> None:
+        if not (isinstance(embedder, ContextEmbedding) and isinstance(embedder, TokenCounter)):
+            raise ConfigurationError(
+                f"late chunking needs the states of a document's tokens, which "
+                f"{type(embedder).__name__} does not give; load the model itself, with torch"
+            )
+        embedder.require_context()
+        super().__init__(embedder, tokens=tokens, overlap=overlap, input_type=input_type)
+        self._whole = Splitter(embedder, input_type=input_type)
+
+    def split_all(self, documents: Sequence[str]) -> list[list[Chunk]]:
+        """Return the chunks of each document; see :meth:`Splitter.split_all`."""
+        found: list[list[Chunk]] = []
+        for read in self._whole.split_all(documents):
+            chunks: list[Chunk] = []
+            for whole, parts in zip(
+                read, super().split_all([each.text for each in read]), strict=True
+            ):
+                for part in parts:
+                    text = ContextText(whole.text, part.start, part.stop)
+                    start, stop = whole.start + part.start, whole.start + part.stop
+                    chunks.append(Chunk(len(chunks), start, stop, text))
+            found.append(chunks)
+        return found
+
+
 def _last(border: re.Pattern[str], text: str, low: int, high: int) -> int | None:
     """Return the last place within (low, high] that a border ends at."""
     # What stands before the window decides whether it begins within a border.
@@ -354,7 +415,8 @@ def split_rows(
             if isinstance(row, BadRow):
                 yield row
                 continue
-            taken = next((name for name in CHUNK_FIELDS if name in row.columns), None)
+            fields = (*CHUNK_FIELDS, CONTEXT_FIELD)
+            taken = next((name for name in fields if name in row.columns), None)
             if taken is not None:
                 raise ConfigurationError(
                     f"row {row.number} of {source} has a field {taken!r} already, and the row of "
@@ -395,6 +457,8 @@ def chunk_row(row: Row, document: str | int, chunk: Chunk) -> Row:
     """Return the row of a chunk of a document."""
     place = (document, chunk.number, chunk.start, chunk.stop)
     facts: dict[str, Any] = dict(zip(CHUNK_FIELDS, place, strict=True))
+    if isinstance(chunk.text, ContextText):
+        facts[CONTEXT_FIELD] = _digest(chunk.text.document)
     plain = isinstance(row.columns, dict)
     return replace(
         row,
@@ -402,6 +466,11 @@ def chunk_row(row: Row, document: str | int, chunk: Chunk) -> Row:
         id=f"{document}#{chunk.number}",
         columns={**row.columns, **facts} if plain else ChunkColumns(row.columns, facts),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(document: str) -> str:
+    return hashlib.blake2b(document.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _some(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:

@@ -32,6 +32,7 @@ from nimbed.spec import (
 __all__ = [
     "Adjustable",
     "Backend",
+    "ContextEmbedding",
     "Embedder",
     "HybridEmbedder",
     "KindsAlone",
@@ -449,6 +450,15 @@ class Token(NamedTuple):
     start: int
     stop: int
     special: bool
+
+
+@runtime_checkable
+class ContextEmbedding(Protocol):
+    """An embedder whose ``embed`` takes chunks with the text around them: late chunking."""
+
+    def require_context(self) -> None:
+        """Raise a ConfigurationError that says why, if its model cannot."""
+        ...
 
 
 @runtime_checkable

@@ -194,6 +194,11 @@ def name_rows(rows: Sequence[int]) -> str:
     return f"row {shown}" if len(rows) == 1 else f"rows {shown}"
 
 
+def count_rows(count: int) -> str:
+    """Return ``1 row`` or ``2,000 rows`` for a message."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def renumber(error: InputError | RemoteError, rows: Sequence[int]) -> None:
     """Have an error name its caller's rows, of which ``rows[n]`` was its row ``n``."""
     if error.rows:

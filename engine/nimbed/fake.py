@@ -20,7 +20,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.embedder import KindsAlone, Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
-from nimbed.inputs import Input, check_inputs
+from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress, reporting
@@ -114,7 +114,7 @@ class FakeEmbedder(KindsAlone, Managed):
         )
         card = self._card
         spec = self.spec(**options.of_spec)
-        items, counts, cut = self._read(inputs, options)
+        items, counts, cut = self._read(inputs, options, in_context=True)
         self.calls.append((options.input_type, tuple(items)))
         prompt = card.prompt(options.input_type)
         floats = np.empty((len(items), card.dimensions), np.float32)
@@ -214,7 +214,7 @@ class FakeEmbedder(KindsAlone, Managed):
         return EmbeddingKinds(dense=dense, sparse=sparse, multi=multi)
 
     def _read(
-        self, inputs: Sequence[Input], options: EmbedOptions
+        self, inputs: Sequence[Input], options: EmbedOptions, *, in_context: bool = False
     ) -> tuple[list[Input], NDArray[np.int32], tuple[int, ...]]:
         """Return the inputs as they are read, the tokens of each, and which were cut."""
         card = self._card
@@ -224,6 +224,7 @@ class FakeEmbedder(KindsAlone, Managed):
             modality=options.modality,
             model=card.id,
             modalities=card.modalities,
+            in_context=in_context,
         )
         prompt = card.prompt(options.input_type)
         room = card.max_tokens - len(prompt.split())
@@ -244,6 +245,9 @@ class FakeEmbedder(KindsAlone, Managed):
             for split, item in zip(words, items, strict=True)
         ]
         return items, np.array(lengths, np.int32), tuple(too_long)
+
+    def require_context(self) -> None:
+        """Take chunks with the text around them; it is hashed too."""
 
     @property
     def text_tokens(self) -> int:
@@ -294,6 +298,8 @@ def _text(item: Input) -> str:
 
 
 def _digest(item: Input) -> str:
+    if isinstance(item, ContextText) and len(item) < len(item.document):
+        return f"\0{item.start} {item.document}"
     if isinstance(item, str):
         return ""
     return f"\0{item.digest if isinstance(item, Image) else item[1].digest}"

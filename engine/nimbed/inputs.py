@@ -9,12 +9,63 @@ from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.images import Image
 from nimbed.spec import InputType, check_literal
 
-__all__ = ["Input", "Modality", "check_inputs", "check_texts", "encodable", "modality_of"]
+__all__ = [
+    "ContextText",
+    "Input",
+    "Modality",
+    "check_inputs",
+    "check_texts",
+    "encodable",
+    "modality_of",
+]
 
 Modality = Literal["text", "image", "text_image"]
 
 #: One thing to embed: a text, an image, or a text with its image.
 Input: TypeAlias = str | Image | tuple[str, Image]
+
+
+class ContextText(str):
+    """A part of a document that is embedded with the text around it: late chunking.
+
+    The model reads the document once, and the states of the part's tokens are pooled. Two are the
+    same only with the same document around them.
+
+    Attributes:
+        document: What the model reads in one pass.
+        start: The character of it that the part begins with.
+        stop: The character behind its last one.
+    """
+
+    document: str
+    start: int
+    stop: int
+
+    def __new__(cls, document: str, start: int, stop: int) -> ContextText:
+        """Take ``document[start:stop]``."""
+        part = super().__new__(cls, document[start:stop])
+        part.document, part.start, part.stop = document, start, stop
+        return part
+
+    def __getnewargs__(self) -> tuple[str, int, int]:  # type: ignore[override]
+        """Pickle the whole document."""
+        return self.document, self.start, self.stop
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the documents too."""
+        return isinstance(other, ContextText) and (self.start, self.stop, self.document) == (
+            other.start,
+            other.stop,
+            other.document,
+        )
+
+    def __ne__(self, other: object) -> bool:
+        """Agree with ``==``; a string has its own."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Agree with ``==``."""
+        return hash((self.start, self.stop, self.document))
 
 
 def check_inputs(
@@ -24,6 +75,7 @@ def check_inputs(
     modality: Modality | None,
     model: str,
     modalities: Sequence[Modality],
+    in_context: bool = False,
 ) -> list[Input]:
     """Return the inputs as a list, or say which rows cannot be embedded and why.
 
@@ -33,6 +85,7 @@ def check_inputs(
         modality: What every input must be; None takes each as its type says.
         model: Name of the model, for messages.
         modalities: What the model can embed.
+        in_context: Whether it embeds a :class:`ContextText` with the text around it.
 
     Raises:
         ConfigurationError: If ``inputs`` is one input instead of several, or the model does not
@@ -48,6 +101,8 @@ def check_inputs(
             )
     _refuse_single(inputs, "inputs" if "image" in modalities else "texts")
     items = list(inputs)
+    if not in_context:
+        _refuse_context(items)
     not_texts = [row for row, item in enumerate(items) if not isinstance(item, str)]
     if not not_texts and modality in (None, "text"):
         _check_wording([item for item in items if isinstance(item, str)])
@@ -99,6 +154,7 @@ def check_texts(inputs: Sequence[str]) -> list[str]:
     """
     _refuse_single(inputs, "texts")
     texts = list(inputs)
+    _refuse_context(texts)
     unknown = [row for row, text in enumerate(texts) if not isinstance(text, str)]
     if unknown:
         raise _wrong_type(texts, unknown, "a string")
@@ -129,6 +185,15 @@ def _refuse_single(inputs: object, plural: str) -> None:
         kind = "(text, image) pair" if _is_pair(inputs) else type(inputs).__name__
         raise ConfigurationError(
             f"embed takes a list of {plural}; got one {kind}, wrap it in brackets"
+        )
+
+
+def _refuse_context(items: Sequence[object]) -> None:
+    rows = [row for row, item in enumerate(items) if isinstance(item, ContextText)]
+    if rows:
+        raise ConfigurationError(
+            f"{name_rows(rows)} is a chunk with the text around it, which only a model in this "
+            f"process embeds, by its embed(); take chunks of a Splitter instead"
         )
 
 

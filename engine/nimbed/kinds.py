@@ -24,9 +24,16 @@ from nimbed.quantize import (
     quantize_int8,
     signs_from_bits,
 )
-from nimbed.spec import InputType, MultiVectorSpec, SparseSpec, TokenType, check_literal
+from nimbed.spec import (
+    InputType,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
+    check_literal,
+    require_same_space,
+)
 
-__all__ = ["EmbeddingKinds", "MultiVectorBatch", "SparseBatch"]
+__all__ = ["EmbeddingKinds", "MultiVectorBatch", "SparseBatch", "require_comparable"]
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -324,6 +331,17 @@ class MultiVectorBatch:
             token_counts=np.concatenate([batch.token_counts for batch in batches]),
             truncated=all_truncated(batches),
         )
+
+
+def require_comparable(asked: MultiVectorSpec, stored: MultiVectorSpec) -> None:
+    """Raise SpaceMismatchError unless queries of a contract may be compared with passages.
+
+    A query's tokens are never pooled, and its floats may be compared with what passages' floats
+    were stored as; see :func:`nimbed.search.distances`.
+    """
+    kind = stored.token_type if asked.token_type == "float" else asked.token_type
+    read = asked.stored_as(kind, pool_factor=stored.pool_factor)
+    require_same_space(read, stored, doing="compare")
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

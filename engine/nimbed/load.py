@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from nimbed.cards import ModelCard
-from nimbed.chunks import TokenCounter
+from nimbed.chunks import ChunkMode, LateSplitter, Splitter, TokenCounter
 from nimbed.embedder import Backend, Embedder
 from nimbed.errors import BackendError, ConfigurationError, MissingExtraError, UnknownModelError
+from nimbed.spec import InputType, check_literal
 
 if TYPE_CHECKING:
     from nimbed.remote.address import ExtraHeaders
@@ -28,6 +29,7 @@ __all__ = [
     "Dtype",
     "LazyEmbedder",
     "LoadOptions",
+    "chunk_splitter",
     "explain_arguments",
     "key_for",
     "load",
@@ -373,3 +375,31 @@ def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCoun
             f"chunks are counted by the model's own tokenizer, and that of {name} was not found "
             f"here: {error}; name a folder that holds its config.json and tokenizer.json"
         ) from error
+
+
+def chunk_splitter(
+    embedder: Embedder,
+    *,
+    tokens: int,
+    overlap: int = 0,
+    mode: ChunkMode = "plain",
+    input_type: InputType = "passage",
+) -> Splitter:
+    """Return what splits documents into chunks for an embedder.
+
+    Args:
+        embedder: What will embed them.
+        tokens: Tokens of a chunk at most, its prompt and the special tokens included.
+        overlap: Tokens of a chunk's end that the next one begins with, at most.
+        mode: ``plain`` chunks are embedded alone, ``late`` ones with the text around them.
+        input_type: What they are embedded as.
+
+    Raises:
+        ConfigurationError: If a size cannot be, the model's tokenizer is not at hand, or the
+            embedder does not embed chunks with the text around them.
+    """
+    check_literal("chunk_mode", mode, ChunkMode)
+    if mode == "late":
+        return LateSplitter(embedder, tokens=tokens, overlap=overlap, input_type=input_type)
+    counter = token_counter(embedder)
+    return Splitter(counter, tokens=tokens, overlap=overlap, input_type=input_type)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.kinds import MultiVectorBatch
-from nimbed.spec import InputType, MultiVectorSpec, VectorSpec, check_size, require_same_space
+from nimbed.kinds import MultiVectorBatch, require_comparable
+from nimbed.spec import InputType, MultiVectorSpec, VectorSpec, check_size
 
 __all__ = ["Muvera"]
 
@@ -139,7 +139,7 @@ class Muvera:
         if passages is not None:
             if batch.input_type != "query":
                 raise ConfigurationError("passages= is for queries; passages have their own spec")
-            require_same_space(contract.for_passages(passages), passages, doing="compare")
+            require_comparable(contract, passages)
             contract = passages
         spec = self.spec(contract)
         draws = _drawn(self, contract.dimensions)

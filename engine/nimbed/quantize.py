@@ -151,10 +151,10 @@ def stored(floats: NDArray[Any], spec: VectorSpec) -> NDArray[Any]:
     return quantize(sliced, spec)
 
 
-def pool_tokens(unit: FloatArray, factor: int) -> FloatArray:
+def pool_tokens(unit: FloatArray, factor: float, *, protected: int = 1) -> FloatArray:
     """Return fewer vectors for the tokens of one text: the means of those that are alike.
 
-    Ward's hierarchical clustering of cosine distances, down to ``(tokens - 1) // factor`` clusters,
+    Ward's hierarchical clustering of cosine distances, down to one cluster for ``factor`` tokens,
     as Clavié et al. 2024 do it (arXiv 2409.14683); the first token, in most models ``[CLS]``, stays
     alone, as in PyLate and in sentence-transformers' ``HierarchicalTokenPooling``.
 
@@ -163,6 +163,7 @@ def pool_tokens(unit: FloatArray, factor: int) -> FloatArray:
     Args:
         unit: Unit vectors of shape (tokens, dimensions).
         factor: How many tokens share a vector on average; 1 for no pooling.
+        protected: How many of the first tokens stay alone.
 
     Returns:
         Array of shape (at least 1 and at most tokens, dimensions), not normalised again.
@@ -170,18 +171,18 @@ def pool_tokens(unit: FloatArray, factor: int) -> FloatArray:
     Raises:
         MissingExtraError: If SciPy, whose clustering it is, is not installed.
     """
-    clusters = max(1, (len(unit) - 1) // factor)
-    if factor == 1 or clusters >= len(unit) - 1:
+    kept, rest = unit[:protected], unit[protected:]
+    clusters = max(1, int(len(rest) // factor))
+    if clusters >= len(rest):
         return unit
     try:
         from scipy.cluster.hierarchy import fcluster, linkage
         from scipy.spatial.distance import squareform
     except ImportError as error:
         raise missing_extra("pooling", needs="scipy") from error
-    rest = unit[1:]
     distances = np.clip(1 - rest @ rest.T, 0, 2)
     tree = linkage(squareform(distances, checks=False), method="ward")
     _, cluster = np.unique(fcluster(tree, t=clusters, criterion="maxclust"), return_inverse=True)
     sums = np.zeros((cluster.max() + 1, unit.shape[1]), np.float32)
     np.add.at(sums, cluster, rest)
-    return np.concatenate([unit[:1], sums / np.bincount(cluster)[:, None].astype(np.float32)])
+    return np.concatenate([kept, sums / np.bincount(cluster)[:, None].astype(np.float32)])

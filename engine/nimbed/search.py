@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.kinds import MultiVectorBatch, SparseBatch
+from nimbed.kinds import MultiVectorBatch, SparseBatch, require_comparable
 from nimbed.spec import MultiVectorSpec, require_same_space
 
 __all__ = ["Batch", "Neighbours", "distances", "nearest", "rescore"]
@@ -122,8 +122,9 @@ def _require_comparable(queries: Batch, passages: Batch) -> None:
     asked, stored = queries.spec, passages.spec
     of_query = queries.input_type == "query"
     if of_query and isinstance(asked, MultiVectorSpec) and isinstance(stored, MultiVectorSpec):
-        asked = asked.for_passages(stored)
-    require_same_space(asked, stored, doing="compare")
+        require_comparable(asked, stored)
+    else:
+        require_same_space(asked, stored, doing="compare")
 
 
 def _smallest(matrix: NDArray[Any], k: int) -> Neighbours:

@@ -181,8 +181,7 @@ class VectorSpec(Contract):
             model ranks by a metric that counts their length, ``dot`` or ``euclidean``.
         query_prompt: Text put before a query.
         passage_prompt: Text put before a passage.
-        encoding: How they were made of other vectors, such as :class:`nimbed.Muvera` of
-            multi-vectors; empty for a model's own.
+        encoding: How they were made of other vectors, if they were; see :class:`nimbed.Muvera`.
     """
 
     kind: ClassVar[Kind] = "dense"
@@ -205,8 +204,7 @@ class VectorSpec(Contract):
     def facts(self) -> dict[str, Any]:
         """Return the fields as JSON types, an empty encoding left out."""
         # With it the fingerprints of all vectors stored before there were any would be others.
-        facts = asdict(self)
-        return facts if self.encoding else {k: v for k, v in facts.items() if k != "encoding"}
+        return {name: v for name, v in asdict(self).items() if name != "encoding" or v}
 
     def __post_init__(self) -> None:
         """Refuse a spec whose facts contradict each other."""
@@ -363,8 +361,7 @@ class MultiVectorSpec(Contract):
         width: Stored elements a token (dimensions, or dimensions/8 when packed).
         revision: The revision the caller pinned, or the content id of a local folder.
         int8_step: Float value of one int8 level, for int8.
-        pool_factor: How many tokens of a passage share a vector on average, those that are alike;
-            queries keep one a token.
+        pool_factor: How many alike tokens of a passage share a vector on average; of queries none.
         metric: ``maxsim``: for every token of a query its largest dot product with a token of the
             passage, summed.
         query_prompt: Text put before a query.
@@ -441,24 +438,9 @@ class MultiVectorSpec(Contract):
 
     def stored_as(self, token_type: TokenType, *, pool_factor: int) -> MultiVectorSpec:
         """Return the contract of the same model's vectors, stored in another way."""
-        return MultiVectorSpec.of(
-            model=self.model,
-            revision=self.revision,
-            dimensions=self.dimensions,
-            token_type=token_type,
-            pool_factor=pool_factor,
-            query_prompt=self.query_prompt,
-            passage_prompt=self.passage_prompt,
-        )
-
-    def for_passages(self, stored: MultiVectorSpec) -> MultiVectorSpec:
-        """Return the contract of queries of this one, as it reads where passages have another.
-
-        A query's tokens are never pooled, and floats may be compared with what passages' floats
-        were stored as; see :func:`nimbed.search.distances`.
-        """
-        kept = stored.token_type if self.token_type == "float" else self.token_type
-        return self.stored_as(kept, pool_factor=stored.pool_factor)
+        derived = ("token_type", "dtype", "width", "int8_step", "pool_factor", "metric")
+        kept = {name: value for name, value in asdict(self).items() if name not in derived}
+        return MultiVectorSpec.of(**kept, token_type=token_type, pool_factor=pool_factor)
 
     @property
     def packed(self) -> bool:

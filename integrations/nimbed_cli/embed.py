@@ -60,6 +60,7 @@ def embed(
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
+    chunk_mode: options.ChunkMode = "plain",
     int8_scale: options.Int8Scale = None,
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
@@ -138,7 +139,7 @@ def embed(
         else:
             keywords |= {"template": template, "encoding": encoding, "delimiter": delimiter}
             keywords["splitter"] = options.splitter_for(
-                embedder, chunk, overlap, input_type=input_type
+                embedder, chunk, overlap, chunk_mode, input_type=input_type
             )
             nothing = (
                 f"{output} is as it was, and the same command begins anew; `nimbed load` into a "

@@ -83,6 +83,7 @@ def load(
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
+    chunk_mode: options.ChunkMode = "plain",
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the table's rows that INPUT has not.")
     ] = False,
@@ -136,7 +137,7 @@ def load(
     content are skipped. Several may load into one table at once.
     """
     from nimbed.bulk import listing
-    from nimbed.errors import ConfigurationError, InputError
+    from nimbed.errors import ConfigurationError, InputError, count_rows
     from nimbed.files.sources import is_source
     from nimbed_cli.terminal import hint_if_stopped, progress_bar
 
@@ -162,6 +163,7 @@ def load(
             "--sparse-index": sparse_index,
             "--words": words is not None,
             "--no-index": not index,
+            "--chunk-mode": chunk_mode != "plain",
         },
         collections_alone={
             "--vector": vector is not None,
@@ -227,7 +229,7 @@ def load(
             "on_reject": stack.enter_context(listing(listed)),
         }
         with progress_bar("loading", before="reading", show=progress) as move:
-            texts = chunk is not None or prune
+            texts = chunk is not None or prune or overlap > 0 or chunk_mode != "plain"
             report = _load_vectors(target, given, card, move, common, texts=texts)
             computed: list[str] = []
             if report is None:
@@ -256,6 +258,7 @@ def load(
                     truncate=cast(Any, truncate),  # a word of the engine's, which checks it
                     chunk_tokens=chunk,
                     overlap=overlap,
+                    **({} if collection is not None else {"chunk_mode": chunk_mode}),
                     prune=prune,
                     on_progress=tell,
                     **common,
@@ -264,7 +267,7 @@ def load(
         if report.rejected and report.rejected == report.read:
             first = report.first_rejects[0]
             raise InputError(
-                f"none of the {report.rejected:,} rows could be loaded; row {first.number}: "
+                f"none of the {count_rows(report.rejected)} could be loaded; row {first.number}: "
                 f"{first.reason} (all are in {listed})"
             )
         typer.echo("\n".join([*_summary(report, name, listed, given), *computed]), err=True)

@@ -193,7 +193,9 @@ def _tell(done: Migration, table: str) -> None:
     """Say what was done, and what can be done next."""
     spec = done.spec
     holds = f"{table} holds {spec.embedding_type} vectors of {spec.model}, {spec.dimensions} wide"
-    rows = f"{done.report.loaded:,} rows were embedded in {done.report.seconds:,.1f} s"
+    from nimbed.errors import count_rows
+
+    rows = f"{count_rows(done.report.loaded)} embedded in {done.report.seconds:,.1f} s"
     said = {
         "prepared": f"{rows}; searches still use the old ones: run it again without --no-switch",
         "switched": f"{rows}; {holds} now. --rollback goes back, --finish drops the old ones",

@@ -218,6 +218,7 @@ def _print_card(card: ModelCard, steps: list[str] | None) -> None:
     if card.parameters is not None:
         inner, total = card.parameters
         parameters = f"{total:,} million ({inner:,} without embeddings)"
+    pooling = card.pooling if isinstance(card.pooling, str) else ", ".join(card.pooling)
     facts = {
         "model": card.id,
         "also called": ", ".join(card.aliases),
@@ -231,7 +232,7 @@ def _print_card(card: ModelCard, steps: list[str] | None) -> None:
         "before texts of other tasks": ", ".join(
             f"{name} {prompt!r}" for name, prompt in card.task_prompts
         ),
-        "pooling": card.pooling if isinstance(card.pooling, str) else ", ".join(card.pooling),
+        "pooling": pooling if "dense" in card.kinds else "",
         "pipeline": ", ".join(steps or ()),
         "can be loaded": "" if steps is None else "yes, as far as its JSON files say",
         "architecture": card.architecture,

@@ -144,6 +144,14 @@ Chunk = Annotated[
 Overlap = Annotated[
     int, typer.Option(metavar="TOKENS", help="What a chunk repeats of the one before it.")
 ]
+ChunkMode = Annotated[
+    str,
+    typer.Option(
+        metavar="plain|late",
+        help="late: the model reads the whole document, and a chunk's vector knows the text around "
+        "it; for local models that pool by the mean.",
+    ),
+]
 Also = Annotated[
     str | None,
     typer.Option(
@@ -251,22 +259,25 @@ def computed_in(embedder: Embedder) -> list[str]:
 
 
 def splitter_for(
-    embedder: Embedder, chunk: int | None, overlap: int, *, input_type: Any = "passage"
+    embedder: Embedder, chunk: int | None, overlap: int, mode: str, *, input_type: Any = "passage"
 ) -> Splitter | None:
     """Return what divides texts into chunks, or None if they stay whole.
 
     Raises:
-        ConfigurationError: If a size cannot be, or the model's tokenizer is not at hand.
+        ConfigurationError: If a size cannot be, or the embedder cannot do it.
     """
-    from nimbed.chunks import Splitter
     from nimbed.errors import ConfigurationError
-    from nimbed.load import token_counter
+    from nimbed.load import chunk_splitter
 
     if chunk is None:
-        if overlap:
-            raise ConfigurationError("an overlap is one of chunks; give --chunk TOKENS too")
+        if overlap or mode != "plain":
+            raise ConfigurationError(
+                "an overlap and a mode are those of chunks; give --chunk TOKENS too"
+            )
         return None
-    return Splitter(token_counter(embedder), tokens=chunk, overlap=overlap, input_type=input_type)
+    # A word of the engine's, which checks it.
+    how: dict[str, Any] = {"mode": mode, "input_type": input_type}
+    return chunk_splitter(embedder, tokens=chunk, overlap=overlap, **how)
 
 
 def is_weaviate(place: Sequence[str]) -> bool:

@@ -69,7 +69,7 @@ def sync(
     The view TABLE_embedding shows texts and vectors: `nimbed search --table TABLE_embedding`.
     """
     from nimbed.bulk import listing
-    from nimbed.errors import ConfigurationError
+    from nimbed.errors import ConfigurationError, count_rows
     from nimbed_cli.terminal import progress_bar
     from nimbed_pgvector import SyncedTable
 
@@ -105,7 +105,7 @@ def sync(
                 on_reject=on_reject, on_progress=lambda report: move(report.loaded, 0)
             )
         typer.echo(
-            f"{report.loaded:,} rows embedded, {report.replaced:,} of them anew, "
+            f"{count_rows(report.loaded)} embedded, {report.replaced:,} of them anew, "
             f"{report.unchanged:,} unchanged or gone, {report.rejected:,} left out, in "
             f"{report.seconds:,.1f} s" + (f" (listed in {listed})" if report.rejected else ""),
             err=True,

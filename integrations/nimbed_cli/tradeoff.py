@@ -78,6 +78,7 @@ def tradeoff(
     truncate: options.Truncate = "NONE",
     chunk: options.Chunk = None,
     overlap: options.Overlap = 0,
+    chunk_mode: options.ChunkMode = "plain",
     base_url: options.BaseUrl = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -118,7 +119,7 @@ def tradeoff(
             weights=_listed("--weights", weights, float, "numbers", "1,0.3"),
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
-            splitter=options.splitter_for(embedder, chunk, overlap),
+            splitter=options.splitter_for(embedder, chunk, overlap, chunk_mode),
             progress=move,
         )
     if target is not None:
@@ -141,6 +142,7 @@ def tradeoff(
             "--truncate": None if truncate == "NONE" else truncate,
             "--chunk": chunk,
             "--overlap": overlap or None,
+            "--chunk-mode": None if chunk_mode == "plain" else chunk_mode,
         }
         typer.echo("\nso stored:\n" + "\n".join(_commands(study, source, given)))
 

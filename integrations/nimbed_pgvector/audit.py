@@ -57,6 +57,11 @@ class AuditOperations(TableOperations[S]):
         """
         self._forget()  # a migration may have exchanged the columns
         table = yield from self._existing()
+        if table.chunks == "late":
+            raise ConfigurationError(
+                f"the table {self._name} holds late chunks, whose vectors depend on more text than "
+                f"their own: they cannot be embedded again from it"
+            )
         columns = table.layout.columns if embedder is None else claimed(table, embedder)
         sample: list[StoredSample] = yield Transaction(procedure=sample_rows(table, columns, rows))
         found: Audit = yield lambda: audit_columns(

@@ -259,7 +259,9 @@ def _kinds_of(given: EmbeddingBatch | EmbeddingKinds) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def float_twin(spec: VectorSpec) -> VectorSpec:
-    """Return the spec of the floats that a compact spec was made from."""
+    """Return the spec of the floats that a compact spec was made from; floats are their own."""
+    if spec.embedding_type == "float":
+        return spec
     return VectorSpec.of(
         model=spec.model,
         dimensions=spec.dimensions,

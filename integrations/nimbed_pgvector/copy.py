@@ -29,6 +29,7 @@ from nimbed.bulk import (
     load_batches,
 )
 from nimbed.errors import ConfigurationError
+from nimbed.inputs import ContextText
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
 from nimbed_pgvector.columns import TEXT_BYTES, encode_json, json_fault
 from nimbed_pgvector.schema import Table, beside
@@ -315,7 +316,7 @@ def _all_sound(
     keys = [f"{source}:{row.number}" if row.id is None else row.id for row in rows]
     texts = [row.text for row in rows]
     kinds = set(map(type, keys))
-    if not (kinds <= {str, int} and set(map(type, texts)) == {str}):
+    if not (kinds <= {str, int} and set(map(type, texts)) <= {str, ContextText}):
         return None
     ids = list(map(str, keys))
     # Four bytes a character at most; eighteen digits fit 64 bits.

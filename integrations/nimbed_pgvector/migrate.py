@@ -17,7 +17,7 @@ import nimbed
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit
 from nimbed.bulk import JobReport, embedding_passages, ignore
-from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
+from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError, count_rows
 from nimbed.rows import Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.audit import audit_columns, claimed, sample_rows
@@ -35,9 +35,8 @@ from nimbed_pgvector.exchange import (
     require_not_null,
 )
 from nimbed_pgvector.index import IndexProgress, drop_indexes, plan_index
-from nimbed_pgvector.operations import Job, Operation
-from nimbed_pgvector.options import TableOptions, check_embedder
-from nimbed_pgvector.schema import Table
+from nimbed_pgvector.operations import Job, Operation, TableOptions
+from nimbed_pgvector.schema import Table, check_embedder
 from nimbed_pgvector.source_table import SourceTable, described
 from nimbed_pgvector.statements import Runner, Transaction
 from nimbed_pgvector.synced_migration import SyncedMigrations
@@ -99,6 +98,11 @@ class MigrationOperations(SyncedMigrations[S]):
         check_literal("truncate", truncate, Truncate)
         self._forget()
         old = yield from self._existing()
+        if old.chunks == "late":
+            raise ConfigurationError(
+                f"the table {self._name} holds late chunks, whose vectors need the documents they "
+                f"were split off; load those into a new table with the new model"
+            )
         options = TableOptions(
             embedding_type=embedding_type or old.layout.spec.embedding_type,
             dimensions=dimensions,
@@ -310,7 +314,7 @@ class MigrationOperations(SyncedMigrations[S]):
         if report.rejected:
             first = report.first_rejects[0]
             raise InputError(
-                f"{report.rejected:,} rows of the table {self._name} cannot be embedded by "
+                f"{count_rows(report.rejected)} of the table {self._name} cannot be embedded by "
                 f"{target.spec.model} and would be lost, so nothing is switched; the first is "
                 f"{first.id!r}: {first.reason}"
             )

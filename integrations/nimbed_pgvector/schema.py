@@ -14,8 +14,8 @@ from typing import Any
 
 from psycopg import sql
 
-from nimbed import SparseSpec, VectorSpec
-from nimbed.chunks import CHUNK_FIELDS
+from nimbed import Embedder, SparseSpec, VectorSpec
+from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, AnyColumn, Column, Layout
@@ -28,6 +28,7 @@ __all__ = [
     "PREVIOUS",
     "Table",
     "beside",
+    "check_embedder",
     "contract_statements",
     "create_statements",
     "existing",
@@ -42,6 +43,7 @@ __all__ = [
 #: How the comment of a column begins that holds a contract: one that is searched, one that a
 #: migration fills, and one that it keeps for the way back.
 CURRENT, NEXT, PREVIOUS = "nimbed ", "nimbed-next ", "nimbed-previous "
+_CHUNKS = sql.SQL("SELECT jsonb_exists(metadata, {}), jsonb_exists(metadata, {}) FROM {} LIMIT 1")
 _LONGEST_NAME = 63  # PostgreSQL cuts longer names silently, and two could become one
 
 
@@ -56,7 +58,7 @@ class Table:
         pgvector: Version of the extension.
         extension: The quoted schema of the extension, where the search path leaves it out.
         empty: Whether it held no row when it was looked at.
-        chunked: Whether its rows are chunks of documents.
+        chunks: How its rows were split off documents; None where they are whole.
         next: The columns that a migration fills.
         previous: The columns that the last migration keeps.
     """
@@ -67,7 +69,7 @@ class Table:
     pgvector: tuple[int, ...]
     extension: str = ""
     empty: bool
-    chunked: bool = False
+    chunks: ChunkMode | None = None
     next: Layout | None = None
     previous: Layout | None = None
 
@@ -134,9 +136,7 @@ def find(name: str) -> Procedure[Table | None]:
             f"of another name"
         )
     yield from _check_copies(name, quoted, layout)
-    some = yield Query(
-        sql.SQL("SELECT jsonb_exists(metadata, {}) FROM {} LIMIT 1").format(CHUNK_FIELDS[0], table)
-    )
+    some = yield Query(_CHUNKS.format(CHUNK_FIELDS[0], CONTEXT_FIELD, table))
     return Table(
         name=name,
         oid=rows[0][3],
@@ -144,7 +144,7 @@ def find(name: str) -> Procedure[Table | None]:
         pgvector=version,
         extension=extension,
         empty=not some,
-        chunked=bool(some and some[0][0]),
+        chunks=None if not (some and some[0][0]) else "late" if some[0][1] else "plain",
         next=_layout(found, NEXT),
         previous=_layout(found, PREVIOUS),
     )
@@ -232,8 +232,7 @@ def lock_own_tables() -> Procedure[str]:
     # the extension, nimbed_spec and nimbed_ledger; and one would fail.
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
     yield from _require_utf8()
-    _, extension = yield from _extension()
-    return extension
+    return (yield from _extension())[1]
 
 
 def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
@@ -419,3 +418,23 @@ def _require_utf8() -> Procedure[None]:
             f"this database stores text as {encoding}, which cannot hold every text; make one with "
             f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
+
+
+def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
+    """Refuse an embedder whose vectors do not live in the table's space.
+
+    Raises:
+        SpaceMismatchError: If its fingerprint differs from the table's.
+    """
+    try:
+        offered = embedder.spec(
+            embedding_type=spec.embedding_type,
+            dimensions=spec.dimensions,
+            int8_scale=spec.int8_scale,
+        )
+    except ValueError as error:
+        raise SpaceMismatchError(
+            f"the table {name} holds vectors of {spec.model}, {spec.dimensions} dimensions; "
+            f"{embedder.card.id} cannot make such vectors: {error}"
+        ) from error
+    require_same_space(spec, offered, doing=f"use for the table {name}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from psycopg import errors
 
-from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch
+from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch, VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.fusion import Fusion
 from nimbed.options import KindOptions
@@ -16,12 +16,12 @@ from nimbed.spec import Kind, check_literal
 from nimbed_pgvector.documents import best_of_each
 from nimbed_pgvector.hybrid import Question, embed_question_kinds, hybrid_search, written_hybrid
 from nimbed_pgvector.migrate import MigrationOperations
-from nimbed_pgvector.operations import Operation
+from nimbed_pgvector.operations import Operation, SyncRunner
 from nimbed_pgvector.schema import Table
 from nimbed_pgvector.search import Filter, Hit, Page, embed_question, search, written
 from nimbed_pgvector.statements import Transaction
 
-__all__ = ["SearchOperations"]
+__all__ = ["SearchOperations", "SyncSpec"]
 
 S = TypeVar("S")
 
@@ -31,6 +31,14 @@ _CHUNKS_A_DOCUMENT = 4
 
 class SearchOperations(MigrationOperations[S]):
     """What finds passages of a table."""
+
+    def _spec(self) -> Operation[VectorSpec]:
+        """Return the contract of the table's vectors.
+
+        Raises:
+            ConfigurationError: If there is no such table.
+        """
+        return (yield from self._existing()).layout.spec
 
     def _search(
         self,
@@ -136,8 +144,7 @@ class SearchOperations(MigrationOperations[S]):
         dense = next((each for each in given if isinstance(each, EmbeddingBatch)), None)
         sparse = next((each for each in given if isinstance(each, SparseBatch)), None)
         kinds = tuple(each.spec.kind for each in given)
-        if "multi" in kinds:
-            raise ConfigurationError("a table holds no multi-vectors; ask by dense or sparse ones")
+        _refuse_multi(kinds)
         asked = functools.partial(
             self._asked,
             query=Question(dense=dense, sparse=sparse, rankings=kinds),
@@ -207,15 +214,21 @@ class SearchOperations(MigrationOperations[S]):
         self, table: Table, text: str, kinds: Sequence[Kind] | None, language: str | None
     ) -> Question:
         """Embed a question by the kinds that were asked for, or that the table has."""
-        chosen = KindOptions(kinds=kinds).kinds or table.layout.kinds
+        chosen = tuple(KindOptions(kinds=kinds).kinds or table.layout.kinds)
+        _refuse_multi(chosen)
         embedder = self._embedder_for(table)
         words = None if language is None else (text, language)
         rankings = (*chosen, *(() if words is None else ("words",)))
-        if tuple(chosen) == ("dense",):
+        if chosen == ("dense",):
             dense = embed_question(embedder, table.layout, text)
             return Question(dense=dense, words=words, rankings=rankings)
         found = embed_question_kinds(embedder, table, text, chosen)
         return Question(dense=found.dense, sparse=found.sparse, words=words, rankings=rankings)
+
+
+def _refuse_multi(kinds: Sequence[Kind]) -> None:
+    if "multi" in kinds:
+        raise ConfigurationError("a table holds no multi-vectors; ask by dense or sparse ones")
 
 
 def _check_fusion(query: Question, by: Fusion, weights: Sequence[float] | None) -> None:
@@ -234,3 +247,18 @@ def _refuse_candidates(table: Table, candidates: int | None) -> None:
             f"candidates applies to a search by dense vectors alone; leave it out, or search the "
             f"table {table.name} by kind dense"
         )
+
+
+class SyncSpec(SyncRunner):
+    """The contract of a table as an attribute."""
+
+    _spec: Callable[[], Operation[VectorSpec]]
+
+    @property
+    def spec(self) -> VectorSpec:
+        """The contract of the table's dense vectors.
+
+        Raises:
+            ConfigurationError: If there is no such table.
+        """
+        return self.steps("reading the contract of", self._spec())

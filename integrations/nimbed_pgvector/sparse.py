@@ -102,7 +102,7 @@ class SparseColumn:
         if len(lengths) and lengths.max() > _MOST_STORED:
             raise ConfigurationError(
                 f"pgvector stores at most {_MOST_STORED} weights a vector; row "
-                f"{int(lengths.argmax())} of the batch has {lengths.max()}: embed with "
+                f"{start + int(lengths.argmax())} of the batch has {lengths.max()}: embed with "
                 f"max_active={MOST_INDEXED}"
             )
         heads = np.zeros((len(lengths), 4), ">i4")

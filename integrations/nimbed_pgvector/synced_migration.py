@@ -19,7 +19,7 @@ import nimbed
 from nimbed import Embedder, VectorSpec
 from nimbed.audit import AUDITED, Audit
 from nimbed.bulk import JobReport, embedding_passages
-from nimbed.errors import BackendError, ConfigurationError, InputError
+from nimbed.errors import BackendError, ConfigurationError, InputError, count_rows
 from nimbed.findings import Finding
 from nimbed.rows import Reject
 from nimbed.spec import Truncate
@@ -35,9 +35,8 @@ from nimbed_pgvector.index import (
     find_index,
     plan_index,
 )
-from nimbed_pgvector.operations import Operation
-from nimbed_pgvector.options import TableOptions, check_embedder
-from nimbed_pgvector.schema import Table, existing, find, identifier
+from nimbed_pgvector.operations import Operation, TableOptions
+from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier
 from nimbed_pgvector.source_table import (
     NEXT_VIEW,
     PREVIOUS_VIEW,
@@ -321,8 +320,8 @@ def _require_all(source: SourceTable, target: SourceTable) -> Procedure[None]:
     if lost:
         ((name, reason, count),) = lost
         raise InputError(
-            f"{count:,} rows of {source.view} cannot be embedded by the new model and would be "
-            f"lost, so nothing is switched; the first is {name!r}: {reason}"
+            f"{count_rows(count)} of {source.view} cannot be embedded by the new model and would "
+            f"be lost, so nothing is switched; the first is {name!r}: {reason}"
         )
 
 

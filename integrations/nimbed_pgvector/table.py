@@ -25,9 +25,9 @@ from nimbed.bulk import (
     load_batches,
     read_batches,
 )
-from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
+from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode, split_rows
 from nimbed.errors import ConfigurationError
-from nimbed.load import token_counter
+from nimbed.load import chunk_splitter
 from nimbed.rows import Item, Reject
 from nimbed.spec import Truncate, check_literal
 from nimbed_pgvector.columns import AnyColumn, Layout
@@ -48,12 +48,11 @@ from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
     Operation,
-    SyncRunner,
     async_method,
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.searches import SearchOperations
+from nimbed_pgvector.searches import SearchOperations, SyncSpec
 from nimbed_pgvector.sparse import embedding_kinds, sparse_column
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
@@ -67,34 +66,28 @@ __all__ = ["AsyncConnectionSource", "AsyncVectorTable", "ConnectionSource", "Vec
 S = TypeVar("S")
 
 
-def _check_kind(table: Table, *, chunked: bool) -> None:
-    """Refuse to mix chunks with whole passages: a document would be there twice.
+_KINDS: dict[ChunkMode | None, tuple[str, str]] = {
+    None: ("whole passages", "leave out --chunk (chunk_tokens=)"),
+    "plain": ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=) alone"),
+    "late": ("late chunks", "load with --chunk TOKENS --chunk-mode late (chunk_mode=)"),
+}
+
+
+def _check_kind(table: Table, mode: ChunkMode | None) -> None:
+    """Refuse to mix chunks with whole passages, or with chunks that were embedded otherwise.
 
     Raises:
-        ConfigurationError: If a table that is not empty holds the other kind.
+        ConfigurationError: If a table that is not empty holds another kind.
     """
-    if table.empty or table.chunked == chunked:
-        return
-    holds, mend = (
-        ("chunks of documents", "load with --chunk TOKENS (chunk_tokens=)")
-        if table.chunked
-        else ("whole passages", "leave out --chunk (chunk_tokens=)")
-    )
-    raise ConfigurationError(
-        f"the table {table.name} holds {holds}; {mend}, or load into another table"
-    )
+    if not table.empty and table.chunks != mode:
+        holds, mend = _KINDS[table.chunks]
+        raise ConfigurationError(
+            f"the table {table.name} holds {holds}; {mend}, or load into another table"
+        )
 
 
 class _Operations(SearchOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
-
-    def _spec(self) -> Operation[VectorSpec]:
-        """Return the contract of the table's vectors.
-
-        Raises:
-            ConfigurationError: If there is no such table.
-        """
-        return (yield from self._existing()).layout.spec
 
     def _find_spec(self) -> Operation[VectorSpec | None]:
         """Return the contract of the table's vectors, or None if there is no table yet."""
@@ -119,6 +112,7 @@ class _Operations(SearchOperations[S]):
         chunk_rows: int = BATCH_ROWS,
         chunk_tokens: int | None = None,
         overlap: int = 0,
+        chunk_mode: ChunkMode = "plain",
         prune: bool = False,
         on_reject: Callable[[Reject], None] = ignore,
         on_progress: Callable[[JobReport], None] = ignore,
@@ -138,6 +132,7 @@ class _Operations(SearchOperations[S]):
                 a chunk's id is the document's with ``#`` and its number, and its metadata say where
                 it lies. A document that changed replaces its chunks, and leaves none behind.
             overlap: Tokens of a chunk's end that the next one begins with, at most.
+            chunk_mode: ``late`` embeds a chunk with the text around it, where the model can.
             prune: Delete the table's rows whose ids are not among the passages.
             on_reject: Told each row that cannot be stored, and why.
             on_progress: Told the report after each batch.
@@ -149,8 +144,8 @@ class _Operations(SearchOperations[S]):
             BackendError: If the server or the model failed; what was committed stays.
         """
         check_literal("truncate", truncate, Truncate)
-        if overlap and chunk_tokens is None:
-            raise ConfigurationError("an overlap is one of chunks; give chunk_tokens too")
+        if chunk_tokens is None and (overlap or chunk_mode != "plain"):
+            raise ConfigurationError("an overlap and a mode are of chunks; give chunk_tokens too")
         if chunk_rows < 1:
             raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
         found: Table | None = yield Transaction(procedure=find(self._name), commits=True)
@@ -158,13 +153,13 @@ class _Operations(SearchOperations[S]):
         layout_of = self._options.from_embedder(embedder, name=self._name)
         ended: deque[tuple[str, int]] = deque()
         if chunk_tokens is not None:
-            splitter = yield lambda: Splitter(
-                token_counter(embedder), tokens=chunk_tokens, overlap=overlap
+            splitter = yield lambda: chunk_splitter(
+                embedder, tokens=chunk_tokens, overlap=overlap, mode=chunk_mode
             )
             passages = split_rows(
                 passages, splitter, source=source, ended=lambda *each: ended.append(each)
             )
-            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS]
+            metadata_fields = metadata_fields and [*metadata_fields, *CHUNK_FIELDS, CONTEXT_FIELD]
         kept = InputIds() if prune else None
         if kept is not None:
             on_reject = kept.noting(on_reject)
@@ -179,7 +174,7 @@ class _Operations(SearchOperations[S]):
                 return report
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
-        _check_kind(table, chunked=chunk_tokens is not None)
+        _check_kind(table, None if chunk_tokens is None else chunk_mode)
         spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
         sparse = table.layout.sparse
         embed: Any = embedding_passages(embedder, spec, truncate=truncate)
@@ -309,7 +304,7 @@ class _Operations(SearchOperations[S]):
         return built
 
 
-class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncRunner):
+class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncSpec):
     """A table that holds passages, their vectors, and the contract of the vectors.
 
     Args:
@@ -341,16 +336,6 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncR
     relabel = sync_method("changing the contract of", _Operations._relabel)
     find_spec = sync_method("reading the contract of", _Operations._find_spec)
     find_index = sync_method("looking at", _Operations._find_index)
-    _read_spec = sync_method("reading the contract of", _Operations._spec)
-
-    @property
-    def spec(self) -> VectorSpec:
-        """The contract of the table's vectors.
-
-        Raises:
-            ConfigurationError: If there is no such table.
-        """
-        return self._read_spec()
 
 
 class AsyncVectorTable(

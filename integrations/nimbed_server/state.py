@@ -144,7 +144,7 @@ class State:
             NimbedError: If the engine refuses or fails.
         """
         self._begin(request, model, resolved)
-        if "dense" not in model.kinds:
+        if "dense" not in (model.fixed.kinds or model.backend.kinds):
             raise HttpError(
                 400,
                 f"{model.name!r} gives {' and '.join(model.kinds)} vectors alone, by POST "

@@ -32,6 +32,8 @@ __all__ = [
 
 #: Queries that are searched together in one timed round.
 BLOCK = 32
+# Chunks that are looked at for each document.
+_CHUNKS = 10
 # Quartiles of fewer timings say little about their spread.
 _LEAST_ROUNDS = 9
 
@@ -83,6 +85,7 @@ def measure(
     passages: EmbeddingBatch,
     ways: Sequence[Way],
     gains: Gains | None = None,
+    documents: NDArray[np.intp] | None = None,
 ) -> tuple[Measured, ...]:
     """Search for the ten nearest of every query in every way.
 
@@ -91,8 +94,12 @@ def measure(
         passages: Full float vectors of the same model, at least one.
         ways: The first is the full float, by which others are rescored.
         gains: What is relevant to each query; None takes the order of the full float as right.
+        documents: The number of the document that each passage is a chunk of, if the gains are
+            those of documents; the ten that are found are the first among ten times as many chunks.
     """
     stored = {way.spec: (derive(queries, way.spec), derive(passages, way.spec)) for way in ways}
+
+    wider = 1 if documents is None else _CHUNKS
 
     def by(way: Way) -> Search:
         asked, index = stored[way.spec]
@@ -101,8 +108,10 @@ def measure(
             exact, coarse = queries.select(block), asked.select(block)
 
             def search() -> NDArray[np.intp]:
-                rows = nearest(coarse, index, way.candidates).rows
-                return rescore(exact, passages, rows, TOP).rows if way.oversampling else rows
+                rows = nearest(coarse, index, way.candidates * wider).rows
+                if way.oversampling:
+                    rows = rescore(exact, passages, rows, TOP * wider).rows
+                return rows if documents is None else _first_of_each(documents[rows])
 
             return search
 
@@ -120,6 +129,15 @@ def measure(
         )
         for way, each in zip(ways, qualities, strict=True)
     )
+
+
+def _first_of_each(found: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the first ten different numbers of each line, and -1 where there are fewer."""
+    out = np.full((len(found), TOP), -1, np.intp)
+    for line, numbers in zip(out, found.tolist(), strict=True):
+        first = list(dict.fromkeys(numbers))[:TOP]
+        line[: len(first)] = first
+    return out
 
 
 def take_turns(

@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nimbed.chunks import Splitter
+import numpy as np
+
+from nimbed.chunks import LateSplitter, Splitter
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
@@ -58,7 +60,8 @@ def tradeoff(
         dimensions: Only these of the sizes that the model offers, beside the full float.
         keep: The share of float's recall that the recommendation must keep.
         truncate: What happens to a text that is too long; NONE leaves it out, and a note says so.
-        splitter: Divides each text into chunks, which are the passages then.
+        splitter: Divides each text into chunks, which are the passages then; judgements name
+            documents, each found by its best chunk.
         kinds: The kinds of vectors to compare beside the study of dense ones, and to fuse; None
             for none. They need judgements: dense vectors are no measure of the others.
         weights: What each of the kinds counts for when it is fused; None for 1 each.
@@ -74,9 +77,12 @@ def tradeoff(
         raise ConfigurationError(f"keep is a share of float's recall, above 0 up to 1; got {keep}")
     ways = every_way(embedder, dimensions)
     compared = _kinds(embedder, kinds, weights, judged=judgements is not None)
-    if splitter is not None and judgements is not None:
+    if splitter is not None and len(compared) > 1:
+        raise ConfigurationError("kinds are compared on whole passages; leave out one of the two")
+    if isinstance(splitter, LateSplitter) and queries is None:
         raise ConfigurationError(
-            "judgements name whole passages, not their chunks; leave out one of the two"
+            "no query can be cut out of late chunks, which know the whole document; give a file "
+            "of queries"
         )
     corpus, asked, judged = _read(source, queries, judgements, text_field, id_field, kind, splitter)
     started = time.perf_counter()
@@ -93,14 +99,18 @@ def tradeoff(
     )
     embedded = time.perf_counter()
     too_long = len(corpus.texts) - len(kept) + len(asked.texts) - len(able)
-    gains = None
+    gains, documents = None, None
     if judged is not None:
-        gains, able = judged.among(kept, able)
+        if splitter is not None:
+            documents = np.array(corpus.document_of, np.intp)[kept]
+        # Of documents none is left out.
+        left = kept if documents is None else range(len(corpus.documents))
+        gains, able = judged.among(left, able)
         queried = select_kinds(queried, able)
     passage_floats, query_floats = stored.dense, queried.dense
     assert passage_floats is not None  # they are always asked for
     assert query_floats is not None
-    measured = measure(query_floats, passage_floats, ways, gains)
+    measured = measure(query_floats, passage_floats, ways, gains, documents)
     measured_kinds: tuple[MeasuredKind, ...] = ()
     if len(compared) > 1 and gains is not None:
         counted = None if weights is None else dict(zip(compared, weights, strict=True))
@@ -185,5 +195,5 @@ def _read(
     asked = read_texts(queries, text_field=text_field, id_field=id_field)
     if judgements is None:
         return corpus, asked, None
-    judged = read_judgements(judgements, asked.places, corpus.places)
+    judged = read_judgements(judgements, asked.places, corpus.documents or corpus.places)
     return corpus, asked.select(judged.queries), judged

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from nimbed.bulk import embed_accepted
-from nimbed.chunks import Splitter, split_rows
+from nimbed.chunks import CHUNK_FIELDS, Splitter, split_rows
 from nimbed.embedder import Embedder, HybridEmbedder
 from nimbed.errors import InputError, TooLongError, name_rows
 from nimbed.files import BadRow, read_rows
@@ -45,6 +45,8 @@ class Texts:
         numbers: Where each comes from: its first line, or its row in a parquet file.
         places: The index in ``texts`` of every id; ids are numbers where no field holds them.
         duplicates: Records whose text had come before.
+        documents: The number of every document by its id, where the texts are chunks.
+        document_of: The number of the document of each text, then.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Texts:
     numbers: tuple[int, ...]
     places: Mapping[str, int]
     duplicates: int
+    documents: Mapping[str, int] = field(default_factory=dict[str, int])
+    document_of: tuple[int, ...] = ()
 
     def select(self, places: Sequence[int]) -> Texts:
         """Return the texts at some indices, without ids."""
@@ -79,7 +83,7 @@ def read_texts(
         text_field: Field or column of the text, or several that are joined.
         id_field: Field or column of the id; the lines of a text file have their numbers for ids.
         kind: The format, where the name does not tell it.
-        splitter: Divides each text into chunks.
+        splitter: Divides each text into chunks; equal ones of one document count once.
 
     Raises:
         InputError: If the file is missing or empty, a record is bad, or an id occurs twice.
@@ -91,8 +95,9 @@ def read_texts(
     if found in ("txt", "folder"):
         id_field = None
     places: dict[str, int] = {}
-    by_text: dict[str, int] = {}
+    by_text: dict[tuple[int, str], int] = {}
     numbers: list[int] = []
+    documents: dict[str, int] = {}
     rows = read_rows(source, text_field=text_field, id_field=id_field, kind=found, carry=False)
     if splitter is not None:
         rows = split_rows(rows, splitter, source=name)
@@ -105,19 +110,28 @@ def read_texts(
                 f"{unit} {row.number} of {name}: the id {row_id!r} occurs for the second time",
                 rows=[row.number],
             )
-        if row.text not in by_text:
-            by_text[row.text] = len(numbers)
+        document = 0
+        if splitter is not None:
+            # Equal chunks of two documents count twice: each may be the reason to find its own.
+            whole = str(row.columns[CHUNK_FIELDS[0]])
+            of_line = whole == f"{name}:{row.number}"
+            document = documents.setdefault(str(row.number) if of_line else whole, len(documents))
+        key = (document, row.text)
+        if key not in by_text:
+            by_text[key] = len(numbers)
             numbers.append(row.number)
-        places[row_id] = by_text[row.text]
+        places[row_id] = by_text[key]
     if not numbers:
         raise InputError(f"{name} holds no text")
     return Texts(
         name=name,
         unit=unit,
-        texts=tuple(by_text),
+        texts=tuple(text for _, text in by_text),
         numbers=tuple(numbers),
         places=places,
         duplicates=len(places) - len(numbers),
+        documents=documents,
+        document_of=tuple(document for document, _ in by_text) if documents else (),
     )
 
 

@@ -22,6 +22,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / folder / "README.md" for folder in ("engine", "integrations", "tests")),
+    ROOT / "engine" / "API.md",
     *(
         ROOT / "integrations" / f"nimbed_{name}" / "README.md"
         for name in ("pgvector", "server", "weaviate")
@@ -82,7 +83,7 @@ def test_the_command_line_blocks_run(open_folder, warm_nimbed):
     texts = [
         f"This is the passage with number {n}. It stands on page {n % 7} of a book that nobody "
         f"has written yet, between the passages before it and the passages behind it."
-        for n in range(300)
+        for n in range(60)
     ]
     rows = [{"id": n, "text": text, "page": n % 7} for n, text in enumerate(texts)]
     (open_folder / "passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -134,8 +135,18 @@ def test_the_first_command_works_in_a_fresh_clone(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", page.read_text("utf-8"))
+    for target, heading in links:
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if heading:
+            assert heading in headings(file), f"{page.name} links to {target}#{heading}"
+
+
+def headings(page):
+    """Return the headings of a page as GitHub's links name them."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def test_every_block_runs_is_printed_or_can_be_typed():

@@ -12,7 +12,14 @@ from typing import IO, Literal, Protocol, Self
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.bulk import JobReport, embed_accepted, ignore
-from nimbed.chunks import Chunk, Splitter, chunk_row, split_rows
+from nimbed.chunks import (
+    Chunk,
+    ContextText,
+    LateSplitter,
+    Splitter,
+    chunk_row,
+    split_rows,
+)
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.files.arrow import RESERVED, FileContract
@@ -103,7 +110,8 @@ def embed_file(
         on_error: ``raise`` stops at the first row that cannot be embedded and names its line;
             ``skip`` leaves such rows out and lists them in ``OUTPUT.skipped.jsonl``.
         splitter: Divides each text into chunks, a row each: its id gets ``#`` and its number, and
-            the columns of :data:`nimbed.chunks.CHUNK_FIELDS` say where it lies.
+            the columns of :data:`nimbed.chunks.CHUNK_FIELDS` say where it lies; a
+            :class:`nimbed.chunks.LateSplitter` embeds it with the text around it.
         progress: True for a bar, or a callable told (done, total) in rows; the total of a stream,
             or of chunks, is 0.
 
@@ -149,7 +157,7 @@ def embed_file(
     )
 
 
-_ANY = Chunk(0, 0, 1, "")
+_ANY = {False: Chunk(0, 0, 1, ""), True: Chunk(0, 0, 1, ContextText("", 0, 0))}
 
 
 class _Embed(Protocol):
@@ -171,7 +179,7 @@ def _run(
     progress: Progress,
 ) -> FileReport:
     into_parquet = check_output(target) == ".parquet"
-    rereadable = is_rereadable(reader.source)
+    rereadable, late = is_rereadable(reader.source), isinstance(splitter, LateSplitter)
     inferred = InferredColumns(contract)
     carried: Carried = inferred
     report = FileReport(output=target, spec=contract.spec)
@@ -179,7 +187,8 @@ def _run(
     with Staging(target) as staging, _Rejects(reader, on_error, report, staging) as rejects:
         if rereadable:
             learning = inferred if reader.typeless and into_parquet else None
-            total, bad = _survey(reader, learning, chunked=splitter is not None)
+            any_chunk = None if splitter is None else _ANY[late]
+            total, bad = _survey(reader, learning, any_chunk)
             if bad is not None and on_error == "raise":
                 rejects.reject([bad], bad.reason)
         good = _good(reader, rejects)
@@ -194,7 +203,9 @@ def _run(
                 carried = (
                     ArrowTable(file.schema_arrow)
                     if splitter is None
-                    else ChunkTable(file.schema_arrow, contract.text_field, contract.id_field)
+                    else ChunkTable(
+                        file.schema_arrow, contract.text_field, contract.id_field, late=late
+                    )
                 )
         none: list[Row] = []
         # The first batch tells the columns of a stream, so it is read before the writer starts.
@@ -234,7 +245,7 @@ def _chunks(rows: Iterable[Row], splitter: Splitter, source: str) -> Iterator[Ro
 
 
 def _survey(
-    reader: RowReader, columns: InferredColumns | None, *, chunked: bool
+    reader: RowReader, columns: InferredColumns | None, chunk: Chunk | None
 ) -> tuple[int, BadRow | None]:
     """Count the good rows, find the first bad one, and let ``columns`` learn their types.
 
@@ -249,7 +260,7 @@ def _survey(
         good += 1
         if columns is not None:
             # Where chunks lie changes no type, so that nothing need be split twice.
-            columns.learn(chunk_row(row, row_id(row, ""), _ANY) if chunked else row)
+            columns.learn(row if chunk is None else chunk_row(row, row_id(row, ""), chunk))
     return good, first_bad
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nimbed.batch import EmbeddingBatch, concatenate
-from nimbed.chunks import CHUNK_FIELDS, ChunkColumns
+from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkColumns
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.arrow import (
     RESERVED,
@@ -303,21 +303,26 @@ class ChunkTable(ArrowTable):
         schema: The source's.
         text_field: Name of its column of texts.
         id_field: Name of its column of ids, if there is one.
+        late: Whether they are late chunks.
     """
 
-    def __init__(self, schema: Schema, text_field: str, id_field: str | None) -> None:
+    def __init__(
+        self, schema: Schema, text_field: str, id_field: str | None, *, late: bool
+    ) -> None:
         super().__init__(schema)
         self._text, self._id = text_field, id_field
+        self._fields = (*CHUNK_FIELDS, CONTEXT_FIELD) if late else CHUNK_FIELDS
 
     def schema(self) -> Schema:
-        """Return the source's schema with :data:`nimbed.chunks.CHUNK_FIELDS`."""
+        """Return the source's schema with the fields of chunks; see :mod:`nimbed.chunks`."""
         pa, schema = arrow(), super().schema()
         document = pa.string() if self._id is None else schema.field(self._id).type
         for name in (self._text, self._id):
             if name is not None:
                 place = schema.get_field_index(name)
                 schema = schema.set(place, pa.field(name, pa.string()))
-        for name, kind in zip(CHUNK_FIELDS, (document, *[pa.int64()] * 3), strict=True):
+        kinds = (document, *[pa.int64()] * 3, pa.string())
+        for name, kind in zip(self._fields, kinds, strict=False):
             schema = schema.append(pa.field(name, kind))
         return schema
 
@@ -327,7 +332,7 @@ class ChunkTable(ArrowTable):
         own = {
             **({} if self._id is None else {self._id: [row.id for row in rows]}),
             self._text: [row.text for row in rows],
-            **{name: [row.columns[name] for row in rows] for name in CHUNK_FIELDS},
+            **{name: [row.columns[name] for row in rows] for name in self._fields},
         }
         columns = [
             pa.array(own[field.name], field.type) if field.name in own else taken[field.name]

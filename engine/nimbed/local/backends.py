@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+from nimbed.cards import ModelCard
 from nimbed.embedder import Backend
 from nimbed.errors import ConfigurationError, MissingExtraError, install_line, missing_extra
 from nimbed.local.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # which import the tokenizers library
     from nimbed.local.plan import Engine
     from nimbed.local.tokenizer import InputTokenizer
 
-__all__ = ["Loaded", "check_backend", "chosen_backend", "read_model", "why_torch"]
+__all__ = ["Loaded", "check_backend", "check_context", "chosen_backend", "read_model", "why_torch"]
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.encoders makes it.
 _GRAPHS = ("bert", "distilbert", "gte", "modernbert", "mpnet", "nomic_bert", "xlm_roberta")
@@ -186,3 +187,25 @@ def _torch_is_installed() -> bool:
         return find_spec("torch") is not None
     except (ImportError, ValueError):  # somebody forbids it
         return False
+
+
+def check_context(card: ModelCard, backend: str) -> None:
+    """Refuse late chunking where it cannot be done.
+
+    Raises:
+        ConfigurationError: If the model does not pool by the mean alone, reads images, or runs on
+            another backend than torch.
+    """
+    why = None
+    if card.pooling != "mean":
+        how = card.pooling
+        why = f"it pools by {how if isinstance(how, str) else ' and '.join(how)}"
+    elif card.modalities != ("text",):
+        why = "it reads images"
+    elif backend != "torch":
+        why = f"it runs on {backend}; load it with backend='torch'"
+    if why is not None:
+        raise ConfigurationError(
+            f"late chunking takes the mean of the states of a chunk's tokens, which {card.id} "
+            f"cannot give: {why}"
+        )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import ColBert, Expansion
+from nimbed.local.head_config import ColBert, Expansion, TokenPooling
 from nimbed.local.json_files import FILES, check_keys, read_any_json, read_json, size_of
 from nimbed.local.module_list import listed_modules
 from nimbed.local.pipeline import (
@@ -102,12 +102,16 @@ def _read_modules(folder: Path) -> Pipeline:
     weights = folder
     modules: list[DenseModule] = []
     mask: Mapping[str, Any] | None = None
-    normalized = False
+    normalized, pooling = False, None
     for place, (kind, path, at) in enumerate(listed_modules(folder)):
-        if (kind == "Transformer") != (place == 0) or normalized:
+        if (kind == "Transformer") != (place == 0):
             raise CheckpointError(f"{at} is {kind}, which nimbed does not run there")
         if kind == "Transformer":
             weights = path
+        elif kind == "HierarchicalTokenPooling" and normalized and pooling is None:
+            pooling = _read_pooling(path)
+        elif normalized:
+            raise CheckpointError(f"{at} is {kind} behind Normalize, where nimbed does not run it")
         elif kind == "Dense" and mask is None:
             modules.append(read_dense(path, "token Dense"))
         elif kind == "MultiVectorMask" and mask is None:
@@ -129,6 +133,7 @@ def _read_modules(folder: Path) -> Pipeline:
     facts = _of_pylate(said, where, weights) if pylate else ColBert()
     if mask is not None:
         facts = dataclasses.replace(facts, **_skipped(mask, folder / "modules.json"))
+    facts = dataclasses.replace(facts, pooling=pooling)
     return Pipeline(
         folder=folder,
         weights=weights,
@@ -139,6 +144,30 @@ def _read_modules(folder: Path) -> Pipeline:
         multi=_of_transformer(facts, network.config, weights),
         dense=False,
     )
+
+
+def _read_pooling(path: Path) -> TokenPooling:
+    config, where = read_config(path, "HierarchicalTokenPooling")
+    factor, protected = config.get("pool_factor", 1.0), config.get("num_protected_tokens", 1)
+    if not isinstance(factor, int | float) or factor < 1:
+        raise CheckpointError(f"{where} gives pool_factor {factor!r}, expected a number from 1 on")
+    if not isinstance(protected, int) or protected < 0:
+        raise CheckpointError(f"{where} gives num_protected_tokens {protected!r}, expected a count")
+    if config.get("normalize_embeddings") is not True:
+        raise CheckpointError(
+            f"{where} leaves the means of tokens as they are (normalize_embeddings); nimbed's "
+            f"multi-vectors have unit length"
+        )
+    return TokenPooling(factor=factor, protected=protected, roles=_tasks(config, where, "tasks"))
+
+
+def _tasks(config: Mapping[str, Any], where: Path, key: str) -> tuple[InputType, ...]:
+    """Return the roles that sentence-transformers' tasks stand for; passages if it says nothing."""
+    given = config.get(key)
+    tasks = ["document"] if given is None else [given] if isinstance(given, str) else list(given)
+    if not set(tasks) <= set(_ROLES):
+        raise CheckpointError(f"{where} gives {key} {tasks}; nimbed knows {', '.join(_ROLES)}")
+    return tuple(_ROLES[task] for task in tasks)
 
 
 def _network(weights: Path, kind: str) -> TransformerFile:
@@ -232,15 +261,9 @@ def _of_transformer(facts: ColBert, config: Mapping[str, Any], weights: Path) ->
 
 
 def _skipped(mask: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    tasks = mask.get("skiplist_tasks")
-    tasks = ["document"] if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
-    if not set(tasks) <= set(_ROLES):
-        raise CheckpointError(
-            f"{where} skips words in skiplist_tasks {tasks}; nimbed knows {', '.join(_ROLES)}"
-        )
     return {
         "skipped": _words(mask.get("skiplist_words") or [], where),
-        "skipped_in": tuple(_ROLES[task] for task in tasks),
+        "skipped_in": _tasks(mask, where, "skiplist_tasks"),
     }
 
 

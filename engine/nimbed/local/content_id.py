@@ -53,7 +53,7 @@ def _add_content(digest: Any, path: Path) -> None:
 
 def head_revision(revision: str | None, head: Sparse | Multi | None) -> str | None:
     """Return what pins the vectors of a head: what pins the model, and the head's own files."""
-    if head is None or revision is None or not revision.startswith("content:"):
+    if head is None or not head.files or revision is None or not revision.startswith("content:"):
         return revision
     digest = hashlib.sha256(revision.encode())
     for path in head.files:

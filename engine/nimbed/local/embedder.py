@@ -19,9 +19,9 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
 from nimbed.embedder import KindsAlone, Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError
-from nimbed.inputs import Input, check_inputs
+from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds
-from nimbed.local.backends import Loaded, check_backend, chosen_backend, read_model
+from nimbed.local.backends import Loaded, check_backend, check_context, chosen_backend, read_model
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
 from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
@@ -236,7 +236,7 @@ class LocalEmbedder(KindsAlone, Managed):
         modality: Modality | None = None,
         progress: Progress = False,
     ) -> EmbeddingBatch:
-        """Embed inputs; see :meth:`nimbed.embedder.Embedder.embed`."""
+        """Embed inputs, late chunks too; see :meth:`nimbed.embedder.Embedder.embed`."""
         options = EmbedOptions(
             input_type=input_type,
             embedding_type=embedding_type,
@@ -246,8 +246,15 @@ class LocalEmbedder(KindsAlone, Managed):
             modality=modality,
         )
         spec, prompt = self._resolve(options)
-        items = self._check(inputs, options)
+        items = self._check(inputs, options, in_context=True)
         loaded = self._load()
+        if any(isinstance(item, ContextText) for item in items):
+            self.require_context()
+            from nimbed.local.late_chunks import embed_in_context  # imports torch
+
+            return embed_in_context(
+                loaded, items, spec, prompt=prompt, input_type=input_type, progress=progress
+            )
         out = np.empty((len(items), self.card.dimensions), np.float32)
         encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
         counts, truncated = run_all(
@@ -331,6 +338,10 @@ class LocalEmbedder(KindsAlone, Managed):
             progress=progress,
         )
         return results.batches(input_type=input_type, token_counts=counts, truncated=truncated)
+
+    def require_context(self) -> None:
+        """Refuse late chunking if it cannot; see :class:`nimbed.embedder.ContextEmbedding`."""
+        check_context(self.card, self.backend)
 
     @property
     def text_tokens(self) -> int:
@@ -433,13 +444,16 @@ class LocalEmbedder(KindsAlone, Managed):
             resolved = self._resolved[options] = (spec, prompt)
         return resolved
 
-    def _check(self, inputs: Sequence[Input], options: EmbedOptions) -> list[Input]:
+    def _check(
+        self, inputs: Sequence[Input], options: EmbedOptions, *, in_context: bool = False
+    ) -> list[Input]:
         return check_inputs(
             inputs,
             input_type=options.input_type,
             modality=options.modality,
             model=self.card.id,
             modalities=self.card.modalities,
+            in_context=in_context,
         )
 
     def _specs(self, asked: KindOptions, of_dense: SpecOptions = _FULL) -> KindSpecs:

@@ -19,6 +19,7 @@ __all__ = [
     "Multi",
     "Sparse",
     "Splade",
+    "TokenPooling",
     "TokenTable",
     "TokenVectors",
     "TokenWeights",
@@ -77,6 +78,21 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPooling:
+    """Fewer vectors a text, as the checkpoint has it; see :func:`nimbed.quantize.pool_tokens`.
+
+    Attributes:
+        factor: How many tokens share a vector on average.
+        protected: How many of the first tokens stay alone.
+        roles: Whose tokens are pooled.
+    """
+
+    factor: float
+    protected: int
+    roles: tuple[InputType, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ColBert:
     """ColBERT's head: each token's state through the pipeline's Dense modules.
 
@@ -88,6 +104,7 @@ class ColBert:
         expansion: What is put behind a short query, if anything is.
         skipped: Words, usually marks of punctuation, whose tokens give no vector.
         skipped_in: The roles in which they do not.
+        pooling: What becomes of alike tokens before a caller's own pool_factor.
     """
 
     query_prefix: str = ""
@@ -97,6 +114,7 @@ class ColBert:
     expansion: Expansion | None = None
     skipped: tuple[str, ...] = ()
     skipped_in: tuple[InputType, ...] = ("passage",)
+    pooling: TokenPooling | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -118,6 +136,9 @@ class ColBert:
         if self.skipped:
             where = " and ".join(self.skipped_in)
             yield f"{len(self.skipped)} words without vectors ({where}): {' '.join(self.skipped)}"
+        if self.pooling is not None:
+            where = " and ".join(self.pooling.roles)
+            yield f"a vector for {self.pooling.factor} tokens that are alike ({where})"
 
 
 @dataclass(frozen=True, slots=True)

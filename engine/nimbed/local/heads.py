@@ -32,6 +32,7 @@ from nimbed.local.norms import LayerNorm
 from nimbed.local.pooling import Module, read_modules
 from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
 from nimbed.local.weights import open_tensors
+from nimbed.quantize import normalize, pool_tokens
 from nimbed.spec import InputType
 
 __all__ = ["Heads", "MultiHead", "SparseHead", "TokenStates", "read_heads"]
@@ -151,7 +152,7 @@ class _ColBert:
 
     modules: Sequence[Module]
     skipped: NDArray[np.int64]
-    skipped_in: tuple[InputType, ...]
+    facts: ColBert
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, facts: ColBert, placement: Placement) -> _ColBert:
@@ -159,18 +160,23 @@ class _ColBert:
         # Words that are not one token cannot be left out; sentence-transformers does not either.
         skipped = [vocabulary[word] for word in facts.skipped if word in vocabulary]
         modules = read_modules(checkpoint.pipeline.modules, placement.device)
-        return cls(modules, np.array(skipped, np.int64), facts.skipped_in)
+        return cls(modules, np.array(skipped, np.int64), facts)
 
     def __call__(self, batch: TokenStates, input_type: InputType) -> list[NDArray[np.float32]]:
         vectors = batch.states[: batch.layout.tokens].float()
         for module in self.modules:
             vectors = module(vectors)
         kept = np.ones(len(batch.ids), bool)
-        if input_type in self.skipped_in:
+        if input_type in self.facts.skipped_in:
             kept = ~np.isin(batch.ids, self.skipped)
         ends = np.cumsum(batch.layout.lengths)[:-1]
         each = zip(np.split(vectors.cpu().numpy(), ends), np.split(kept, ends), strict=True)
-        return [text[chosen] for text, chosen in each]
+        rows = [text[chosen] for text, chosen in each]
+        pooling = self.facts.pooling
+        if pooling is None or input_type not in pooling.roles:
+            return rows
+        factor, protected = pooling.factor, pooling.protected
+        return [pool_tokens(normalize(row), factor, protected=protected) for row in rows]
 
 
 class _SpladeHead:
@@ -225,7 +231,7 @@ class _SpladeHead:
 
     def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
         layout = batch.layout
-        x = self._norm(self._transform.gelu(batch.states))
+        x = self._norm(self._transform.gelu(batch.states.to(self._norm.weight.dtype)))
         texts, words, weights = [], [], []
         for number, part in enumerate(self._parts):
             pooled = self._pooled(part(x), layout).cpu().numpy()

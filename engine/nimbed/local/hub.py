@@ -164,7 +164,7 @@ def _from_hub(
     served = "" if "/" in repository else "; a model that a server runs needs its base_url=..."
     try:
         folder = fetch(wanted, offline=False)
-        if weights and not any(folder.glob("*.safetensors")):
+        if weights and not _holds(folder, "*.safetensors"):
             folder = fetch([*_FILES, *_PICKLED], offline=False)
     except errors.HFValidationError as error:
         raise UnknownModelError(
@@ -185,4 +185,10 @@ def _from_hub(
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return _holds(folder, "*.safetensors") or _holds(folder, "pytorch_model*.bin")
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    """Whether there is such a file of a network; the network of a route has its own folder."""
+    routed = not (folder / "config.json").is_file()
+    return any(folder.rglob(pattern) if routed else folder.glob(pattern))

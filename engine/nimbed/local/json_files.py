@@ -152,6 +152,9 @@ FILES: Mapping[str, Keys] = {
     "MultiVectorMask": Keys(
         read=words("skiplist_words skiplist_tasks"), only={"keep_only_token_ids": NOTHING}
     ),
+    "HierarchicalTokenPooling": Keys(
+        read=words("pool_factor num_protected_tokens normalize_embeddings tasks")
+    ),
     "token Dense": _TOKENS | _DENSE,
     "token Normalize": _TOKENS,
     # sentence_bert_config.json and its siblings

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
+from nimbed.cards import known
 from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.local.checkpoint import Checkpoint
@@ -86,6 +87,13 @@ def _chosen(checkpoint: Checkpoint, backend: str, asked: KindOptions) -> tuple[K
     offered = offered_kinds(checkpoint, backend)
     if asked.kinds and "dense" in asked.kinds and "dense" not in checkpoint.card.kinds:
         checkpoint.card.spec()  # raises, and says what to call
+    catalogued = known(checkpoint.card.id)
+    for kind in asked.kinds or ():
+        if catalogued and kind in catalogued.kinds and kind not in checkpoint.card.kinds:
+            raise ConfigurationError(
+                f"{checkpoint.card.id} gives {kind} vectors by a head that is not in "
+                f"{checkpoint.pipeline.folder}; download its folder whole"
+            )
     for kind in asked.kinds or offered or checkpoint.card.kinds:
         if kind not in offered and kind in checkpoint.card.kinds:
             raise ConfigurationError(

@@ -21,7 +21,7 @@ _MODULES = (
     *("Normalize", "Dropout"),
 )
 # And of its MultiVectorEncoder.
-_LATE = ("MultiVectorMask",)
+_LATE = ("MultiVectorMask", "HierarchicalTokenPooling")
 # And those of its SparseEncoder.
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseStaticEmbedding")
 

@@ -65,17 +65,22 @@ class RoutedEmbedder(KindsAlone, Managed):
         routes: dict[InputType, LocalEmbedder] = {
             role: LocalEmbedder(model, route=role, **arguments) for role in get_args(InputType)
         }
-        if len({embedder.kinds for embedder in routes.values()}) > 1:
-            kinds = {role: " and ".join(embedder.kinds) for role, embedder in routes.items()}
+        if len({embedder.card.kinds for embedder in routes.values()}) > 1:
+            kinds = {role: " and ".join(each.card.kinds) for role, each in routes.items()}
             raise CheckpointError(f"{model} gives other kinds of vectors to each role: {kinds}")
         specs: list[VectorSpec | SparseSpec] = [
-            embedder.spec() if "dense" in embedder.kinds else embedder.sparse_spec()
+            embedder.spec() if "dense" in embedder.card.kinds else embedder.sparse_spec()
             for embedder in routes.values()
         ]
         if specs[0].dimensions != specs[1].dimensions:
             raise CheckpointError(
                 f"{model} gives queries {specs[0].dimensions} dimensions and passages "
                 f"{specs[1].dimensions}; they could not be compared"
+            )
+        if len({spec.vocabulary for spec in specs if isinstance(spec, SparseSpec)}) > 1:
+            raise CheckpointError(
+                f"{model} gives queries and passages tokens of two vocabularies; they could not be "
+                f"compared"
             )
         if known(specs[0].model) is None or specs[0].revision != specs[1].revision:
             # One name for both, which neither route's weights have alone.

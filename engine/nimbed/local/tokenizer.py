@@ -145,8 +145,7 @@ class TextTokenizer:
     ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            _change(self._tokenizer, changes)
-            _mark(self._tokenizer, markers)
+            _change(self._tokenizer, changes, markers)
             if bare:
                 self._tokenizer.post_processor = None
             # Files in the wild have both baked in, at a length that is not the model's.
@@ -209,13 +208,7 @@ class TextTokenizer:
                 tokenized at all, the length is counted in characters.
             InputError: If a row holds no token at all, or the tokenizer gives up on it.
         """
-        skip = self._bare_length(prompt) if self._skip_prompt else 0
-        if skip and self._skip_head:
-            skip += self._head
-        if skip >= self._max_tokens:
-            raise ConfigurationError(
-                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
-            )
+        skip = self.skipped(prompt)
         read = [bounded(text, max_tokens=self._max_tokens, truncate=truncate) for text in texts]
         huge = {row for row, text in enumerate(texts) if len(text) > len(read[row])}
         prompted = [f"{prompt}{text}{self._suffix}" for text in read]
@@ -385,6 +378,17 @@ class TextTokenizer:
             return False
         return True
 
+    def skipped(self, prompt: str) -> int:
+        """Return how many of a row's first tokens are not pooled."""
+        skip = self._bare_length(prompt) if self._skip_prompt else 0
+        if skip and self._skip_head:
+            skip += self._head
+        if skip >= self._max_tokens:
+            raise ConfigurationError(
+                f"the prompt's {skip} tokens leave none of {self._max_tokens} for the text"
+            )
+        return skip
+
     def _bare_length(self, text: str) -> int:
         """Count a text's tokens by itself, without those that are put around every text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -416,7 +420,9 @@ class TextTokenizer:
         )
 
 
-def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
+def _change(
+    tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges, markers: Sequence[str]
+) -> None:
     if changes.bert_normalizer:
         arguments: dict[str, Any] = dict(changes.bert_normalizer)
         tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**arguments)
@@ -428,13 +434,8 @@ def _change(tokenizer: tokenizers.Tokenizer, changes: TokenizerChanges) -> None:
         [tokenizers.AddedToken(**dataclasses.asdict(token)) for token in changes.added]
     )
 
-
-def _mark(tokenizer: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
-    """Let markers before a text be read as the one token that they are in the vocabulary.
-
-    A marker is often listed with the blank behind it. The rule is sentence-transformers'
-    ``_register_prefix_tokens``.
-    """
+    # Markers before a text are read as the one token that they are in the vocabulary, which may
+    # list them with the blank behind. The rule is that of sentence-transformers.
     for marker in markers:
         names = [name for name in (marker, marker.strip()) if tokenizer.token_to_id(name)]
         if names and tokenizer.encode(names[0], add_special_tokens=False).tokens != names[:1]:

@@ -36,7 +36,6 @@ from nimbed.remote.discovery import (
     ask_tei,
     find_card,
     find_space,
-    list_models,
     other_model,
     refuse_fixed_type,
 )
@@ -213,14 +212,7 @@ class Client:
     async def post(
         self, url: str, body: bytes, read: Callable[[Reply], A | Failure], traffic: Traffic
     ) -> A | Failure:
-        """Send a body until it is answered, or trying again is pointless.
-
-        Args:
-            url: Where to.
-            body: JSON.
-            read: Makes an answer of what comes with a status of success, or says what is wrong.
-            traffic: Where costs are added up.
-        """
+        """Send a body of JSON until ``read`` makes an answer of what comes, or that is hopeless."""
         tries = Tries()
         while True:
             outcome = await self._send_once(url, body, read, traffic, tries)
@@ -278,11 +270,7 @@ class Client:
             self._keep(shrink(failure, self.capabilities, items=items))
 
     async def ask(self, texts: Sequence[str], fields: Mapping[str, Any]) -> Answer:
-        """Send texts once with exactly these fields, without retries, and read the answer.
-
-        Raises:
-            RemoteError: If the server does not answer with vectors.
-        """
+        """Send texts once, without retries; see :meth:`RemoteEmbedder.ask`."""
         await self.identify(Traffic())
         body = json.dumps({"input": list(texts), "model": self.model, **fields}).encode()
         read = functools.partial(self._read, texts=texts, widths=(), packed=False)
@@ -290,14 +278,6 @@ class Client:
         if isinstance(outcome, Failure):
             raise self.error(outcome, (), server="the server")
         return outcome
-
-    async def list_models(self) -> list[str]:
-        """Return the names of the models that the server lists.
-
-        Raises:
-            RemoteError: If it cannot be reached, or refuses the key.
-        """
-        return await list_models(self.address, functools.partial(self.get, traffic=Traffic()))
 
     async def find_space(self, traffic: Traffic) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""
@@ -425,7 +405,7 @@ class Client:
     ) -> Answer | Failure:
         scrub = self.http.scrub
         answer = read_answer(reply, texts, widths=widths, packed=packed, scrub=scrub)
-        if isinstance(answer, Failure):
+        if isinstance(answer, Failure) or answer.model == self.model:
             return answer
         other = other_model(answer.model, asked=self.model, card=self.card)
         if other is None:

@@ -24,7 +24,7 @@ from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
 from nimbed.remote.dialects import Dialect, named
-from nimbed.remote.discovery import find_card, unknown_card
+from nimbed.remote.discovery import find_card, list_models, unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.kind_requests import ServedKinds
 from nimbed.remote.kinds import RemoteKinds
@@ -234,7 +234,10 @@ class RemoteEmbedder(RemoteKinds, Managed):
         Raises:
             RemoteError: If it cannot be reached, or refuses the key.
         """
-        return self._session().run(lambda client, _: client.list_models(), lambda _: None)
+        get = functools.partial(self._session().client.get, traffic=Traffic())
+        return self._session().run(
+            lambda client, _: list_models(client.address, get), lambda _: None
+        )
 
     def find_space(self) -> VectorSpec | None:
         """Return the contract that a server of nimbed's own states for the model, or None."""

@@ -164,7 +164,8 @@ class ServedKinds:
         if not isinstance(names, dict):
             return ("dense",)
         stated = names.get(client.model)
-        if stated is None:  # another spelling of a name: its answer states what it gives
+        # Another spelling of a name, or one that is still loaded: its answer states what it gives.
+        if stated is None:
             body = {"model": client.model, "input": [PROBE], "input_type": "query"}
             answer = await client.post(
                 self._url, json.dumps(body).encode(), self._stated_in, traffic

@@ -180,12 +180,12 @@ class Failure:
         )
 
 
+@dataclass(slots=True)
 class Tries:
     """How often a request was sent in vain, and the seconds that went into it."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
+    count: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

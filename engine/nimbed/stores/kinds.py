@@ -84,7 +84,7 @@ SPARSE_VECTORS: Mapping[str, KindTemplate | str] = {
 
 _INSTEAD = (
     "rank the candidates of a dense search again by nimbed.search.rescore, or store one vector a "
-    "text (MUVERA)"
+    "text (nimbed.Muvera)"
 )
 
 

@@ -112,7 +112,12 @@ async def metadata(state: State, request: Request, in_path: ServedModel | None) 
             for model in state.models
             if "dense" in model.kinds
         },
-        "kinds": {model.name: _contracts(model, state.settings) for model in state.models},
+        # What is still being loaded has not said yet what it gives.
+        "kinds": {
+            model.name: _contracts(model, state.settings)
+            for model in state.models
+            if model.backend.ready
+        },
     }
     await _json(request, answer)
 
@@ -153,7 +158,7 @@ async def info(state: State, request: Request, in_path: ServedModel | None) -> N
         "max_batch_tokens": settings.max_queue_tokens,
         "auto_truncate": truncate in ("END", "START"),
         "modalities": list(card.modalities),
-        "kinds": list(model.kinds),
+        "kinds": list(model.kinds) if model.backend.ready else None,
         "served": [each.name for each in state.models],
         "version": __version__,
     }

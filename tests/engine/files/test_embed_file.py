@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nimbed import VectorSpec
-from nimbed.chunks import Splitter
+from nimbed.chunks import LateSplitter, Splitter
 from nimbed.files import embed_file
 from nimbed.spec import EmbeddingType
 
@@ -200,7 +200,8 @@ def test_progress_is_told_in_rows_of_the_whole_file(embedder, write_jsonl, tmp_p
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("out", [".parquet", ".jsonl", ".npy"])
-def test_texts_are_embedded_in_chunks(embedder, tmp_path, suffix, out):
+@pytest.mark.parametrize("kind", [Splitter, LateSplitter])
+def test_texts_are_embedded_in_chunks(embedder, tmp_path, suffix, out, kind):
     texts = [f"Document {n} begins here and goes on. " * (1 + 30 * (n % 3)) for n in range(6)]
     when = datetime.date(2026, 1, 2)
     table = pa.table({"key": range(6), "text": texts, "day": [when] * 6})
@@ -209,7 +210,7 @@ def test_texts_are_embedded_in_chunks(embedder, tmp_path, suffix, out):
     else:
         lines = [json.dumps({"key": n, "text": text}) for n, text in enumerate(texts)]
         (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    splitter = Splitter(embedder, tokens=60, overlap=10)
+    splitter = kind(embedder, tokens=60, overlap=10)
     report = embed_file(
         embedder,
         tmp_path / f"in{suffix}",
@@ -229,9 +230,10 @@ def test_texts_are_embedded_in_chunks(embedder, tmp_path, suffix, out):
     else:
         rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     for (n, chunk), row in zip(chunks, rows, strict=True):
-        assert (row["key"], row["text"]) == (f"{n}#{chunk.number}", chunk.text)
+        assert (row["key"], row["text"]) == (f"{n}#{chunk.number}", str(chunk.text))
         assert (row["chunk_of"], row["chunk"]) == (n, chunk.number)
-        assert texts[n][row["chunk_start"] : row["chunk_stop"]] == chunk.text
+        assert ("chunk_context" in row) == (kind is LateSplitter)
+        assert texts[n][row["chunk_start"] : row["chunk_stop"]] == row["text"]
         if suffix == out == ".parquet":
             assert row["day"] == when
     np.testing.assert_array_equal(np.array([row["embedding"] for row in rows], "f4"), wanted)

@@ -25,6 +25,7 @@ from tests.engine.local.oracles import oracle, token_ids, weights_of
 from tests.engine.local.sentence_folders import edit, transformer, width_of
 from tests.engine.local.tiny_encoders import tiny_modernbert
 
+from nimbed import ModelCard
 from nimbed.errors import CheckpointError, ConfigurationError, TooLongError
 from nimbed.search import distances, nearest
 
@@ -281,6 +282,25 @@ def test_a_model_of_multi_vectors_alone_says_so(tmp_path: Path) -> None:
     embedder.warmup()
 
 
+def test_a_folder_agrees_with_its_card(tmp_path: Path) -> None:
+    folder = stanfords(tmp_path / "model")
+    told = ModelCard(
+        id="mine", architecture="bert", kinds=("multi",), dimensions=16, max_tokens=99,
+        pooling="mean", asymmetric=True, query_prompt="[unused0] ", passage_prompt="[unused1] ",
+    )  # fmt: skip
+    embedder = load(folder, card=told)
+    assert (embedder.card.max_tokens, embedder.multi_spec().model) == (30, "mine")
+    plain = load(folder).embed_multi(TEXTS, input_type="query", truncate="END")
+    found = embedder.embed_multi(TEXTS, input_type="query", truncate="END")
+    np.testing.assert_array_equal(found.vectors, plain.vectors)
+    with pytest.raises(CheckpointError, match="16 dimensions a token; colbert-ir/colbertv2.0 gi"):
+        load(folder, card="colbertv2.0")
+    with pytest.raises(CheckpointError, match="all-MiniLM-L6-v2 gives dense vectors of 384"):
+        load(folder, card="minilm")
+    with pytest.raises(CheckpointError, match="holds no ColBERT model, as mine is one"):
+        load(tiny_bert(tmp_path / "bert"), card=told)
+
+
 def test_every_setting_changes_the_space(tmp_path: Path) -> None:
     network = tiny_bert(tmp_path / "bert")
     changes: list[dict[str, Any]] = [
@@ -330,13 +350,13 @@ LENGTHS = "sentence_bert_config.json"
         (LENGTHS, {"query_expansion": {**EXPANDED, "token": "[X]"}}, r"expands queries by '\[X\]'"),
         (LENGTHS, {"document_length": 0}, "gives document_length 0"),
         ("2_MultiVectorMask/config.json", {"keep_only_token_ids": [7]}, "gives keep_only_token_id"),
-        ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["title"]}, "nimbed knows query, doc"),
+        ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["title"]}, "knows query, document"),
         ("2_MultiVectorMask/config.json", {"skiplist_words": "ab"}, "expected words"),
         ("3_Normalize/config.json", {"module_input_name": None}, "normalises no token_embeddings"),
         ("1_Dense/config.json", {"in_features": 8}, "takes vectors of 8 dimensions"),
         ("1_Dense/config.json", {"module_input_name": "sentence_embedding"}, "knows only 'token_e"),
         (MODULES, lambda listed: listed[:3], "lacks MultiVectorMask or Normalize"),
-        (MODULES, lambda listed: [*listed, listed[1]], "is Dense, which nimbed does not run there"),
+        (MODULES, lambda listed: [*listed, listed[1]], "is Dense behind Normalize"),
         (MODULES, lambda listed: listed[1:], "is Dense, which nimbed does not run there"),
     ],
 )
@@ -355,12 +375,25 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(folder / "model", tiny_bert(folder / "bert"))
 
 
-def test_a_pooling_of_tokens_in_the_checkpoint_is_refused(tmp_path: Path, encoder: Path) -> None:
-    folder = Path(shutil.copytree(encoder, tmp_path / "model"))
-    HierarchicalTokenPooling(2).save(str(folder))
+def pooled(folder: Path, encoder: Path, *options: Any, **keywords: Any) -> Path:
+    """Add a module that pools tokens to a saved encoder."""
+    shutil.copytree(encoder, folder)
+    (folder / "4_Pooling").mkdir()
+    HierarchicalTokenPooling(*options, **keywords).save(str(folder / "4_Pooling"))
     kind = "sentence_transformers.multi_vector_encoder.modules.HierarchicalTokenPooling"
-    edit(folder / MODULES, lambda listed: [*listed, {"path": "", "type": kind}])
-    with pytest.raises(CheckpointError, match="HierarchicalTokenPooling"):
+    module = {"idx": 4, "name": "4", "path": "4_Pooling", "type": kind}
+    edit(folder / MODULES, lambda listed: [*listed, module])
+    return folder
+
+
+def test_a_pooling_of_tokens_in_the_checkpoint_is_followed(tmp_path: Path, encoder: Path) -> None:
+    roles = ["query", "document"]
+    compare(pooled(tmp_path / "both", encoder, 1.5, num_protected_tokens=2, tasks=roles))
+    embedder = compare(pooled(tmp_path / "passages", encoder, 2))
+    plain = load(encoder)
+    assert embedder.multi_spec().fingerprint != plain.multi_spec().fingerprint
+    folder = pooled(tmp_path / "long", encoder, 2, normalize_embeddings=False)
+    with pytest.raises(CheckpointError, match="normalize_embeddings"):
         load(folder)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tests.engine.local.families import FAMILIES, TEXTS
 from tests.engine.local.sentence_folders import saved, weighted_layers, width_of
+from tests.engine.local.sparse_folders import array, masked, mlm, save
 
 import nimbed
 from nimbed.local.attention import attention_for
@@ -102,6 +104,17 @@ def test_the_heads_of_bge_m3_equal_the_cpu(tmp_path, dtype, exact_products):
     for found, wanted in zip(got.sparse.dicts(), expected.sparse.dicts(), strict=True):
         for token in found.keys() | wanted.keys():
             assert abs(found.get(token, 0.0) - wanted.get(token, 0.0)) <= loose
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_splade_equals_the_cpu(tmp_path, dtype, exact_products):
+    folder = masked(tmp_path / "network")
+    save(tmp_path / "model", [mlm(folder), SpladePooling()])
+    got, expected = (
+        array(nimbed.load(str(tmp_path / "model"), **where).embed_sparse(TEXTS, input_type="query"))
+        for where in ({"device": "cuda", "dtype": dtype}, {"device": "cpu", "dtype": "float32"})
+    )
+    np.testing.assert_allclose(got, expected, atol=1e-5 if dtype == "float32" else 0.1, rtol=0)
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 72, 128])

@@ -14,18 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import (
     MLMTransformer,
     SparseAutoEncoder,
-    SparseStaticEmbedding,
     SpladePooling,
 )
 from tests.engine.local.checkpoints import tiny_bert, tiny_xlmr
 from tests.engine.local.sentence_folders import edit, transformer
+from tests.engine.local.sparse_folders import (
+    array,
+    inference_free,
+    masked,
+    mlm,
+    save,
+)
 from tests.engine.local.tiny_encoders import tiny_distilbert, tiny_modernbert, tiny_mpnet
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError, TooLongError
@@ -35,46 +40,8 @@ TEXTS = ["what is nvidia", "a cat sleeps under the warm sky", "token", "dogs jum
 PROMPTS = {"query": "ask: ", "document": ""}
 
 
-def masked(folder: Path, build: Any = tiny_bert, **facts: Any) -> Path:
-    """Write a masked language model whose attention heads are of 16 numbers, as transformers does.
-
-    Without what a dense model has beside its weights.
-    """
-    build(folder)
-    for name in ("modules.json", "1_Pooling"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).unlink(missing_ok=True)
-    edit(folder / "tokenizer_config.json", lambda content: {**content, "model_max_length": 40})
-    torch.manual_seed(1)
-    config = AutoConfig.from_pretrained(folder, num_attention_heads=2, **facts)
-    model = AutoModelForMaskedLM.from_config(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1 or "embeddings" not in name:
-                weight.normal_(std=0.2).add_("orm.weight" in name)
-    model.save_pretrained(folder)
-    return folder
-
-
-def network(folder: Path) -> Any:
-    return transformer(folder, transformer_task="fill-mask")
-
-
-def saved(folder: Path, modules: list[Any], **options: Any) -> SparseEncoder:
-    model = SparseEncoder(modules=modules, device="cpu", **options).eval()
-    model.save_pretrained(str(folder))
-    return model
-
-
 def load(folder: Path | str, **options: Any) -> Any:
     return nimbed.load(str(folder), **{"device": "cpu", "dtype": "float32", **options})
-
-
-def array(batch: nimbed.SparseBatch) -> np.ndarray:
-    out = np.zeros((len(batch), batch.spec.dimensions), np.float32)
-    for row, (ids, weights) in enumerate(batch.rows()):
-        out[row, ids] = weights
-    return out
 
 
 def assert_same(ours: Any, theirs: SparseEncoder) -> None:
@@ -93,7 +60,7 @@ def assert_same(ours: Any, theirs: SparseEncoder) -> None:
 )
 def test_splade_is_sentence_transformers(tmp_path, build):
     folder = masked(tmp_path / "network", build)
-    theirs = saved(tmp_path / "model", [network(folder), SpladePooling()], prompts=PROMPTS)
+    theirs = save(tmp_path / "model", [mlm(folder), SpladePooling()], prompts=PROMPTS)
     ours = load(tmp_path / "model")
     assert (ours.kinds, ours.card.kinds, ours.card.metric) == (("sparse",), ("sparse",), "dot")
     assert_same(ours, theirs)
@@ -111,7 +78,7 @@ def test_splade_is_sentence_transformers(tmp_path, build):
 )
 def test_splade_pools_as_its_module_says(tmp_path, pooling, facts, monkeypatch):
     folder = masked(tmp_path / "network", **facts)
-    theirs = saved(tmp_path / "model", [MLMTransformer(str(folder)), pooling], max_active_dims=20)
+    theirs = save(tmp_path / "model", [MLMTransformer(str(folder)), pooling], max_active_dims=20)
     monkeypatch.setattr(heads, "_WORDS", 64)  # so that the vocabulary takes several parts
     ours = load(tmp_path / "model")
     assert ours.sparse_spec().max_active == 20
@@ -121,13 +88,33 @@ def test_splade_pools_as_its_module_says(tmp_path, pooling, facts, monkeypatch):
 def test_untied_bias_free_modernbert(tmp_path):
     facts = {"decoder_bias": False, "classifier_bias": True, "norm_bias": True}
     folder = masked(tmp_path / "network", tiny_modernbert, tie_word_embeddings=False, **facts)
-    theirs = saved(tmp_path / "model", [network(folder), SpladePooling()])
+    theirs = save(tmp_path / "model", [mlm(folder), SpladePooling()])
     assert_same(load(tmp_path / "model"), theirs)
 
 
-def test_sparse_vectors_do_not_depend_on_their_batch(tmp_path, monkeypatch):
-    saved(tmp_path / "model", [network(masked(tmp_path / "network")), SpladePooling()])
-    ours = load(tmp_path / "model")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Save a SPLADE of BERT, and a model with a table of weights for queries."""
+    folder = tmp_path_factory.mktemp("built")
+    save(folder / "splade", [mlm(masked(folder / "bert")), SpladePooling()])
+    return folder, inference_free(folder / "free")
+
+
+@pytest.fixture
+def splade(built, tmp_path):
+    """Return a folder of the first that may be changed."""
+    return shutil.copytree(built[0] / "splade", tmp_path / "model")
+
+
+@pytest.fixture
+def free(built, tmp_path):
+    """Return a folder of the second that may be changed, and what it should give."""
+    folder, theirs = built[1]
+    return shutil.copytree(folder, tmp_path / "model"), theirs
+
+
+def test_sparse_vectors_do_not_depend_on_their_batch(splade, monkeypatch):
+    ours = load(splade)
     texts = ["cat dog " * (number % 9 + 1) + str(number) for number in range(30)]
     alone = [ours.embed_sparse([text], input_type="passage") for text in texts]
     (engine,) = ours._load().engines
@@ -138,29 +125,12 @@ def test_sparse_vectors_do_not_depend_on_their_batch(tmp_path, monkeypatch):
     np.testing.assert_array_equal(together.weights, single.weights)
 
 
-def test_splade_in_half_precision_stays_near(tmp_path):
-    saved(tmp_path / "model", [network(masked(tmp_path / "network")), SpladePooling()])
+def test_splade_in_half_precision_stays_near(splade):
     near, exact = (
-        array(load(tmp_path / "model", dtype=dtype).embed_sparse(TEXTS[:3], input_type="query"))
+        array(load(splade, dtype=dtype).embed_sparse(TEXTS[:3], input_type="query"))
         for dtype in ("bfloat16", "float32")
     )
     np.testing.assert_allclose(near, exact, atol=0.1, rtol=0)
-
-
-@pytest.fixture
-def free(tmp_path):
-    return inference_free(tmp_path)
-
-
-def inference_free(folder: Path) -> tuple[Path, SparseEncoder]:
-    """Save a model with a table of weights for queries, and SPLADE for passages."""
-    net = masked(folder / "network")
-    tokenizer = AutoTokenizer.from_pretrained(net)
-    table = torch.linspace(0, 3, len(tokenizer.get_vocab()))
-    queries = SparseStaticEmbedding(tokenizer, table, frozen=True)
-    passages = [network(net), SpladePooling(activation_function="log1p_relu")]
-    router = Router.for_query_document([queries], passages)
-    return folder / "model", saved(folder / "model", [router], similarity_fn_name="dot")
 
 
 def test_queries_by_a_table_need_no_network(free):
@@ -187,12 +157,12 @@ def test_the_weights_of_either_route_change_the_space(free, part):
     assert load(folder).sparse_spec().fingerprint != before.fingerprint
 
 
-def test_the_first_layout_of_opensearch_is_followed(tmp_path):
+def test_the_first_layout_of_opensearch_is_followed(built, tmp_path):
     """Weights of queries in idf.json, no modules; special tokens weigh nothing.
 
     The formula is that of the models' own page.
     """
-    folder = masked(tmp_path / "model")
+    folder = shutil.copytree(built[0] / "bert", tmp_path / "model")
     vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
     idf = {word: 1 + number / 7 for word, number in vocabulary.items() if not word.startswith("[")}
     (folder / "idf.json").write_text(json.dumps(idf))
@@ -216,8 +186,8 @@ def test_the_first_layout_of_opensearch_is_followed(tmp_path):
         load(folder).embed_sparse(["a cat"], input_type="query")
 
 
-def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
-    folder = masked(tmp_path / "model")
+def test_a_masked_model_is_sparse_where_a_card_says_so(built, tmp_path):
+    folder = built[0] / "bert"
     plain = load(folder)
     assert plain.kinds == ("dense",)
     assert plain.embed(["a cat"], input_type="query").vectors.shape == (1, 32)
@@ -225,7 +195,7 @@ def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
     size = plain._checkpoint.config["vocab_size"]
     card = nimbed.ModelCard(id="splade", dimensions=size, kinds=("sparse",), metric="dot", **facts)
     told = load(folder, card=card)
-    module = saved(tmp_path / "theirs", [network(folder), SpladePooling()])
+    module = save(tmp_path / "theirs", [mlm(folder), SpladePooling()])
     assert_same(told, module)
     with pytest.raises(CheckpointError, match="is a bert of 100"):
         load(folder, card=nimbed.ModelCard(id="s", dimensions=100, kinds=("sparse",), **facts))
@@ -234,10 +204,8 @@ def test_a_masked_model_is_sparse_where_a_card_says_so(tmp_path):
         load(dense, card=card)
 
 
-def test_a_sparse_model_says_how_it_is_called(tmp_path):
-    folder = tmp_path / "model"
-    saved(folder, [network(masked(tmp_path / "network")), SpladePooling()])
-    ours = load(folder)
+def test_a_sparse_model_says_how_it_is_called(splade):
+    ours = load(splade)
     for call in (ours.spec, functools.partial(ours.embed, ["a"], input_type="query")):
         with pytest.raises(ConfigurationError, match=r"sparse vectors, not dense.*embed_sparse"):
             call()
@@ -246,7 +214,7 @@ def test_a_sparse_model_says_how_it_is_called(tmp_path):
     ours.warmup()
     assert ours.arithmetic == "float32 on cpu by torch"
     with pytest.raises(ConfigurationError, match="sparse vectors alone, which need torch"):
-        load(folder, backend="onnxruntime")
+        load(splade, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(
@@ -266,19 +234,41 @@ def test_a_sparse_model_says_how_it_is_called(tmp_path):
         ("config.json", {"model_type": "nomic_bert"}, "pools the scores of a nomic_bert"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(tmp_path, file, change, message):
-    folder = tmp_path / "model"
-    saved(folder, [network(masked(tmp_path / "network")), SpladePooling()])
-    edit(folder / file, lambda content: {**content, **change})
+def test_what_is_not_understood_is_refused_by_name(splade, file, change, message):
+    edit(splade / file, lambda content: {**content, **change})
     with pytest.raises(CheckpointError, match=message):
-        load(folder)
+        load(splade)
 
 
-def test_a_sparse_autoencoder_is_refused_by_name(tmp_path):
-    first = transformer(masked(tmp_path / "network"))
-    saved(tmp_path / "model", [first, Pooling(32), SparseAutoEncoder(32, hidden_dim=64, k=8)])
+def test_a_sparse_autoencoder_is_refused_by_name(built, tmp_path):
+    first = transformer(built[0] / "bert")
+    save(tmp_path / "model", [first, Pooling(32), SparseAutoEncoder(32, hidden_dim=64, k=8)])
     with pytest.raises(CheckpointError, match="SparseAutoEncoder', which nimbed does not run"):
         load(tmp_path / "model")
+
+
+def test_routes_in_the_cache_are_found_without_the_network(free, tmp_path):
+    folder, _ = free
+    base = tmp_path / "cache" / "models--someone--free"
+    shutil.copytree(folder, base / "snapshots" / "0123")
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text("0123")
+    assert load("someone/free", cache_dir=tmp_path / "cache").kinds == ("sparse",)
+
+
+def test_routes_without_torch_say_what_they_need(free, monkeypatch):
+    folder, _ = free
+    monkeypatch.setattr("nimbed.local.backends._torch_is_installed", lambda: False)
+    with pytest.raises(ConfigurationError, match="need torch"):
+        nimbed.load(str(folder))
+
+
+def test_routes_of_two_vocabularies_are_refused(free):
+    folder, _ = free
+    (path,) = folder.glob("query_0*/tokenizer.json")
+    edit(path, lambda content: content["model"]["vocab"].update(cat=60, token=159))
+    with pytest.raises(CheckpointError, match="tokens of two vocabularies"):
+        load(folder)
 
 
 def test_a_table_with_bad_weights_is_refused(free):

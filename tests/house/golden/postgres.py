@@ -39,8 +39,10 @@ PASSAGES = [
     ("c", "a dog jumps\nover the river", {}),
 ]
 _LOOKED_UP = re.compile(
-    r"pg_class|pg_extension|pg_available_extensions|pg_index|pg_attribute|to_regclass\(%s\) IS NOT"
-    r"|^SELECT (jsonb_exists|count|current_setting|spec)"
+    r"^(?!SELECT tableoid).*"  # a search says how much of the table it may look at
+    r"(pg_(class|extension|available_extensions|index|attribute)|to_regclass\(%s\) IS NOT)"
+    r"|^SELECT (jsonb_exists|count|current_setting|spec)",
+    re.DOTALL,
 )
 
 

@@ -100,6 +100,16 @@ def test_a_text_that_is_too_long_is_mended_in_the_commands_own_words(
     assert outcome.code == 2
     assert "--chunk TOKENS, or pass --truncate END" in outcome.err
     assert "vectors written" in nimbed_command(*command, "--chunk", "100", "--overlap", "9").err
+    plain = np.load(tmp_path / "out.npy")
+    late = (*command, "--chunk", "100", "--overlap", "9", "--chunk-mode", "late")
+    assert "vectors written" in nimbed_command(*late).err
+    found = np.load(tmp_path / "out.npy")
+    assert found.shape == plain.shape
+    assert (found[0] == plain[0]).all()  # the short text is one chunk
+    assert (found[1:] != plain[1:]).any(1).all()
+    assert "give --chunk TOKENS too" in nimbed_command(*command, "--chunk-mode", "late").err
+    wrong = nimbed_command(*command, "--chunk", "100", "--chunk-mode", "early")
+    assert "one of 'plain', 'late'; got 'early'" in wrong.err
 
 
 def test_cut_texts_are_counted(nimbed_command, fake_model, tmp_path):

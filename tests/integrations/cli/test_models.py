@@ -177,7 +177,7 @@ def test_a_folder_is_described_from_its_json_files_alone(nimbed_command, folder)
 
 
 def test_a_sparse_encoder_is_described_without_types_of_dense_vectors(nimbed_command, tmp_path):
-    from tests.engine.local.test_sparse import inference_free
+    from tests.engine.local.sparse_folders import inference_free
 
     folder, _ = inference_free(tmp_path)
     facts = json.loads(nimbed_command("models", str(folder), "--json").out)

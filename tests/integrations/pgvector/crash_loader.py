@@ -42,3 +42,10 @@ def load_ready_slowly(dsn: str, file: str, chunk: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         table = VectorTable(connection, "t", embedding_type="ubinary", also="halfvec")
         table.load_embedded(parts(), embedder.spec(), source="rows")
+
+
+def load_documents_slowly(dsn: str, rows: int, *, file: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        table = VectorTable(connection, "t", SlowEmbedder())
+        documents = read_rows(file, id_field="id")
+        table.load(documents, source="rows", chunk_tokens=48, overlap=8, chunk_rows=rows)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import random
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
+from tests.integrations.pgvector.crash_loader import load_documents_slowly
+from tests.integrations.pgvector.test_migration_crash import killed_again_and_again
 
 from nimbed import FakeEmbedder
+from nimbed.chunks import LateSplitter
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.rows import BadRow, Row
 from nimbed_pgvector import AsyncVectorTable, VectorTable
+
+from .stored_rows import decoded
 
 pytestmark = pytest.mark.postgres
 
@@ -75,11 +84,68 @@ def test_documents_are_in_step_with_their_file(connection: psycopg.Connection) -
     assert pruned.removed > 7
 
 
+def test_a_load_of_documents_killed_again_and_again_is_in_step_at_last(
+    dsn: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    documents = {f"d{n}": prose(n, 80) for n in range(60)}
+    file = tmp_path / "documents.jsonl"
+    for round_ in range(2):
+        file.write_text(
+            "".join(
+                json.dumps({"id": name, "text": text, "lang": "en"}) + "\n"
+                for name, text in documents.items()
+            )
+        )
+        work = functools.partial(load_documents_slowly, file=str(file))
+        assert killed_again_and_again(work, dsn, 2, 0.1)
+        assert in_table(connection) == documents
+        for name in list(documents)[:: 2 + round_]:  # longer, shorter
+            documents[name] = prose(1000 + int(name[1:]), 5 + 30 * (int(name[1:]) % 4))
+
+
 def test_no_document_is_too_long(connection: psycopg.Connection) -> None:
     documents = {"prose": prose(1, 4000), "word": "x" * 3000, "emoji": "👩‍👩‍👧‍👦 " * 3000}
     report = loaded(VectorTable(connection, "t", FakeEmbedder()), documents)
     assert report.rejected == 0
     assert in_table(connection) == documents
+
+
+def test_late_chunks_are_embedded_anew_where_the_text_around_them_changes(
+    connection: psycopg.Connection,
+) -> None:
+    documents = {f"d{n}": prose(n, 30) for n in range(4)}
+    fake = FakeEmbedder()
+    table = VectorTable(connection, "t", fake)
+    first = loaded(table, documents, chunk_mode="late", metadata_fields=["lang"])
+    assert in_table(connection) == documents
+    assert loaded(table, documents, chunk_mode="late").loaded == 0
+    documents["d1"] += "One more sentence."
+    report = loaded(table, documents, chunk_mode="late")
+    of_d1 = "SELECT id, text FROM t WHERE metadata->>'chunk_of' = 'd1'"
+    assert report.loaded == len(connection.execute(of_d1).fetchall())
+    assert report.loaded < first.loaded
+    assert in_table(connection) == documents
+    chunks = [
+        chunk
+        for text in documents.values()
+        for chunk in LateSplitter(fake, tokens=TOKENS, overlap=OVERLAP).split(text)
+    ]
+    wanted = fake.embed([chunk.text for chunk in chunks], input_type="passage").vectors
+    rows = connection.execute(
+        "SELECT vector_send(embedding) FROM t"
+        " ORDER BY metadata->>'chunk_of', (metadata->>'chunk')::int"
+    ).fetchall()
+    np.testing.assert_array_equal([decoded(raw, "vector") for (raw,) in rows], wanted)
+    assert table.search("what?", 3, group=True)
+    for doing, sentence in (
+        (lambda: loaded(table, documents), "holds late chunks; .*--chunk-mode late"),
+        (lambda: table.load([("p", "a passage")]), "holds late chunks"),
+        (table.audit, "cannot be embedded again from it"),
+        (lambda: table.migrate(FakeEmbedder()), "into a new table with the new model"),
+        (lambda: table.load([("p", "x")], chunk_mode="late"), "give chunk_tokens too"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            doing()
 
 
 async def test_a_search_gives_a_hit_a_document(dsn: str, connection: psycopg.Connection) -> None:

@@ -110,6 +110,12 @@ def test_sparse_vectors_alone_rank_as_numpy_does(table: VectorTable) -> None:
     # What shares no token with the question is no answer, however few there are.
     assert table.search("nothing of that", K, kinds=("sparse",)) == []
     assert len(table.search("nothing of that", K)) == K
+    empty = (np.empty(0, np.int32), np.empty(0, np.float32))
+    one = np.ones(1, np.int32)
+    nothing = SparseBatch.from_rows(
+        [empty], spec=queries.sparse.spec, input_type="query", token_counts=one
+    )
+    assert table.nearest(nothing, K) == []
     table.index(sparse=True)
     again = table.search(QUESTION, K, kinds=("sparse",), filter="id <> '000'")
     assert {hit.id for hit in again} <= {hit.id for hit in table.search(QUESTION, 50)}
@@ -233,6 +239,7 @@ def test_a_table_of_both_says_what_does_not_go(
         ({"fusion": "max"}, "fusion must be one of 'rrf', 'sum'"),
         ({"weights": (1, 2, 3)}, "2 rankings take as many weights; got 3"),
         ({"k": 0}, "k must be at least 1"),
+        ({"kinds": ("multi",)}, "a table holds no multi-vectors"),
         ({"kinds": ("dense",), "weights": (1,)}, "this search has one, by dense vectors"),
         ({"kinds": ("sparse",), "fusion": "sum"}, "this search has one, by sparse vectors"),
     ):
@@ -312,6 +319,21 @@ def test_an_audit_looks_at_sparse_vectors_too(
     connection.execute("DELETE FROM t WHERE id IN ('001', '002')")
     (fault,) = [each for each in table.audit(rows=ROWS).findings if each.verdict == "fail"]
     assert "1 of 198 rows are nimbed/fake's sparse vectors of queries" in fault.detail
+
+
+def test_multi_vectors_are_stored_as_their_encodings(connection: psycopg.Connection) -> None:
+    embedder, muvera = FakeEmbedder(), nimbed.Muvera()
+    tokens = embedder.embed_multi(TEXTS, input_type="passage")
+    passages = muvera.encode(tokens)
+    query = muvera.encode(embedder.embed_multi([QUESTION], input_type="query"))
+    rows = [Row(n, text, name) for n, (name, text, _) in enumerate(ITEMS, 1)]
+    table = VectorTable(connection, "t")
+    assert table.load_embedded([(rows, passages)], passages.spec).loaded == ROWS
+    assert table.spec == passages.spec
+    exact = search.nearest(query, passages, K)
+    found = table.nearest(query, K)
+    # halfvec rounds: what counts is that the nearest are found, but for near ties.
+    np.testing.assert_allclose([h.distance for h in found], exact.distances[0], rtol=1e-3)
 
 
 def test_a_local_model_fills_both_columns(connection: psycopg.Connection, tmp_path: Path) -> None:

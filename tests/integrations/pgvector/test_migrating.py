@@ -290,7 +290,7 @@ def test_the_command_says_what_was_done_and_what_can_be_done_next(
     common = (dsn, "--table", "t")
     done = typed(*common, "--model", "other/model")
     assert done.exit_code == 0, done.output
-    assert "300 rows were embedded" in done.stderr
+    assert "300 rows embedded" in done.stderr
     assert "--rollback goes back, --finish drops the old ones" in done.stderr
     assert "the same by nimbed/fake and by other/model" in done.stdout
     assert "nimbed/fake, 64 wide again" in typed(*common, "--rollback").stderr

@@ -115,6 +115,7 @@ def test_a_role_under_row_level_security_loads_changes_and_searches(
 def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     connection: psycopg.Connection,
 ) -> None:
+    connection.execute("CREATE EXTENSION vector")  # which takes about as long by itself
     connection.execute("SET statement_timeout = '30ms'")
     table = VectorTable(connection, "t", FakeEmbedder())
     table.load(ITEMS)

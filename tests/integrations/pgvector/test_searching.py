@@ -220,6 +220,7 @@ def test_a_search_is_one_statement_outside_a_transaction_and_part_of_one_inside(
         ({"k": 0}, "k must be at least 1"),
         ({"candidates": 5}, "distances are final"),
         ({"parameters": [1]}, "no filter to put them into"),
+        ({"filter": ("id = %s", ["p1"])}, "its values come as parameters=.*got tuple"),
         ({"filter": "no_such_column = 1"}, "no_such_column"),
         ({"filter": "id = %s", "parameters": [1, 2]}, "placeholders"),
     ],

@@ -171,7 +171,7 @@ def test_rows_that_the_new_model_refuses_are_named_and_nothing_is_switched(
     articles.execute("UPDATE articles SET body = 'one two three four five six' WHERE id = 7")
     synced(articles, None).run()
     table = VectorTable(articles, VIEW)
-    with pytest.raises(InputError, match="1 rows of articles_embedding cannot be.*'7'"):
+    with pytest.raises(InputError, match="1 row of articles_embedding cannot be.*'7'"):
         table.migrate(short)
     articles.execute("UPDATE articles SET body = 'short' WHERE id = 7")
     assert table.migrate(short).state == "switched"

@@ -13,10 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
+import nimbed
 import nimbed_server
 from nimbed import FakeEmbedder, MultiVectorSpec, SparseSpec, VectorSpec
 from nimbed.embedder import KindsAlone
 from nimbed.errors import ConfigurationError
+from nimbed.fake import FAKE_CARD
 from nimbed_server import Settings, parse_alias
 
 from .conftest import MODEL, running, wait_until
@@ -308,6 +310,9 @@ def test_an_answer_that_would_be_too_large_is_refused(serve, monkeypatch):
     assert many.status_code == 413
     assert "more than 5,120 numbers; send fewer texts" in many.json()["message"]
     assert [len(part) for part in stub.seen if part[0].startswith("one")] == [20, 32]
+    with nimbed.load(FAKE_CARD, base_url=server.url) as there:  # sends fewer then
+        found = there.embed_multi(["one two three"] * 75, input_type="query")
+    assert len(found) == 75
 
 
 def test_what_waits_is_bounded_and_ends_in_time(serve):

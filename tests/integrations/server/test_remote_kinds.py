@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -11,7 +15,8 @@ from tests.engine.local.families import TEXTS, load
 from tests.engine.local.sentence_folders import edit
 
 import nimbed
-from nimbed import MultiVectorBatch, SparseBatch
+from nimbed import FakeEmbedder, MultiVectorBatch, SparseBatch
+from nimbed.fake import FAKE_CARD
 from nimbed.search import distances, nearest
 from nimbed_server import Settings, parse_alias
 
@@ -68,6 +73,31 @@ def test_an_alias_there_gives_its_kind_alone(served):
     exact = here.embed_sparse(TEXTS, input_type="query", max_active=1)
     assert found.spec.fingerprint == exact.spec.fingerprint
     assert found.dicts() == exact.dicts()
+
+
+def test_a_model_that_is_still_loaded_is_waited_for():
+    begin = threading.Event()
+
+    class Slow(FakeEmbedder):
+        def embed(self, *inputs, **options):
+            assert begin.wait(20)
+            return super().embed(*inputs, **options)
+
+    with (
+        running({MODEL: Slow()}, Settings(port=0), loaded=False) as server,
+        nimbed.load(FAKE_CARD, base_url=server.url) as there,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            assert server.client.get("/v1/metadata").json()["kinds"] == {}
+            assert server.client.get("/info").json()["kinds"] is None
+            waiting = pool.submit(there.embed_sparse, ["a b"], input_type="query")
+            time.sleep(0.3)
+            assert not waiting.done()
+        finally:
+            begin.set()
+        exact = FakeEmbedder().embed_sparse(["a b"], input_type="query")
+        assert waiting.result(30).dicts() == exact.dicts()
 
 
 def test_a_server_in_front_of_another_gives_the_kinds_of_that(served):

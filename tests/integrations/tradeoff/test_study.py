@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nimbed
-from nimbed.chunks import Splitter
+from nimbed.chunks import LateSplitter, Splitter
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.search import nearest
 from nimbed_tradeoff import tradeoff
@@ -195,14 +195,50 @@ def test_chunks_are_studied_as_passages(fake, write_lines):
     found = tradeoff(fake, write_lines("a.txt", records), splitter=splitter)
     assert found.passages == sum(map(len, splitter.split_all(records)))
     assert found.too_long == 0
-    with pytest.raises(ConfigurationError, match="whole passages, not their chunks"):
-        tradeoff(
-            fake,
-            write_lines("a.txt", records),
-            queries=write_lines("q.txt", QUERIES),
-            judgements=write_lines("j.jsonl", []),
-            splitter=splitter,
-        )
+    with pytest.raises(ConfigurationError, match="no query can be cut out of late chunks"):
+        tradeoff(fake, write_lines("a.txt", records), splitter=LateSplitter(fake, tokens=60))
+
+
+@pytest.mark.parametrize("kind", [Splitter, LateSplitter])
+@pytest.mark.parametrize("with_ids", [True, False], ids=["ids", "lines"])
+def test_judgements_of_documents_are_answered_by_their_best_chunks(
+    fake, write_lines, kind, with_ids
+):
+    texts = ["".join(f"Sentence {n} of {m} is here. " for n in range(90)) for m in range(30)]
+    texts[7] = texts[8]  # whose chunks are equal, and both of which can be found
+    names = [f"d{m}" for m in range(30)] if with_ids else [str(m + 1) for m in range(30)]
+    if with_ids:
+        records = [{"id": name, "text": text} for name, text in zip(names, texts, strict=True)]
+        queries = [{"id": f"q{n}", "text": text} for n, text in enumerate(QUERIES)]
+        asked = write_lines("q.jsonl", queries)
+        judged = [f"q{n}\t{names[(5 * n + m) % 30]}\t{m}" for n in range(12) for m in range(1, 6)]
+        source = write_lines("a.jsonl", records)
+    else:
+        asked, source = write_lines("q.txt", QUERIES), write_lines("a.txt", texts)
+        judged = [
+            f"{n + 1}\t{names[(5 * n + m) % 30]}\t{m}" for n in range(12) for m in range(1, 6)
+        ]
+    splitter = kind(fake, tokens=60)
+    study = tradeoff(
+        fake,
+        source,
+        queries=asked,
+        judgements=write_lines("j.tsv", judged),
+        id_field="id" if with_ids else None,
+        splitter=splitter,
+    )
+    of, chunks = [], []
+    for place, each in enumerate(splitter.split_all(texts)):
+        of += [place] * len(each)
+        chunks += [chunk.text for chunk in each]
+    passages = fake.embed(chunks, input_type="passage")
+    near = nearest(fake.embed(QUERIES, input_type="query"), passages, 100).rows
+    recall = []
+    for n, line in enumerate(near.tolist()):
+        best = list(dict.fromkeys(of[row] for row in line))[:10]
+        recall.append(sum((5 * n + m) % 30 in best for m in range(1, 6)) / 5)
+    assert study.measured[0].recall == pytest.approx(np.mean(recall))
+    assert 0 < np.mean(recall) < 1
 
 
 def test_the_gauge_counts_the_passages(fake, files):

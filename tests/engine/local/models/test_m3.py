@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from tests.engine.local.oracles import cls_vectors, oracle, states, token_ids, u
 from tests.engine.local.sentence_folders import edit
 
 import nimbed
-from nimbed import MultiVectorBatch, SparseBatch
+from nimbed import MultiVectorBatch, SparseBatch, cards
 from nimbed.errors import CheckpointError, ConfigurationError, InputError
 from nimbed.local.models.bert import Bert
 
@@ -136,6 +137,17 @@ def test_a_heads_weights_change_the_space_of_its_kind_alone(tmp_path):
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
 
 
+def test_tokens_of_passages_are_pooled(tmp_path):
+    pytest.importorskip("scipy")  # which clusters them
+    embedder = load(tiny_m3(tmp_path / "model"))
+    pooled = embedder.embed_multi(TEXTS, input_type="passage", pool_factor=2)
+    whole = embedder.embed_multi(TEXTS, input_type="passage")
+    expected = whole.compressed("float", pool_factor=2)
+    assert pooled.spec == embedder.multi_spec(pool_factor=2)
+    np.testing.assert_array_equal(pooled.offsets, expected.offsets)
+    np.testing.assert_allclose(pooled.vectors, expected.vectors, atol=1e-6)
+
+
 def test_no_texts_give_empty_batches(tmp_path):
     found = load(tiny_m3(tmp_path / "model")).embed_kinds([], input_type="query")
     assert [len(kind) for kind in (found.dense, found.sparse, found.multi)] == [0, 0, 0]
@@ -151,6 +163,16 @@ def test_a_model_without_the_heads_says_so(tmp_path):
     np.testing.assert_array_equal(
         found.dense.vectors, embedder.embed(["cat"], input_type="query").vectors
     )
+
+
+def test_a_head_that_a_catalogued_models_folder_lacks_is_named(tmp_path):
+    folder = tiny_m3(tmp_path / "model")
+    (folder / "colbert_linear.pt").unlink()
+    card = dataclasses.replace(cards.find("baai/bge-m3"), dimensions=32, max_tokens=64)
+    embedder = load(folder, card=card)
+    assert embedder.kinds == ("dense", "sparse")
+    with pytest.raises(ConfigurationError, match=r"multi vectors by a head that is not in .*model"):
+        embedder.embed_multi(["cat"], input_type="query")
 
 
 def test_arguments_are_checked_as_embed_checks_them(tmp_path):
