@@ -171,9 +171,7 @@ class TextTokenizer:
 
     def _check_room(self) -> None:
         if self._max_tokens <= self._head + self._tail + self._suffix_length:
-            raise CheckpointError(
-                f"{self._max_tokens} tokens leave no room beside the special ones"
-            )
+            raise CheckpointError(f"{self._max_tokens} tokens are no more than the special ones")
 
     def limited(self, max_tokens: int) -> TextTokenizer:
         """Return the same tokenizer for texts of another length at most."""
@@ -269,8 +267,8 @@ class TextTokenizer:
         Returns:
             For each text an array of shape (tokens, 2), in characters, without special tokens.
         """
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(each.offsets, np.int64).reshape(-1, 2) for each in encoded]
 
     def pieces(self, texts: Sequence[str], *, prompt: str, special: bool) -> list[list[Token]]:
         """Return the tokens of ``prompt + text`` for each text, as many as there are.
@@ -313,8 +311,8 @@ class TextTokenizer:
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts that are tokenized to exactly these ids, special tokens included.
 
-        Small ids mean something to every tokenizer: what tells the ids of this one are the special
-        tokens around them, and that its own are the same again.
+        Small ids mean something to every tokenizer: its own have its special tokens around them,
+        and are the same again.
 
         Raises:
             InputError: If there is no such text, or nothing would tell.
@@ -340,8 +338,7 @@ class TextTokenizer:
     def _text(self, ids: Sequence[int]) -> str | None:
         try:
             inner = list(ids[self._head : len(ids) - self._tail])
-            text = self._tokenizer.decode(inner, skip_special_tokens=False)
-            text = text.removesuffix(self._suffix)
+            text = self._tokenizer.decode(inner, False).removesuffix(self._suffix)
             for each in (text, text.removeprefix(" ")):  # which some put before every text
                 if self._tokenizer.encode(each + self._suffix).ids == list(ids):
                     return each if self._head + self._tail and each.strip() else None
@@ -363,11 +360,8 @@ class TextTokenizer:
 
     @staticmethod
     def _gives_up(rows: list[int]) -> InputError:
-        return InputError(
-            f"the model's tokenizer cannot read {name_rows(rows)}: it gave up; leave it out or "
-            f"split it",
-            rows=rows,
-        )
+        fault = f"the model's tokenizer cannot read {name_rows(rows)}: it gave up"
+        return InputError(f"{fault}; leave it out or split it", rows=rows)
 
     def _reads(self, text: str) -> bool:
         try:
