@@ -399,11 +399,7 @@ class LocalEmbedder(KindsAlone, Managed):
         return self._text_tokenizer().pieces(texts, prompt=prompt, special=special)
 
     def detokenize(self, ids: Sequence[Sequence[int]], *, input_type: InputType) -> list[str]:
-        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`.
-
-        Raises:
-            ConfigurationError: If the model's tokens depend on images.
-        """
+        """Return texts from their tokens; see :meth:`nimbed.embedder.Tokenizing.detokenize`."""
         return self._text_tokenizer().texts(ids)
 
     def replicas(self) -> Sequence[Replica]:

@@ -311,41 +311,37 @@ class TextTokenizer:
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts that are tokenized to exactly these ids, special tokens included.
 
-        Small ids mean something to every tokenizer: its own have its special tokens around them,
-        and are the same again.
+        Small ids mean something to every tokenizer: the special tokens tell whose they are.
 
         Raises:
             InputError: If there is no such text, or nothing would tell.
         """
-        long = [row for row, ids in enumerate(rows) if len(ids) > self._max_tokens]
+        most = self._max_tokens
+        long = [row for row, ids in enumerate(rows) if len(ids) > most]
         if long:
-            raise TooLongError(
-                length=len(rows[long[0]]),
-                limit=self._max_tokens,
-                rows=long,
-                mend="token ids are not cut: send fewer, or the text",
-            )
+            mend = "token ids are not cut: send fewer, or the text"
+            raise TooLongError(length=len(rows[long[0]]), limit=most, rows=long, mend=mend)
         found = [self._text(ids) for ids in rows]
-        foreign = [row for row, text in enumerate(found) if text is None]
-        if foreign:
-            raise InputError(
-                f"{name_rows(foreign)}: these token ids are not what this model's tokenizer makes "
-                f"of a text, special tokens included; send the text",
-                rows=foreign,
-            )
-        return [text for text in found if text is not None]
+        foreign = [row for row, text in enumerate(found) if not text]
+        if not foreign:
+            return found
+        raise InputError(
+            f"{name_rows(foreign)}: these token ids are not what this model's tokenizer makes of a "
+            f"text, special tokens included; send the text",
+            rows=foreign,
+        )
 
-    def _text(self, ids: Sequence[int]) -> str | None:
+    def _text(self, ids: Sequence[int]) -> str:
         try:
-            inner = list(ids[self._head : len(ids) - self._tail])
-            text = self._tokenizer.decode(inner, False).removesuffix(self._suffix)
+            own = list(ids[self._head : len(ids) - self._tail])
+            text = self._tokenizer.decode(own, skip_special_tokens=False).removesuffix(self._suffix)
             for each in (text, text.removeprefix(" ")):  # which some put before every text
                 if self._tokenizer.encode(each + self._suffix).ids == list(ids):
-                    return each if self._head + self._tail and each.strip() else None
+                    return each if self._head + self._tail and each.strip() else ""
         except BaseException as error:  # an id beyond 32 bits, or a panic
             if not isinstance(error, OverflowError) and not _is_panic(error):
                 raise
-        return None
+        return ""
 
     def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
         try:
