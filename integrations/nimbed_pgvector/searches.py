@@ -226,7 +226,7 @@ class SearchOperations(MigrationOperations[S]):
         return Question(dense=found.dense, sparse=found.sparse, words=words, rankings=rankings)
 
 
-def _refuse_multi(kinds: Sequence[Kind]) -> None:
+def _refuse_multi(kinds: Sequence[str]) -> None:
     if "multi" in kinds:
         raise ConfigurationError("a table holds no multi-vectors; ask by dense or sparse ones")
 

@@ -132,17 +132,17 @@ class SyncedMigrations(AuditOperations[S]):
             raise ConfigurationError(f"no migration of {source.view} can be undone")
         kept = existing((yield Transaction(procedure=find(target.view))), target.view)
         spec = kept.layout.spec
-        if embedder is None:
-            embedder = yield lambda: nimbed.load(spec.model, revision=spec.revision)
-        check_embedder(embedder, spec, name=target.view)
+        load = functools.partial(nimbed.load, spec.model, revision=spec.revision)
+        by: Embedder = (yield load) if embedder is None else embedder
+        check_embedder(by, spec, name=target.view)
         column = target.column_of(kept.layout.embedding)
-        embed = embedding_passages(embedder, spec, truncate=truncate)
+        embed = embedding_passages(by, spec, truncate=truncate)
         yield Transaction(procedure=enqueue_missing(target), commits=True)
         report: JobReport = yield worker(
             target, column, embed, on_reject=on_reject, on_progress=on_progress
         )
         yield from self._shown(source, target, Layout(embedding=column), embed, report, on_reject)
-        self._follow(embedder)
+        self._follow(by)
         return Migration("rolled back", spec, report)
 
     def _finish_synced(self, source: SourceTable) -> Operation[Migration]:

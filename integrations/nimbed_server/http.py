@@ -47,8 +47,6 @@ _NUMBERS = itertools.count()
 # Seconds for which a body that nobody wants is still read, and thrown away: a client that sends
 # everything before it reads would find its connection reset, and no reason.
 _LINGER = 5.0
-# Bytes of a body below which it goes out with its head: to copy it takes less than a second write.
-_JOINED = 64 * 1024
 # Bytes that are decompressed before anybody else has a turn.
 _PIECE = 256 * 1024
 # A client's request id that is safe in a header and in a log.
@@ -264,7 +262,7 @@ class Request:
             lines.append((b"content-length", b"%d" % len(body)))
         if body:
             lines.append((b"content-type", content_type))
-        if self.connection is not None and 0 < len(body) < _JOINED and self.method != "HEAD":
+        if self.connection is not None and body and self.method != "HEAD":
             self.connection.joins_writes = True
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
         message = {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}

@@ -127,8 +127,10 @@ def parse_alias(text: str) -> Alias:
 
 def _number(name: str) -> Callable[[str], int]:
     def read(value: str) -> int:
-        if not value.isdigit() or not int(value):
-            raise ConfigurationError(f"{name} must be a number from 1; got {value!r}")
+        if not value.isdecimal() or not 0 < int(value[:11]) < 2**31:
+            raise ConfigurationError(
+                f"{name} must be a number from 1 to {2**31 - 1}; got {value!r}"
+            )
         return int(value)
 
     return read

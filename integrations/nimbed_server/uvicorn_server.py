@@ -40,6 +40,10 @@ _MAX_HEAD = 64 * 1024
 _PARSED_AT_ONCE = 16 * 1024
 
 
+# Bytes that are copied behind their head quicker than two pieces are handed to the system.
+_COPIED = 64 * 1024
+
+
 class Server(uvicorn.Server):
     """uvicorn, but a stop is announced, waited for, and ends with exit code 0."""
 
@@ -274,7 +278,10 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
             self._held = data
         elif self._held:
             held, self._held = self._held, b""
-            self._transport.write(held + data)
+            if len(data) < _COPIED:
+                self._transport.write(held + data)
+            else:  # at once, too: a head alone wakes the client for nothing
+                self._transport.writelines((held, data))
         else:
             self._transport.write(data)
 

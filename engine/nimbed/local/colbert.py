@@ -184,7 +184,7 @@ def _read_stanfords(folder: Path) -> Pipeline:
     check_keys(said, where, FILES[_STANFORD])
     network = _network(folder, "Transformer")
     width = size_of(read_json(folder / "config.json"), folder / "config.json", "hidden_size")
-    punctuation = said.get("mask_punctuation", True) is not False
+    punctuation = _flag(said, where, "mask_punctuation", True)
     return Pipeline(
         folder=folder,
         weights=folder,
@@ -203,7 +203,7 @@ def _read_stanfords(folder: Path) -> Pipeline:
             expansion=Expansion(
                 token=_expanding(None, folder),
                 length=_size(said, where, "query_maxlen", _QUERY_TOKENS),
-                attended=said.get("attend_to_mask_tokens") is True,
+                attended=_flag(said, where, "attend_to_mask_tokens", False),
             ),
             skipped=tuple(string.punctuation) if punctuation else (),
         ),
@@ -218,11 +218,11 @@ def _of_pylate(said: Mapping[str, Any], where: Path, weights: Path) -> ColBert:
         skipped = list(string.punctuation)
     length = _size(said, where, "query_length", None)
     expansion = None
-    if said.get("do_query_expansion") is not False:
+    if _flag(said, where, "do_query_expansion", True):
         expansion = Expansion(
             token=_expanding(None, weights),
             length=length or _QUERY_TOKENS,
-            attended=said.get("attend_to_expansion_tokens") is True,
+            attended=_flag(said, where, "attend_to_expansion_tokens", False),
         )
     return ColBert(
         query_prefix=str(prefixes[0]),
@@ -254,7 +254,7 @@ def _of_transformer(facts: ColBert, config: Mapping[str, Any], weights: Path) ->
         given["expansion"] = Expansion(
             token=_expanding(asked.get("token"), weights),
             length=size_of(asked, where, "length"),
-            attended=asked.get("attend") is True,
+            attended=_flag(asked, where, "attend", False),
             fixed=asked["strategy"] == "fixed",
         )
     return dataclasses.replace(facts, **given)
@@ -275,6 +275,13 @@ def _words(given: Any, where: Path) -> tuple[str, ...]:
 
 def _size(said: Mapping[str, Any], where: Path, key: str, otherwise: Any) -> Any:
     return otherwise if said.get(key) is None else size_of(said, where, key)
+
+
+def _flag(said: Mapping[str, Any], where: Path, key: str, otherwise: bool) -> bool:
+    value = said.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{where} gives {key} {value!r}, expected true or false")
+    return otherwise if value is None else value
 
 
 def _check_metric(said: Mapping[str, Any], where: Path) -> None:

@@ -29,18 +29,20 @@ _SAVED_IN_FLOAT8 = Keys(
 # generate, which an embedding does not depend on.
 _ANY = Keys(
     read=words(
-        "model_type architectures auto_map pooling matryoshka_dimensions output_hidden_states"
+        "model_type architectures auto_map pooling matryoshka_dimensions output_hidden_states "
+        # of the head of a masked language model, which SPLADE has
+        "tie_word_embeddings classifier_bias classifier_activation decoder_bias"
     ),
     idle=words(
         """
         _name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
         use_cache output_attentions output_scores output_past return_dict
-        return_dict_in_generate torchscript tie_word_embeddings tie_encoder_decoder use_bfloat16
+        return_dict_in_generate torchscript tie_encoder_decoder use_bfloat16
         initializer_range initializer_factor initializer_cutoff_factor gradient_checkpointing
         finetuning_task task_specific_params problem_type id2label label2id num_labels _num_labels
         hidden_dropout_prob attention_probs_dropout_prob hidden_dropout attention_dropout dropout
-        embedding_dropout mlp_dropout classifier_dropout classifier_pooling classifier_bias
-        classifier_activation pooler_type pooler_fc_size pooler_num_attention_heads
+        embedding_dropout mlp_dropout classifier_dropout classifier_pooling
+        pooler_type pooler_fc_size pooler_num_attention_heads
         pooler_num_fc_layers pooler_size_per_head directionality chunk_size_feed_forward
         pretraining_tp tokenizer_class processor_class model_max_length prefix bos_token_id
         eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id
@@ -185,7 +187,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
             "pad_token_id attention_bias global_attn_every_n_layers global_rope_theta layer_types "
             "local_attention local_rope_theta mlp_bias norm_bias norm_eps"
         ),
-        idle=words("reference_compile repad_logits_with_grad decoder_bias"),
+        idle=words("reference_compile repad_logits_with_grad"),
         only={"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": ()},
         aliases={"hidden_activation": "hidden_act"},
     ),

@@ -197,11 +197,9 @@ class LocalEmbedder(KindsAlone, Managed):
         int8_scale: Int8Scale | None = None,
     ) -> VectorSpec:
         """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        options: SpecOptions = {
-            "embedding_type": embedding_type,
-            "dimensions": dimensions,
-            "int8_scale": int8_scale,
-        }
+        options = SpecOptions(
+            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
+        )
         spec = self._specs(KindOptions(kinds=("dense",)), options).dense
         assert spec is not None  # it was asked for
         return spec
@@ -246,20 +244,17 @@ class LocalEmbedder(KindsAlone, Managed):
             modality=modality,
         )
         spec, prompt = self._resolve(options)
-        items = self._check(inputs, options, in_context=True)
+        items = self._check(inputs, options, late=True)
         loaded = self._load()
         if any(isinstance(item, ContextText) for item in items):
             self.require_context()
             from nimbed.local.late_chunks import embed_in_context  # imports torch
 
-            return embed_in_context(
-                loaded, items, spec, prompt=prompt, input_type=input_type, progress=progress
-            )
+            return embed_in_context(loaded, items, spec, prompt, input_type, progress)
         out = np.empty((len(items), self.card.dimensions), np.float32)
-        encode = functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate)
         counts, truncated = run_all(
             items,
-            encode,
+            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
             loaded.engines,
             lambda finished: [engine.results(out, finished) for engine in loaded.engines],
             on_host=loaded.engines[0].on_host,
@@ -276,8 +271,7 @@ class LocalEmbedder(KindsAlone, Managed):
 
     def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
         """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.sparse_spec`."""
-        asked = KindOptions(kinds=("sparse",), max_active=max_active)
-        spec = self._specs(asked).sparse
+        spec = self._specs(KindOptions(kinds=("sparse",), max_active=max_active)).sparse
         assert spec is not None  # it was asked for
         return spec
 
@@ -444,16 +438,14 @@ class LocalEmbedder(KindsAlone, Managed):
             resolved = self._resolved[options] = (spec, prompt)
         return resolved
 
-    def _check(
-        self, inputs: Sequence[Input], options: EmbedOptions, *, in_context: bool = False
-    ) -> list[Input]:
+    def _check(self, inputs: Sequence[Any], options: EmbedOptions, late: bool = False) -> list[Any]:
         return check_inputs(
             inputs,
             input_type=options.input_type,
             modality=options.modality,
             model=self.card.id,
             modalities=self.card.modalities,
-            in_context=in_context,
+            in_context=late,
         )
 
     def _specs(self, asked: KindOptions, of_dense: SpecOptions = _FULL) -> KindSpecs:

@@ -32,7 +32,6 @@ def embed_in_context(
     loaded: Loaded,
     texts: Sequence[Any],
     spec: VectorSpec,
-    *,
     prompt: str,
     input_type: InputType,
     progress: Progress,
@@ -64,7 +63,9 @@ def embed_in_context(
         of_document.setdefault(whole, []).append(row)
     ids: list[list[int]] = []
     ranges: list[list[tuple[int, int]]] = []
-    counts, skip = np.zeros(len(texts), np.int32), tokenizer.skipped(prompt)
+    counts = np.zeros(len(texts), np.int32)
+    # How many of a document's first tokens are not pooled, whatever the document.
+    (skip,) = tokenizer.encode(["a"], prompt=prompt, truncate="NONE").skip or [0]
     out: NDArray[np.float32] | None = None
     rows = list(of_document.values())
     for document, own in of_document.items():

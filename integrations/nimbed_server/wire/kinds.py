@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_MOST = 2**31 - 1
 _one_kind = one_of(_KINDS)
 
 
@@ -60,6 +61,13 @@ def _kinds(name: str, value: Any) -> tuple[Kind, ...]:
     if not isinstance(listed, list) or not listed:
         raise HttpError(400, f"{name} must be an array of {', '.join(_KINDS)}", param=name)
     return tuple(dict.fromkeys(_one_kind(name, each) for each in listed))
+
+
+def _size(name: str, value: Any) -> int:
+    size = positive(name, value)
+    if size > _MOST:  # it stands in the contract, and JSON of 64 bits has to hold it
+        raise HttpError(400, f"{name} must be at most {_MOST}; got {size}", param=name)
+    return size
 
 
 _SHARED = {field.name: field for field in FIELDS}
@@ -84,10 +92,11 @@ KINDS_FIELDS = (
     _SHARED["dimensions"],
     Field(
         "max_active",
-        positive,
+        _size,
         {
             "type": "integer",
             "minimum": 1,
+            "maximum": _MOST,
             "description": "Tokens that a sparse vector keeps, those of the largest weights.",
         },
     ),
@@ -103,10 +112,11 @@ KINDS_FIELDS = (
     ),
     Field(
         "pool_factor",
-        positive,
+        _size,
         {
             "type": "integer",
             "minimum": 1,
+            "maximum": _MOST,
             "default": 1,
             "description": "About how many tokens of a passage become one vector.",
         },

@@ -79,7 +79,7 @@ def test_memory_does_not_grow_with_the_file(
         return most
 
     peak(100)  # imports
-    small, large = peak(1_000), peak(10_000)
+    small, large = peak(1_000), peak(4_000)
     assert large < small * 1.1
 
 

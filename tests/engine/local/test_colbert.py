@@ -348,6 +348,7 @@ LENGTHS = "sentence_bert_config.json"
         (LENGTHS, {"query_expansion": {"strategy": "min"}}, "gives length None"),
         (LENGTHS, {"query_expansion": {**EXPANDED, "length": 999}}, "expanded to 999 tokens"),
         (LENGTHS, {"query_expansion": {**EXPANDED, "token": "[X]"}}, r"expands queries by '\[X\]'"),
+        (LENGTHS, {"query_expansion": {**EXPANDED, "attend": 1}}, "gives attend 1, expected true"),
         (LENGTHS, {"document_length": 0}, "gives document_length 0"),
         ("2_MultiVectorMask/config.json", {"keep_only_token_ids": [7]}, "gives keep_only_token_id"),
         ("2_MultiVectorMask/config.json", {"skiplist_tasks": ["title"]}, "knows query, document"),
@@ -400,6 +401,7 @@ def test_a_pooling_of_tokens_in_the_checkpoint_is_followed(tmp_path: Path, encod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"mask_punctuation": "no"}, "gives mask_punctuation 'no'"),
         ({"interaction": "flipr"}, "gives interaction 'flipr'"),
         ({"temperature": 2}, "has the key 'temperature'"),
         ({"dim": 8}, "linear.weight"),

@@ -118,7 +118,6 @@ def test_a_pinned_revision_is_part_of_the_space(tmp_path):
             "nobody/nothing",
             "not in the Hugging Face cache and the hub cannot be reached.*hf download",
         ),
-        ("text-embedding-3-small", "hf download.*a model that a server runs needs its base_url"),
         ("./no/such/folder", "no folder './no/such/folder'"),
         ("/no/such/folder", "no folder"),
         ("nvidia/nv-embedqa-e5-v5", "no public checkpoint of nvidia/nv-embedqa-e5-v5"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tests.engine.local import oracles
 from tests.engine.local.families import FAMILIES, TEXTS, load
+from tests.engine.local.sentence_folders import saved, transformer, width_of
 from tokenizers import Tokenizer
 
 from nimbed import FakeEmbedder
@@ -78,6 +80,24 @@ def test_a_document_that_is_one_chunk_has_its_plain_vector_and_dense_layers_foll
         late = embedder.embed([*whole[:3], *TEXTS[3:]], input_type="passage").vectors
         plain = embedder.embed(TEXTS, input_type="passage").vectors
         np.testing.assert_allclose(late, plain, atol=1e-6)
+
+
+def test_a_prompt_that_is_not_pooled_belongs_to_no_chunk(tmp_path):
+    network = transformer(FAMILIES["bert"](tmp_path / "network"))
+    pooling = Pooling(width_of(tmp_path / "network"), "mean", include_prompt=False)
+    prompts = {"query": "ask: ", "document": "the long passage: "}
+    saved(tmp_path / "model", [network, pooling], prompts=prompts)
+    embedder = load(tmp_path / "model")
+    assert embedder.card.passage_prompt
+    late = [ContextText(text, 0, len(text)) for text in TEXTS]
+    np.testing.assert_allclose(
+        embedder.embed(late, input_type="passage").vectors,
+        embedder.embed(TEXTS, input_type="passage").vectors,
+        atol=1e-6,
+    )
+    halves = [ContextText(TEXTS[1], 0, 12), ContextText(TEXTS[1], 12, len(TEXTS[1]))]
+    counts = embedder.embed(halves, input_type="passage").token_counts
+    assert sum(counts) < embedder.embed([TEXTS[1]], input_type="passage").token_counts[0]
 
 
 def test_a_chunk_never_depends_on_its_neighbours(made):

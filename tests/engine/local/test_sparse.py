@@ -205,6 +205,8 @@ def test_a_masked_model_is_sparse_where_a_card_says_so(built, tmp_path):
 
 
 def test_a_sparse_model_says_how_it_is_called(splade):
+    none = {"adapters": {}, "config_map": {}, "fusions": {}}  # as Splade_PP's file has it
+    edit(splade / "config.json", lambda config: {**config, "adapters": none})
     ours = load(splade)
     for call in (ours.spec, functools.partial(ours.embed, ["a"], input_type="query")):
         with pytest.raises(ConfigurationError, match=r"sparse vectors, not dense.*embed_sparse"):
@@ -231,6 +233,7 @@ def test_a_sparse_model_says_how_it_is_called(splade):
             {"transformer_task": "feature-extraction", "modality_config": None},
             "behind one for 'fill-mask'",
         ),
+        ("config.json", {"adapters": {"adapters": {"a": 1}}}, "adapters, gives adapters"),
         ("config.json", {"model_type": "nomic_bert"}, "pools the scores of a nomic_bert"),
     ],
 )

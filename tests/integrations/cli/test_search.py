@@ -27,7 +27,8 @@ def table_of_hits(fake_model, monkeypatch):
         def __init__(self, connection, name, embedder=None):
             self.spec = type("Spec", (), {"model": "some/model", "revision": "abc"})
 
-        def search(self, question, k, *, filter, candidates, group, after, hybrid):
+        def search(self, question, k, *, filter, candidates, group, after, hybrid, **fused):
+            assert fused == {"kinds": None, "fusion": "rrf", "weights": None}
             return HITS[:k]
 
     @contextmanager

@@ -51,11 +51,14 @@ def test_killed_actors_leave_whole_parts_and_the_vectors_of_one_process(notes, o
         id_field="id",
     )
     report = embed_into_parts(corpus(TEXTS), embed, output, rows_per_part=1000)
-    assert (report.rows, report.embedded, report.parts) == (ROWS, ROWS, ROWS // 1000)
+    assert (report.rows, report.parts) == (ROWS, ROWS // 1000)
+    # A part that the actor had finished, and died before it could say so, is found, not made again.
+    assert report.embedded in (ROWS, ROWS - 1000)
     assert deaths(notes) == 1
     wanted = nimbed.FakeEmbedder().embed(TEXTS, input_type="passage", embedding_type="ubinary")
     np.testing.assert_array_equal(vectors_of(output), wanted.vectors)
-    assert report.tokens == wanted.token_counts.sum()
+    if report.embedded == ROWS:
+        assert report.tokens == wanted.token_counts.sum()
     back = read_parts(output).materialize()
     assert [row["id"] for row in back.iter_rows()] == list(range(ROWS))
     assert label_of(back) == embed.label

@@ -192,6 +192,7 @@ def test_an_alias_fixes_kinds_and_their_options(server):
         (KINDS, {"kinds": []}, 400, "kinds must be an array of dense, sparse, multi"),
         (KINDS, {"kinds": ["spares"]}, 400, "kinds must be one of 'dense', 'sparse', 'multi'"),
         (KINDS, {"max_active": 0}, 400, "max_active must be positive"),
+        (KINDS, {"max_active": 2**64}, 400, "max_active must be at most 2147483647"),
         (KINDS, {"token_type": "int4"}, 400, "token_type must be one of"),
         (KINDS, {"pool_factor": 1.5}, 400, "pool_factor must be an integer"),
         (KINDS, {"dimensions": 17}, 400, "dimensions must be one of 16, 32, 64"),

@@ -103,7 +103,8 @@ HOSTED = {
 
 # Of what the hosted document allows, NIM itself refuses some (blank texts, sizes that a model does
 # not have), and null, which it does not allow, is taken for absent.
-TWIN = ("--exclude-path", "/v1/embed")  # the same schema as that of version 2
+# The same schemas as those of version 2, and of /embed_sparse.
+TWIN = ("--exclude-path", "/v1/embed", "--exclude-path", "/embed_all")
 WITHOUT = ("--exclude-checks", "positive_data_acceptance,negative_data_rejection")
 
 
