@@ -115,24 +115,21 @@ def arrive(name: str, arrival: Arrival, clone: Path) -> str:
         )
         (config,) = Path(told.stdout.strip()).rglob("modules.json")
         shutil.copytree(config.parent, clone / "my-model")
-    port, servers, programs, printed = str(free_port()), [], [], ""
+    port, servers, program, printed = str(free_port()), [], "", ""
     typed = typing(arrival)
     try:
-        for kind, code in typed:
+        for place, (kind, code) in enumerate(typed):
             code = code.replace("8000", port)
             if kind == ELSEWHERE:
-                servers.append(
-                    serving(["bash", "-euc", f"exec {code}"], port, cwd=clone, env=variables)
-                )
-            elif kind == "python":  # one Python, from the top of the page
-                programs.append(code)
+                words = ["bash", "-euc", f"exec {code}"]
+                servers.append(serving(words, port, cwd=clone, env=variables))
+            elif kind == "python":  # one Python, until something else is typed
+                program += code
+                if [each for each, _ in typed[place + 1 : place + 2]] != ["python"]:
+                    words = [str(clone / ".venv/bin/python"), "-c", program]
+                    printed, program = output(words, clone, variables), ""
             else:
                 printed = output(["bash", "-euo", "pipefail", "-c", code], clone, variables)
-        if programs:
-            said = output(
-                [str(clone / ".venv/bin/python"), "-c", "\n".join(programs)], clone, variables
-            )
-            printed = said if typed[-1][0] == "python" else printed
     finally:
         for server in servers:
             server.terminate()
