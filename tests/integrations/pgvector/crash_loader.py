@@ -16,8 +16,10 @@ from nimbed_pgvector.copy import Ready
 
 
 class SlowEmbedder(FakeEmbedder):
+    seconds = 0.004
+
     def embed(self, *arguments: Any, **options: Any) -> EmbeddingBatch:
-        time.sleep(0.004)
+        time.sleep(self.seconds)
         return super().embed(*arguments, **options)
 
 
@@ -46,6 +48,8 @@ def load_ready_slowly(dsn: str, file: str, chunk: int) -> None:
 
 def load_documents_slowly(dsn: str, rows: int, *, file: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        table = VectorTable(connection, "t", SlowEmbedder())
+        embedder = SlowEmbedder()
+        embedder.seconds = 0.1  # so that a fast machine, too, is killed before it is through
+        table = VectorTable(connection, "t", embedder)
         documents = read_rows(file, id_field="id")
         table.load(documents, source="rows", chunk_tokens=48, overlap=8, chunk_rows=rows)
