@@ -80,7 +80,7 @@ def test_texts_far_longer_than_a_window_are_those_of_torch_and_of_no_company(
 ):
     folder = FAMILIES[family](tmp_path / "model")
     # Nothing is made for every place that a configuration claims.
-    change_config(folder, max_position_embeddings=10**12, **facts)
+    change_config(folder, max_position_embeddings=2**24, **facts)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 2048}')
     ours, theirs = load(folder, backend="onnxruntime"), load(folder, backend="torch")
     # The borders of one block and several: of 128 queries with 64 keys on either side, to begin.
