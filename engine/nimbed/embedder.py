@@ -34,8 +34,8 @@ __all__ = [
     "Backend",
     "ContextEmbedding",
     "Embedder",
+    "HybridBase",
     "HybridEmbedder",
-    "KindsAlone",
     "Managed",
     "Prepared",
     "Replica",
@@ -266,7 +266,7 @@ def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedd
     return cast(HybridEmbedder, embedder)
 
 
-class KindsAlone(ABC):
+class HybridBase(ABC):
     """Single kinds, and the async call, on top of ``embed_kinds``."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import KindsAlone, Managed
+from nimbed.embedder import HybridBase, Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
@@ -56,7 +56,7 @@ FAKE_CARD = ModelCard(
 _VOCABULARY = 2**15
 
 
-class FakeEmbedder(KindsAlone, Managed):
+class FakeEmbedder(HybridBase, Managed):
     """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
 
     Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, find
-from nimbed.embedder import KindsAlone, Managed, Prepared, Replica, Token
+from nimbed.embedder import HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds
@@ -64,7 +64,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class LocalEmbedder(KindsAlone, Managed):
+class LocalEmbedder(HybridBase, Managed):
     """Embeds with a model on CUDA or the CPU; see :func:`nimbed.load` for the arguments.
 
     The files are found at once, the weights are read at the first ``embed`` or :meth:`warmup`.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import Modality, ModelCard, known
-from nimbed.embedder import Embedder, KindsAlone, Managed, Prepared, Replica, Token
+from nimbed.embedder import Embedder, HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
@@ -57,7 +57,7 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
     return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
-class RoutedEmbedder(KindsAlone, Managed):
+class RoutedEmbedder(HybridBase, Managed):
     """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
 
     def __init__(self, model: str | ModelCard | None, **arguments: Any) -> None:

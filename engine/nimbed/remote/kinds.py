@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 from nimbed.cards import ModelCard
-from nimbed.embedder import KindsAlone
+from nimbed.embedder import HybridBase
 from nimbed.kinds import EmbeddingKinds
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.progress import Progress, reporting
@@ -46,7 +46,7 @@ class Session(Protocol):
     ) -> T: ...
 
 
-class RemoteKinds(KindsAlone):
+class RemoteKinds(HybridBase):
     """The kinds of a remote embedder; see :class:`nimbed.embedder.HybridEmbedder`."""
 
     @abstractmethod

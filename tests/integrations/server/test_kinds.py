@@ -16,7 +16,7 @@ import pytest
 import nimbed
 import nimbed_server
 from nimbed import FakeEmbedder, MultiVectorSpec, SparseSpec, VectorSpec
-from nimbed.embedder import KindsAlone
+from nimbed.embedder import HybridBase
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FAKE_CARD
 from nimbed_server import Settings, parse_alias
@@ -34,7 +34,7 @@ ALIASES = (
 )
 
 
-class Hybrid(Stub, KindsAlone):
+class Hybrid(Stub, HybridBase):
     """A stub behind the real scheduler that gives a fake's kinds beside its own vectors."""
 
     kinds = FAKE.kinds
