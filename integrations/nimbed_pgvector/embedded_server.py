@@ -34,6 +34,7 @@ _USERS = ".nimbed_users"  # locked, shared, by every user of the server
 _PORT = 5432
 _LONGEST_FOLDER = 85  # bytes; with the socket's name, Linux takes 107 and macOS 103
 _START_SECONDS = 120  # after a crash the server repeats its log first
+_END_SECONDS = 5
 _STOP_SECONDS = 60
 _POLL = 0.02
 # Children whose end has to be noticed by somebody, in case they outlive their first user.
@@ -254,9 +255,16 @@ class _Cluster:
 
     def _start(self) -> _Server:
         noted = self._noted()
-        if noted is not None and _exists(noted.pid):
-            # The number belongs to another process by now, which the server would take for itself.
-            (self.path / "postmaster.pid").unlink()
+        if noted is not None:
+            end = time.monotonic() + _END_SECONDS
+            while _is_postgres(noted.pid) and time.monotonic() < end:
+                self._serves(noted.pid)  # it was killed: the number outlives the process's folder
+                time.sleep(_POLL)
+            if _exists(noted.pid):
+                # By now it belongs to another process, which the server would take for itself.
+                (self.path / "postmaster.pid").unlink()
+                lock = noted.socket_folder / f".s.PGSQL.{noted.port}.lock"
+                lock.unlink(missing_ok=True)
         folder = self._socket_folder()
         log = self._open("log", os.O_WRONLY | os.O_APPEND)
         written = os.fstat(log).st_size
@@ -328,9 +336,7 @@ class _Cluster:
         try:
             if sys.platform == "linux":
                 # The server works in its folder; a process that has ended has none.
-                return os.path.samefile(f"/proc/{pid}/cwd", self.path) and (
-                    Path(f"/proc/{pid}/comm").read_text().strip() == "postgres"
-                )
+                return os.path.samefile(f"/proc/{pid}/cwd", self.path) and _is_postgres(pid)
             asked = ["ps", "-o", "command=", "-p", str(pid)]
             command = subprocess.run(asked, capture_output=True, check=False).stdout
             return b"postgres" in command and os.fsencode(self.path) in command
@@ -381,6 +387,14 @@ class _Cluster:
             uid, gid = self.account
             run_as |= {"user": uid, "group": gid, "extra_groups": []}
         return run_as
+
+
+def _is_postgres(pid: int) -> bool:
+    """Whether Linux names a process so, which may have ended but for its number."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "postgres"
+    except OSError:
+        return False
 
 
 def _exists(pid: int) -> bool:
