@@ -266,8 +266,11 @@ def limit_threads(threads: int | None) -> None:
     if threads is None:
         return
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() != threads:
+    if "torch" not in sys.modules:
+        return
+    import torch  # waits where another thread is importing it
+
+    if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
