@@ -129,6 +129,17 @@ class SourceTable:
         """Return one of nimbed's own tables or functions, whatever the search path is."""
         return sql.Identifier(self.schema, name)
 
+    @property
+    def places(self) -> dict[str, sql.Composable]:
+        """What statements about its rows and their vectors name, by the names of the places."""
+        return {
+            "key": sql.Identifier(self.key),
+            "table": identifier(self.name),
+            "store": identifier(self.stored_in),
+            "vector": sql.Identifier(self.vector),
+            "text": self.text,
+        }
+
     def column_of(self, column: Column) -> Column:
         """Return a column of vectors under the name that it has here."""
         return dataclasses.replace(column, name=self.vector)
@@ -371,13 +382,7 @@ def _storage(
 
 def _view(source: SourceTable, others: tuple[str, ...]) -> sql.Composed:
     """Return what makes the view, or makes it anew; other vectors of the table are no metadata."""
-    places = {
-        "key": sql.Identifier(source.key),
-        "table": identifier(source.name),
-        "store": identifier(source.stored_in),
-        "vector": sql.Identifier(source.vector),
-        "text": source.text,
-    }
+    places = source.places
     if source.column:
         stored, digest = "a.tableoid, a.{key}::text AS id", "md5({text})"
         vector, joined = "a.{vector}", "{table} a WHERE a.{vector} IS NOT NULL"

@@ -267,14 +267,10 @@ def stored_table(source: SourceTable, column: Column) -> Procedure[Table]:
 def enqueue_missing(source: SourceTable) -> Procedure[None]:
     """Put the keys of rows that lack their vector in the queue, behind all changes."""
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
-    places = {
+    places: dict[str, sql.Composable] = {
+        **source.places,
         "queue": source.own(QUEUE),
         "target": sql.Literal(source.target),
-        "key": sql.Identifier(source.key),
-        "table": identifier(source.name),
-        "store": identifier(source.stored_in),
-        "vector": sql.Identifier(source.vector),
-        "text": source.text,
     }
     if source.column:
         lacks = sql.SQL("a.{vector} IS NULL").format(**places)
