@@ -29,8 +29,8 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWeights:
-    """bge-m3's sparse head: a linear layer that gives each token its weight.
+class _Linear:
+    """A linear layer over a token's state.
 
     Attributes:
         path: The file that holds it.
@@ -44,20 +44,16 @@ class TokenWeights:
         return (self.path,)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenVectors:
-    """bge-m3's multi-vector head: a linear layer that gives each token its vector.
+class TokenWeights(_Linear):
+    """bge-m3's sparse head, which gives each token its weight."""
 
-    Attributes:
-        path: The file that holds it.
-    """
+    __slots__ = ()
 
-    path: Path
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of its weights, beside those of the network."""
-        return (self.path,)
+class TokenVectors(_Linear):
+    """bge-m3's multi-vector head, which gives each token its vector."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
