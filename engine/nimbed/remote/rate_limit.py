@@ -56,12 +56,7 @@ class RequestRate:
         self._recent: deque[float] = deque(maxlen=4096)  # when what was accepted began
 
     @property
-    def interval(self) -> float:
-        """Seconds from one start to the next; 0 while no limit is known."""
-        return self._interval
-
-    @property
-    def lanes(self) -> float:
+    def concurrency(self) -> float:
         """Requests that may be in flight together, lest they be refused together.
 
         As many as the server says that are left; where it says nothing and may have a limit, an
@@ -91,7 +86,7 @@ class RequestRate:
             ready = max(self._held_until, self._next)
             if now < ready:
                 return ready - now
-            if self._under_way >= self.lanes:  # those of other embedders are among them
+            if self._under_way >= self.concurrency:  # those of other embedders are among them
                 return _POLL
             check = self._unchecked == 0
             if check:
@@ -264,7 +259,7 @@ class Limiter:
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
-        return int(min(self._limit, self.rate.lanes))
+        return int(min(self._limit, self.rate.concurrency))
 
     async def acquire(self) -> int:
         """Wait for a place; return the epoch in which it was taken, for :meth:`shed`."""
