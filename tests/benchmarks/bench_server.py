@@ -1,7 +1,9 @@
 """nimbed's server against infinity and FastAPI over sentence-transformers, on this machine.
 
 Run: python tests/benchmarks/bench_server.py [--infinity PYTHON] [--dtype float32] [--rounds 3]
+     python tests/benchmarks/bench_server.py [--stub] --against /path/of/another/checkout
 
+The second puts this checkout's server beside another one's, and --stub leaves the model out.
 PYTHON is the interpreter of an environment with infinity-emb, fastapi and sentence-transformers,
 whose versions are its own. All servers hold MiniLM and stand side by side; each round every one
 of them gets the same texts for some seconds, one after the other. The load comes from this
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--stub", action="store_true", help="the server alone, without a model")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     options = parser.parse_args()
     if options.stub:
         return stub(options)
@@ -172,6 +175,8 @@ def main() -> None:
     commands: dict[str, Sequence[str]] = {
         "nimbed": [*serve, "--dtype", options.dtype, "--served-name", "m", "--truncate", "END"]
     }
+    if options.against:
+        commands["other"] = [*of(options.against), *commands["nimbed"]]
     if options.infinity:
         program = str(Path(options.infinity).parent / "infinity_emb")
         commands["infinity"] = [
@@ -190,6 +195,12 @@ def main() -> None:
             table(scenario, loads, "nimbed")
         of_in_process(servers["nimbed"].port, options)
     return None
+
+
+def of(checkout: Path) -> list[str]:
+    """What makes a command of ours run another checkout's packages."""
+    parts = (str(checkout / part) for part in ("engine", "integrations"))
+    return ["env", f"PYTHONPATH={os.pathsep.join(parts)}"]
 
 
 def of_in_process(port: int, options: argparse.Namespace) -> None:
@@ -218,6 +229,9 @@ def stub(options: argparse.Namespace) -> None:
         "nimbed, stub": [*pinned, str(HERE / "servers" / "stub.py"), "PORT"],
         "bare ASGI": [*pinned, str(HERE / "servers" / "raw.py"), "PORT"],
     }
+    if options.against:
+        script = str(options.against / "tests" / "benchmarks" / "servers" / "stub.py")
+        commands["stub, other"] = [*of(options.against), *pinned, script, "PORT"]
     os.sched_setaffinity(0, {1})
     with started(commands) as servers:
         for inputs, connections in ((1, 32), (32, 8)):

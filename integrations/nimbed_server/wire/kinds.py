@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from binascii import b2a_base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -266,7 +266,7 @@ def render_kinds(
         signs: Whether packed bits of dense vectors are answered as +1 and -1.
     """
     base64 = encoding_format == "base64"
-    columns: dict[bytes, list[bytes]] = {}
+    columns: dict[bytes, Iterable[bytes]] = {}
     batches: dict[str, EmbeddingBatch | SparseBatch | MultiVectorBatch] = {}
     if found.dense is not None:
         batches["dense"] = found.dense
