@@ -22,7 +22,7 @@ from nimbed.scheduling import QueueState, Scheduler, Timings
 from nimbed.spec import Contract, EmbeddingType, InputType, Int8Scale, Kind, VectorSpec
 from nimbed_server.http import Request
 from nimbed_server.kinds import KindsEmbedder, first, hybrid
-from nimbed_server.limits import CapacityLimit, TimeLimit
+from nimbed_server.http import CapacityLimit, TimeLimit
 from nimbed_server.metrics import ModelMetrics
 from nimbed_server.wire.errors import HttpError
 

@@ -16,7 +16,7 @@ from nimbed_server.auth import Authenticator, Origins
 from nimbed_server.backends import Backend, Embedded, backend_for
 from nimbed_server.http import Request
 from nimbed_server.kinds import first
-from nimbed_server.limits import CapacityLimit, TimeLimit
+from nimbed_server.http import CapacityLimit, TimeLimit
 from nimbed_server.metrics import Metrics
 from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
