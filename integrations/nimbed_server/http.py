@@ -14,13 +14,22 @@ import uuid
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
-from nimbed_server.wire.errors import HttpError
-import asyncio
-from collections.abc import Callable
-from typing import Protocol
+
 from nimbed_server.wire.errors import HttpError
 
-__all__ = ['CONNECTION', 'CapacityLimit', 'ClientDisconnected', 'Connection', 'Receive', 'Request', 'Scope', 'Send', 'TimeLimit', 'Timed', 'new_request_id']
+__all__ = [
+    "CONNECTION",
+    "CapacityLimit",
+    "ClientDisconnected",
+    "Connection",
+    "Receive",
+    "Request",
+    "Scope",
+    "Send",
+    "TimeLimit",
+    "Timed",
+    "new_request_id",
+]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -21,8 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
-from nimbed_server.http import CONNECTION, new_request_id
-from nimbed_server.http import TimeLimit
+from nimbed_server.http import CONNECTION, TimeLimit, new_request_id
 from nimbed_server.logging import LOG
 from nimbed_server.settings import Settings
 from nimbed_server.tracing import traced

@@ -13,9 +13,9 @@ from nimbed.spec import InputType
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
 from nimbed_server.state import State
+from nimbed_server.wire.embeddings import resolve
 from nimbed_server.wire.errors import HttpError
 from nimbed_server.wire.fields import RequestFields, parse_object
-from nimbed_server.wire.request import resolve
 
 __all__ = ["meta", "vectors"]
 

@@ -20,6 +20,7 @@ from nimbed.quantize import quantize
 from nimbed.spec import EmbeddingType, InputType, Truncate, VectorSpec
 from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
+from nimbed_server.wire.embeddings import Resolved, as_base64, as_lists, read_image, resolve
 from nimbed_server.wire.errors import HttpError
 from nimbed_server.wire.fields import (
     Field,
@@ -31,9 +32,6 @@ from nimbed_server.wire.fields import (
     string,
     strings,
 )
-from nimbed_server.wire.inputs import read_image
-from nimbed_server.wire.request import Resolved, resolve
-from nimbed_server.wire.response import as_base64, as_lists
 
 __all__ = ["COHERE_FIELDS", "CohereRequest", "Version", "read_cohere", "render_cohere"]
 

@@ -22,6 +22,7 @@ from nimbed.options import KindOptions
 from nimbed.spec import Kind, TokenType
 from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
+from nimbed_server.wire.embeddings import ParsedRequest, agreed, as_base64, as_lists
 from nimbed_server.wire.errors import HttpError
 from nimbed_server.wire.fields import (
     FIELDS,
@@ -37,8 +38,6 @@ from nimbed_server.wire.fields import (
     strings,
     take_foreign_roles,
 )
-from nimbed_server.wire.request import ParsedRequest, agreed
-from nimbed_server.wire.response import as_base64, as_lists
 
 __all__ = [
     "KINDS_FIELDS",
