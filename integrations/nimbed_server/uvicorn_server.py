@@ -22,9 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
 from nimbed_server.http import CONNECTION, TimeLimit, new_request_id
-from nimbed_server.logging import LOG
+from nimbed_server.logging import LOG, traced
 from nimbed_server.settings import Settings
-from nimbed_server.tracing import traced
 from nimbed_server.wire.errors import HttpError, render_error
 
 if sys.platform != "win32":

@@ -13,8 +13,7 @@ from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
 from nimbed_server.settings import Settings
 from nimbed_server.state import State
-from nimbed_server.wire.docs import docs_page
-from nimbed_server.wire.openapi import document
+from nimbed_server.wire.openapi import docs_page, document
 
 __all__ = [
     "docs",
