@@ -1,5 +1,4 @@
-"""The OpenAPI document, made from the table that validates and the names that are served, and its page."""
-
+"""The OpenAPI document, made from the table that validates and the served names, and its page."""
 from __future__ import annotations
 
 import json
@@ -9,10 +8,10 @@ from typing import Any
 
 from nimbed.version import __version__
 from nimbed_server.models import ServedModels
+from nimbed_server.routes.cohere import COHERE_FIELDS
+from nimbed_server.routes.kinds import KINDS_FIELDS, TEI_FIELDS
 from nimbed_server.settings import Settings
-from nimbed_server.wire.cohere import COHERE_FIELDS
 from nimbed_server.wire.fields import FIELDS, TOKENIZE_FIELDS, Field
-from nimbed_server.wire.kinds import KINDS_FIELDS, TEI_FIELDS
 
 __all__ = ["ANY_MODEL", "docs_page", "document", "examples"]
 
@@ -398,7 +397,7 @@ def docs_page(document: Mapping[str, Any], settings: Settings) -> bytes:
     """Return the page as UTF-8 HTML.
 
     Args:
-        document: Of :func:`nimbed_server.wire.openapi.document`.
+        document: Of :func:`nimbed_server.openapi.document`.
         settings: The server's; where keys are needed the page says so.
     """
     base = document["servers"][0]["url"] if "servers" in document else ""
