@@ -1,4 +1,5 @@
 """The OpenAPI document, made from the table that validates and the served names, and its page."""
+
 from __future__ import annotations
 
 import json

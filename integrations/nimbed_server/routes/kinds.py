@@ -1,7 +1,7 @@
 """Sparse vectors and multi-vectors: ``POST /v1/embeddings/kinds``, and TEI's two routes.
 
 ``/embed_sparse`` and ``/embed_all`` take and answer what text-embeddings-inference does; the third
-is OpenAI's shape with more in it, and gives all kinds of one forward pass, with the contract of each.
+is OpenAI's shape with more in it, and gives all kinds of one forward pass, each with its contract.
 """
 
 from __future__ import annotations
