@@ -30,7 +30,7 @@ from nimbed.files.readers import RowReader
 from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of, name_of
 from nimbed.files.writers import Staging, check_output, open_writer, spec_beside
 from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.rows import BadRow, Reject, Row, TextFields, row_id
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
 
