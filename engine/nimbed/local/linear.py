@@ -193,9 +193,7 @@ def _onednn_binary(
     return out
 
 
-def _alike(
-    kind: str, outputs: int, product: Operation, *operands: torch.Tensor
-) -> torch.Tensor:
+def _alike(kind: str, outputs: int, product: Operation, *operands: torch.Tensor) -> torch.Tensor:
     """Return a product whose rows are the same to the bit in batches of any size."""
     if not (operands[0].is_cpu and has_amx()):
         return product(*operands)
@@ -356,7 +354,7 @@ def _onednn_gates(dtype: torch.dtype, activation: Activation) -> bool:
 
 
 # Of the sizes that batches are padded to (nimbed.local.batching); larger ones take the kernel of
-# the largest. Large weights are measured_rows with fewer rows, so that each takes some 10 ms on AMX.
+# the largest. Large weights are measured with fewer rows, so that each takes some 10 ms on AMX.
 _SIZES = (16, 32, 48, 64, 128, 256, 1024)
 _LARGE_WEIGHT, _FEW = 4_000_000, 256
 # Where no number of rows agrees with the larger ones, all products are made in blocks of as many.

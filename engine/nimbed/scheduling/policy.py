@@ -1,9 +1,9 @@
 """Scheduling policy: which row is next, which request can be in time, how long a batch waits.
 
-**Next** is by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a row's turn comes when
-its request, alone on the device, would have been served as many tokens. A short query is therefore
-not stuck behind a long document. Where the device gains from rows of similar length, a batch is
-picked out of the next few batches rather than taken strictly in order.
+**Next** is by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a row's turn comes
+when its request, alone on the device, would have been served as many tokens. A short query is
+therefore not stuck behind a long document. Where the device gains from rows of similar length, a
+batch is picked out of the next few batches rather than taken strictly in order.
 
 **In time**: shared evenly, a device that has work for more time than its callers have finishes all
 of them too late. In the order of their deadlines as many as possible are in time (Liu and Layland,
