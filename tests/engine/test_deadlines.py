@@ -10,7 +10,7 @@ import pytest
 from nimbed.errors import DeadlineError, OverloadedError
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import Scheduler, Timings
-from nimbed.scheduling.deadlines import in_order
+from nimbed.scheduling.policy import in_order
 
 from .test_scheduler import Device, Stub
 
