@@ -16,7 +16,14 @@ from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
 from nimbed.local.content_id import content_id
-from nimbed.local.head_config import ColBert, Splade, TokenTable, check_masked_model, m3_heads
+from nimbed.local.head_config import (
+    AutoEncoder,
+    ColBert,
+    Splade,
+    TokenTable,
+    check_masked_model,
+    m3_heads,
+)
 from nimbed.local.hub import Located
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
@@ -186,7 +193,7 @@ def read_checkpoint(
     if isinstance(pipeline.sparse, Splade):
         check_masked_model(folder, config, architecture)
     if told is not None and not table:
-        _check_told(folder, config, architecture, told)
+        _check_told(pipeline, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
@@ -327,7 +334,9 @@ def _card_from_files(
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    if pipeline.kinds == ("sparse",):
+    if isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
+    elif pipeline.kinds == ("sparse",):
         width = whole(language, "vocab_size")
     size = min(width, pipeline.dimensions or width)
     card = ModelCard(
@@ -448,12 +457,17 @@ def _check_layers(
         )
 
 
-def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
+def _check_told(
+    pipeline: Pipeline, config: dict[str, Any], architecture: str, told: ModelCard
+) -> None:
     """Refuse a configuration that cannot be of the model that the caller says it is."""
+    folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
     width = language.get("hidden_size") if isinstance(language, dict) else None
     if architecture == "static":
         width = _table_width(Pipeline(folder=folder, weights=folder))
+    elif isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
     elif told.kinds == ("sparse",):
         width = config.get("vocab_size")
     elif told.kinds == ("multi",):

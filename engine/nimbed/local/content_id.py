@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import Multi, Sparse
-from nimbed.local.pipeline import Pipeline
+from nimbed.local.head_config import AutoEncoder, Multi, Sparse
+from nimbed.local.pipeline import Pipeline, weights_in
 
-__all__ = ["content_id", "head_revision"]
+__all__ = ["content_id", "head_revision", "latent_hash"]
 
 _SAMPLE = 1 << 16
 
@@ -59,3 +59,11 @@ def head_revision(revision: str | None, head: Sparse | Multi | None) -> str | No
     for path in head.files:
         _add_content(digest, path)
     return f"content:{digest.hexdigest()[:16]}"
+
+
+def latent_hash(autoencoder: AutoEncoder) -> str:
+    """Return 16 hex digits that name an autoencoder's latents, which its weights alone define."""
+    digest = hashlib.sha256()
+    for path in weights_in(autoencoder.folder):
+        _add_content(digest, path)
+    return digest.hexdigest()[:16]

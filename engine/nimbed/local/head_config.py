@@ -14,6 +14,7 @@ from nimbed.errors import CheckpointError
 from nimbed.spec import InputType
 
 __all__ = [
+    "AutoEncoder",
     "ColBert",
     "Expansion",
     "Multi",
@@ -213,8 +214,42 @@ class TokenTable:
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class AutoEncoder:
+    """A sparse autoencoder over one vector a text, whose latents take the place of a vocabulary.
+
+    Attributes:
+        folder: Of its weights.
+        inputs: Dimensions of the vector.
+        latents: How many there are.
+        kept: How many of the largest a sparse vector keeps, unless something else is asked.
+        scaled: Whether the vector's numbers are brought to a mean of 0 and a deviation of 1 first.
+        unit: Whether it has unit length before that.
+    """
+
+    folder: Path
+    inputs: int
+    latents: int
+    kept: int
+    scaled: bool
+    unit: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: its weights count with the model's."""
+        return ()
+
+    def steps(self, kept: int | None) -> Iterator[str]:
+        """Yield what happens to the vector, of whose latents so many are kept, for people."""
+        if self.unit:
+            yield "unit length"
+        if self.scaled:
+            yield "mean 0 and deviation 1"
+        yield f"SparseAutoEncoder {self.inputs} to {self.latents}, the {kept} largest"
+
+
 #: What makes sparse vectors of token states, or of tokens alone; and what makes multi-vectors.
-Sparse: TypeAlias = TokenWeights | Splade | TokenTable
+Sparse: TypeAlias = TokenWeights | Splade | TokenTable | AutoEncoder
 Multi: TypeAlias = TokenVectors | ColBert
 
 

@@ -188,6 +188,10 @@ FILES: Mapping[str, Keys] = {
         idle=words("embedding_dimension word_embedding_dimension chunk_size"),
     ),
     "SparseStaticEmbedding": Keys(read=words("path"), idle=words("frozen")),
+    # The idle ones count only when it is trained.
+    "SparseAutoEncoder": Keys(
+        read=words("input_dim hidden_dim k normalize"), idle=words("k_aux dead_threshold")
+    ),
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "special_tokens_map.json": Keys(

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import ColBert, Multi, Sparse, Splade, TokenTable
+from nimbed.local.head_config import AutoEncoder, ColBert, Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
 from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
 from nimbed.local.sentence_config import (
@@ -155,10 +155,12 @@ class Pipeline:
         if isinstance(self.multi, ColBert):
             each = [dataclasses.astuple(module)[1:] for module in self.modules]
             return repr((dataclasses.astuple(self.multi), each, tokenizer))
-        if self.sparse is not None and not self.dense:
+        autoencoder = self.sparse if isinstance(self.sparse, AutoEncoder) else None
+        if self.sparse is not None and not self.dense and autoencoder is None:
             head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
             return repr((head, tokenizer))
-        modules = self.modules if self.layers is None else (self.layers, *self.modules)
+        ends = (self.layers, *self.modules, autoencoder)
+        modules = [module for module in ends if module is not None]
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
         # The folder's name, which comes first, changes no vector.
@@ -181,6 +183,11 @@ class Pipeline:
                     f"given {width}"
                 )
             width = module.outputs if isinstance(module, DenseModule) else width
+        if isinstance(self.sparse, AutoEncoder) and self.sparse.inputs != width:
+            raise CheckpointError(
+                f"{self.sparse.folder / 'config.json'} takes vectors of {self.sparse.inputs} "
+                f"dimensions, but is given {width}"
+            )
         return width
 
     def steps(self) -> Iterator[str]:
@@ -208,6 +215,8 @@ class Pipeline:
                 yield f"LayerNorm {module.width}"
         if self.dimensions is not None:
             yield f"first {self.dimensions} dimensions"
+        if isinstance(self.sparse, AutoEncoder):
+            yield from self.sparse.steps(self.max_active)
         yield "unit length" if self.metric == "cosine" else f"compared by {self.metric}"
 
 
@@ -247,7 +256,7 @@ class _Reader:
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
-        self._sparse: Splade | TokenTable | None = None
+        self._sparse: Splade | TokenTable | AutoEncoder | None = None
         self._task = "feature-extraction"
 
     @classmethod
@@ -265,6 +274,7 @@ class _Reader:
             "MLMTransformer": _Reader._read_transformer,
             "SpladePooling": _Reader._read_splade,
             "SparseStaticEmbedding": _Reader._read_table,
+            "SparseAutoEncoder": _Reader._read_autoencoder,
         }
 
     def read_module(self, place: int, module: ListedModule) -> None:
@@ -281,7 +291,7 @@ class _Reader:
                 raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
         elif kind not in (*_FIRST, "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
-        if self._normalized and kind != "Dropout":
+        if self._normalized and kind not in ("Dropout", "SparseAutoEncoder"):
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
@@ -310,6 +320,7 @@ class _Reader:
                 f"{self._folder} has a Transformer for the task {self._task!r}; SpladePooling, and "
                 f"nothing else, stands behind one for 'fill-mask'"
             )
+        kept = self._sparse.kept if isinstance(self._sparse, AutoEncoder) else None
         if self._sparse is not None:
             said = read_sparse_config(self._folder)
         else:
@@ -329,7 +340,7 @@ class _Reader:
             module_weights=tuple(self._module_weights),
             sparse=self._sparse,
             dense=self._sparse is None,
-            max_active=said.max_active,
+            max_active=said.max_active or kept,
         )
 
     def _read_transformer(self, path: Path) -> None:
@@ -362,6 +373,24 @@ class _Reader:
                 )
         self._weights, self._static, self._sparse = path, True, TokenTable(table)
         self._module_weights.append(table)
+
+    def _read_autoencoder(self, path: Path) -> None:
+        config, where = read_config(path, "SparseAutoEncoder")
+        if self._static:
+            raise CheckpointError(
+                f"{where} stands behind a StaticEmbedding; nimbed runs it behind a Transformer"
+            )
+        # sentence-transformers' own sizes, where the file does not say.
+        sizes = {"hidden_dim": 512, "k": 8} | config
+        self._sparse = AutoEncoder(
+            folder=path,
+            inputs=size_of(sizes, where, "input_dim"),
+            latents=size_of(sizes, where, "hidden_dim"),
+            kept=size_of(sizes, where, "k"),
+            scaled=config.get("normalize") is True,
+            unit=self._normalized,
+        )
+        self._module_weights.extend(weights_in(path))
 
     def _read_layers(self, path: Path) -> None:
         config, where = read_config(path, "WeightedLayerPooling")
