@@ -175,7 +175,8 @@ def load(
     chosen = options.listed(kinds)
     if sparse_index and (chosen is None or "sparse" not in chosen or (max_active or 0) > 1_000):
         raise ConfigurationError(
-            "--sparse-index needs --kinds dense,sparse, and no --max-active of more than 1,000"
+            "--sparse-index needs --kinds dense,sparse or sparse, and no --max-active of more than "
+            "1,000"
         )
     listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
@@ -274,7 +275,13 @@ def load(
         if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(words=words, sparse=sparse_index, on_progress=move)
-            typer.echo("the index is built" if built else "the index was there already", err=True)
+            typer.echo(_of_index(built, target.find_index()), err=True)
+
+
+def _of_index(built: bool, name: str | None) -> str:
+    if name is None:  # of sparse vectors alone
+        return "there is no index: a search compares every row (--sparse-index builds one)"
+    return "the index is built" if built else "the index was there already"
 
 
 @contextmanager

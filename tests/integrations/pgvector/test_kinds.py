@@ -208,7 +208,8 @@ def test_what_cannot_be_is_refused_before_the_first_row(connection: psycopg.Conn
         return VectorTable(connection, "t", embedder or Weighed(), **options).load(ITEMS)
 
     for options, sentence in (
-        ({"kinds": ("sparse",)}, "every table has dense vectors: add dense"),
+        ({"kinds": ("sparse",), "dimensions": 8}, "are for dense vectors, and the table gets"),
+        ({"kinds": ("sparse",), "embedder": Dense()}, "gives no sparse vectors; it gives dense"),
         ({"kinds": ("dense", "multi")}, "pgvector stores no multi-vectors: .*rescore"),
         ({"kinds": ("dense", "spares")}, "kinds must be one of"),
         ({"kinds": BOTH, "max_active": 16_001}, "at most 16000 weights a vector"),
@@ -254,6 +255,69 @@ def test_a_table_of_both_says_what_does_not_go(
     other = FakeEmbedder(dataclasses.replace(FAKE_CARD, id="nimbed/other"))
     with pytest.raises(ConfigurationError, match="which a migration would leave behind.*--kinds"):
         table.migrate(other)
+
+
+def test_a_table_of_sparse_vectors_alone(connection: psycopg.Connection) -> None:
+    embedder = Weighed()
+    table = VectorTable(connection, "t", embedder, kinds=("sparse",))
+    assert table.load(ITEMS[:150], chunk_rows=60).loaded == 150
+    again = VectorTable(connection, "t", Weighed())
+    report = again.load(ITEMS, chunk_rows=60)
+    assert (report.loaded, report.unchanged) == (50, 150)
+    spec = embedder.sparse_spec(max_active=MOST_INDEXED)
+    assert again.find_spec() == spec
+    found = connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall()
+    assert found == [("sparse", spec.fingerprint)]
+    ledger = connection.execute("SELECT DISTINCT fingerprint FROM nimbed_ledger").fetchall()
+    assert ledger == [(spec.fingerprint,)]
+    query = embedder.embed_sparse([QUESTION], input_type="query", max_active=MOST_INDEXED)
+    passages = embedder.embed_sparse(TEXTS, input_type="passage", max_active=MOST_INDEXED)
+    exact = search.nearest(query, passages, K)
+    hits = again.search(QUESTION, K)
+    assert [hit.id for hit in hits] == [f"{row:03}" for row in exact.rows[0]]
+    np.testing.assert_allclose([hit.distance for hit in hits], exact.distances[0], rtol=1e-5)
+    assert again.nearest(query, K) == hits
+    assert len(again.search(QUESTION, K, hybrid="simple", weights=(1, 2))) == K
+    assert "::sparsevec" in again.sql(QUESTION, K)
+    assert again.find_index() is None
+    assert not again.index()
+    assert again.index(sparse=True)
+    assert again.find_index() is not None
+    assert {hit.id for hit in again.search(QUESTION, 3)} <= {hit.id for hit in hits}
+    assert again.audit(rows=50).ok
+    for refused in (
+        lambda: again.search(QUESTION, kinds=("dense",)),
+        lambda: again.search(QUESTION, kinds=BOTH),
+        lambda: again.nearest(embedder.embed([QUESTION], input_type="query")),
+        lambda: again.migrate(FakeEmbedder(dataclasses.replace(FAKE_CARD, id="nimbed/other"))),
+        lambda: again.spec,
+    ):
+        with pytest.raises(ConfigurationError, match="sparse vectors alone, and this needs dense"):
+            refused()
+    with pytest.raises(ConfigurationError, match="has a column of sparse vectors alone; leave"):
+        VectorTable(connection, "t", Weighed(), kinds=BOTH).load(ITEMS)
+    other = Weighed()
+    other.vocabulary = "another"
+    with pytest.raises(SpaceMismatchError, match="vocabulary 'hashed words' and 'another'"):
+        VectorTable(connection, "t", other).search(QUESTION)
+
+
+def test_ready_sparse_vectors_alone_are_loaded(connection: psycopg.Connection) -> None:
+    found = batches(Weighed(), TEXTS, "passage")
+    rows = [Row(n, text, name, facts) for n, (name, text, facts) in enumerate(ITEMS, 1)]
+    table = VectorTable(connection, "t", Weighed())
+    assert table.load_embedded([(rows, found.sparse)], found.sparse.spec).loaded == ROWS
+    assert table.load_embedded([(rows, found.sparse)], found.sparse.spec).unchanged == ROWS
+    exact = search.nearest(batches(Weighed(), [QUESTION], "query").sparse, found.sparse, K)
+    hits = table.search(QUESTION, K)
+    assert [hit.id for hit in hits] == [f"{row:03}" for row in exact.rows[0]]
+    with pytest.raises(ConfigurationError, match="holds sparse vectors; these rows bring dense"):
+        table.load_embedded([(rows, found.dense)], found.dense.spec)
+    with pytest.raises(SpaceMismatchError, match="holds sparse vectors; got dense ones"):
+        table.load_embedded([(rows, found.dense)], found.sparse.spec)
+    table = VectorTable(connection, "both", Weighed(), kinds=BOTH)
+    with pytest.raises(ConfigurationError, match="holds dense and sparse vectors; these rows"):
+        table.load_embedded([(rows, found.sparse)], found.sparse.spec)
 
 
 async def test_the_async_face_loads_ready_vectors_and_fuses(dsn: str) -> None:
@@ -368,16 +432,16 @@ def test_a_vector_of_too_many_weights_is_refused_by_its_row() -> None:
         column.wire(other)
 
 
-def test_two_commands_load_and_fuse(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return what runs a command, in a folder of its own, and gives what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nimbed, "load", lambda *_, **__: Weighed())
     app = typer.Typer()
     app.command()(load)
     app.command("search")(search_command)
 
-    def typed(*words: str) -> str:
+    def run(*words: str) -> str:
         done = CliRunner().invoke(app, list(words))
         if done.exception is not None:
             raise done.exception
@@ -385,6 +449,26 @@ def test_two_commands_load_and_fuse(
 
     lines = [json.dumps({"id": name, "text": text}) for name, text, _ in ITEMS]
     Path("rows.jsonl").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def test_two_commands_load_sparse_vectors_alone(dsn: str, typed: Any) -> None:
+    start = ("load", dsn, "--table", "t", "rows.jsonl", "--id-field", "id")
+    said = typed(*start, "--kinds", "sparse")
+    assert "t: 200 new" in said
+    assert "there is no index: a search compares every row (--sparse-index builds one)" in said
+    assert "the index is built" in typed(*start, "--kinds", "sparse", "--sparse-index")
+    hits = [
+        json.loads(line)
+        for line in typed("search", dsn, "--table", "t", QUESTION, "-k", "5", "--json").splitlines()
+    ]
+    assert len(hits) == 5
+    assert all(hit["distance"] < 0 and "score" not in hit for hit in hits)
+    with pytest.raises(ConfigurationError, match="sparse vectors alone, and this needs dense"):
+        typed("search", dsn, "--table", "t", QUESTION, "--kinds", "dense")
+
+
+def test_two_commands_load_and_fuse(dsn: str, typed: Any) -> None:
     start = ("load", dsn, "--table", "t", "rows.jsonl", "--id-field", "id")
     with pytest.raises(ConfigurationError, match="--sparse-index needs --kinds dense,sparse"):
         typed(*start, "--sparse-index")
