@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import psycopg
 import pytest
-import typer
-from typer.testing import CliRunner
+from tests.integrations.pgvector.weighed_rows import (
+    BOTH,
+    ITEMS,
+    QUESTION,
+    ROWS,
+    TEXTS,
+    K,
+    Weighed,
+    batches,
+    commands,
+    expected,
+)
 
 import nimbed
-from nimbed import EmbeddingKinds, FakeEmbedder, SparseBatch, SparseSpec, fusion, search, stores
+from nimbed import EmbeddingKinds, FakeEmbedder, SparseBatch, SparseSpec, search, stores
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
 from nimbed.rows import Row
 from nimbed.spec import EmbeddingType
-from nimbed_cli.load import load
-from nimbed_cli.search import search as search_command
 from nimbed_pgvector import FIRST_PAGE, AsyncVectorTable, VectorTable
 from nimbed_pgvector.sparse import MOST_INDEXED, SparseColumn
 
 pytestmark = pytest.mark.postgres
-
-BOTH = ("dense", "sparse")
-ROWS, K, REACH = 200, 8, 50
-RNG = np.random.default_rng(7)
-WORDS = [f"word{number}" for number in range(60)]
-TEXTS = [" ".join(RNG.choice(WORDS, RNG.integers(4, 12))) for _ in range(ROWS)]
-ITEMS = [(f"{n:03}", text, {"odd": n % 2}) for n, text in enumerate(TEXTS)]
-QUESTION = "word1 word2 word2 word3"
-
-
-class Weighed(FakeEmbedder):
-    """Gives a token a weight of its own, as models do, so that there are no ties."""
-
-    vocabulary = "hashed words"
-
-    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
-        spec = super().sparse_spec(max_active=max_active)
-        return dataclasses.replace(spec, vocabulary=self.vocabulary)
-
-    def embed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
-        found = super().embed_kinds(inputs, **options)
-        if found.sparse is None:
-            return found
-        # A text's own factor too, by which texts of the same words differ.
-        own = np.array([1 + len(text) % 89 / 997 for text in inputs])
-        own = np.repeat(own, np.diff(found.sparse.offsets))
-        weights = found.sparse.weights * (1 + found.sparse.ids / 40_000) * own
-        sparse = dataclasses.replace(found.sparse, weights=weights.astype(np.float32))
-        return dataclasses.replace(found, sparse=sparse)
-
-
-def batches(embedder: Weighed, texts: list[str], role: Any, **options: Any) -> EmbeddingKinds:
-    return embedder.embed_kinds(texts, kinds=BOTH, input_type=role, max_active=1_000, **options)
 
 
 @pytest.fixture
@@ -66,17 +40,6 @@ def table(connection: psycopg.Connection) -> VectorTable:
     made = VectorTable(connection, "t", Weighed(), kinds=BOTH)
     assert made.load(ITEMS).loaded == ROWS
     return made
-
-
-def expected(by: Any, weights: Any, where: slice, embedding_type: EmbeddingType = "float") -> Any:
-    """The best rows by numpy alone."""
-    embedder = Weighed()
-    queries = batches(embedder, [QUESTION], "query", embedding_type=embedding_type)
-    passages = batches(embedder, TEXTS[where], "passage", embedding_type=embedding_type)
-    dense = search.nearest(queries.dense, passages.dense, REACH)
-    sparse = fusion.with_shared_tokens(search.nearest(queries.sparse, passages.sparse, REACH))
-    found = fusion.fuse([dense, sparse], by=by, weights=weights, k=K)
-    return [f"{range(ROWS)[where][row]:03}" for row in found.rows[0]], -found.distances[0]
 
 
 @pytest.mark.parametrize(
@@ -257,69 +220,6 @@ def test_a_table_of_both_says_what_does_not_go(
         table.migrate(other)
 
 
-def test_a_table_of_sparse_vectors_alone(connection: psycopg.Connection) -> None:
-    embedder = Weighed()
-    table = VectorTable(connection, "t", embedder, kinds=("sparse",))
-    assert table.load(ITEMS[:150], chunk_rows=60).loaded == 150
-    again = VectorTable(connection, "t", Weighed())
-    report = again.load(ITEMS, chunk_rows=60)
-    assert (report.loaded, report.unchanged) == (50, 150)
-    spec = embedder.sparse_spec(max_active=MOST_INDEXED)
-    assert again.find_spec() == spec
-    found = connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall()
-    assert found == [("sparse", spec.fingerprint)]
-    ledger = connection.execute("SELECT DISTINCT fingerprint FROM nimbed_ledger").fetchall()
-    assert ledger == [(spec.fingerprint,)]
-    query = embedder.embed_sparse([QUESTION], input_type="query", max_active=MOST_INDEXED)
-    passages = embedder.embed_sparse(TEXTS, input_type="passage", max_active=MOST_INDEXED)
-    exact = search.nearest(query, passages, K)
-    hits = again.search(QUESTION, K)
-    assert [hit.id for hit in hits] == [f"{row:03}" for row in exact.rows[0]]
-    np.testing.assert_allclose([hit.distance for hit in hits], exact.distances[0], rtol=1e-5)
-    assert again.nearest(query, K) == hits
-    assert len(again.search(QUESTION, K, hybrid="simple", weights=(1, 2))) == K
-    assert "::sparsevec" in again.sql(QUESTION, K)
-    assert again.find_index() is None
-    assert not again.index()
-    assert again.index(sparse=True)
-    assert again.find_index() is not None
-    assert {hit.id for hit in again.search(QUESTION, 3)} <= {hit.id for hit in hits}
-    assert again.audit(rows=50).ok
-    for refused in (
-        lambda: again.search(QUESTION, kinds=("dense",)),
-        lambda: again.search(QUESTION, kinds=BOTH),
-        lambda: again.nearest(embedder.embed([QUESTION], input_type="query")),
-        lambda: again.migrate(FakeEmbedder(dataclasses.replace(FAKE_CARD, id="nimbed/other"))),
-        lambda: again.spec,
-    ):
-        with pytest.raises(ConfigurationError, match="sparse vectors alone, and this needs dense"):
-            refused()
-    with pytest.raises(ConfigurationError, match="has a column of sparse vectors alone; leave"):
-        VectorTable(connection, "t", Weighed(), kinds=BOTH).load(ITEMS)
-    other = Weighed()
-    other.vocabulary = "another"
-    with pytest.raises(SpaceMismatchError, match="vocabulary 'hashed words' and 'another'"):
-        VectorTable(connection, "t", other).search(QUESTION)
-
-
-def test_ready_sparse_vectors_alone_are_loaded(connection: psycopg.Connection) -> None:
-    found = batches(Weighed(), TEXTS, "passage")
-    rows = [Row(n, text, name, facts) for n, (name, text, facts) in enumerate(ITEMS, 1)]
-    table = VectorTable(connection, "t", Weighed())
-    assert table.load_embedded([(rows, found.sparse)], found.sparse.spec).loaded == ROWS
-    assert table.load_embedded([(rows, found.sparse)], found.sparse.spec).unchanged == ROWS
-    exact = search.nearest(batches(Weighed(), [QUESTION], "query").sparse, found.sparse, K)
-    hits = table.search(QUESTION, K)
-    assert [hit.id for hit in hits] == [f"{row:03}" for row in exact.rows[0]]
-    with pytest.raises(ConfigurationError, match="holds sparse vectors; these rows bring dense"):
-        table.load_embedded([(rows, found.dense)], found.dense.spec)
-    with pytest.raises(SpaceMismatchError, match="holds sparse vectors; got dense ones"):
-        table.load_embedded([(rows, found.dense)], found.sparse.spec)
-    table = VectorTable(connection, "both", Weighed(), kinds=BOTH)
-    with pytest.raises(ConfigurationError, match="holds dense and sparse vectors; these rows"):
-        table.load_embedded([(rows, found.sparse)], found.sparse.spec)
-
-
 async def test_the_async_face_loads_ready_vectors_and_fuses(dsn: str) -> None:
     embedder = Weighed()
     found = batches(embedder, TEXTS, "passage")
@@ -434,38 +334,9 @@ def test_a_vector_of_too_many_weights_is_refused_by_its_row() -> None:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Return what runs a command, in a folder of its own, and gives what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nimbed, "load", lambda *_, **__: Weighed())
-    app = typer.Typer()
-    app.command()(load)
-    app.command("search")(search_command)
-
-    def run(*words: str) -> str:
-        done = CliRunner().invoke(app, list(words))
-        if done.exception is not None:
-            raise done.exception
-        return done.output
-
-    lines = [json.dumps({"id": name, "text": text}) for name, text, _ in ITEMS]
-    Path("rows.jsonl").write_text("\n".join(lines) + "\n")
-    return run
-
-
-def test_two_commands_load_sparse_vectors_alone(dsn: str, typed: Any) -> None:
-    start = ("load", dsn, "--table", "t", "rows.jsonl", "--id-field", "id")
-    said = typed(*start, "--kinds", "sparse")
-    assert "t: 200 new" in said
-    assert "there is no index: a search compares every row (--sparse-index builds one)" in said
-    assert "the index is built" in typed(*start, "--kinds", "sparse", "--sparse-index")
-    hits = [
-        json.loads(line)
-        for line in typed("search", dsn, "--table", "t", QUESTION, "-k", "5", "--json").splitlines()
-    ]
-    assert len(hits) == 5
-    assert all(hit["distance"] < 0 and "score" not in hit for hit in hits)
-    with pytest.raises(ConfigurationError, match="sparse vectors alone, and this needs dense"):
-        typed("search", dsn, "--table", "t", QUESTION, "--kinds", "dense")
+    return commands()
 
 
 def test_two_commands_load_and_fuse(dsn: str, typed: Any) -> None:
