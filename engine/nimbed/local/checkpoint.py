@@ -97,7 +97,10 @@ _DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "q
 _OFFSET = ("mpnet", "xlm_roberta")
 
 # Architectures whose layers give their states, for a weighted mean of them.
-_LAYERED = ("bert", "distilbert", "mpnet", "xlm_roberta")
+_LAYERED = (
+    *("bert", "distilbert", "gemma3", "gte", "jina_v3", "llama", "ministral3", "mistral"),
+    *("modernbert", "mpnet", "nomic_bert", "qwen2", "qwen3", "xlm_roberta"),
+)
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {
@@ -422,7 +425,7 @@ def _check_layers(
     if architecture not in _LAYERED:
         raise CheckpointError(
             f"{layers.folder} weights the layers of a {architecture} (WeightedLayerPooling), which "
-            f"nimbed does of {', '.join(_LAYERED)}"
+            f"nimbed does of {', '.join(_LAYERED)}; embed with sentence-transformers itself"
         )
     if config.get("num_hidden_layers") != layers.last:
         raise CheckpointError(
