@@ -1,4 +1,4 @@
-"""Reads sparse vectors and multi-vectors in a server's answers, and verifies what it can.
+"""Reads sparse vectors and multi-vectors in a server's answers, verifies them and gathers a call's.
 
 Of nimbed's own server that is everything: count, order, role, contract, vocabulary, finiteness. The
 others say no more than the numbers.
@@ -6,17 +6,18 @@ others say no more than the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, PartialResult, concatenate
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.remote.http import Reply
+from nimbed.remote.request import TextBatch
 from nimbed.remote.response import (
     MalformedAnswer,
     disguised,
@@ -29,6 +30,7 @@ from nimbed.remote.retry import Failure
 from nimbed.spec import Contract, InputType, Kind, MultiVectorSpec, SparseSpec, VectorSpec
 
 __all__ = [
+    "GatheredKinds",
     "KindsAnswer",
     "contracts_in",
     "read_kinds",
@@ -335,3 +337,72 @@ def _array(text: Any, dtype: str) -> NDArray[Any]:
         return np.frombuffer(from_base64(text), np.dtype(dtype).newbyteorder("<")).astype(dtype)
     except (TypeError, ValueError):
         raise MalformedAnswer("base64 that is damaged, or missing") from None
+
+
+class GatheredKinds:
+    """Gathers the answers of one call, which come in any order."""
+
+    def __init__(self, server: str) -> None:
+        self.placed = 0
+        self._server = server
+        self._rows: list[int] = []
+        self._parts: list[EmbeddingKinds] = []
+        self._cut: set[int] = set()
+
+    @property
+    def cut(self) -> int:
+        """How many texts were cut here."""
+        return len(self._cut)
+
+    def place(self, batch: TextBatch, answer: KindsAnswer) -> None:
+        """Take in what was answered for a batch."""
+        if batch.cut:
+            self._cut.update(batch.rows)
+        self._rows += batch.rows
+        self._parts.append(answer.found)
+        self.placed += len(batch)
+
+    def reaching(self, batch: TextBatch, answer: KindsAnswer, limit: int) -> list[int]:
+        """Return none: the server was told whether to cut."""
+        return []
+
+    def skip(self, rows: Iterable[int]) -> None:
+        """Raise: no row is left out."""
+        raise BackendError(f"rows {sorted(rows)} were left out")
+
+    def finished(self) -> PartialResult[EmbeddingKinds] | None:
+        """Return the rows that were answered, or None if none was, or they are of two spaces."""
+        try:
+            return PartialResult(tuple(sorted(self._rows)), self.in_order()) if self._rows else None
+        except BackendError:
+            return None
+
+    def in_order(self) -> EmbeddingKinds:
+        """Return everything, in the order of the caller's rows.
+
+        Raises:
+            BackendError: If the answers are of two spaces.
+        """
+        order = np.argsort(self._rows)
+        cut_here = np.flatnonzero(np.isin(np.sort(self._rows), list(self._cut))).tolist()
+
+        def whole(kind: str, join: Callable[[Sequence[T]], T]) -> T | None:
+            parts = [getattr(part, kind) for part in self._parts]
+            if parts[0] is None:
+                return None
+            if any(part.spec != parts[0].spec for part in parts):
+                raise BackendError(
+                    f"{self._server} answered with {kind} vectors of two spaces: its model was "
+                    f"changed on the way"
+                )
+            batch: Any = join(parts)
+            batch = batch.select(order)
+            cut = tuple(sorted({*batch.truncated, *cut_here}))
+            joined: T = replace(batch, truncated=cut)
+            return joined
+
+        return EmbeddingKinds(
+            dense=whole("dense", concatenate),
+            sparse=whole("sparse", SparseBatch.concatenate),
+            multi=whole("multi", MultiVectorBatch.concatenate),
+        )

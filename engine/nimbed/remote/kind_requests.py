@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nimbed.batch import EmbeddingBatch, concatenate
-from nimbed.errors import BackendError, ConfigurationError
+from nimbed.batch import EmbeddingBatch, PartialResult
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
@@ -25,6 +25,7 @@ from nimbed.remote.batching import PROBE, Call, embed_inputs
 from nimbed.remote.client import Client
 from nimbed.remote.http import Reply, Traffic
 from nimbed.remote.kind_answers import (
+    GatheredKinds,
     KindsAnswer,
     contracts_in,
     read_kinds,
@@ -108,7 +109,9 @@ class ServedKinds:
 
         Raises:
             ConfigurationError: If the model does not give a kind, or its role cannot reach it.
-            RemoteError: If the server failed, or refused a text.
+            RemoteError: If the server failed, or refused a text; its ``partial`` holds the texts
+                that had been finished in every kind or, where a later kind has none, those of the
+                kinds before it.
         """
         chosen = await self._chosen(asked)
         traffic = Traffic()
@@ -122,21 +125,35 @@ class ServedKinds:
             return await self._gather(texts, options, contracts, own, finished)
         found: dict[str, Any] = {}
         for kind in chosen:
-            if kind == "dense":
-                rows = range(len(texts))
-                found[kind] = await embed_inputs(
-                    self._client, texts, rows, options, skip=False, finished=finished
-                )
-            else:
-                alone = replace(asked, kinds=(kind,))
-                contracts = {}
-                if not texts:
-                    contracts[kind] = asked.applied_to(await self.contract(kind))
-                send = self._alone(kind, options, alone, traffic)
-                one = await self._gather(texts, options, contracts, send, finished)
-                found[kind] = getattr(one, kind)
+            try:
+                found[kind] = await self._one_kind(kind, texts, options, asked, traffic, finished)
+            except RemoteError as error:
+                error.partial = _partial(kind, error.partial, found, len(texts))
+                raise
             finished = _nobody  # every text is finished once
         return EmbeddingKinds(**found)
+
+    async def _one_kind(
+        self,
+        kind: Kind,
+        texts: Sequence[Input],
+        options: EmbedOptions,
+        asked: KindOptions,
+        traffic: Traffic,
+        finished: Tell,
+    ) -> Any:
+        """Return the batch of one kind, of a server that gives each in a request of its own."""
+        if kind == "dense":
+            rows = range(len(texts))
+            return await embed_inputs(
+                self._client, texts, rows, options, skip=False, finished=finished
+            )
+        contracts: dict[Kind, Contract] = {}
+        if not texts:
+            contracts[kind] = asked.applied_to(await self.contract(kind))
+        send = self._alone(kind, options, replace(asked, kinds=(kind,)), traffic)
+        one = await self._gather(texts, options, contracts, send, finished)
+        return getattr(one, kind)
 
     async def _chosen(self, asked: KindOptions) -> tuple[Kind, ...]:
         offered = await self.offered()
@@ -362,8 +379,8 @@ class ServedKinds:
         """
         multi = contracts.get("multi")
         most = _NUMBERS // multi.width if isinstance(multi, MultiVectorSpec) else None
-        result = _Result(self._client.http.server)
-        await Call(
+        result = GatheredKinds(self._client.http.server)
+        call = Call(
             self._client,
             texts,
             range(len(texts)),
@@ -373,7 +390,12 @@ class ServedKinds:
             skip=False,
             finished=finished,
             most=most,
-        ).run()
+        )
+        try:
+            await call.run()
+        except RemoteError as error:
+            error.partial = result.finished()
+            raise
         if texts:
             return result.in_order()
         dense = contracts.get("dense")
@@ -381,65 +403,24 @@ class ServedKinds:
         return _empty(contracts, spec, options.input_type)
 
 
-class _Result:
-    """Gathers the answers of one call, which come in any order."""
+def _partial(
+    kind: Kind, failed: PartialResult[Any] | None, before: Mapping[str, Any], texts: int
+) -> PartialResult[EmbeddingKinds] | None:
+    """Return what a call had finished that asked for one kind after the other.
 
-    def __init__(self, server: str) -> None:
-        self.placed = 0
-        self._server = server
-        self._rows: list[int] = []
-        self._parts: list[EmbeddingKinds] = []
-        self._cut: set[int] = set()
-
-    @property
-    def cut(self) -> int:
-        """How many texts were cut here."""
-        return len(self._cut)
-
-    def place(self, batch: TextBatch, answer: KindsAnswer) -> None:
-        """Take in what was answered for a batch."""
-        if batch.cut:
-            self._cut.update(batch.rows)
-        self._rows += batch.rows
-        self._parts.append(answer.found)
-        self.placed += len(batch)
-
-    def reaching(self, batch: TextBatch, answer: KindsAnswer, limit: int) -> list[int]:
-        """Return none: the server was told whether to cut."""
-        return []
-
-    def skip(self, rows: Iterable[int]) -> None:
-        """Raise: no row is left out."""
-        raise BackendError(f"rows {sorted(rows)} were left out")
-
-    def in_order(self) -> EmbeddingKinds:
-        """Return everything, in the order of the caller's rows.
-
-        Raises:
-            BackendError: If the answers are of two spaces.
-        """
-        order = np.argsort(self._rows)
-
-        def whole(kind: str, join: Callable[[Sequence[T]], T]) -> T | None:
-            parts = [getattr(part, kind) for part in self._parts]
-            if parts[0] is None:
-                return None
-            if any(part.spec != parts[0].spec for part in parts):
-                raise BackendError(
-                    f"{self._server} answered with {kind} vectors of two spaces: its model was "
-                    f"changed on the way"
-                )
-            batch: Any = join(parts)
-            batch = batch.select(order)
-            cut = tuple(sorted({*batch.truncated, *self._cut}))
-            joined: T = replace(batch, truncated=cut)
-            return joined
-
-        return EmbeddingKinds(
-            dense=whole("dense", concatenate),
-            sparse=whole("sparse", SparseBatch.concatenate),
-            multi=whole("multi", MultiVectorBatch.concatenate),
-        )
+    Args:
+        kind: The one that failed.
+        failed: What of it was finished.
+        before: The batches of those before it, of all texts.
+        texts: How many there are.
+    """
+    if failed is None:
+        rows = tuple(range(texts))
+        return PartialResult(rows, EmbeddingKinds(**before)) if before else None
+    given = failed.batch
+    found = {name: batch.select(list(failed.rows)) for name, batch in before.items()}
+    found[kind] = getattr(given, kind) if isinstance(given, EmbeddingKinds) else given
+    return PartialResult(failed.rows, EmbeddingKinds(**found))
 
 
 def _empty(

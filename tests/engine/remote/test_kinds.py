@@ -24,7 +24,7 @@ from nimbed.errors import (
 from nimbed.fake import FAKE_CARD
 from nimbed.kinds import EmbeddingKinds
 
-from .double import JSON, Handler, Request, Response, as_json, edited, error
+from .double import JSON, Handler, Request, Response, answer, as_json, edited, error, vectors
 from .players import listing
 
 FAKE = FakeEmbedder()
@@ -134,6 +134,46 @@ def test_many_texts_are_divided_and_put_in_order(serve, connect):
     with pytest.raises(RemoteError, match="exceeds maximum") as raised:
         connect(double, FAKE_CARD).embed_kinds(texts, input_type="query")
     assert raised.value.rows == (33,)
+
+
+def failing_after(handler: Handler, requests: int, path: str) -> Handler:
+    """Answer some requests of a path, and then refuse the key."""
+    left = [requests]
+
+    def handle(request: Request) -> Response:
+        if request.path == path and request.method == "POST":
+            left[0] -= 1
+            if left[0] < 0:
+                return error("the key has expired", 401)
+        return handler(request)
+
+    return handle
+
+
+@pytest.mark.parametrize("end", ["NONE", "END"])
+def test_what_a_call_had_finished_is_kept(serve, connect, end):
+    """The server takes 16 at a time; the key expires after three requests."""
+    path = "/v1/embeddings/kinds"
+    embedder = connect(serve(failing_after(own(), 3, path)), FAKE_CARD)
+    texts = [f"text {n} " * (n % 5 + 1) for n in range(70)]
+    if end == "END":
+        texts[3] = "word " * 700
+    with pytest.raises(RemoteError, match="expired") as raised:
+        embedder.embed_kinds(texts, input_type="passage", truncate=end)
+    partial = raised.value.partial
+    assert partial is not None
+    rows = list(partial.rows)
+    assert 0 < len(rows) < 70
+    assert rows == sorted(rows)
+    exact = FakeEmbedder().embed_kinds(
+        [texts[row] for row in rows], input_type="passage", truncate=end
+    )
+    same(partial.batch, exact)
+    cut = [rows.index(3)] if end == "END" and 3 in rows else []
+    assert [list(batch.truncated) for batch in partial.batch.batches] == [cut] * 3
+    with pytest.raises(RemoteError, match="expired") as raised:
+        embedder.embed_kinds(texts, input_type="passage", truncate=end)
+    assert raised.value.partial is None
 
 
 def test_contracts_are_known_before_anything_is_embedded(serve, connect):
@@ -361,6 +401,33 @@ def test_teis_token_states_are_stored_as_asked(serve, connect):
     np.testing.assert_array_equal(found.vectors, exact.vectors)
     dense_alone = connect(serve(tei(pooling="cls")), find("all-MiniLM-L6-v2").id, dialect="tei")
     assert dense_alone.kinds == ("dense",)
+
+
+def test_kinds_that_come_one_after_the_other_are_kept_too(serve, connect):
+    """Such as TEI's: dense vectors of all texts, and then vectors of their tokens."""
+
+    def both(request: Request) -> Response:
+        if request.path == "/v1/embeddings":
+            return answer(vectors(request.texts))
+        return tei(pooling="mean")(request)
+
+    texts = [f"text {n}" for n in range(30)]
+    for answered in (0, 2):
+        server = serve(failing_after(both, answered, "/embed_all"))
+        embedder = connect(server, "m", dialect="tei")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(RemoteError, match="expired") as raised:
+                embedder.embed_kinds(texts, kinds=("dense", "multi"), input_type="query")
+        partial = raised.value.partial
+        assert partial is not None
+        rows = list(partial.rows)
+        assert len(rows) == (30 if answered == 0 else 16)
+        exact = vectors([texts[row] for row in rows])
+        np.testing.assert_allclose(partial.batch.dense.vectors, exact, atol=1e-6)
+        multi = partial.batch.multi
+        assert (multi is None) == (answered == 0)
+        assert multi is None or len(multi) == 16
 
 
 @pytest.mark.parametrize(
