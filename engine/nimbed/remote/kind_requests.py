@@ -2,7 +2,8 @@
 
 nimbed's own server gives all kinds in one request and states their contracts.
 text-embeddings-inference gives the weights of a SPLADE model, and the vectors of all tokens; vLLM
-gives the latter. What such a server does not say (a vocabulary) the contract does not hold.
+gives the latter, and bge-m3's weights of tokens, which it names apart. What such a server does not
+say (a vocabulary) the contract does not hold.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from nimbed.remote.kind_answers import (
     read_kinds,
     read_pooling,
     read_token_vectors,
+    read_token_weights,
+    read_tokens,
     read_weights,
     verified,
 )
@@ -172,6 +175,8 @@ class ServedKinds:
                 return ("sparse",)
             # Of a catalogued model they are states that it was not trained to compare.
             return ("dense",) if card is not None else ("dense", "multi")
+        if name == "vllm" and card is not None and card.kinds == ("dense", "sparse", "multi"):
+            return card.kinds  # bge-m3's
         if name == "vllm":
             return ("dense",) if card is not None and not self._headed else ("dense", "multi")
         if name in _CLOSED:
@@ -310,6 +315,8 @@ class ServedKinds:
             shared: dict[str, Any] = {"input_type": role, "counts": counts}
             read: Callable[[bytes], KindsAnswer]
             fields: dict[str, Any]
+            if vllm and kind == "sparse":
+                return await self._send_token_weights(texts, options, asked, traffic)
             if vllm:
                 url = client.address.beside("/pooling")
                 fields = {"model": client.model, "input": texts, "task": "token_embed"}
@@ -334,6 +341,35 @@ class ServedKinds:
 
         return send
 
+    async def _send_token_weights(
+        self, texts: Sequence[str], options: EmbedOptions, asked: KindOptions, traffic: Traffic
+    ) -> KindsAnswer | Failure:
+        """Ask vLLM for bge-m3's weights of tokens, and which tokens these are."""
+        client = self._client
+        fields: dict[str, Any] = {"model": client.model, "input": texts, "task": "token_classify"}
+        if client.dialect is not None:
+            fields |= client.dialect.truncation.get(options.truncate, {})
+        named = client.address.beside("/tokenize")
+        answers = await asyncio.gather(
+            *(
+                self._post(named, {"model": client.model, "prompt": text}, read_tokens, traffic)
+                for text in texts
+            )
+        )
+        tokens: list[list[int]] = []
+        for answer in answers:
+            if isinstance(answer, Failure):
+                return answer
+            tokens.append(answer)
+        read = functools.partial(
+            read_token_weights,
+            tokens=tokens,
+            truncate=options.truncate,
+            spec=asked.applied_to(self._sparse_spec()),
+            input_type=options.input_type,
+        )
+        return await self._post(client.address.beside("/pooling"), fields, read, traffic)
+
     def _sparse_spec(self) -> SparseSpec:
         return SparseSpec(**self._facts(), vocabulary=None, dimensions=_UNKNOWN_VOCABULARY)
 
@@ -351,9 +387,9 @@ class ServedKinds:
         self,
         url: str,
         fields: Mapping[str, Any],
-        read: Callable[[bytes], KindsAnswer],
+        read: Callable[[bytes], T],
         traffic: Traffic,
-    ) -> KindsAnswer | Failure:
+    ) -> T | Failure:
         body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
         scrub = self._client.http.scrub
         return await self._client.post(
