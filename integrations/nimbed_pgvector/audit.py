@@ -15,8 +15,8 @@ from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
 from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.findings import Finding
 from nimbed.quantize import signs_from_bits
+from nimbed.reports import Finding
 from nimbed.spec import InputType, require_same_space
 from nimbed_pgvector.columns import AnyColumn, Column
 from nimbed_pgvector.operations import Operation, TableOperations

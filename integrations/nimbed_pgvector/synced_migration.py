@@ -20,7 +20,7 @@ from nimbed import Embedder, VectorSpec
 from nimbed.audit import AUDITED, Audit
 from nimbed.bulk import JobReport, embedding_passages
 from nimbed.errors import BackendError, ConfigurationError, InputError, count_rows
-from nimbed.findings import Finding
+from nimbed.reports import Finding
 from nimbed.rows import Reject
 from nimbed.spec import Truncate
 from nimbed_pgvector.audit import AuditOperations, audit_columns, sample_rows

@@ -21,11 +21,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
-from nimbed_server.http import CONNECTION, new_request_id
-from nimbed_server.limits import TimeLimit
-from nimbed_server.logging import LOG
+from nimbed_server.http import CONNECTION, TimeLimit, new_request_id
+from nimbed_server.logging import LOG, traced
 from nimbed_server.settings import Settings
-from nimbed_server.tracing import traced
 from nimbed_server.wire.errors import HttpError, render_error
 
 if sys.platform != "win32":
@@ -192,7 +190,7 @@ class _Http(HttpToolsProtocol):
         self._connection.answered()
 
     def timed_out(self) -> None:
-        """Give up a head that does not arrive; see :class:`nimbed_server.limits.TimeLimit`."""
+        """Give up a head that does not arrive; see :class:`nimbed_server.http.TimeLimit`."""
         self._connection.close()
 
     def _keep_open(self) -> None:
@@ -325,7 +323,7 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
     # The bounds.
 
     def timed_out(self) -> None:
-        """Give up a client that does not read; see :class:`nimbed_server.limits.TimeLimit`."""
+        """Give up a client that does not read; see :class:`nimbed_server.http.TimeLimit`."""
         self._transport.abort()
 
     def _parse(self, data: bytes) -> None:

@@ -15,7 +15,6 @@ from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
-from nimbed.local.content_id import content_id
 from nimbed.local.head_config import (
     AutoEncoder,
     ColBert,
@@ -24,10 +23,16 @@ from nimbed.local.head_config import (
     check_masked_model,
     m3_heads,
 )
-from nimbed.local.hub import Located
+from nimbed.local.hub import Located, content_id
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
-from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
-from nimbed.local.models.fields import language_of, longest_texts, whole
+from nimbed.local.models.fields import (
+    decoder_of,
+    is_causal,
+    language_of,
+    longest_texts,
+    refuse_causal,
+    whole,
+)
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes, read_vocabulary

@@ -17,8 +17,8 @@ from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import tokenizing_as
-from nimbed.local.content_id import head_revision, latent_hash
 from nimbed.local.head_config import AutoEncoder, ColBert
+from nimbed.local.hub import head_revision, latent_hash
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import vocabulary_hash
 from nimbed.options import KindOptions, SpecOptions

@@ -16,8 +16,11 @@ from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local.head_config import AutoEncoder, ColBert, Multi, Sparse, Splade, TokenTable
 from nimbed.local.json_files import FILES, check_keys, read_json, size_of
-from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
 from nimbed.local.sentence_config import (
+    ListedModule,
+    has_idf,
+    listed_modules,
+    of_route,
     read_sentence_config,
     read_sparse_config,
     read_transformer,
