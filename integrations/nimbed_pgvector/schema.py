@@ -219,7 +219,23 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
             f"the table {name} has {has} for rescoring, but also= asks for {asked}; leave also= "
             f"out to keep what the table has, or load into a new table"
         )
+    yield from _mend_own_tables(table)
     return table
+
+
+def _mend_own_tables(table: Table) -> Procedure[None]:
+    """Make nimbed_spec and nimbed_ledger anew where they were dropped, or not restored.
+
+    The contract itself is in the comment of the column, and the ledger only says where to go on.
+    """
+    names = [beside(table.name, own).as_string(None) for own in ("nimbed_spec", "nimbed_ledger")]
+    there = yield Query(
+        sql.SQL("SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"), names
+    )
+    if there[0][0]:  # so that who may load needs no right to create
+        return
+    for statement in _own_statements(table.name, table.layout):
+        yield Query(statement)
 
 
 def lock_own_tables() -> Procedure[str]:
@@ -242,11 +258,18 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
         sql.SQL(", {} {} NOT NULL").format(sql.Identifier(column.name), trusted(column.type))
         for column in layout.stored
     )
-    statements = [
+    return [
         sql.SQL(
             "CREATE TABLE {} (id text PRIMARY KEY, text text NOT NULL,"
             " metadata jsonb NOT NULL DEFAULT '{{}}', content_hash bytea NOT NULL{})"
         ).format(table, columns),
+        *_own_statements(name, layout),
+    ]
+
+
+def _own_statements(name: str, layout: Layout) -> list[sql.Composed]:
+    """Return what makes the tables that note contracts and loads, and notes a table's contract."""
+    statements = [
         # regclass follows a renamed table.
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {} (relation regclass, column_name text, fingerprint text"

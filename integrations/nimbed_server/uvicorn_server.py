@@ -148,7 +148,7 @@ class _Http(HttpToolsProtocol):
         """
         framing = [
             b"%b: %b\r\n" % header
-            for header in self.headers
+            for header in self.scope["headers"]
             if header[0] in (b"content-length", b"transfer-encoding")
         ]
         self.parser = httptools.HttpRequestParser(self)
@@ -167,20 +167,13 @@ class _Http(HttpToolsProtocol):
         self.in_head = True
         self._connection.head_began()
 
-    def on_url(self, url: bytes) -> None:
-        if not self._replaying:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # trailers are dropped
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
         self._keep_open()
         self.in_head, self.progressed = False, True
         super().on_headers_complete()
+        self.headers = []  # of the request no more: trailers that come here are read by nobody
         self._connection.head_ended()
 
     def on_body(self, body: bytes) -> None:
