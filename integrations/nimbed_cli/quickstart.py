@@ -1,4 +1,7 @@
-"""``nimbed quickstart``: searches the standard library's documentation, by floats and by bits."""
+"""``nimbed quickstart``: searches the standard library's documentation, by floats and by bits.
+
+Docstrings are read from the sources; no module is imported.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
     from nimbed import Embedder, EmbeddingBatch
     from nimbed.spec import EmbeddingType, VectorSpec
-    from nimbed_cli.quickstart import Passage
     from nimbed_tradeoff import Measured
 
 
@@ -84,7 +86,6 @@ def quickstart(
     from rich.console import Console
 
     import nimbed
-    from nimbed_cli.quickstart import standard_library_passages
     from nimbed_cli.terminal import progress_bar
 
     console = Console(highlight=False)

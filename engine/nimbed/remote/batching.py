@@ -18,8 +18,8 @@ from nimbed.errors import RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
 from nimbed.quantize import stored
-from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
+from nimbed.remote.dialects import limit_of_tokens, too_long, too_many
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.request import (
