@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, normalize
 from nimbed.bulk import ignore
 from nimbed.cards import find
 from nimbed.errors import ConfigurationError
-from nimbed.quantize import normalize
 from nimbed.rows import BadRow, Reject, Row
 from nimbed.spec import VectorSpec
 

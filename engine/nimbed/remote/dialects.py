@@ -241,9 +241,9 @@ def learn(failure: Failure, sent: Iterable[str], known: Capabilities) -> Capabil
         return replace(known, role="field")
     if "input_type" in sent and _names(failure, "input_type"):
         return replace(known, role="prefix")
-    for field in _OPTIONAL:
-        if field in sent and _names(failure, field):
-            return replace(known, refused=known.refused | {field})
+    for name in _OPTIONAL:
+        if name in sent and _names(failure, name):
+            return replace(known, refused=known.refused | {name})
     return None
 
 
