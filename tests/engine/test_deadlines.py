@@ -47,7 +47,7 @@ class Timed(Device):
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    for module in ("queue", "scheduler", "batch_delay"):
+    for module in ("queue", "scheduler", "policy"):
         monkeypatch.setattr(f"nimbed.scheduling.{module}.time", made)
     return made
 
