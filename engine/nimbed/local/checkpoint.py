@@ -36,8 +36,7 @@ from nimbed.local.models.fields import (
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
 from nimbed.local.tokenizer_config import read_tokenizer_changes
-from nimbed.local.vision.pixtral_settings import templated
-from nimbed.local.vision.settings import vision_facts
+from nimbed.local.vision.settings import templated, vision_facts
 from nimbed.spec import InputType
 
 __all__ = ["Checkpoint", "read_checkpoint"]
