@@ -16,7 +16,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import (
     EmbeddingType,
     InputType,

@@ -23,7 +23,7 @@ from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     EmbeddingType,
     InputType,

@@ -109,7 +109,11 @@ def audit(
         with options.connect_database(arguments or [], embedded, read_only=True) as connection:
             target = VectorTable(connection, table)
             named = model is not None or card is not None
-            target = VectorTable(connection, table, None if named else load(table_spec=target.spec))
+            target = VectorTable(
+                connection,
+                table,
+                None if named else load(table_spec=target.find_spec() or target.spec),
+            )
             found = target.audit(load() if named else None, rows=sample, others=others)
     _show(collection or table or "", found, as_json)
     if not found.ok:

@@ -18,7 +18,7 @@ from typing import Any
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.files.arrow import FileContract, Table, arrow
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import check_literal, require_same_space
 from nimbed_ray.cluster import Dataset, import_ray, plan_actors
 from nimbed_ray.embed_texts import EmbedTexts

@@ -16,7 +16,7 @@ from weaviate.outputs.config import CollectionConfig
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
-from nimbed.findings import Finding
+from nimbed.reports import Finding
 from nimbed.spec import MultiVectorSpec
 from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors

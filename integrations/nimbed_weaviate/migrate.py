@@ -23,7 +23,7 @@ from nimbed import Embedder, VectorSpec
 from nimbed.audit import AUDITED
 from nimbed.bulk import JobReport, ignore
 from nimbed.errors import BackendError, ConfigurationError, InputError
-from nimbed.findings import Finding
+from nimbed.reports import Finding
 from nimbed.rows import BLANK, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate
 from nimbed_weaviate.audit import audit_by

@@ -28,7 +28,7 @@ from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, o
 from nimbed.local.plan import Launcher, run_all
 from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedOptions, KindOptions, SpecOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import (
     EmbeddingType,
     InputType,

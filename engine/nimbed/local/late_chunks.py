@@ -22,7 +22,7 @@ from nimbed.local.batching import Layout
 from nimbed.local.engine import Engine
 from nimbed.local.plan import micro_batches
 from nimbed.local.tokenizer import TextTokenizer
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["embed_in_context"]

@@ -23,9 +23,9 @@ from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
-from nimbed.local.module_list import has_routes
+from nimbed.local.sentence_config import has_routes
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import (
     EmbeddingType,
     InputType,

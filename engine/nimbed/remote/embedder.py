@@ -19,7 +19,6 @@ from nimbed.embedder import Managed
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
 from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
@@ -31,6 +30,7 @@ from nimbed.remote.kinds import RemoteKinds
 from nimbed.remote.request import sendable
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     EmbeddingType,
     InputType,

@@ -10,10 +10,10 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import HybridBase
 from nimbed.kinds import EmbeddingKinds
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress, reporting
 from nimbed.remote.client import Client
 from nimbed.remote.kind_requests import ServedKinds
 from nimbed.remote.request import sendable
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     Contract,
     EmbeddingType,

@@ -25,9 +25,7 @@ from nimbed.batch import EmbeddingBatch
 from nimbed.embedder import Replica
 from nimbed.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError
 from nimbed.quantize import stored
-from nimbed.scheduling.batch_delay import BatchDelay
-from nimbed.scheduling.deadlines import in_order
-from nimbed.scheduling.fairness import PriorityQueue, QueuedRow
+from nimbed.scheduling.policy import BatchDelay, PriorityQueue, QueuedRow, in_order
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "Waiter", "complete"]

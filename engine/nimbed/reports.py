@@ -1,15 +1,17 @@
-"""Progress of a long call, shown on a bar or reported to a callback."""
+"""What long work tells: how far it is, and what a check found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+__all__ = ["Finding", "Progress", "Verdict", "reporting"]
 
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["Progress", "reporting"]
 
 #: False: silent. True: a bar on standard error. A callable: called with (done, total).
 Progress = bool | Callable[[int, int], None]
@@ -64,3 +66,22 @@ def _bar() -> rich.progress.Progress:
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+#: ``ok``; ``note``: works, because nimbed does a part of the work; ``fail``: must be mended.
+Verdict = Literal["ok", "note", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        name: What was examined.
+        verdict: How it stands.
+        detail: What was seen, with numbers.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str
