@@ -36,6 +36,7 @@ from nimbed_pgvector.statements import (
     Transaction,
     arun,
     require_idle,
+    require_primary,
     run,
 )
 
@@ -318,8 +319,10 @@ class SyncRunner:
         )
         with lent as connection:
             if isinstance(step, Job):
+                require_primary(connection)
                 return step.work(functools.partial(run, connection), step.batches)
             if step.commits:
+                require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
                 return run(connection, step.procedure, each_alone=step.each_alone)
@@ -361,8 +364,10 @@ class AsyncRunner:
         )
         async with lent as connection:
             if isinstance(step, Job):
+                require_primary(connection)
                 return await _work_in_thread(connection, step)
             if step.commits:
+                require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
                 return await arun(connection, step.procedure, each_alone=step.each_alone)

@@ -380,19 +380,18 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
             ) from None
 
 
-def see_extension(extension: str, *, local: bool = True) -> Procedure[None]:
+def see_extension(extension: str) -> Procedure[None]:
     """Let a transaction name the extension's types, whose schema is not on the search path.
 
     Args:
         extension: The quoted schema, or nothing.
-        local: Whether to forget it at the end of the transaction.
     """
     if extension:
         yield Query(
             sql.SQL(
                 "SELECT set_config('search_path', concat_ws(', ',"
-                " nullif(current_setting('search_path'), ''), %s::text), {})"
-            ).format(sql.Literal(local)),
+                " nullif(current_setting('search_path'), ''), %s::text), true)"
+            ),
             (extension,),
         )
 

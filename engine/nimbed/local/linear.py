@@ -297,7 +297,7 @@ class _JoinedGate:
         if self._float8:  # the product behind it takes float8 rows
             return gated_rows(both, activation=self._activation)
         if self._fused:
-            from nimbed.local.kernels.activations import gated_activation
+            from nimbed.local.kernels.fused import gated_activation
 
             return gated_activation(both, activation=self._activation)
         gate, up = both.chunk(2, dim=-1)

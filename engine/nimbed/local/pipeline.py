@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local.head_config import AutoEncoder, ColBert, Multi, Sparse, Splade, TokenTable
-from nimbed.local.json_files import FILES, check_keys, read_json, size_of
+from nimbed.local.json_files import FILES, check_keys, read_json, refuse_other_kinds, size_of
 from nimbed.local.sentence_config import (
     ListedModule,
     has_idf,
@@ -37,7 +37,6 @@ __all__ = [
     "read_config",
     "read_dense",
     "read_pipeline",
-    "refuse_other_kinds",
     "weights_in",
 ]
 
@@ -55,6 +54,9 @@ _FLAGS: dict[str, PoolingMode] = {
 
 # Modules that begin a pipeline.
 _FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
+
+# The modules with weights in a folder of their own.
+_WITH_WEIGHTS = ("SparseAutoEncoder", "WeightedLayerPooling", "Dense", "LayerNorm")
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
 
@@ -301,6 +303,8 @@ class _Reader:
         if kind == "MLMTransformer":
             self._task = "fill-mask"  # unless its own file says otherwise
         self.kinds()[kind](self, path)
+        if kind in _WITH_WEIGHTS:
+            self._module_weights.extend(weights_in(path))
 
     def read_without_modules(self, role: InputType | None) -> None:
         """Read what a folder without modules.json may have all the same."""
@@ -393,7 +397,6 @@ class _Reader:
             scaled=config.get("normalize") is True,
             unit=self._normalized,
         )
-        self._module_weights.extend(weights_in(path))
 
     def _read_layers(self, path: Path) -> None:
         config, where = read_config(path, "WeightedLayerPooling")
@@ -405,7 +408,6 @@ class _Reader:
                 f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
             )
         self._layers = LayerWeights(path, first, last)
-        self._module_weights.extend(weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
         config, where = read_config(path, "Pooling")
@@ -428,12 +430,10 @@ class _Reader:
 
     def _read_dense(self, path: Path) -> None:
         self._modules.append(read_dense(path, "Dense"))
-        self._module_weights.extend(weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
         config, where = read_config(path, "LayerNorm")
         self._modules.append(NormModule(path, size_of(config, where, "dimension")))
-        self._module_weights.extend(weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
         read_config(path, "Normalize", required=False)
@@ -480,22 +480,6 @@ def read_config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[s
     config = read_json(where, required=required)
     check_keys(config, where, FILES[kind])
     return config, where
-
-
-def refuse_other_kinds(folder: Path) -> None:
-    """Refuse what looks like a checkpoint but gives no vectors."""
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
-            f"model first, with peft's merge_and_unload()"
-        )
-    named = read_json(folder / "config.json").get("architectures") or []
-    for name in map(str, named if isinstance(named, list) else []):
-        if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
-            raise CheckpointError(
-                f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
-                f"pairs and gives no vectors"
-            )
 
 
 def weights_in(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from nimbed.local.attention import Attention
 from nimbed.local.batching import Layout, padded_total
 from nimbed.local.device import Placement
 from nimbed.local.linear import dense
-from nimbed.local.models.bert import Bert
+from nimbed.local.models.registry import Layered
 from nimbed.local.pipeline import DenseModule, LayerWeights, NormModule
 from nimbed.local.weights import Tensors, open_tensors
 
@@ -62,7 +62,7 @@ def _pooled(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
     if how in ("mean", "latent"):
         if kernels.usable(hidden.device):
-            from nimbed.local.kernels.segments import mean_rows
+            from nimbed.local.kernels.fused import mean_rows
 
             return mean_rows(hidden, layout.firsts, layout.ends)
         states = hidden[: layout.tokens].float()
@@ -125,7 +125,7 @@ class WeightedLayers:
         CheckpointError: If the weights are missing, misshapen, damaged, or sum to nothing.
     """
 
-    def __init__(self, model: Bert, layers: LayerWeights) -> None:
+    def __init__(self, model: Layered, layers: LayerWeights) -> None:
         self._model, self._first = model, layers.first
         with open_tensors(layers.folder) as tensors:
             stored = tensors.get("layer_weights", layers.last + 1 - layers.first).double()
