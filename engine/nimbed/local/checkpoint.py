@@ -183,6 +183,13 @@ def read_checkpoint(
     if architecture == "xlm_roberta" and config.get("lora_adaptations"):
         architecture = "jina_v3"  # which calls itself an XLM-R
         config["adapter"] = _adapter(folder, config, prompt_name, role)
+    elif architecture == "xlm_roberta" and config.get("position_embedding_type") == "rotary":
+        architecture = "jina_v3"  # the same network without adapters, as jina-colbert-v2 has it
+        if config.get("rotary_emb_base") is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'} turns positions (position_embedding_type 'rotary') and "
+                f"gives no rotary_emb_base, of which there are several; add its publisher's"
+            )
     if architecture is None:
         raise CheckpointError(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
@@ -408,6 +415,11 @@ def _adapter(
         CheckpointError: If there is none of its name.
     """
     adapters = config["lora_adaptations"]
+    if config.get("load_trained_adapters") is False:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives load_trained_adapters False beside lora_adaptations; "
+            f"nimbed knows only True or null there"
+        )
     asked = prompt_name or role or "passage"
     name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
