@@ -143,7 +143,9 @@ def begin(name: str, layout: Layout, *, keep_index: bool) -> Procedure[Table]:
                 )
             )
     yield from _watch(table, added)
-    return existing((yield from find(name)), name)
+    begun = existing((yield from find(name)), name)
+    # Once the transaction is over, the search path is the caller's again.
+    return dataclasses.replace(begun, extension=table.extension)
 
 
 def exchange(
