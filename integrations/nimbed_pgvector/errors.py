@@ -59,6 +59,7 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         options = f"{given['options']} {options}"
     extra = {} if "connect_timeout" in given else {"connect_timeout": "10"}
     extra |= {} if "application_name" in given else {"application_name": "nimbed"}
+    extra["client_encoding"] = "UTF8"  # whatever PGCLIENTENCODING says: texts hold any character
     started = extra | ({"options": options} if options else {})
     try:
         try:
@@ -173,6 +174,11 @@ def _translated(error: psycopg.Error, doing: str, rights: str) -> NimbedError:
             f"this connection reaches another server process with each transaction, as through "
             f"PgBouncer, and statements must not be prepared: nimbed_pgvector.connect() sees to "
             f"it, or give psycopg prepare_threshold=None ({said})"
+        )
+    if isinstance(error, errors.UntranslatableCharacter):
+        return ConfigurationError(
+            f"this connection's client_encoding cannot hold every text: {said}; connect with "
+            f"client_encoding=UTF8"
         )
     if isinstance(error, errors.QueryCanceled) and "statement timeout" in said:
         return BackendError(

@@ -176,6 +176,12 @@ def test_text_arrives_whatever_encoding_the_client_was_told(
         items = [("ä", "Übergröße", {"ö": "é"}), ("日本", "語 🎉", {"k": "ñ"})]
         table.load(items)
         table.load([("ä", "Übergrößen", {"ö": "é"})])
+        with pytest.raises(ConfigurationError, match="LATIN1.*connect with client_encoding=UTF8"):
+            table.search("what?", 2)
+    with connect(f"{dsn}&client_encoding=LATIN1") as connection:
+        table = VectorTable(connection, "t", FakeEmbedder())
+        assert {hit.id for hit in table.search("what?", 2)} == {"ä", "日本"}
+        assert table.audit().ok
     monkeypatch.delenv("PGCLIENTENCODING")
     with psycopg.connect(dsn) as connection:
         found = connection.execute("SELECT id, text, metadata FROM t ORDER BY length(text)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tests.integrations.pgvector.crash_migrator import OTHER
 
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.fake import FAKE_CARD
 from nimbed.rows import Row
 from nimbed_pgvector import AsyncVectorTable, SyncedTable, VectorTable, connect
 from nimbed_pgvector.query_rows import query_rows
@@ -181,6 +183,11 @@ def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     table.load(ITEMS)
     table.load(changed(ITEMS))
     assert table.index()
+    assert table.migrate(FakeEmbedder(OTHER), keep_index=False).state == "switched"
+    assert table.rollback(FakeEmbedder()).state == "rolled back"
+    assert table.finish().state == "finished"
+    assert table.relabel(FakeEmbedder(dataclasses.replace(FAKE_CARD, id="copy"))).ok
+    table = VectorTable(connection, "t", FakeEmbedder(dataclasses.replace(FAKE_CARD, id="copy")))
     with pytest.raises(BackendError, match=r"statement_timeout is too short.*ALTER ROLE"):
         table.search("what?", filter="pg_sleep(1) IS NOT NULL")
     assert connection.execute("SHOW statement_timeout").fetchall() == [("30ms",)]
