@@ -16,7 +16,7 @@ from psycopg import sql
 from nimbed import VectorSpec
 from nimbed.bulk import JobReport
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.findings import Finding
+from nimbed.reports import Finding
 from nimbed_pgvector.backfill import Embed, Pending, embedded, pending, store
 from nimbed_pgvector.columns import Column, Layout
 from nimbed_pgvector.index import create_index, find_index

@@ -102,7 +102,7 @@ def plan_index(
     Raises:
         ConfigurationError: If a number is out of pgvector's range, or the column has no index.
     """
-    column = column or table.layout.embedding
+    column = column or table.layout.stored[0]
     if not column.operator_class:
         raise ConfigurationError(
             f"the vectors of the column {column.name} may have more weights than an index takes, "
@@ -309,7 +309,7 @@ def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:
 
 def find_index(table: Table) -> Procedure[str | None]:
     """Return the quoted name of an index that searches use, or None if there is none."""
-    rows = yield from _indexes(table, table.layout.embedding)
+    rows = yield from _indexes(table, table.layout.stored[0])
     return str(rows[0][0]) if rows else None
 
 

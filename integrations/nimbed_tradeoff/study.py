@@ -16,7 +16,7 @@ from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.sources import Source, name_of
 from nimbed.fusion import check_weights
 from nimbed.options import KindOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import Kind, Truncate, check_literal
 from nimbed_tradeoff.advice import advise
 from nimbed_tradeoff.judgements import Judgements, read_judgements

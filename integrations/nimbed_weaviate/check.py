@@ -16,7 +16,7 @@ from weaviate.outputs.config import CollectionConfig
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
-from nimbed.findings import Finding
+from nimbed.reports import Finding
 from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups

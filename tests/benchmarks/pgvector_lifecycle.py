@@ -15,8 +15,8 @@ import psycopg
 from pgvector_rows import made, parts
 
 from nimbed import EmbeddingBatch, FakeEmbedder
+from nimbed.batch import normalize, quantize
 from nimbed.fake import FAKE_CARD
-from nimbed.quantize import normalize, quantize
 from nimbed_pgvector import SyncedTable, VectorTable
 
 DIMENSIONS = 384

@@ -28,11 +28,10 @@ from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.heads import TokenStates
-from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
+from nimbed.local.models.registry import MODELS, TOO_COARSE, Layered, Model
 from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.pooling import Module, WeightedLayers, pool, read_modules
 from nimbed.local.tensors import give_back
@@ -314,6 +313,31 @@ class Engine:
         """Return the vectors of shape (sequences, dimensions) that come of token states."""
         return self._pool(states, layout)
 
+    def embed_ranges(
+        self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> NDArray[np.float32]:
+        """Return vectors of parts of documents; see :class:`nimbed.local.plan.ContextEngine`."""
+        with self.current():
+            try:
+                found = self.states(documents, None)
+            except torch.OutOfMemoryError as error:
+                raise BackendError(
+                    f"{sum(map(len, documents))} tokens do not fit the memory of "
+                    f"{self._placement.device}; split the documents, or use a larger device"
+                ) from error
+            starts = np.cumsum([0, *found.layout.lengths]).tolist()
+            parts = [
+                (first + start, stop + start)
+                for own, start in zip(ranges, starts, strict=False)
+                for first, stop in own
+            ]
+            # Parts may overlap, so that their tokens are taken out one after the other.
+            taken = torch.from_numpy(np.concatenate([np.arange(*part) for part in parts]))
+            states = found.states[taken.to(found.states.device)]
+            lengths = [stop - first for first, stop in parts]
+            vectors = self.pooled(states, Layout.of(lengths, states.device))
+            return np.asarray(vectors.float().cpu())
+
     @contextmanager
     def current(self) -> Generator[None]:
         """Let this thread, and no other, launch on this engine's device and stream.
@@ -379,7 +403,7 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         tensors.refuse_leftovers()
         layers = checkpoint.pipeline.layers
         if layers is not None:
-            assert isinstance(model, Bert)  # others were refused with the configuration
+            assert isinstance(model, Layered)  # others were refused with the configuration
             model = WeightedLayers(model, layers)
         pooled = checkpoint.pipeline.modules if checkpoint.pipeline.dense else ()
         modules = read_modules(pooled, placement.device)

@@ -14,12 +14,11 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Literal, TypeVar
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard
+from nimbed.cards import ModelCard
 from nimbed.embedder import Managed
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
-from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
+from nimbed.options import EmbedBase, EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
@@ -31,11 +30,10 @@ from nimbed.remote.kinds import RemoteKinds
 from nimbed.remote.request import sendable
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     EmbeddingType,
-    InputType,
     Int8Scale,
-    Truncate,
     VectorSpec,
     check_literal,
 )
@@ -53,7 +51,7 @@ Tell = Callable[[int], None]
 Job = Callable[[Client, Tell], Coroutine[Any, Any, T]]
 
 
-class RemoteEmbedder(RemoteKinds, Managed):
+class RemoteEmbedder(EmbedBase, RemoteKinds, Managed):
     """Embeds on a server that speaks NIM's or OpenAI's protocol.
 
     Nothing is sent before the first call. ``embed`` and ``aembed`` both run on one private event
@@ -64,6 +62,9 @@ class RemoteEmbedder(RemoteKinds, Managed):
     A model without a card (neither in the catalogue nor given as a ModelCard) is embedded at
     whatever width the server gives; ``card`` and ``spec`` then need one tiny request, unless a
     call was made before.
+
+    A server's failure raises a RemoteError, whose ``.rows`` name what it concerns; an input that
+    the server refuses raises one that is an InputError too.
 
     Sparse vectors and multi-vectors come from ``nimbed serve`` with the contract of its model; from
     text-embeddings-inference and vLLM, as far as they have them, without a vocabulary.
@@ -166,57 +167,16 @@ class RemoteEmbedder(RemoteKinds, Managed):
             embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
         )
 
-    def embed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Embed inputs for one role; see :meth:`nimbed.embedder.Embedder.embed`.
-
-        Raises:
-            RemoteError: If the server failed; ``.rows`` names what the failure concerns. An input
-                that the server refuses raises one that is an InputError too.
-        """
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
         count, job = self._job(inputs, options)
         with reporting(progress, count) as finished:
             return self._session().run(job, finished)
 
-    async def aembed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    async def _aembed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Do what :meth:`embed` does without blocking the caller's event loop."""
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
         count, job = self._job(inputs, options)
         with reporting(progress, count) as finished:
             return await self._session().arun(job, finished)

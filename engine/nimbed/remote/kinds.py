@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 from nimbed.cards import ModelCard
-from nimbed.embedder import HybridBase
 from nimbed.kinds import EmbeddingKinds
-from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress, reporting
+from nimbed.options import EmbedOptions, HybridBase, KindOptions
 from nimbed.remote.client import Client
 from nimbed.remote.kind_requests import ServedKinds
 from nimbed.remote.request import sendable
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     Contract,
-    EmbeddingType,
-    InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
     TokenType,
-    Truncate,
 )
 
 __all__ = ["RemoteKinds"]
@@ -46,7 +41,7 @@ class Session(Protocol):
     ) -> T: ...
 
 
-class RemoteKinds(HybridBase):
+class RemoteKinds(HybridBase, ABC):
     """The kinds of a remote embedder; see :class:`nimbed.embedder.HybridEmbedder`."""
 
     @abstractmethod
@@ -76,39 +71,14 @@ class RemoteKinds(HybridBase):
         asked = KindOptions(kinds=("multi",), token_type=token_type, pool_factor=pool_factor)
         return cast(MultiVectorSpec, asked.applied_to(self._contract("multi")))
 
-    def embed_kinds(
-        self,
-        inputs: Sequence[str],
-        *,
-        kinds: Sequence[Kind] | None = None,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        max_active: int | None = None,
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Embed texts; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`.
+        """Embed texts.
 
         An option that is left out is as the server gives it: a name of nimbed's own may fix one.
         """
-        session, count, job = self._kinds_job(
-            inputs,
-            KindOptions(
-                kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
-            ),
-            EmbedOptions(
-                input_type=input_type,
-                embedding_type=embedding_type,
-                dimensions=dimensions,
-                truncate=truncate,
-                int8_scale=int8_scale,
-                modality="text",
-            ),
-        )
+        session, count, job = self._kinds_job(inputs, asked, options)
         with reporting(progress, count) as finished:
             return session.run(job, finished)
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from nimbed import FakeEmbedder
-from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.errors import BackendError, ConfigurationError, NimbedError, SpaceMismatchError
 from nimbed_pgvector import VectorTable, connect
 
 SECRET = "s3cr3t-pass-w0rd"
@@ -93,6 +93,27 @@ def test_a_password_is_neither_in_a_repr_nor_in_the_database(dsn: str) -> None:
             "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         ).fetchall()
         assert activity == ("nimbed",)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("lost", ["nimbed_ledger", "nimbed_spec"])
+def test_a_table_is_loaded_on_although_what_was_noted_of_it_is_gone(
+    connection: psycopg.Connection, lost: str
+) -> None:
+    items = [("a", "one"), ("b", "two")]
+    VectorTable(connection, "t", FakeEmbedder()).load(items)
+    noted = connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall()
+    connection.execute(f"DROP TABLE {lost}")
+    again = VectorTable(connection, "t", FakeEmbedder())
+    assert len(again.search("one", 2)) == 2
+    report = again.load([*items, ("c", "three")])
+    assert (report.loaded, report.unchanged) == (1, 2)
+    assert (
+        connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall() == noted
+    )
+    assert connection.execute("SELECT sum(passages) FROM nimbed_ledger").fetchone() is not None
+    with pytest.raises(SpaceMismatchError):
+        VectorTable(connection, "t", FakeEmbedder(), dimensions=16).load(items)
 
 
 @pytest.mark.postgres
