@@ -58,8 +58,9 @@ _VOCABULARY = 2**15
 class FakeEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
 
-    Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:
-    roles, sizes, types, lengths; images are embedded if the card has them.
+    Words stand for tokens, and an image counts as one; a word's weight in a sparse vector is 1 plus
+    the logarithm of how often it occurs. Every rule of the real embedders holds: roles, sizes,
+    types, lengths; images are embedded if the card has them.
 
     Attributes:
         calls: Every (input_type, inputs) that was embedded, in order.
@@ -148,7 +149,6 @@ class FakeEmbedder(EmbedBase, HybridBase, Managed):
     def _embed_kinds(
         self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Hash words; a token's weight is 1 plus the logarithm of how often it occurs."""
         chosen = asked.chosen(self.kinds, self._card.id)
         role = options.input_type
         dense = None

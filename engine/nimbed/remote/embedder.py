@@ -67,7 +67,8 @@ class RemoteEmbedder(EmbedBase, RemoteKinds, Managed):
     the server refuses raises one that is an InputError too.
 
     Sparse vectors and multi-vectors come from ``nimbed serve`` with the contract of its model; from
-    text-embeddings-inference and vLLM, as far as they have them, without a vocabulary.
+    text-embeddings-inference and vLLM, as far as they have them, without a vocabulary. An option
+    that is left out is then as the server gives it: a name of nimbed's own may fix one.
 
     Where orjson and pybase64 are installed, answers are read by them: a third less CPU a passage.
 

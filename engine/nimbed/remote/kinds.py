@@ -74,10 +74,6 @@ class RemoteKinds(HybridBase, ABC):
     def _embed_kinds(
         self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Embed texts.
-
-        An option that is left out is as the server gives it: a name of nimbed's own may fix one.
-        """
         session, count, job = self._kinds_job(inputs, asked, options)
         with reporting(progress, count) as finished:
             return session.run(job, finished)
