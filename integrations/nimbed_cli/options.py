@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nimbed import Embedder
     from nimbed.chunks import Splitter
-    from nimbed.spec import VectorSpec
+    from nimbed.spec import SparseSpec, VectorSpec
 
 
 def _model(default: str) -> Any:
@@ -207,7 +207,7 @@ def load_embedder(
     device: str,
     dtype: str,
     backend: str,
-    table_spec: VectorSpec | None = None,
+    table_spec: VectorSpec | SparseSpec | None = None,
 ) -> Embedder:
     """Load the model that was asked for, or else the one that made a table's vectors.
 

@@ -166,10 +166,11 @@ def open_collection(
         grpc_port: Where it speaks gRPC.
         **how: The other attributes of :class:`CollectionTarget`.
     """
-    from nimbed_weaviate import connect
+    from nimbed_weaviate import connect, current_collection
 
     with connect(url, grpc_port=grpc_port) as client:
-        yield lambda embedder: CollectionTarget(client, name, embedder=embedder, **how)
+        now = current_collection(client, name).name
+        yield lambda embedder: CollectionTarget(client, now, embedder=embedder, **how)
 
 
 def search_collection(
@@ -199,13 +200,14 @@ def search_collection(
         load: Loads the model that made vectors of a contract, or the one that was asked for.
         model: The model that was asked for.
     """
-    from nimbed_weaviate import connect, headers
+    from nimbed_weaviate import connect, current_collection, headers
     from nimbed_weaviate.connection import translate_errors
     from nimbed_weaviate.search import find_contract, parse_filter, search
 
     with ExitStack() as stack:
         client = stack.enter_context(connect(url, grpc_port=grpc_port))
-        collection = client.collections.get(name)
+        collection = current_collection(client, name)
+        name = collection.name
         contract = find_contract(collection, vector)
         with translate_errors(f"reading the collection {name}"):
             config = collection.config.get()
@@ -265,39 +267,48 @@ def migrate_collection(
     """
     from nimbed.errors import ConfigurationError
     from nimbed_cli.terminal import print_findings
-    from nimbed_weaviate import connect, finish, migrate, rollback
+    from nimbed_weaviate import connect, current_collection, finish, migrate, rollback
     from nimbed_weaviate.search import find_contract
 
     told: dict[str, Any] = {"on_reject": on_reject, "on_progress": on_progress}
     with connect(url, grpc_port=grpc_port) as client:
         collection = client.collections.get(name)
         if step == "finish":
-            done = finish(collection)
+            done = finish(collection, client=client)
         elif step == "rollback":
             embedder = None if load is None else load()
-            done = rollback(collection, embedder, truncate=truncate, **told)
+            done = rollback(collection, embedder, client=client, truncate=truncate, **told)
         elif not asked or load is None:
             raise ConfigurationError(
                 "say what the collection is to hold: --model, or --embedding-type"
             )
         else:
-            embedder = load(table_spec=find_contract(collection))
-            done = migrate(
-                collection, embedder, truncate=truncate, on_wait=_tell, **told, **options
-            )
+            embedder = load(table_spec=find_contract(current_collection(client, name)))
+            told |= {"truncate": truncate, "on_wait": _tell}
+            done = migrate(collection, embedder, client=client, **told, **options)
     print_findings(name, done.findings)
     spec = done.spec
     what = "its module's vectors"
     if spec is not None:
         what = f"{spec.embedding_type} vectors of {spec.model}, {spec.dimensions} wide"
-    holds = f"{name} is searched by {done.vector!r}: {what}"
+    place = done.collection
+    holds = f"{place} is searched by {done.vector!r}: {what}" if done.vector else f"{place}: {what}"
     rows = f"{done.report.loaded:,} objects were embedded in {done.report.seconds:,.1f} s"
     line = f"other programs ask for it with target_vector={done.vector!r}"
+    if done.alias is not None:
+        line = f"the alias {done.alias} leads there"
+    elif not done.vector or place != name:
+        line = f"other programs open the collection {place}"
+    schema = f"{url.rstrip('/')}/v1/schema"
     drop = (
         f"Weaviate keeps the vector {done.left!r}; from 1.37 on "
-        f"`curl -X DELETE {url.rstrip('/')}/v1/schema/{name}/vectors/{done.left}/index` frees its "
-        f"memory"
+        f"`curl -X DELETE {schema}/{place}/vectors/{done.left}/index` frees its memory"
     )
+    if done.left_collection is not None:
+        drop = (
+            f"Weaviate keeps the collection {done.left_collection}; "
+            f"`curl -X DELETE {schema}/{done.left_collection}` deletes it"
+        )
     said = {
         "prepared": f"{rows}; searches still use the old ones: run it again without --no-switch",
         "switched": f"{rows}; {holds} now, {line}. --rollback goes back, --finish ends it",

@@ -114,7 +114,20 @@ def _translated(error: psycopg.Error, doing: str) -> NimbedError:
     if isinstance(error, errors.InsufficientPrivilege):
         return ConfigurationError(f"the database role may not do this while {doing}: {said}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
-        return ConfigurationError(f"this connection is read-only, which forbids {doing}: {said}")
+        return ConfigurationError(
+            f"this connection is read-only, which forbids {doing}: {said}; of a read replica, "
+            f"connect to its primary"
+        )
+    if isinstance(
+        error, (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+    ):
+        return BackendError(f"others were in the way of {doing}: {said}; run it again: {_SAFE}")
+    if isinstance(error, (errors.DuplicatePreparedStatement, errors.InvalidSqlStatementName)):
+        return ConfigurationError(
+            f"this connection reaches another server process with each transaction, as through "
+            f"PgBouncer, and statements must not be prepared: nimbed_pgvector.connect() sees to "
+            f"it, or give psycopg prepare_threshold=None ({said})"
+        )
     if isinstance(error, errors.QueryCanceled) and "statement timeout" in said:
         return BackendError(
             f"the server's statement_timeout is too short for {doing} ({said}); raise it for this "

@@ -6,19 +6,28 @@ Row by row, during the load, building it takes many times longer.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import AnyColumn
-from nimbed_pgvector.schema import Table, beside, see_extension
+from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.sparse import MOST_INDEXED
-from nimbed_pgvector.statements import Procedure, Query, Rows, run, trusted
+from nimbed_pgvector.statements import (
+    Call,
+    Procedure,
+    Query,
+    Rows,
+    ServerProcess,
+    run,
+    trusted,
+)
 
 __all__ = [
     "IndexPlan",
@@ -42,6 +51,15 @@ _BYTES_PER_ROW = 256
 _LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2 * 2**30
 _MOST_WORKERS = 7
 _PAUSE = 0.2  # seconds between two questions about the progress
+_TRIES = 10
+# Whether an index is valid, and whether somebody is at work on its table: one that is not valid is
+# being built then, else it was left half done.
+_STATE = sql.SQL(
+    "SELECT indisvalid, EXISTS (SELECT FROM pg_locks WHERE relation = indrelid AND granted"
+    " AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid() AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    " FROM pg_index WHERE indexrelid = to_regclass(%s)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +99,7 @@ def plan_index(
     Raises:
         ConfigurationError: If a number is out of pgvector's range, or the column has no index.
     """
-    column = column or table.layout.embedding
+    column = column or table.layout.stored[0]
     if not column.operator_class:
         raise ConfigurationError(
             f"the vectors of the column {column.name} may have more weights than an index takes, "
@@ -131,7 +149,6 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     )
     if (yield from _exists(table, plan.column)):
         return False
-    yield from see_extension(table.extension)
     yield _settings(plan, local=True)
     yield Query(sql.SQL("CREATE INDEX {}").format(_definition(table, plan)))
     return True
@@ -141,28 +158,38 @@ def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     """Build the index of a column while others write to the table; return whether it was built.
 
     Each statement is a transaction of its own, so that a session's settings are changed and, at
-    the end, put back.
+    the end, put back. Through a pool of servers (PgBouncer) there is no session, and what was set
+    would be somebody else's: the server's own memory has to do then.
     """
     if (yield from _exists(table, plan.column)):
         return False
+    definition = _definition(table, plan)
+    ((began_with,),) = yield ServerProcess()
+    ((answers,),) = yield Query(sql.SQL("SELECT pg_backend_pid()"))
+    if answers != began_with:
+        return (yield from create_index(table, name, definition, concurrently=True))
     before = yield Query(
         sql.SQL(
             "SELECT current_setting('maintenance_work_mem'), current_setting('statement_timeout'),"
-            " current_setting('max_parallel_maintenance_workers'), current_setting('search_path')"
+            " current_setting('max_parallel_maintenance_workers')"
         )
     )
-    yield _settings(plan, local=False)
-    yield from see_extension(table.extension, local=False)
-    built = yield from create_index(table, name, _definition(table, plan), concurrently=True)
-    yield Query(
+    back = Query(
         sql.SQL(
             "SELECT set_config('maintenance_work_mem', %s, false),"
             " set_config('statement_timeout', %s, false),"
-            " set_config('max_parallel_maintenance_workers', %s, false),"
-            " set_config('search_path', %s, false)"
+            " set_config('max_parallel_maintenance_workers', %s, false)"
         ),
         before[0],
     )
+    yield _settings(plan, local=False)
+    try:
+        built = yield from create_index(table, name, definition, concurrently=True)
+    except psycopg.Error:
+        with suppress(psycopg.Error):  # the connection may be gone
+            yield back
+        raise
+    yield back
     return built
 
 
@@ -178,26 +205,35 @@ def create_index(
         concurrently: Let others write meanwhile; each statement must then be a transaction of its
             own.
     """
-    session = sql.SQL("" if concurrently else "xact_")
-    keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
-    yield Query(sql.SQL("SELECT pg_advisory_{}lock{}").format(session, keys))
     there = beside(table.name, name)
-    found = yield Query(
-        sql.SQL("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"),
-        (there.as_string(None),),
-    )
-    valid = bool(found and found[0][0])
+    looking = Query(_STATE, (there.as_string(None),))
     way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    if found and not valid:
-        yield Query(sql.SQL("DROP INDEX {} {}").format(way, there), silent=True)
-    if not valid:
-        yield Query(
-            sql.SQL("CREATE INDEX {} {} {}").format(way, sql.Identifier(name), definition),
-            silent=True,
-        )
-    if concurrently:
-        yield Query(sql.SQL("SELECT pg_advisory_unlock{}").format(keys))
-    return not valid
+    if not concurrently:
+        keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
+        yield Query(sql.SQL("SELECT pg_advisory_xact_lock{}").format(keys))
+    built, tries = False, 0
+    while not (found := (yield looking)) or not found[0][0]:
+        if found and found[0][1] and concurrently:
+            # To wait for a lock would be to have a snapshot, which the builder waits for.
+            yield Call(_pause)
+            continue
+        if found:
+            yield Query(sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, there), silent=True)
+        creating = sql.SQL("CREATE INDEX {} {} {}").format(way, sql.Identifier(name), definition)
+        try:
+            yield Query(creating, silent=True)
+        except (errors.DeadlockDetected, errors.DuplicateTable, errors.UniqueViolation):
+            tries += 1  # somebody has come in the same moment
+            if tries == _TRIES:
+                raise
+        else:
+            built = True
+    return built
+
+
+def _pause() -> Rows:
+    time.sleep(_PAUSE)
+    return []
 
 
 def _settings(plan: IndexPlan, *, local: bool) -> Query:
@@ -213,10 +249,11 @@ def _settings(plan: IndexPlan, *, local: bool) -> Query:
 
 def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
     column = plan.column
+    within = f"{table.extension}." if table.extension else ""
     return sql.SQL("ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
         table.identifier,
         sql.Identifier(column.name),
-        trusted(column.operator_class),
+        trusted(within + column.operator_class),
         sql.Literal(plan.m),
         sql.Literal(plan.ef_construction),
     )
@@ -243,7 +280,7 @@ def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:
 
 def find_index(table: Table) -> Procedure[str | None]:
     """Return the quoted name of an index that searches use, or None if there is none."""
-    rows = yield from _indexes(table, table.layout.embedding)
+    rows = yield from _indexes(table, table.layout.stored[0])
     return str(rows[0][0]) if rows else None
 
 
@@ -284,7 +321,9 @@ def watching(
 
     def ask() -> None:
         try:
-            with psycopg.connect(dsn, password=password or None, autocommit=True) as connection:
+            with psycopg.connect(
+                dsn, password=password or None, autocommit=True, prepare_threshold=None
+            ) as connection:
                 while not over.wait(_PAUSE):
                     progress = run(connection, _progress(pid))
                     if progress is not None and progress[1]:

@@ -238,7 +238,7 @@ def worker(
         on_reject: Told each row that cannot be embedded.
         on_progress: Told the counts after each batch.
     """
-    layout = Layout(embedding=column)
+    layout = Layout(dense=column)
 
     def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
         report, start = JobReport(), time.perf_counter()
@@ -261,7 +261,7 @@ def worker(
 def stored_table(source: SourceTable, column: Column) -> Procedure[Table]:
     """Return the table that the vectors lie in, as an index of them is built and dropped."""
     view = existing((yield from find(source.view)), source.view)
-    return dataclasses.replace(view, name=source.stored_in, layout=Layout(embedding=column))
+    return dataclasses.replace(view, name=source.stored_in, layout=Layout(dense=column))
 
 
 def enqueue_missing(source: SourceTable) -> Procedure[None]:

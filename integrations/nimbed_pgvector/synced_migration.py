@@ -108,7 +108,7 @@ class SyncedMigrations(AuditOperations[S]):
         findings = yield from self._checked(shown, existing(view, target.view), embedder)
         if not switch:
             return Migration("prepared", shown.layout.spec, report, findings)
-        yield from self._shown(source, target, Layout(embedding=column), embed, report, on_reject)
+        yield from self._shown(source, target, Layout(dense=column), embed, report, on_reject)
         self._follow(embedder)
         return Migration("switched", spec, report, findings)
 
@@ -141,7 +141,7 @@ class SyncedMigrations(AuditOperations[S]):
         report: JobReport = yield worker(
             target, column, embed, on_reject=on_reject, on_progress=on_progress
         )
-        yield from self._shown(source, target, Layout(embedding=column), embed, report, on_reject)
+        yield from self._shown(source, target, Layout(dense=column), embed, report, on_reject)
         self._follow(by)
         return Migration("rolled back", spec, report)
 

@@ -50,7 +50,16 @@ from nimbed_weaviate.properties import (
 if TYPE_CHECKING:
     from nimbed_weaviate.indexes import Index, Quantizer
 
-__all__ = ["BackfillOptions", "abackfill", "aembed_stored", "backfill", "embed_stored", "text_of"]
+__all__ = [
+    "BackfillOptions",
+    "abackfill",
+    "add_vector",
+    "aembed_stored",
+    "backfill",
+    "embed_stored",
+    "fill_stored",
+    "text_of",
+]
 
 # A PATCH changes one object; Weaviate takes so many beside each other.
 _AT_ONCE = 16
@@ -103,7 +112,7 @@ def embed_stored(
         BackendError: If Weaviate or the model failed; what is stored stays.
     """
     calls = _calls(options)
-    return _embed_stored(calls, collection, embedder, vector=vector, **options)
+    return fill_stored(calls, collection, embedder, vector=vector, **options)
 
 
 async def aembed_stored(
@@ -116,7 +125,7 @@ async def aembed_stored(
     """Do what :func:`embed_stored` does, through Weaviate's async client."""
     calls = _calls(options, asyncio.get_running_loop())
     same = cast("Collection[Any, Any]", collection)
-    job = functools.partial(_embed_stored, calls, same, embedder, vector=vector, **options)
+    job = functools.partial(fill_stored, calls, same, embedder, vector=vector, **options)
     return await in_thread(job, calls)
 
 
@@ -146,8 +155,8 @@ def backfill(
         ConfigurationError: If the server cannot add a vector; see also :func:`embed_stored`.
     """
     calls = _calls(options)
-    _add_vector(calls, collection, embedder, vector, index, quantizer, options)
-    return _embed_stored(calls, collection, embedder, vector=vector, **options)
+    add_vector(calls, collection, embedder, vector, index, quantizer, options)
+    return fill_stored(calls, collection, embedder, vector=vector, **options)
 
 
 async def abackfill(
@@ -164,8 +173,8 @@ async def abackfill(
     same = cast("Collection[Any, Any]", collection)
 
     def job() -> JobReport:
-        _add_vector(calls, same, embedder, vector, index, quantizer, options)
-        return _embed_stored(calls, same, embedder, vector=vector, **options)
+        add_vector(calls, same, embedder, vector, index, quantizer, options)
+        return fill_stored(calls, same, embedder, vector=vector, **options)
 
     return await in_thread(job, calls)
 
@@ -175,7 +184,7 @@ def _calls(options: BackfillOptions, loop: asyncio.AbstractEventLoop | None = No
     return Calls(budget=budget, tell=tell, loop=loop)
 
 
-def _add_vector(
+def add_vector(
     calls: Calls,
     collection: Collection[Any, Any],
     embedder: Embedder,
@@ -184,6 +193,7 @@ def _add_vector(
     quantizer: Quantizer | None,
     options: BackfillOptions,
 ) -> None:
+    """Add a vector to a collection, unless it has one of this name; see :func:`backfill`."""
     with translate_errors(f"adding the vector {vector!r} to the collection {collection.name}"):
         config = calls(collection.config.get)
         if vector in (config.vector_config or {}):
@@ -214,7 +224,7 @@ def _add_vector(
             ) from error
 
 
-def _embed_stored(
+def fill_stored(
     calls: Calls,
     collection: Collection[Any, Any],
     embedder: Embedder,
@@ -233,6 +243,7 @@ def _embed_stored(
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
 ) -> JobReport:
+    """Do what :func:`embed_stored` does, by calls of either client."""
     del restart_wait, on_wait  # the calls have them
     check_literal("truncate", truncate, Truncate)
     if chunk_rows < 1:

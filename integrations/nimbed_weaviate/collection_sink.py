@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter
@@ -22,12 +22,25 @@ from nimbed.rows import Reject
 from nimbed_weaviate.calls import Calls
 from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, space_of
 
-__all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "refused"]
+__all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "messages", "refused"]
 
 #: Older servers take 10 MB a message; vectors and the wire's own bytes come on top.
 MESSAGE_BYTES = 4 * 2**20
 # A server that is killed loses about a second of what it had acknowledged.
 _REMEMBERED_NUMBERS = 4 * 2**20
+
+
+class Sized(Protocol):
+    """What has a size in bytes."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        ...
+
+
+C = TypeVar("C", bound=Sized)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,7 @@ class CollectionSink:
                 there.
         """
         refused_rows: list[Reject] = []
-        for message in _messages(passages):
+        for message in messages(passages):
             left_out = self._sent(message)
             if len(left_out) == len(message) > 1 and not self._took_any:
                 raise BackendError(
@@ -237,7 +250,7 @@ def refused(passages: PassageBatch[Any, Any], said: Mapping[int, str]) -> list[R
     ]
 
 
-def _messages(passages: Passages) -> Iterator[Passages]:
+def messages(passages: PassageBatch[C, V]) -> Iterator[PassageBatch[C, V]]:
     """Yield passages in as few parts as a message's size allows."""
     start = size = 0
     for place, content in enumerate(passages.metadata):

@@ -43,6 +43,7 @@ from nimbed_weaviate.properties import (
     digest_properties,
     digest_property,
     places_of,
+    require_unmoved,
     seal,
     space_of,
 )
@@ -228,6 +229,7 @@ def _import(
             report.removed += _trim(calls, collection, ended)
         if kept is not None:
             report.removed += _prune(calls, collection, kept)
+        require_unmoved(calls(collection.config.get))  # else some rows may have come too late
         return report
 
 
@@ -317,6 +319,7 @@ def _opened(
         SpaceMismatchError: If it holds vectors of another space.
     """
     config = calls(collection.config.get)
+    require_unmoved(config)
     known = digest_properties(calls, collection, config)
     setups = vector_setups(config)
     setup, spec = fitting(

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from weaviate.classes.config import DataType, Property, Tokenization, Vectorizers
@@ -41,8 +41,10 @@ __all__ = [
     "encoded_row",
     "ensure_id",
     "module_options",
+    "note_places",
     "places_of",
     "properties_of",
+    "require_unmoved",
     "seal",
     "space_of",
 ]
@@ -57,6 +59,7 @@ _NAME = re.compile(r"[_A-Za-z][_0-9A-Za-z]{0,230}")
 _RESERVED = frozenset({"id", "_id", "_additional", "vector", "vectors"})
 # A number travels as a double: a larger integer would come out as another one.
 _EXACT = 2**53
+_ID_IS = "the row's id"
 _DIGEST_BYTES = 16
 _SAMPLE = 20
 
@@ -206,17 +209,32 @@ def digest_properties(
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Which vectors a migration has to do with, by name; None where there is none.
+    """Which vectors and collections a migration has to do with; None where there is none.
 
     Attributes:
-        searched: The one that is searched, where several are filled.
-        previous: The one that was searched before.
-        next: The one that is being filled.
+        searched: The name of the vector that is searched, where several are filled.
+        previous: The vector that was searched before.
+        next: The vector that is being filled.
+        collection: The collection that took the place of this one.
+        previous_collection: The collection whose place this one took.
+        next_collection: The collection that is being filled to take this one's place.
+        since: When the last object was stored before this collection took that place, in
+            milliseconds by Weaviate's clock.
     """
 
     searched: str | None = None
     previous: str | None = None
     next: str | None = None
+    collection: str | None = None
+    previous_collection: str | None = None
+    next_collection: str | None = None
+    since: int | None = None
+
+    @property
+    def description(self) -> str:
+        """What the property of rows' ids is described by."""
+        noted = {name: value for name, value in asdict(self).items() if value is not None}
+        return f"{_ID_IS} {json.dumps(noted)}" if noted else _ID_IS
 
 
 def places_of(config: CollectionConfig) -> Places:
@@ -227,6 +245,22 @@ def places_of(config: CollectionConfig) -> Places:
         return Places(**noted)
     except (ValueError, TypeError):
         return Places()
+
+
+def require_unmoved(config: CollectionConfig) -> None:
+    """Raise a ConfigurationError if another collection took the place of this one."""
+    moved = places_of(config).collection
+    if moved is not None:
+        raise ConfigurationError(
+            f"the collection {config.name} was migrated to {moved}; open that one, as "
+            f"nimbed_weaviate.current_collection(client, {config.name!r}) does"
+        )
+
+
+def note_places(calls: Calls, collection: Collection[Any, Any], places: Places) -> None:
+    """Write down what a migration has done."""
+    said = {ID: places.description}
+    calls(lambda: collection.config.update(property_descriptions=said))
 
 
 def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | None:
@@ -272,7 +306,7 @@ def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name:
 def ensure_id(calls: Calls, collection: Collection[Any, Any]) -> None:
     """Make the property of rows' ids where it is not there."""
     if all(each.name != ID for each in calls(collection.config.get).properties):
-        _add(calls, collection, _property(ID, "the row's id", filterable=True))
+        _add(calls, collection, _property(ID, _ID_IS, filterable=True))
 
 
 def _property(name: str, description: str, *, filterable: bool) -> Property:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +14,15 @@ from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
-from nimbed.local.head_config import ColBert, Splade, TokenTable, check_masked_model, m3_heads
+from nimbed.local.head_config import (
+    AutoEncoder,
+    ColBert,
+    Splade,
+    TokenTable,
+    check_masked_model,
+    m3_heads,
+    table_width,
+)
 from nimbed.local.hub import Located, content_id
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
 from nimbed.local.models.fields import (
@@ -28,7 +35,7 @@ from nimbed.local.models.fields import (
 )
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
-from nimbed.local.tokenizer_config import read_tokenizer_changes, read_vocabulary
+from nimbed.local.tokenizer_config import read_tokenizer_changes
 from nimbed.local.vision.settings import templated, vision_facts
 from nimbed.spec import InputType
 
@@ -89,7 +96,10 @@ _DECODERS = ("gemma3", "llama", "ministral3", "mistral", "mistral3", "qwen2", "q
 _OFFSET = ("mpnet", "xlm_roberta")
 
 # Architectures whose layers give their states, for a weighted mean of them.
-_LAYERED = ("bert", "distilbert", "mpnet", "xlm_roberta")
+_LAYERED = (
+    *("bert", "distilbert", "gemma3", "gte", "jina_v3", "llama", "ministral3", "mistral"),
+    *("modernbert", "mpnet", "nomic_bert", "qwen2", "qwen3", "xlm_roberta"),
+)
 
 # NVIDIA's own configurations say how to pool, under a name of their own for the mean.
 _POOLING_NAMES: dict[str, Pooling] = {
@@ -190,7 +200,7 @@ def read_checkpoint(
     if isinstance(pipeline.sparse, Splade):
         check_masked_model(folder, config, architecture)
     if told is not None and not table:
-        _check_told(folder, config, architecture, told)
+        _check_told(pipeline, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
@@ -211,10 +221,10 @@ def read_checkpoint(
     elif located.card is not None:
         tasks = prompts.tasks or located.card.task_prompts
         card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
-        if architecture == "static" and _table_width(pipeline) != card.dimensions:
+        width = table_width(pipeline.weights, pipeline.sparse) if architecture == "static" else 0
+        if width not in (0, card.dimensions):
             raise CheckpointError(
-                f"{folder} holds a table of {_table_width(pipeline)} dimensions; {card.id} has "
-                f"{card.dimensions}"
+                f"{folder} holds a table of {width} dimensions; {card.id} has {card.dimensions}"
             )
     elif architecture == "static":
         if table:
@@ -331,7 +341,9 @@ def _card_from_files(
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    if pipeline.kinds == ("sparse",):
+    if isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
+    elif pipeline.kinds == ("sparse",):
         width = whole(language, "vocab_size")
     size = min(width, pipeline.dimensions or width)
     card = ModelCard(
@@ -370,7 +382,7 @@ def _refuse_generators(
 
 
 def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
-    width = _table_width(pipeline)
+    width = table_width(pipeline.weights, pipeline.sparse)
     width = pipeline.width(width) if pipeline.dense else width
     return ModelCard(
         id=located.name,
@@ -385,31 +397,6 @@ def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> Mode
         metric=pipeline.metric,
         note="read from the checkpoint's own files",
     )
-
-
-def _table_width(pipeline: Pipeline) -> int:
-    """Return the width of a table of words or of weights, from the head of its file.
-
-    Raises:
-        CheckpointError: If there is none, or the file is damaged.
-    """
-    folder = pipeline.weights
-    if isinstance(pipeline.sparse, TokenTable) and pipeline.sparse.path.suffix == ".json":
-        return 1 + max(read_vocabulary(folder).values())
-    try:
-        with (folder / "model.safetensors").open("rb") as file:
-            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
-        if pipeline.sparse is not None:
-            (width,) = head["weight"]["shape"]
-        else:
-            table = head.get("embedding.weight") or head["embeddings"]
-            _, width = table["shape"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'} holds no table of words, embedding.weight or "
-            f"embeddings, and no weight of tokens ({error!r})"
-        ) from error
-    return whole({"width": width}, "width")
 
 
 def _adapter(
@@ -437,7 +424,7 @@ def _check_layers(
     if architecture not in _LAYERED:
         raise CheckpointError(
             f"{layers.folder} weights the layers of a {architecture} (WeightedLayerPooling), which "
-            f"nimbed does of {', '.join(_LAYERED)}"
+            f"nimbed does of {', '.join(_LAYERED)}; embed with sentence-transformers itself"
         )
     if config.get("num_hidden_layers") != layers.last:
         raise CheckpointError(
@@ -452,12 +439,17 @@ def _check_layers(
         )
 
 
-def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
+def _check_told(
+    pipeline: Pipeline, config: dict[str, Any], architecture: str, told: ModelCard
+) -> None:
     """Refuse a configuration that cannot be of the model that the caller says it is."""
+    folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
     width = language.get("hidden_size") if isinstance(language, dict) else None
     if architecture == "static":
-        width = _table_width(Pipeline(folder=folder, weights=folder))
+        width = table_width(folder, None)
+    elif isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
     elif told.kinds == ("sparse",):
         width = config.get("vocab_size")
     elif told.kinds == ("multi",):

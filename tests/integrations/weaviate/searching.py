@@ -76,6 +76,9 @@ def value_of(value: Any) -> Any:
         data = struct.pack(f"<{len(value)}d", *value)
         numbers = properties_pb2.NumberValues(values=data)
         return properties_pb2.Value(list_value=properties_pb2.ListValue(number_values=numbers))
+    if isinstance(value, dict):
+        fields = {name: value_of(each) for name, each in value.items()}
+        return properties_pb2.Value(object_value=properties_pb2.Properties(fields=fields))
     return properties_pb2.Value(text_value=str(value))
 
 

@@ -10,7 +10,8 @@ Qwen3Model. Pixtral and others share the layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +142,14 @@ class Llama:
         Returns:
             Tensor of shape (layout.rows, width).
         """
-        return self._encode(F.embedding(ids, self._words), layout)
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what each layer begins with, and the normed states of the last.
+
+        The next layer may overwrite them.
+        """
+        return self._each(F.embedding(ids, self._words), layout)
 
     def with_images(
         self, ids: torch.Tensor, layout: Layout, images: torch.Tensor, *, mark: int, key: str
@@ -164,12 +172,13 @@ class Llama:
                 f"{len(places)} context tokens met {len(images)} image states; "
                 f"{key} {mark} is not the tokenizer's"
             )
-        return self._encode(F.embedding(ids, self._words).index_copy(0, places, images), layout)
+        x = F.embedding(ids, self._words).index_copy(0, places, images)
+        return deque(self._each(x, layout), maxlen=1).pop()
 
-    def _encode(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def _each(self, x: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         turn = self._rope.at(layout.positions)
         scale = self._query_scale(layout) if self._query_scale is not None else None
-        return self._layers(x, layout, turn, scale)
+        return self._layers.each(x, layout, turn, scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,10 +261,16 @@ class GatedLayers:
         # A layer ends with the sum that the next one's first norm takes.
         self._next_norms = [*(layer.norm for layer in self._layers[1:]), last]
 
-    def __call__(
+    def __call__(self, x: torch.Tensor, layout: Layout, turn: Turn) -> torch.Tensor:
+        """Return the states behind the last layer; see :meth:`each`."""
+        return deque(self.each(x, layout, turn), maxlen=1).pop()
+
+    def each(
         self, x: torch.Tensor, layout: Layout, turn: Turn, scale: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the states behind the last layer, normed if a norm follows it.
+    ) -> Iterator[torch.Tensor]:
+        """Yield what each layer begins with, and the states behind the last.
+
+        The next layer may overwrite them; the last ones are normed if a norm follows.
 
         Args:
             x: Input states of shape (layout.rows, width), which are overwritten.
@@ -265,14 +280,16 @@ class GatedLayers:
         """
         normed = self._layers[0].norm(x)
         for layer, next_norm in zip(self._layers, self._next_norms, strict=True):
+            yield x
             q, k, v = self._projected(layer, layer.qkv(normed), turn, scale)
             attended = layer.attention(q, k, v, layout)
             x, normed = layer.mlp_norm.after(layer.attended, attended, x)
             if next_norm is None:
-                return layer.down.plus(layer.gated(normed), x)
+                yield layer.down.plus(layer.gated(normed), x)
+                return
             x, normed = next_norm.after(layer.down, layer.gated(normed), x)
         assert isinstance(normed, torch.Tensor)  # no product follows the last norm
-        return normed
+        yield normed
 
     def _projected(
         self, layer: _Layer, qkv: torch.Tensor, turn: Turn, scale: torch.Tensor | None

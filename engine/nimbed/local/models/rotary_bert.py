@@ -7,7 +7,8 @@ names of the publishers' own code or under transformers'.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,12 +164,20 @@ class RotaryBert:
         Returns:
             Tensor of shape (layout.rows, width).
         """
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what the layers begin with, and the states of each; see :meth:`__call__`.
+
+        The next layer may overwrite them.
+        """
         turn = self._rope.at(layout.positions)
         x = F.embedding(ids, self._words)
         x = self._norm(x if self._type is None else x.add_(self._type))
+        yield x
         for layer in self._layers:
             x = layer(x, turn, layout, self._attention, self._heads)
-        return x
+            yield x
 
 
 def gte(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
