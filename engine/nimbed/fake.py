@@ -22,12 +22,10 @@ from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions
+from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
 from nimbed.reports import Progress, reporting
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
@@ -79,17 +77,8 @@ class FakeEmbedder(EmbedBase, HybridBase, Managed):
         """Return another with this card; see :class:`nimbed.embedder.Adjustable`."""
         return FakeEmbedder(card)
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        return self._card.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+    def _spec(self, options: SpecOptions) -> VectorSpec:
+        return self._card.spec(**options)
 
     def _embed(
         self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress

@@ -18,7 +18,7 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import Managed
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
-from nimbed.options import EmbedBase, EmbedOptions
+from nimbed.options import EmbedBase, EmbedOptions, SpecOptions
 from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
@@ -32,8 +32,6 @@ from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
 from nimbed.reports import Progress, reporting
 from nimbed.spec import (
-    EmbeddingType,
-    Int8Scale,
     VectorSpec,
     check_literal,
 )
@@ -148,25 +146,17 @@ class RemoteEmbedder(EmbedBase, RemoteKinds, Managed):
             self.embed([], input_type="passage")  # asks for the width by one tiny request
         return client.card or unknown_card(client.model or "", client.width or 0)
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`.
+    def _spec(self, options: SpecOptions) -> VectorSpec:
+        """Return the contract.
 
         For a model of the catalogue nothing is sent. For any other the server decides which
         ``dimensions`` there are, and without them its width is asked by one tiny request.
         """
         card = self._known_card
         name = self._served_name or self._given
-        if card is None and dimensions is not None and isinstance(name, str):
-            card = unknown_card(name, dimensions)
-        return (card or self.card).spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+        if card is None and options["dimensions"] is not None and isinstance(name, str):
+            card = unknown_card(name, options["dimensions"])
+        return (card or self.card).spec(**options)
 
     def _embed(
         self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
