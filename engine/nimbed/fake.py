@@ -22,12 +22,10 @@ from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions
+from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
 from nimbed.reports import Progress, reporting
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
@@ -58,8 +56,9 @@ _VOCABULARY = 2**15
 class FakeEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
 
-    Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:
-    roles, sizes, types, lengths; images are embedded if the card has them.
+    Words stand for tokens, and an image counts as one; a word's weight in a sparse vector is 1 plus
+    the logarithm of how often it occurs. Every rule of the real embedders holds: roles, sizes,
+    types, lengths; images are embedded if the card has them.
 
     Attributes:
         calls: Every (input_type, inputs) that was embedded, in order.
@@ -78,17 +77,8 @@ class FakeEmbedder(EmbedBase, HybridBase, Managed):
         """Return another with this card; see :class:`nimbed.embedder.Adjustable`."""
         return FakeEmbedder(card)
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        return self._card.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+    def _spec(self, options: SpecOptions) -> VectorSpec:
+        return self._card.spec(**options)
 
     def _embed(
         self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
@@ -148,7 +138,6 @@ class FakeEmbedder(EmbedBase, HybridBase, Managed):
     def _embed_kinds(
         self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Hash words; a token's weight is 1 plus the logarithm of how often it occurs."""
         chosen = asked.chosen(self.kinds, self._card.id)
         role = options.input_type
         dense = None

@@ -24,6 +24,7 @@ from nimbed.spec import (
     SparseSpec,
     TokenType,
     Truncate,
+    VectorSpec,
     check_literal,
     check_size,
 )
@@ -218,7 +219,23 @@ def cached_options(
 
 
 class EmbedBase(ABC):
-    """``embed`` and ``aembed``, on top of a method that takes the options as one value."""
+    """``spec``, ``embed`` and ``aembed``, on top of methods that take the options as one value."""
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self._spec(
+            {
+                "embedding_type": embedding_type,
+                "dimensions": dimensions,
+                "int8_scale": int8_scale,
+            }
+        )
 
     def embed(
         self,
@@ -265,6 +282,9 @@ class EmbedBase(ABC):
             modality=modality,
         )
         return await self._aembed(inputs, options, progress)
+
+    @abstractmethod
+    def _spec(self, options: SpecOptions) -> VectorSpec: ...
 
     @abstractmethod
     def _embed(

@@ -29,9 +29,7 @@ from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
 from nimbed.reports import Progress
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
@@ -189,17 +187,7 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
         other._loaded = loaded._replace(tokenizer=read_tokenizer(other._checkpoint))
         return other
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        options = SpecOptions(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+    def _spec(self, options: SpecOptions) -> VectorSpec:
         spec = self._specs(KindOptions(kinds=("dense",)), options).dense
         assert spec is not None  # it was asked for
         return spec

@@ -24,12 +24,10 @@ from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
 from nimbed.local.sentence_config import has_routes
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions
+from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
 from nimbed.reports import Progress
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
@@ -106,17 +104,9 @@ class RoutedEmbedder(EmbedBase, HybridBase, Managed):
         """What passages are computed in and where; None before their route is loaded."""
         return self._routes["passage"].arithmetic
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
+    def _spec(self, options: SpecOptions) -> VectorSpec:
         """Return the contract, the same for both routes."""
-        return self._routes["passage"].spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+        return self._routes["passage"].spec(**options)
 
     def warmup(self) -> None:
         """Read the weights of both routes now."""
