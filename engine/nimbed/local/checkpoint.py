@@ -227,7 +227,7 @@ def read_checkpoint(
         card = override
     elif located.card is not None:
         tasks = prompts.tasks or located.card.task_prompts
-        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
+        card = dataclasses.replace(located.card, task_prompts=tasks, **prompts.of_roles())
         width = table_width(pipeline.weights, pipeline.sparse) if architecture == "static" else 0
         if width not in (0, card.dimensions):
             raise CheckpointError(
@@ -371,7 +371,7 @@ def _card_from_files(
         return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+    return dataclasses.replace(card, **{**vision_facts(config), **prompts.of_roles()})
 
 
 def _refuse_generators(
@@ -494,11 +494,3 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
             f"{folder / 'config.json'} gives matryoshka_dimensions {given!r}, expected sizes"
         )
     return tuple(sorted({size for size in given if size < width}))
-
-
-def _of_roles(prompts: Prompts) -> dict[str, Any]:
-    """Let a model's own files have the last word about the prompts of its roles."""
-    query, passage = prompts.query, prompts.passage
-    if not query and not passage:
-        return {}
-    return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}
