@@ -152,7 +152,14 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     )
     if (yield from _exists(table, plan.column)):
         return False
-    yield _set(_settings_of(plan), local=True)
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, true),"
+            " set_config('statement_timeout', '0', true),"
+            " set_config('max_parallel_maintenance_workers', %s, true)"
+        ),
+        (f"{plan.memory // 1024}kB", str(plan.workers)),
+    )
     yield Query(sql.SQL("CREATE INDEX {}").format(_definition(table, plan)))
     return True
 
@@ -164,8 +171,13 @@ def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     """
     if (yield from _exists(table, plan.column)):
         return False
+    settings = {
+        "maintenance_work_mem": f"{plan.memory // 1024}kB",
+        "max_parallel_maintenance_workers": str(plan.workers),
+        **_UNLIMITED,
+    }
     building = _created(table, name, _definition(table, plan), concurrently=True)
-    return (yield from _in_session(_settings_of(plan), building))
+    return (yield from _in_session(settings, building))
 
 
 def create_index(
@@ -247,14 +259,6 @@ def _in_session(settings: Mapping[str, str], steps: Procedure[T]) -> Procedure[T
 def _pause() -> Rows:
     time.sleep(_PAUSE)
     return []
-
-
-def _settings_of(plan: IndexPlan) -> dict[str, str]:
-    return {
-        "maintenance_work_mem": f"{plan.memory // 1024}kB",
-        "max_parallel_maintenance_workers": str(plan.workers),
-        **_UNLIMITED,
-    }
 
 
 def _set(settings: Mapping[str, str], *, local: bool) -> Query:

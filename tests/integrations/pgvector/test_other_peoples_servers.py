@@ -174,6 +174,54 @@ def test_a_role_under_row_level_security_loads_changes_and_searches(
         connection.execute("DROP ROLE nimbed_tenant")
 
 
+@pytest.mark.parametrize("column", [None, "embedding"], ids=["beside", "column"])
+def test_policies_of_a_synced_table_hold_for_who_searches_its_view(
+    connection: psycopg.Connection, dsn: str, column: str | None
+) -> None:
+    connection.execute("CREATE TABLE articles (id int PRIMARY KEY, body text, tenant text)")
+    connection.execute(
+        "INSERT INTO articles SELECT n, 'body ' || n, CASE WHEN n % 10 = 0 THEN 'a' ELSE 'b' END"
+        " FROM generate_series(1, 400) n"
+    )
+    for role in ("nimbed_tenant", "nimbed_worker"):
+        connection.execute(f"DROP ROLE IF EXISTS {role}")
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        connection.execute("ALTER TABLE articles ENABLE ROW LEVEL SECURITY")
+        connection.execute("CREATE POLICY own ON articles TO PUBLIC USING (tenant = 'a')")
+        made: dict[str, Any] = {"text_fields": ["body"], "column": column}
+        table = SyncedTable(connection, "articles", FakeEmbedder(), **made)
+        table.prepare()
+        granted = table.grants(worker="nimbed_worker", reader="nimbed_tenant")
+        for line in granted:
+            if "BYPASSRLS" not in line:
+                connection.execute(line)
+        with connect(dsn.replace("postgres:@", "nimbed_worker:@")) as theirs:
+            worker = SyncedTable(theirs, "articles", FakeEmbedder(), **made)
+            with pytest.raises(ConfigurationError, match="policies may hide rows.*BYPASSRLS"):
+                worker.run()
+        connection.execute(next(line for line in granted if "BYPASSRLS" in line))
+        with connect(dsn.replace("postgres:@", "nimbed_worker:@")) as theirs:
+            worker = SyncedTable(theirs, "articles", FakeEmbedder(), **made)
+            assert worker.run().loaded == 400
+        table.index()
+        everybody = VectorTable(connection, table.view, FakeEmbedder())
+        assert len(everybody.search("what?", 400)) == 400
+        with connect(dsn.replace("postgres:@", "nimbed_tenant:@")) as theirs:
+            hits = VectorTable(theirs, table.view, FakeEmbedder()).search("what?", 400)
+            assert {hit.id for hit in hits} == {str(n) for n in range(10, 401, 10)}
+            stored = "articles" if column else "articles_embedding_store"
+            counted = theirs.execute(f"SELECT count(*) FROM {stored}").fetchall()
+            assert counted == [(40,)]
+            everybody.migrate(FakeEmbedder(OTHER))
+            now = VectorTable(theirs, table.view, FakeEmbedder(OTHER))
+            assert len(now.search("what?", 400)) == 40
+    finally:
+        for role in ("nimbed_tenant", "nimbed_worker"):
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+
+
 def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     connection: psycopg.Connection,
 ) -> None:
