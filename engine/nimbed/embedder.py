@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
@@ -16,7 +14,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import (
     EmbeddingType,
     InputType,
@@ -34,7 +32,6 @@ __all__ = [
     "Backend",
     "ContextEmbedding",
     "Embedder",
-    "HybridBase",
     "HybridEmbedder",
     "Managed",
     "Prepared",
@@ -264,76 +261,6 @@ def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedd
         offered = embedder.kinds
     KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
     return cast(HybridEmbedder, embedder)
-
-
-class HybridBase(ABC):
-    """Single kinds, and the async call, on top of ``embed_kinds``."""
-
-    @abstractmethod
-    def embed_kinds(
-        self,
-        inputs: Sequence[str],
-        *,
-        kinds: Sequence[Kind] | None = None,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        max_active: int | None = None,
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
-    ) -> EmbeddingKinds:
-        """Embed texts; see :meth:`HybridEmbedder.embed_kinds`."""
-
-    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
-        """Embed in a thread; see :meth:`HybridEmbedder.embed_kinds` for the options."""
-        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
-
-    def embed_sparse(
-        self,
-        inputs: Sequence[str],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        max_active: int | None = None,
-        progress: Progress = False,
-    ) -> SparseBatch:
-        """Embed texts as the weights of their tokens; see :meth:`HybridEmbedder.embed_kinds`."""
-        found = self.embed_kinds(
-            inputs,
-            kinds=("sparse",),
-            input_type=input_type,
-            truncate=truncate,
-            max_active=max_active,
-            progress=progress,
-        ).sparse
-        assert found is not None  # it was asked for
-        return found
-
-    def embed_multi(
-        self,
-        inputs: Sequence[str],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
-    ) -> MultiVectorBatch:
-        """Embed texts as one vector a token; see :meth:`HybridEmbedder.embed_kinds`."""
-        found = self.embed_kinds(
-            inputs,
-            kinds=("multi",),
-            input_type=input_type,
-            truncate=truncate,
-            token_type=token_type,
-            pool_factor=pool_factor,
-            progress=progress,
-        ).multi
-        assert found is not None  # it was asked for
-        return found
 
 
 @runtime_checkable

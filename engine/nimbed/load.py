@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from nimbed.cards import ModelCard
 from nimbed.chunks import ChunkMode, LateSplitter, Splitter, TokenCounter
@@ -73,6 +73,25 @@ class LoadOptions:
     concurrency: int | None = None
     batch_size: int | None = None
     timeout: float | None = None
+
+    @classmethod
+    def of(cls, settings: Any, **others: Any) -> LoadOptions:
+        """Return what an adapter's settings hold under these names, with keys and headers shown.
+
+        Args:
+            settings: An object that has some of the attributes; a key and headers as pydantic's
+                secrets.
+            others: Those that it holds under another name.
+        """
+        found = {
+            each.name: getattr(settings, each.name)
+            for each in fields(cls)
+            if hasattr(settings, each.name)
+        }
+        if found["api_key"] is not None:
+            found["api_key"] = found["api_key"].get_secret_value()
+        found["headers"] = shown_headers(found["headers"])
+        return cls(**{**found, **others})
 
     def __post_init__(self) -> None:
         """Refuse what this kind of model would ignore, and hide the values of headers."""

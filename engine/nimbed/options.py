@@ -1,14 +1,19 @@
-"""The options of one embedding call, checked once and carried as one value."""
+"""The options of one embedding call, checked once and carried as one value, and its signatures."""
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
+from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.inputs import Modality
+from nimbed.inputs import Input, Modality
+from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
+from nimbed.reports import Progress
 from nimbed.spec import (
     Contract,
     EmbeddingType,
@@ -19,11 +24,20 @@ from nimbed.spec import (
     SparseSpec,
     TokenType,
     Truncate,
+    VectorSpec,
     check_literal,
     check_size,
 )
 
-__all__ = ["EmbedKeywords", "EmbedOptions", "KindOptions", "SpecOptions", "cached_options"]
+__all__ = [
+    "EmbedBase",
+    "EmbedKeywords",
+    "EmbedOptions",
+    "HybridBase",
+    "KindOptions",
+    "SpecOptions",
+    "cached_options",
+]
 
 C = TypeVar("C", bound=Contract)
 
@@ -202,3 +216,168 @@ def cached_options(
         truncate=truncate,
         int8_scale=int8_scale,
     )
+
+
+class EmbedBase(ABC):
+    """``spec``, ``embed`` and ``aembed``, on top of methods that take the options as one value."""
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self._spec(
+            {
+                "embedding_type": embedding_type,
+                "dimensions": dimensions,
+                "int8_scale": int8_scale,
+            }
+        )
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs for one role; see :meth:`nimbed.embedder.Embedder.embed`."""
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+        )
+        return self._embed(inputs, options, progress)
+
+    async def aembed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed without blocking the loop; see :meth:`nimbed.embedder.Embedder.aembed`."""
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+        )
+        return await self._aembed(inputs, options, progress)
+
+    @abstractmethod
+    def _spec(self, options: SpecOptions) -> VectorSpec: ...
+
+    @abstractmethod
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch: ...
+
+    async def _aembed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch:
+        return await asyncio.to_thread(self._embed, inputs, options, progress)
+
+
+class HybridBase:
+    """The calls for several kinds of vectors, on top of one that takes the options as values."""
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`."""
+        asked = KindOptions(
+            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
+        )
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality="text",
+        )
+        return self._embed_kinds(inputs, asked, options, progress)
+
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
+    ) -> EmbeddingKinds:
+        raise NotImplementedError  # unless a class has an embed_kinds of its own
+
+    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
+        """Embed in a thread; see :meth:`embed_kinds` for the options."""
+        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
+
+    def embed_sparse(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        max_active: int | None = None,
+        progress: Progress = False,
+    ) -> SparseBatch:
+        """Embed texts as the weights of their tokens; see :meth:`embed_kinds`."""
+        found = self.embed_kinds(
+            inputs,
+            kinds=("sparse",),
+            input_type=input_type,
+            truncate=truncate,
+            max_active=max_active,
+            progress=progress,
+        ).sparse
+        assert found is not None  # it was asked for
+        return found
+
+    def embed_multi(
+        self,
+        inputs: Sequence[str],
+        *,
+        input_type: InputType,
+        truncate: Truncate = "NONE",
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> MultiVectorBatch:
+        """Embed texts as one vector a token; see :meth:`embed_kinds`."""
+        found = self.embed_kinds(
+            inputs,
+            kinds=("multi",),
+            input_type=input_type,
+            truncate=truncate,
+            token_type=token_type,
+            pool_factor=pool_factor,
+            progress=progress,
+        ).multi
+        assert found is not None  # it was asked for
+        return found

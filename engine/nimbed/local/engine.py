@@ -28,11 +28,10 @@ from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
 from nimbed.local.device import Placement
 from nimbed.local.heads import TokenStates
-from nimbed.local.models.bert import Bert
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.models.registry import MODELS, TOO_COARSE, Model
+from nimbed.local.models.registry import MODELS, TOO_COARSE, Layered, Model
 from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.pooling import Module, WeightedLayers, pool, read_modules
 from nimbed.local.tensors import give_back
@@ -404,7 +403,7 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         tensors.refuse_leftovers()
         layers = checkpoint.pipeline.layers
         if layers is not None:
-            assert isinstance(model, Bert)  # others were refused with the configuration
+            assert isinstance(model, Layered)  # others were refused with the configuration
             model = WeightedLayers(model, layers)
         pooled = checkpoint.pipeline.modules if checkpoint.pipeline.dense else ()
         modules = read_modules(pooled, placement.device)

@@ -19,7 +19,7 @@ from nimbed.inputs import ContextText
 from nimbed.local.backends import Loaded
 from nimbed.local.plan import ContextEngine, micro_batches
 from nimbed.local.tokenizer import TextTokenizer
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["embed_in_context"]

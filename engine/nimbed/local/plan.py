@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.embedder import Replica
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 
 if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row, Tokens

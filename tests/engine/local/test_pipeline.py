@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Pooling,
 )
 from tests.engine.local.checkpoints import tiny_bert
-from tests.engine.local.families import FAMILIES
+from tests.engine.local.families import FAMILIES, ON_ONNX
 from tests.engine.local.sentence_folders import (
     MODES,
     TEXTS,
@@ -28,6 +28,7 @@ from tests.engine.local.sentence_folders import (
     weighted_layers,
     width_of,
 )
+from tests.engine.local.tiny_encoders import tiny_jina_v3
 
 import nimbed
 from nimbed.errors import CheckpointError, ConfigurationError
@@ -77,10 +78,10 @@ def test_dense_layers_are_applied_with_their_activation(network, activation, tmp
     assert ours.card.dimensions == 16
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "xlm-roberta", "distilbert"])
+@pytest.mark.parametrize("family", [*ON_ONNX, "jina-v3", "gemma3", "qwen3", "causal-llama"])
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_a_weighted_mean_of_layers_is_that_of_sentence_transformers(family, first, tmp_path):
-    network = FAMILIES[family](tmp_path / "network")
+    network = {**FAMILIES, "jina-v3": tiny_jina_v3}[family](tmp_path / "network")
     layers = weighted_layers(network, first)
     pooling = Pooling(layers[1].embedding_dimension, ("cls", "mean"))
     theirs = saved(tmp_path / "model", [*layers, pooling])
@@ -135,11 +136,11 @@ def test_weights_of_layers_that_do_not_fit_are_refused(network, file, change, me
 
 
 def test_weights_of_layers_are_refused_where_a_network_gives_one_state(tmp_path):
-    network = FAMILIES["modernbert"](tmp_path / "network")
-    modules = [*weighted_layers(network, 2), Pooling(width_of(network))]
-    saved(tmp_path / "model", modules)
-    with pytest.raises(CheckpointError, match="weights the layers of a modernbert"):
-        nimbed.load(str(tmp_path / "model"), device="cpu")
+    folder, network = tmp_path / "model", FAMILIES["bert"](tmp_path / "network")
+    saved(folder, [*weighted_layers(network, 2), Pooling(width_of(network))])
+    shutil.copy(FAMILIES["nvembed"](tmp_path / "other") / "config.json", folder / "config.json")
+    with pytest.raises(CheckpointError, match="weights the layers of a nvembed"):
+        nimbed.load(str(folder), device="cpu")
 
 
 def test_minilm_with_a_dense_layer_and_half_of_its_dimensions(minilm, tmp_path):
@@ -297,9 +298,9 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             "modules.json",
             lambda m: [
                 m[0],
-                {**m[1], "type": "sentence_transformers.sparse_encoder.SparseAutoEncoder"},
+                {**m[1], "type": "sentence_transformers.sparse_encoder.Pooling"},
             ],
-            "SparseAutoEncoder', which nimbed does not run",
+            "sparse_encoder.Pooling', which nimbed does not run",
         ),
         ("modules.json", lambda m: [{**m[0], "kwargs": ["task"]}, *m[1:]], "gives kwargs"),
         (

@@ -7,7 +7,8 @@ beyond what float16 holds. The state dict is that of ``transformers.Gemma3TextMo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,7 @@ from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, Gated, gated, read_affine, read_dense
-from nimbed.local.models.causality import gemma3_is_causal
-from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.models.fields import gemma3_is_causal, heads_fit, only, real, whole
 from nimbed.local.norms import OffsetRmsNorm
 from nimbed.local.rope import Rope, Turn, rope_for
 from nimbed.local.weights import Tensors
@@ -107,16 +107,24 @@ class Gemma3:
         Returns:
             Tensor of shape (layout.rows, width).
         """
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what each layer begins with, and the normed states of the last.
+
+        The next layer overwrites them.
+        """
         dtype = self._placement.dtype
         x = F.embedding(ids, self._words).float() * self._width**0.5
         turns = {kind: rope.at(layout.positions) for kind, rope in self._ropes.items()}
         for layer in self._layers:
+            yield x
             q, k, v = self._projected(layer, layer.norm(x, dtype), turns[layer.kind])
             attended = self._attentions[layer.kind](q, k, v, layout)
             layer.attended_norm.added_(x, layer.attended(attended))
             inner = layer.gated(layer.mlp_norm(x, dtype))
             layer.down_norm.added_(x, layer.down(inner))
-        return self._norm(x, dtype)
+        yield self._norm(x, dtype)
 
     def _projected(
         self, layer: _Layer, normed: torch.Tensor, turn: Turn

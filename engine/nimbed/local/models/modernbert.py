@@ -7,6 +7,8 @@ that of ``transformers.ModernBertModel``.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,9 +132,17 @@ class ModernBert:
         Returns:
             Tensor of shape (layout.rows, width).
         """
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what each layer begins with, and the normed states of the last.
+
+        The next layer may overwrite them.
+        """
         turns = {kind: rope.at(layout.positions) for kind, rope in self._ropes.items()}
         x = self._norm(F.embedding(ids, self._words))
         for layer in self._layers:
+            yield x
             normed = x if layer.norm is None else layer.norm(x)
             qkv = layer.qkv(normed).view(layout.rows, 3 * self._heads, -1)
             turned = turns[layer.kind](qkv[:, : 2 * self._heads])
@@ -144,4 +154,4 @@ class ModernBert:
             )
             x = layer.attended.plus(attended, x)
             x = layer.down.plus(layer.gated(layer.mlp_norm(x)), x)
-        return self._last_norm(x)
+        yield self._last_norm(x)

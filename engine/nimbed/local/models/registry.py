@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -12,17 +12,15 @@ from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert, distilbert, mpnet, xlm_roberta
 from nimbed.local.models.gemma3 import Gemma3
-from nimbed.local.models.llama import llama
-from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.llama import llama, ministral3, mistral, qwen2, qwen3
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.modernbert import ModernBert
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen import qwen2, qwen3
 from nimbed.local.models.rotary_bert import gte, jina_v3, nomic_bert
 from nimbed.local.weights import Tensors
 
-__all__ = ["MODELS", "TOO_COARSE", "Model"]
+__all__ = ["MODELS", "TOO_COARSE", "Layered", "Model"]
 
 
 class Model(Protocol):
@@ -40,6 +38,18 @@ class Model(Protocol):
 
     def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return states of shape (layout.rows, width) for packed ids of shape (layout.rows,)."""
+        ...
+
+
+@runtime_checkable
+class Layered(Model, Protocol):
+    """A network that gives the states of all its layers."""
+
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what the first layer begins with, and what each gives; the last as a call does.
+
+        The next layer may overwrite them.
+        """
         ...
 
 
