@@ -4,8 +4,9 @@ A library of matrix products chooses its kernel, and so the order of a row's sum
 rows too. Batches come in multiples of 16 rows, where no product on AVX2 or AVX512 was seen to
 differ. On processors with AMX, oneDNN's bfloat16 product of 1,536 inputs has another kernel from 33
 rows on, and a vector would depend on what it is embedded with. There it is measured, once for each
-size of weight, when a product is first used. Too few rows are padded, which costs little: it
-happens in small batches alone, and only in the products that need it.
+size of weight, when a product is first used; so are MKL's products, which promise nothing. Too few
+rows are padded, which costs little: it happens in small batches alone, and only in the products
+that need it.
 """
 
 from __future__ import annotations
