@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -260,17 +260,21 @@ def _dequantized(codes: NDArray[Any], spec: VectorSpec) -> NDArray[np.float32]:
     return dequantize_int8(signed, step=spec.int8_step or 0.0)
 
 
+V = TypeVar("V")
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class PartialResult:
+class PartialResult(Generic[V]):
     """What a call had finished when it failed, so that it need not be paid for again.
 
     Attributes:
         rows: The caller's row numbers of the finished inputs, ascending.
-        batch: Their vectors, in that order: ``batch.vectors[i]`` belongs to ``rows[i]``.
+        batch: Their vectors, in that order: of ``embed`` an :class:`EmbeddingBatch`, whose
+            ``vectors[i]`` belongs to ``rows[i]``; of ``embed_kinds`` :class:`EmbeddingKinds`.
     """
 
     rows: tuple[int, ...]
-    batch: EmbeddingBatch
+    batch: V
 
 
 def concatenate(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:

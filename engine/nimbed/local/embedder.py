@@ -144,10 +144,12 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
         on = ", ".join(engine.computes_on for engine in engines)
         return f"{engines[0].computes_in} on {on} by {self.backend}"
 
-    @property
+    @functools.cached_property
     def backend(self) -> str:
         """What runs it: ``torch`` or ``onnxruntime``; ``numpy`` for a table of words."""
-        return chosen_backend(self._asked_backend, self._checkpoint)
+        return chosen_backend(
+            self._asked_backend, self._checkpoint, devices=self._devices, dtype=self._dtype
+        )
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
@@ -217,7 +219,7 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
         loaded = self._load()
         if any(isinstance(item, ContextText) for item in items):
             self.require_context()
-            from nimbed.local.late_chunks import embed_in_context  # imports torch
+            from nimbed.local.late_chunks import embed_in_context
 
             return embed_in_context(loaded, items, spec, prompt, options.input_type, progress)
         out = np.empty((len(items), self.card.dimensions), np.float32)

@@ -437,7 +437,9 @@ class _Result:
         """Leave rows without a vector: zeros stand there."""
         self._skipped.update(rows)
 
-    def finished(self, input_type: InputType, traffic: Traffic) -> PartialResult | None:
+    def finished(
+        self, input_type: InputType, traffic: Traffic
+    ) -> PartialResult[EmbeddingBatch] | None:
         """Return the rows that have vectors, or None if there are none."""
         rows = np.flatnonzero(self._finished)
         if not len(rows):
