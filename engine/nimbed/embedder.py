@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
@@ -32,6 +33,7 @@ __all__ = [
     "Backend",
     "ContextEmbedding",
     "Embedder",
+    "HybridBase",
     "HybridEmbedder",
     "Managed",
     "Prepared",
@@ -234,7 +236,16 @@ class HybridEmbedder(Protocol):
         progress: Progress = False,
     ) -> SparseBatch:
         """Embed texts as the weights of their tokens alone; see :meth:`embed_kinds`."""
-        ...
+        found = self.embed_kinds(
+            inputs,
+            kinds=("sparse",),
+            input_type=input_type,
+            truncate=truncate,
+            max_active=max_active,
+            progress=progress,
+        ).sparse
+        assert found is not None  # it was asked for
+        return found
 
     def embed_multi(
         self,
@@ -247,7 +258,59 @@ class HybridEmbedder(Protocol):
         progress: Progress = False,
     ) -> MultiVectorBatch:
         """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
-        ...
+        found = self.embed_kinds(
+            inputs,
+            kinds=("multi",),
+            input_type=input_type,
+            truncate=truncate,
+            token_type=token_type,
+            pool_factor=pool_factor,
+            progress=progress,
+        ).multi
+        assert found is not None  # it was asked for
+        return found
+
+
+class HybridBase(HybridEmbedder):
+    """The calls for several kinds of vectors, on top of one that takes the options as values."""
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts; see :meth:`HybridEmbedder.embed_kinds`."""
+        asked = KindOptions(
+            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
+        )
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality="text",
+        )
+        return self._embed_kinds(inputs, asked, options, progress)
+
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
+    ) -> EmbeddingKinds:
+        raise NotImplementedError  # unless a class has an embed_kinds of its own
+
+    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
+        """Embed in a thread; see :meth:`embed_kinds` for the options."""
+        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
 
 
 def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import HybridBase, Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.reports import Progress, reporting
 from nimbed.spec import (
     InputType,

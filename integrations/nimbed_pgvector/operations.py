@@ -310,6 +310,14 @@ class TableOperations(Generic[S]):
             self._table = existing(found, self._name)
         return self._table
 
+    def _find_spec(self) -> Operation[VectorSpec | SparseSpec | None]:
+        """Return the contract of the table's dense vectors, or of its sparse ones alone.
+
+        None if there is no table yet.
+        """
+        found: Table | None = yield Transaction(procedure=find(self._name))
+        return None if found is None else found.layout.contract
+
     def _forget(self) -> None:
         """Look at the table again at the next step: it was changed, as by a migration."""
         self._table = self._fitting = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard, find
-from nimbed.embedder import Managed, Prepared, Replica, Token
+from nimbed.embedder import HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds
@@ -26,7 +26,7 @@ from nimbed.local.hub import locate
 from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
 from nimbed.local.plan import Launcher, run_all
 from nimbed.local.token_counts import ModelTokens
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.reports import Progress
 from nimbed.spec import (
     InputType,

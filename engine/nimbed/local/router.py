@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard, known
-from nimbed.embedder import Embedder, Managed, Prepared, Replica, Token
+from nimbed.embedder import Embedder, HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
 from nimbed.local.sentence_config import has_routes
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.reports import Progress
 from nimbed.spec import (
     InputType,

@@ -16,11 +16,11 @@ from typing import Any, Literal, TypeVar, cast
 
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
-from nimbed.embedder import Managed
+from nimbed.embedder import HybridBase, Managed
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
-from nimbed.options import EmbedBase, EmbedOptions, HybridBase, KindOptions, SpecOptions
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client

@@ -16,9 +16,9 @@ import pytest
 import nimbed
 import nimbed_server
 from nimbed import FakeEmbedder, MultiVectorSpec, SparseSpec, VectorSpec
+from nimbed.embedder import HybridBase
 from nimbed.errors import ConfigurationError
 from nimbed.fake import FAKE_CARD
-from nimbed.options import HybridBase
 from nimbed_server import Settings, parse_alias
 
 from .conftest import MODEL, running, wait_until
