@@ -264,11 +264,7 @@ class Layout:
         if dense is None:
             return lambda rows: of_sparse.wire(some, rows)
 
-        def both(rows: slice) -> list[bytes]:
-            dense_fields = self.fields(batches, rows)
-            return list(map(bytes.__add__, dense_fields, of_sparse.wire(some, rows)))
-
-        return both
+        return lambda rows: of_sparse.wire(some, rows, behind=self.fields(batches, rows))
 
     def fields(self, batches: Sequence[EmbeddingBatch], rows: slice = slice(None)) -> list[bytes]:
         """Return for each row its fields of a binary COPY, from one batch a column."""

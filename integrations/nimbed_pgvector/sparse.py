@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,11 +83,22 @@ class SparseColumn:
         """About how many bytes of one vector are in a row."""
         return 24 + 8 * min(_WEIGHTS, self.spec.max_active or _WEIGHTS)
 
-    def wire(self, batch: SparseBatch, rows: slice = slice(None)) -> list[bytes]:
+    def wire(
+        self,
+        batch: SparseBatch,
+        rows: slice = slice(None),
+        *,
+        behind: Iterable[bytes] | None = None,
+    ) -> list[bytes]:
         """Return some of the vectors as fields of a binary COPY.
 
         Layout: int32 length; int32 dimensions, weights and zero; the ids, which count from 0, and
         the weights as big-endian floats.
+
+        Args:
+            batch: The vectors.
+            rows: Which of them.
+            behind: The fields before each, which it is put behind.
 
         Raises:
             SpaceMismatchError: If the batch has another spec than the column.
@@ -113,9 +124,11 @@ class SparseColumn:
         ids = batch.ids[within].astype(">i4").tobytes()
         weights = batch.weights[within].astype(">f4").tobytes()
         cuts = itertools.pairwise((4 * offsets).tolist())
+        before = itertools.repeat(b"", len(first)) if behind is None else behind
+        # Joined once: sums of bytes copy the dense vector's kilobytes anew, 1.5 us a row.
         return [
-            head + ids[begin:end] + weights[begin:end]
-            for head, (begin, end) in zip(first, cuts, strict=True)
+            b"".join((fields, head, ids[begin:end], weights[begin:end]))
+            for fields, head, (begin, end) in zip(before, first, cuts, strict=True)
         ]
 
     def parameter(self, batch: SparseBatch) -> Wire:

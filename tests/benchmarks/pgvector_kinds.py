@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -57,6 +58,29 @@ def cpu(connection: psycopg.Connection) -> float:
     return time.process_time() + (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def stored_bytes(connection: psycopg.Connection) -> list[bytes]:
+    """Return the table as a binary COPY gives it, in blocks of about 256 KB."""
+    blocks, left = [], bytearray()
+    with connection.cursor().copy("COPY t TO STDOUT WITH (FORMAT BINARY)") as copy:
+        for row in copy:
+            left += row
+            if len(left) > 2**18:
+                blocks.append(bytes(left))
+                left = bytearray()
+    return [*blocks, bytes(left)]
+
+
+def bare_copy(connection: psycopg.Connection, blocks: list[bytes], sparse: str | None) -> None:
+    """Store the same bytes into the same table, with nothing to be done for them here."""
+    if sparse is not None:
+        connection.execute(f"ALTER TABLE t ADD COLUMN sparse {sparse} NOT NULL")
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = off")
+        with connection.cursor().copy("COPY t FROM STDIN WITH (FORMAT BINARY)") as copy:
+            for block in blocks:
+                copy.write(block)
+
+
 def kinds(dsn: str, options: argparse.Namespace) -> None:
     """Ready vectors of 1024 dimensions, with and without sparse ones; then searches."""
     rows, dense = made("vector", options.rows)
@@ -73,6 +97,7 @@ def kinds(dsn: str, options: argparse.Namespace) -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
 
             def alone() -> None:
+                connection.execute("DROP TABLE t")  # made anew, as the other has to be
                 VectorTable(connection, "t").load_embedded(plain, dense.spec)
 
             def beside() -> None:
@@ -80,7 +105,14 @@ def kinds(dsn: str, options: argparse.Namespace) -> None:
                 table = VectorTable(connection, "t")
                 table.load_embedded(both, dense.spec, sparse=weights.spec)  # noqa: B023
 
-            spent: dict[str, list[float]] = {"dense": [], "dense, sparse": []}
+            jobs = {"dense": alone, "dense, sparse": beside}
+            for name, job in list(jobs.items()):
+                fresh(connection, dense.spec)
+                job()
+                kind = f"sparsevec({weights.spec.dimensions})" if job is beside else None
+                args = (connection, stored_bytes(connection), kind)
+                jobs[f"bare COPY: {name}"] = functools.partial(bare_copy, *args)
+            spent: dict[str, list[float]] = {name: [] for name in jobs}
 
             def counted(name: str, job: Callable[[], None]) -> None:
                 begin = cpu(connection)
@@ -88,20 +120,21 @@ def kinds(dsn: str, options: argparse.Namespace) -> None:
                 spent[name].append(cpu(connection) - begin)  # noqa: B023
 
             seconds = interleaved(
-                {
-                    "dense": lambda: counted("dense", alone),
-                    "dense, sparse": lambda: counted("dense, sparse", beside),
-                },
+                {name: functools.partial(counted, name, job) for name, job in jobs.items()},
                 options.rounds,
                 before=lambda: fresh(connection, dense.spec),
             )
             for name, times in seconds.items():
                 microseconds = 1e6 * statistics.median(spent[name]) / len(rows)
                 rate = len(rows) / statistics.median(times)
-                print(f"{name:14} {rate:9,.0f} rows/s, {microseconds:.1f} us of processors a row")
+                print(f"{name:25} {rate:9,.0f} rows/s, {microseconds:.1f} us of processors a row")
             for what, measured in (("clock", seconds), ("processors", spent)):
-                ratio = median_ratio(measured["dense"], measured["dense, sparse"])
-                print(f"ratio by {what} {ratio:.2f}")
+                for way in ("", "bare COPY: "):
+                    pair = [measured[f"{way}{name}"] for name in ("dense", "dense, sparse")]
+                    least = min(pair[0]) / min(pair[1])
+                    print(
+                        f"{way}ratio by {what} {median_ratio(*pair):.2f}, of the least {least:.2f}"
+                    )
             beside()
             searches(connection, dense.spec, model)
 

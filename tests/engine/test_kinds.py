@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -159,6 +161,36 @@ def test_rows_are_selected_and_joined_in_the_order_asked_for(kind: str) -> None:
     queries = getattr(FakeEmbedder(), f"embed_{kind}")(TEXTS, input_type="query")
     with pytest.raises(ConfigurationError, match="cannot concatenate passage vectors with query"):
         join([batch, queries])
+
+
+@pytest.mark.parametrize("kind", ["sparse", *get_args(TokenType)])
+def test_a_batch_holds_little_more_memory_than_its_vectors(kind: Any) -> None:
+    """8 bytes a weight, and a token's stored elements; what they were made of is let go."""
+    rng, rows, many = np.random.default_rng(6), 400, 120
+
+    def made() -> SparseBatch | MultiVectorBatch:
+        if kind != "sparse":
+            return multi(rng, [many] * rows, kind)
+        ids = [
+            np.sort(rng.choice(5_000, many, replace=False)).astype(np.int32) for _ in range(rows)
+        ]
+        weights = rng.random((rows, many), np.float32) + np.float32(0.1)
+        spec = replace(SPARSE, dimensions=5_000)
+        return SparseBatch.from_rows(
+            list(zip(ids, weights, strict=True)),
+            spec=spec,
+            input_type="passage",
+            token_counts=counts(rows),
+        )
+
+    made()  # what Python keeps from its first call is no batch's
+    tracemalloc.start()
+    batch = made()
+    joined = type(batch).concatenate([batch, batch.select(slice(0, 100))])
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    each = 8 if isinstance(batch, SparseBatch) else batch.vectors.itemsize * batch.spec.width
+    assert held <= 1.2 * each * many * (len(batch) + len(joined))
 
 
 def test_the_largest_weights_are_kept_and_ties_go_to_the_lower_token() -> None:
