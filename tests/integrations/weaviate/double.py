@@ -428,6 +428,10 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
                 gone = double.objects[name].pop(uuid, None)
                 self._answer(404 if gone is None else 204, {})
                 return
+            if self.path.startswith("/v1/aliases/"):
+                led = double.aliases.pop(self.path.removeprefix("/v1/aliases/"), None)
+                self._answer(404 if led is None else 204, {})
+                return
             name = self.path.removeprefix("/v1/schema/")
             double.classes.pop(name, None)
             double.objects.pop(name, None)
