@@ -1,4 +1,4 @@
-"""What long work tells: how far it is, and what a check found."""
+"""What work tells: how far it is, what a call cost, what a check found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-__all__ = ["Finding", "Progress", "Verdict", "reporting"]
+__all__ = ["Finding", "Progress", "Report", "Verdict", "reporting"]
 
 if TYPE_CHECKING:
     import rich.progress
@@ -85,3 +85,25 @@ class Finding:
     name: str
     verdict: Verdict
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one ``embed`` call cost.
+
+    Attributes:
+        requests: HTTP requests sent, including failed ones, retries and polls.
+        retries: Requests sent again after a fault (an overload, a reset, a malformed answer).
+        tokens: Tokens the server says it read; None unless every answer said so.
+        bytes_sent: Bytes of request bodies.
+        bytes_received: Bytes of response bodies, after decompression.
+        skipped: Row numbers whose input the server or the input check refused and the caller
+            asked to skip, ascending; their vectors are zero and their token counts 0.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    tokens: int | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    skipped: tuple[int, ...] = ()

@@ -71,7 +71,7 @@ Backend = Annotated[
     str,
     typer.Option(
         metavar="auto|torch|onnxruntime",
-        help="What runs a local model; auto is torch where it is installed.",
+        help="What runs a local model; auto is the faster one of those installed.",
     ),
 ]
 

@@ -13,9 +13,9 @@ from psycopg import sql
 
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
+from nimbed.batch import signs_from_bits
 from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.quantize import signs_from_bits
 from nimbed.reports import Finding
 from nimbed.spec import InputType, require_same_space
 from nimbed_pgvector.columns import AnyColumn, Column

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch, SparseSpec, VectorSpec, stores
+from nimbed.batch import quantize
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.quantize import quantize
 from nimbed.spec import Kind, check_literal, require_same_space
 from nimbed_pgvector.sparse import SparseColumn
 from nimbed_pgvector.statements import Wire

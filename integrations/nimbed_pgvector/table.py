@@ -89,14 +89,6 @@ def _check_kind(table: Table, mode: ChunkMode | None) -> None:
 class _Operations(SearchOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
-    def _find_spec(self) -> Operation[VectorSpec | SparseSpec | None]:
-        """Return the contract of the table's dense vectors, or of its sparse ones alone.
-
-        None if there is no table yet.
-        """
-        found: Table | None = yield Transaction(procedure=find(self._name))
-        return None if found is None else found.layout.contract
-
     def _find_index(self) -> Operation[str | None]:
         """Return the name of the index that searches use, as SQL; None if there is none."""
         found: Table | None = yield Transaction(procedure=find(self._name))

@@ -23,16 +23,17 @@ from nimbed.spec import check_literal, require_same_space
 from nimbed_ray.cluster import Dataset, import_ray, plan_actors
 from nimbed_ray.embed_texts import EmbedTexts
 from nimbed_ray.folder import Folder, opened
-from nimbed_ray.manifest import (
+from nimbed_ray.parts import (
     SETTINGS,
     FolderSettings,
     OnStale,
+    Part,
+    PartWriter,
     begin,
     complete,
     parts_of,
     read_settings,
 )
-from nimbed_ray.parts import Part, PartWriter
 
 __all__ = ["PartsReport", "embed_dataset", "embed_into_parts", "label_of", "read_parts"]
 

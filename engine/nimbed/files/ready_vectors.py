@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, normalize
 from nimbed.bulk import ignore
 from nimbed.cards import find
 from nimbed.errors import ConfigurationError
 from nimbed.kinds import EmbeddingKinds, SparseBatch
-from nimbed.quantize import normalize
 from nimbed.rows import BadRow, Reject, Row
 from nimbed.spec import SparseSpec, VectorSpec
 

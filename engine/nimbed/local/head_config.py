@@ -80,7 +80,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPooling:
-    """Fewer vectors a text, as the checkpoint has it; see :func:`nimbed.quantize.pool_tokens`.
+    """Fewer vectors a text, as the checkpoint has it; see :func:`nimbed.batch.pool_tokens`.
 
     Attributes:
         factor: How many tokens share a vector on average.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from nimbed.batch import normalize, pool_tokens
 from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from nimbed.local.norms import LayerNorm
 from nimbed.local.pooling import Module, invariant_product, pool, read_modules
 from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
 from nimbed.local.weights import open_tensors
-from nimbed.quantize import normalize, pool_tokens
 from nimbed.spec import InputType
 
 __all__ = ["Heads", "MultiHead", "SparseHead", "TokenStates", "read_heads"]

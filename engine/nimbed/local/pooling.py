@@ -62,7 +62,7 @@ def _pooled(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
     if how in ("mean", "latent"):
         if kernels.usable(hidden.device):
-            from nimbed.local.kernels.segments import mean_rows
+            from nimbed.local.kernels.fused import mean_rows
 
             return mean_rows(hidden, layout.firsts, layout.ends)
         states = hidden[: layout.tokens].float()

@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from nimbed.batch import quantize
 from nimbed.images import Image
 from nimbed.inputs import Input
-from nimbed.quantize import quantize
 from nimbed.spec import EmbeddingType, InputType, Truncate, VectorSpec
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel, ServedModels

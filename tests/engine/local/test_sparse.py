@@ -343,7 +343,7 @@ def test_routes_in_the_cache_are_found_without_the_network(free, tmp_path):
 
 def test_routes_without_torch_say_what_they_need(free, monkeypatch):
     folder, _ = free
-    monkeypatch.setattr("nimbed.local.backends._torch_is_installed", lambda: False)
+    monkeypatch.setattr("nimbed.local.backends._installed", lambda *names: "torch" not in names)
     with pytest.raises(ConfigurationError, match="need torch"):
         nimbed.load(str(folder))
 

@@ -42,6 +42,7 @@ __all__ = [
     "real",
     "refuse_causal",
     "rope_parameters",
+    "scaled_rotation",
     "whole",
 ]
 
@@ -300,6 +301,22 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if asked.get("mixed_b") is not None:
         raise CheckpointError("config.json mixes its rotary scaling by mixed_b; nimbed does not")
     return asked
+
+
+def scaled_rotation(config: Mapping[str, Any]) -> str | None:
+    """Return how rotations are scaled, if otherwise than by NTK's rule.
+
+    One table, or one for each kind of layer, is looked at; whoever reads the model refuses what
+    cannot be understood.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    tables = given.values() if isinstance(given, dict) else []
+    kinds = [
+        each.get("rope_type") or each.get("type") or "default"
+        for each in (given, *tables)
+        if isinstance(each, dict)
+    ]
+    return next((str(kind) for kind in kinds if kind not in ("default", "ntk")), None)
 
 
 def modernbert_layers(config: Mapping[str, Any]) -> list[str]:
