@@ -152,8 +152,10 @@ def _setup_findings(setup: VectorSetup) -> Iterator[Finding]:
             return
     quantizers = " and ".join(sorted(setup.quantizers))
     said = f"{setup.index}, {setup.metric}, quantised by {quantizers or 'nothing'}"
-    if quantizers:
-        said += ", as the collection or the server's DEFAULT_QUANTIZATION has it"
+    defaults = ["DEFAULT_VECTOR_INDEX_TYPE"] if setup.index != "hnsw" else []
+    defaults += ["DEFAULT_QUANTIZATION"] if quantizers else []
+    if defaults:
+        said += f", as the collection or the server's {' and '.join(defaults)} has it"
     yield Finding("index", "ok", said)
 
 

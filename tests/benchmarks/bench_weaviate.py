@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from measure import interleave, median_ratio
 from tests.integrations.weaviate.double import Double
 from weaviate.classes.data import DataObject
@@ -50,11 +51,20 @@ class Ready(FakeEmbedder):
 def serve(pipe: Any) -> None:
     double = Double()
     pipe.send((double.url, double.grpc_port))
-    pipe.recv()
+    while pipe.recv():
+        pipe.send(time.process_time())
     double.stop()
 
 
-def measure(url: str, port: int, count: int, rounds: int) -> None:
+def measure(pipe: Any, count: int, rounds: int) -> None:
+    url, port = pipe.recv()
+
+    def wall_and_processors() -> np.ndarray:
+        """Seconds by the clock, of this process's processors, and of both processes'."""
+        pipe.send(True)
+        own = time.process_time()
+        return np.array([time.perf_counter(), own, own + pipe.recv()])
+
     embedder = Ready(64)
     spec, texts = embedder.spec(), [f"passage number {n} of a book" for n in range(count)]
     vectors = embedder.embed(["a"] * BATCH, input_type="passage").lists()
@@ -111,12 +121,19 @@ def measure(url: str, port: int, count: int, rounds: int) -> None:
                 lambda each: nimbed_weaviate.embed_stored(each, embedder, vector="b")
             ),
         }
-        found = interleave(jobs, rounds=rounds)
-    base = found["plain"]
-    print(f"{count:,} objects of {spec.dimensions} numbers, {rounds} rounds")
+        clock: Any = wall_and_processors
+        found = {name: np.array(each) for name, each in interleave(
+            jobs, rounds=rounds, clock=clock
+        ).items()}  # fmt: skip
+    print(f"{count:,} objects of {spec.dimensions} numbers, {rounds} rounds; of the plain client's")
     for name, seconds in found.items():
-        median = statistics.median(seconds)
-        print(f"{name:16} {count / median:8,.0f}/s  {median_ratio(base, seconds):5.2f} of plain")
+        rate, own, both = (median_ratio(found["plain"][:, n], seconds[:, n]) for n in range(3))
+        each = 1e6 * np.median(seconds, axis=0) / count
+        print(
+            f"{name:16} {rate:5.2f} by the clock ({1e6 / each[0]:,.0f}/s); by processor time "
+            f"{both:5.2f} with the server's ({each[2]:.0f} us an object), {own:5.2f} without "
+            f"({each[1]:.0f} us)"
+        )
 
 
 def main() -> None:
@@ -129,7 +146,7 @@ def main() -> None:
     server = context.Process(target=serve, args=(other,))
     server.start()
     try:
-        measure(*pipe.recv(), options.rows, options.rounds)
+        measure(pipe, options.rows, options.rounds)
     finally:
         pipe.send(None)
         server.join()

@@ -27,6 +27,7 @@ from weaviate.classes.config import Configure, DataType, Property
 from weaviate.classes.data import DataObject
 from weaviate.util import generate_uuid5
 
+import nimbed.search
 import nimbed_weaviate as nw
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError
@@ -225,6 +226,51 @@ async def test_the_async_client_does_the_same(place: Place) -> None:
         assert (await nw.abatch_import(same, rows(100), FakeEmbedder())).loaded == 100
         assert (await nw.abackfill(same, FakeEmbedder(OTHER), vector="b")).loaded == 100
         assert {each.verdict for each in await nw.acheck(client, docs.name)} == {"ok"}
+
+
+def test_a_new_collection_takes_the_place_by_an_alias(place: Place) -> None:
+    first = place.make(nw.self_provided(FakeEmbedder().spec(), name="a"))
+    nw.batch_import(first, rows(100), FakeEmbedder())
+    alias = f"NimbedLiveAlias{first.name}"
+    place.client.alias.create(alias_name=alias, target_collection=first.name)
+    try:
+        docs = place.client.collections.get(alias)
+        done = nw.migrate(docs, FakeEmbedder(OTHER), client=place.client, into=f"{first.name}Next")
+        assert (done.state, done.report.loaded) == ("switched", 100)
+        found = place.client.alias.get(alias_name=alias)
+        assert found is not None
+        assert found.collection == f"{first.name}Next"
+        now = nw.current_collection(place.client, alias)
+        right = vectors_of([text for _, text, _ in rows(100)], OTHER)
+        held = stored_all(now)
+        for n, (name, text, more) in enumerate(rows(100)):
+            each = held[generate_uuid5(name)]
+            assert (each.properties["text"], each.properties["page"]) == (text, more["page"])
+            np.testing.assert_allclose(each.vector["other"], right[n], atol=1e-6)
+        assert nw.batch_import(now, rows(100), FakeEmbedder(OTHER)).unchanged == 100
+        assert nw.rollback(docs, FakeEmbedder(), client=place.client).collection == first.name
+        nw.rollback(docs, FakeEmbedder(OTHER), client=place.client)
+        assert nw.finish(docs, client=place.client).left_collection == first.name
+    finally:
+        place.client.alias.delete(alias_name=alias)
+
+
+@pytest.mark.parametrize("muvera", [False, True])
+def test_multi_vectors_are_ranked_by_all_tokens(place: Place, muvera: bool) -> None:
+    dense = nw.self_provided(FakeEmbedder().spec(), name="dense")
+    tokens = nw.self_provided(FakeEmbedder().multi_spec(), name="tokens", muvera=muvera)
+    docs = place.make(dense, tokens)
+    options: dict[str, Any] = {"vector": "dense", "multi_vector": "tokens"}
+    assert nw.batch_import(docs, rows(60), FakeEmbedder(), **options).loaded == 60
+    assert nw.batch_import(docs, rows(60), FakeEmbedder(), **options).unchanged == 60
+    texts = [text for _, text, _ in rows(60)]
+    stored = FakeEmbedder().embed_kinds(texts, kinds=("multi",), input_type="passage").multi
+    asked = FakeEmbedder().embed_kinds(["number 7"], kinds=("multi",), input_type="query").multi
+    assert stored is not None
+    assert asked is not None
+    right = nimbed.search.nearest(asked, stored, 60).distances[0]
+    hits = nw.search(docs, "number 7", 60, embedder=FakeEmbedder(), vector="tokens")
+    np.testing.assert_allclose([hit.distance for hit in hits], right[: len(hits)], atol=1e-3)
 
 
 def test_a_missing_collection_is_a_sentence(place: Place) -> None:

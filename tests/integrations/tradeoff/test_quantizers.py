@@ -152,7 +152,7 @@ def test_chunks_of_judged_documents_are_refused(write_lines) -> None:
     rows = write_lines("rows.jsonl", [{"id": n, "text": f"a text {n}"} for n in range(30)])
     asked = write_lines("asked.jsonl", [{"id": "q", "text": "a question"}])
     judged = write_lines("judged.tsv", ["q\t3\t1"])
-    splitter = Splitter(FakeEmbedder(), tokens=8)
+    splitter = Splitter(FakeEmbedder(), tokens=20)
     with pytest.raises(ConfigurationError, match="leave out the chunks or the judgements"):
         tradeoff(
             FakeEmbedder(), rows, queries=asked, judgements=judged, splitter=splitter,

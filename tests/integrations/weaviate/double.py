@@ -61,6 +61,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.version = "1.38.11"
         self.modules = {name: {} for name in MODULES}
         self.default_quantization = ""
+        self.default_index = "hnsw"
         self.allowed_compression: frozenset[str] = frozenset()
         self.classes: dict[str, dict[str, Any]] = {}
         self.aliases: dict[str, str] = {}
@@ -122,7 +123,11 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
             come_back()
 
     def create(self, sent: dict[str, Any]) -> dict[str, Any]:
-        answer = stored(sent, default_quantization=self.default_quantization)
+        answer = stored(
+            sent,
+            default_quantization=self.default_quantization,
+            default_index=self.default_index,
+        )
         fault = self.allowed_compression and not_allowed(answer, self.allowed_compression)
         if fault:
             return fault
@@ -422,6 +427,10 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
                 name, uuid = self.path.split("?")[0].split("/")[3:]
                 gone = double.objects[name].pop(uuid, None)
                 self._answer(404 if gone is None else 204, {})
+                return
+            if self.path.startswith("/v1/aliases/"):
+                led = double.aliases.pop(self.path.removeprefix("/v1/aliases/"), None)
+                self._answer(404 if led is None else 204, {})
                 return
             name = self.path.removeprefix("/v1/schema/")
             double.classes.pop(name, None)

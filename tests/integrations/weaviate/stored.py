@@ -115,7 +115,9 @@ CLASS: dict[str, Any] = {
 }
 
 
-def stored(sent: dict[str, Any], *, default_quantization: str = "") -> dict[str, Any]:
+def stored(
+    sent: dict[str, Any], *, default_quantization: str = "", default_index: str = "hnsw"
+) -> dict[str, Any]:
     """Return what Weaviate answers to GET /v1/schema/{class} after this was created."""
     known = copy.deepcopy(CLASS)
     _merge(known, copy.deepcopy(sent))
@@ -123,6 +125,7 @@ def stored(sent: dict[str, Any], *, default_quantization: str = "") -> dict[str,
     for vector in known.get("vectorConfig", {}).values():
         ((module, settings),) = vector["vectorizer"].items()
         vector["vectorizer"] = {module: MODULE_DEFAULTS[module] | (settings or {})}
+        vector.setdefault("vectorIndexType", default_index)
         _index(vector, default_quantization)
     if "vectorConfig" not in known:
         module = known.setdefault("vectorizer", "none")

@@ -173,6 +173,30 @@ def test_a_default_quantiser_of_the_server_breaks_hamming(
     assert checked("Ours")["index"] == ("ok", "hnsw, hamming, quantised by nothing")
 
 
+@pytest.mark.parametrize(
+    ("kind", "verdict", "said"),
+    [
+        ("hfresh", "ok", "hfresh, cosine, quantised by nothing"),
+        ("flat", "ok", "server's DEFAULT_VECTOR_INDEX_TYPE and DEFAULT_QUANTIZATION has it"),
+    ],
+)
+def test_a_default_index_of_the_server_is_read_as_what_it_is(
+    double: Double, checked: Check, kind: str, verdict: str, said: str
+) -> None:
+    double.default_index = kind
+    double.default_quantization = "bq"
+    double.create({"class": "Docs", "vectorConfig": {"default": {"vectorizer": {"none": {}}}}})
+    found = checked()["index"]
+    assert found[0] == verdict
+    assert said in found[1]
+    assert "DEFAULT_VECTOR_INDEX_TYPE" in found[1]
+    # What is made here names its index, and gets no other one.
+    double.create({"class": "Other"})
+    index = self_provided(FakeEmbedder().spec(embedding_type="binary")).vectorIndexConfig
+    assert index is not None
+    assert index.vector_index_type().value == "hnsw"
+
+
 def test_each_of_several_vectors_is_named(make: Any, checked: Check) -> None:
     good = vectorizer("m", base_url=HOME, name="good")
     bad = Configure.Vectors.text2vec_nvidia(base_url=HOME, name="bad", truncate=True)
