@@ -7,7 +7,7 @@ residual into the product. On CUDA it is torch's own product, in float8 where th
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -221,7 +221,8 @@ def _mkl_is_faster(shape: torch.Size, dtype: torch.dtype) -> bool:
     Measured on an AMD EPYC with AVX2 alone, 1,664 rows of 768 to 3,072: 82 against 71 GFLOP/s, and
     73 against 48 with GELU, which oneDNN computes slowly there. Narrow weights gain nothing.
     """
-    if dtype != torch.float32 or min(shape) < _WIDE or not torch.backends.mkl.is_available():
+    has_mkl: Callable[[], bool] = torch.backends.mkl.is_available
+    if dtype != torch.float32 or min(shape) < _WIDE or not has_mkl():
         return False
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
