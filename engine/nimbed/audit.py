@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nimbed.batch import quantize, signs_from_bits
 from nimbed.embedder import Adjustable, Embedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.findings import Finding
-from nimbed.quantize import quantize, signs_from_bits
+from nimbed.reports import Finding
 from nimbed.rows import text_fault
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
 

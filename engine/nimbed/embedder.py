@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
@@ -16,7 +15,7 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import (
     EmbeddingType,
     InputType,
@@ -237,70 +236,6 @@ class HybridEmbedder(Protocol):
         progress: Progress = False,
     ) -> SparseBatch:
         """Embed texts as the weights of their tokens alone; see :meth:`embed_kinds`."""
-        ...
-
-    def embed_multi(
-        self,
-        inputs: Sequence[str],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
-    ) -> MultiVectorBatch:
-        """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
-        ...
-
-
-def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:
-    """Return an embedder that gives a kind of vectors besides dense ones, or refuse it.
-
-    Raises:
-        ConfigurationError: If it does not.
-    """
-    offered: Sequence[Kind] = ("dense",)
-    if isinstance(embedder, HybridEmbedder):
-        offered = embedder.kinds
-    KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
-    return cast(HybridEmbedder, embedder)
-
-
-class HybridBase(ABC):
-    """Single kinds, and the async call, on top of ``embed_kinds``."""
-
-    @abstractmethod
-    def embed_kinds(
-        self,
-        inputs: Sequence[str],
-        *,
-        kinds: Sequence[Kind] | None = None,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        max_active: int | None = None,
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
-    ) -> EmbeddingKinds:
-        """Embed texts; see :meth:`HybridEmbedder.embed_kinds`."""
-
-    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
-        """Embed in a thread; see :meth:`HybridEmbedder.embed_kinds` for the options."""
-        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
-
-    def embed_sparse(
-        self,
-        inputs: Sequence[str],
-        *,
-        input_type: InputType,
-        truncate: Truncate = "NONE",
-        max_active: int | None = None,
-        progress: Progress = False,
-    ) -> SparseBatch:
-        """Embed texts as the weights of their tokens; see :meth:`HybridEmbedder.embed_kinds`."""
         found = self.embed_kinds(
             inputs,
             kinds=("sparse",),
@@ -322,7 +257,7 @@ class HybridBase(ABC):
         pool_factor: int = 1,
         progress: Progress = False,
     ) -> MultiVectorBatch:
-        """Embed texts as one vector a token; see :meth:`HybridEmbedder.embed_kinds`."""
+        """Embed texts as one vector a token alone; see :meth:`embed_kinds`."""
         found = self.embed_kinds(
             inputs,
             kinds=("multi",),
@@ -334,6 +269,61 @@ class HybridBase(ABC):
         ).multi
         assert found is not None  # it was asked for
         return found
+
+
+class HybridBase(HybridEmbedder):
+    """The calls for several kinds of vectors, on top of one that takes the options as values."""
+
+    def embed_kinds(
+        self,
+        inputs: Sequence[str],
+        *,
+        kinds: Sequence[Kind] | None = None,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        max_active: int | None = None,
+        token_type: TokenType = "float",
+        pool_factor: int = 1,
+        progress: Progress = False,
+    ) -> EmbeddingKinds:
+        """Embed texts; see :meth:`HybridEmbedder.embed_kinds`."""
+        asked = KindOptions(
+            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
+        )
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality="text",
+        )
+        return self._embed_kinds(inputs, asked, options, progress)
+
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
+    ) -> EmbeddingKinds:
+        raise NotImplementedError  # unless a class has an embed_kinds of its own
+
+    async def aembed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
+        """Embed in a thread; see :meth:`embed_kinds` for the options."""
+        return await asyncio.to_thread(self.embed_kinds, inputs, **options)
+
+
+def giving(embedder: Embedder, kind: Literal["sparse", "multi"]) -> HybridEmbedder:
+    """Return an embedder that gives a kind of vectors besides dense ones, or refuse it.
+
+    Raises:
+        ConfigurationError: If it does not.
+    """
+    offered: Sequence[Kind] = ("dense",)
+    if isinstance(embedder, HybridEmbedder):
+        offered = embedder.kinds
+    KindOptions(kinds=(kind,)).chosen(offered, embedder.card.id)
+    return cast(HybridEmbedder, embedder)
 
 
 @runtime_checkable

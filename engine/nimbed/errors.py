@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nimbed.batch import PartialResult
@@ -119,8 +119,8 @@ class RemoteError(BackendError):
         retryable: Whether the same call may succeed later.
         rows: The caller's row numbers that the failure concerns.
         partial: What the call had finished before, or None if nothing: ``partial.rows`` are the
-            caller's row numbers, ascending, and ``partial.batch`` their vectors in that order.
-            Keep it, and embed the other rows later::
+            caller's row numbers, ascending, and ``partial.batch`` their vectors in that order; of
+            ``embed_kinds`` those of each kind. Keep it, and embed the other rows later::
 
                 try:
                     batch = embedder.embed(texts, input_type="passage")
@@ -148,7 +148,7 @@ class RemoteError(BackendError):
         self.retry_after = retry_after
         self.retryable = retryable
         self.rows = tuple(rows)
-        self.partial: PartialResult | None = None
+        self.partial: PartialResult[Any] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every attribute when the error crosses a process border."""

@@ -16,23 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard
+from nimbed.cards import ModelCard
 from nimbed.embedder import HybridBase, Managed
 from nimbed.errors import TooLongError
 from nimbed.images import Image
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
-from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress, reporting
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
     TokenType,
-    Truncate,
     VectorSpec,
 )
 
@@ -56,11 +53,12 @@ FAKE_CARD = ModelCard(
 _VOCABULARY = 2**15
 
 
-class FakeEmbedder(HybridBase, Managed):
+class FakeEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds an input as a unit vector seeded by the hash of prompt, text and image.
 
-    Words stand for tokens, and an image counts as one. Every rule of the real embedders holds:
-    roles, sizes, types, lengths; images are embedded if the card has them.
+    Words stand for tokens, and an image counts as one; a word's weight in a sparse vector is 1 plus
+    the logarithm of how often it occurs. Every rule of the real embedders holds: roles, sizes,
+    types, lengths; images are embedded if the card has them.
 
     Attributes:
         calls: Every (input_type, inputs) that was embedded, in order.
@@ -79,39 +77,12 @@ class FakeEmbedder(HybridBase, Managed):
         """Return another with this card; see :class:`nimbed.embedder.Adjustable`."""
         return FakeEmbedder(card)
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        return self._card.spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+    def _spec(self, options: SpecOptions) -> VectorSpec:
+        return self._card.spec(**options)
 
-    def embed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Embed inputs by hashing; see :meth:`nimbed.embedder.Embedder.embed`."""
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
         card = self._card
         spec = self.spec(**options.of_spec)
         items, counts, cut = self._read(inputs, options, in_context=True)
@@ -129,6 +100,11 @@ class FakeEmbedder(HybridBase, Managed):
             token_counts=counts,
             truncated=cut,
         )
+
+    async def _aembed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch:
+        return self._embed(inputs, options, progress)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -159,56 +135,30 @@ class FakeEmbedder(HybridBase, Managed):
             passage_prompt=self._card.passage_prompt,
         )
 
-    def embed_kinds(
-        self,
-        inputs: Sequence[str],
-        *,
-        kinds: Sequence[Kind] | None = None,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        max_active: int | None = None,
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Embed texts by hashing; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`.
-
-        A token's weight is 1 plus the logarithm of how often it occurs.
-        """
-        asked = KindOptions(
-            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
-        )
         chosen = asked.chosen(self.kinds, self._card.id)
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality="text",
-        )
+        role = options.input_type
         dense = None
         if "dense" in chosen:
-            dense = self.embed(inputs, **options.keywords(), progress=progress)
+            dense = self._embed(inputs, options, progress)
         items, counts, cut = self._read(inputs, options)
         if "dense" not in chosen:
-            self.calls.append((input_type, tuple(items)))
-        shared: Any = {"input_type": input_type, "token_counts": counts, "truncated": cut}
-        prompt = self._card.prompt(input_type)
+            self.calls.append((role, tuple(items)))
+        shared: Any = {"input_type": role, "token_counts": counts, "truncated": cut}
+        prompt = self._card.prompt(role)
         words = [f"{prompt}{_text(item)}".split() for item in items]
         sparse = multi = None
         if "sparse" in chosen:
-            spec = self.sparse_spec(max_active=max_active)
+            spec = self.sparse_spec(max_active=asked.max_active)
             sparse = SparseBatch.from_rows([_weights(each) for each in words], spec=spec, **shared)
         if "multi" in chosen:
             width = self._card.dimensions
             rows = [np.stack([_hashed(word, width) for word in each]) for each in words]
             multi = MultiVectorBatch.from_floats(
                 rows,
-                spec=self.multi_spec(token_type=token_type, pool_factor=pool_factor),
+                spec=self.multi_spec(token_type=asked.token_type, pool_factor=asked.pool_factor),
                 **shared,
             )
         return EmbeddingKinds(dense=dense, sparse=sparse, multi=multi)
@@ -265,30 +215,6 @@ class FakeEmbedder(HybridBase, Managed):
             np.array([word.span() for word in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2)
             for text in texts
         ]
-
-    async def aembed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
-    ) -> EmbeddingBatch:
-        """Embed inputs by hashing; see :meth:`nimbed.embedder.Embedder.aembed`."""
-        return self.embed(
-            inputs,
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-            progress=progress,
-        )
 
 
 def _text(item: Input) -> str:

@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch, all_truncated, common_contract, still_truncated
-from nimbed.errors import BackendError, ConfigurationError, name_rows
-from nimbed.quantize import (
+from nimbed.batch import (
+    EmbeddingBatch,
+    all_truncated,
+    common_contract,
     dequantize_int8,
     normalize,
     pack_bits,
     pool_tokens,
     quantize_int8,
     signs_from_bits,
+    still_truncated,
 )
+from nimbed.errors import BackendError, ConfigurationError, name_rows
 from nimbed.spec import (
     InputType,
     MultiVectorSpec,

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from nimbed.cards import ModelCard
 from nimbed.chunks import ChunkMode, LateSplitter, Splitter, TokenCounter
@@ -73,6 +73,25 @@ class LoadOptions:
     concurrency: int | None = None
     batch_size: int | None = None
     timeout: float | None = None
+
+    @classmethod
+    def of(cls, settings: Any, **others: Any) -> LoadOptions:
+        """Return what an adapter's settings hold under these names, with keys and headers shown.
+
+        Args:
+            settings: An object that has some of the attributes; a key and headers as pydantic's
+                secrets.
+            others: Those that it holds under another name.
+        """
+        found = {
+            each.name: getattr(settings, each.name)
+            for each in fields(cls)
+            if hasattr(settings, each.name)
+        }
+        if found["api_key"] is not None:
+            found["api_key"] = found["api_key"].get_secret_value()
+        found["headers"] = shown_headers(found["headers"])
+        return cls(**{**found, **others})
 
     def __post_init__(self) -> None:
         """Refuse what this kind of model would ignore, and hide the values of headers."""
@@ -164,8 +183,10 @@ def load(
         dtype: Arithmetic of a local model; ``auto`` is bfloat16 where the device is fast at it.
             ``float8`` multiplies in float8 (decoders alone, on GPUs from Ada and Hopper on).
         backend: What runs a local model: ``torch``, or ``onnxruntime``, which runs encoders on the
-            CPU in float32 and takes a tenth of the space; ``auto`` is torch where it is installed.
-            The vectors agree to 2e-6 and have one fingerprint.
+            CPU in float32 and takes a tenth of the space. ``auto`` is ONNX Runtime where a model
+            that it runs comes to float32 on a CPU, since it is faster there, and torch for
+            everything else, or whichever is installed. The vectors agree to 2e-6 and have one
+            fingerprint.
         revision: Branch, tag or commit on the hub; part of the vectors' fingerprint.
         dialect: The server's dialect; ``auto`` infers it from the address and the answers.
         cache_dir: Folder of the Hugging Face cache, if not the usual one.

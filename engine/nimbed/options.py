@@ -1,14 +1,18 @@
-"""The options of one embedding call, checked once and carried as one value."""
+"""The options of one embedding call, checked once and carried as one value, and its signatures."""
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
+from nimbed.batch import EmbeddingBatch
 from nimbed.errors import ConfigurationError
-from nimbed.inputs import Modality
+from nimbed.inputs import Input, Modality
+from nimbed.reports import Progress
 from nimbed.spec import (
     Contract,
     EmbeddingType,
@@ -19,11 +23,19 @@ from nimbed.spec import (
     SparseSpec,
     TokenType,
     Truncate,
+    VectorSpec,
     check_literal,
     check_size,
 )
 
-__all__ = ["EmbedKeywords", "EmbedOptions", "KindOptions", "SpecOptions", "cached_options"]
+__all__ = [
+    "EmbedBase",
+    "EmbedKeywords",
+    "EmbedOptions",
+    "KindOptions",
+    "SpecOptions",
+    "cached_options",
+]
 
 C = TypeVar("C", bound=Contract)
 
@@ -202,3 +214,82 @@ def cached_options(
         truncate=truncate,
         int8_scale=int8_scale,
     )
+
+
+class EmbedBase(ABC):
+    """``spec``, ``embed`` and ``aembed``, on top of methods that take the options as one value."""
+
+    def spec(
+        self,
+        *,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        int8_scale: Int8Scale | None = None,
+    ) -> VectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
+        return self._spec(
+            {
+                "embedding_type": embedding_type,
+                "dimensions": dimensions,
+                "int8_scale": int8_scale,
+            }
+        )
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed inputs for one role; see :meth:`nimbed.embedder.Embedder.embed`."""
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+        )
+        return self._embed(inputs, options, progress)
+
+    async def aembed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        input_type: InputType,
+        embedding_type: EmbeddingType = "float",
+        dimensions: int | None = None,
+        truncate: Truncate = "NONE",
+        int8_scale: Int8Scale | None = None,
+        modality: Modality | None = None,
+        progress: Progress = False,
+    ) -> EmbeddingBatch:
+        """Embed without blocking the loop; see :meth:`nimbed.embedder.Embedder.aembed`."""
+        options = EmbedOptions(
+            input_type=input_type,
+            embedding_type=embedding_type,
+            dimensions=dimensions,
+            truncate=truncate,
+            int8_scale=int8_scale,
+            modality=modality,
+        )
+        return await self._aembed(inputs, options, progress)
+
+    @abstractmethod
+    def _spec(self, options: SpecOptions) -> VectorSpec: ...
+
+    @abstractmethod
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch: ...
+
+    async def _aembed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
+    ) -> EmbeddingBatch:
+        return await asyncio.to_thread(self._embed, inputs, options, progress)

@@ -82,7 +82,7 @@ def audit(
     address = (arguments or [""])[0]
     if address.startswith(("http://", "https://")):
         from nimbed_weaviate import audit as audit_collection
-        from nimbed_weaviate import connect
+        from nimbed_weaviate import connect, current_collection
 
         if collection is None or table is not None or embedded is not None:
             raise ConfigurationError(
@@ -91,7 +91,7 @@ def audit(
             )
         with connect(address, grpc_port=grpc_port) as client:
             found = audit_collection(
-                client.collections.get(collection),
+                current_collection(client, collection),
                 None if model is None and base_url is None and card is None else load(),
                 vector=vector,
                 text_property=text_property,
@@ -109,7 +109,11 @@ def audit(
         with options.connect_database(arguments or [], embedded, read_only=True) as connection:
             target = VectorTable(connection, table)
             named = model is not None or card is not None
-            target = VectorTable(connection, table, None if named else load(table_spec=target.spec))
+            target = VectorTable(
+                connection,
+                table,
+                None if named else load(table_spec=target.find_spec() or target.spec),
+            )
             found = target.audit(load() if named else None, rows=sample, others=others)
     _show(collection or table or "", found, as_json)
     if not found.ok:

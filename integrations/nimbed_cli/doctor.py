@@ -11,7 +11,7 @@ import typer
 from nimbed_cli import options
 
 if TYPE_CHECKING:
-    from nimbed.findings import Finding
+    from nimbed.reports import Finding
 
 __all__ = ["doctor"]
 

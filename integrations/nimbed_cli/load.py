@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from nimbed_cli import options
+from nimbed_cli.load_input import LoadInput, declared
 
 if TYPE_CHECKING:
     from nimbed.bulk import JobReport
@@ -55,6 +52,14 @@ def load(
         typer.Option(
             metavar="NAME",
             help="A field of vectors that the model of --card made; nothing is embedded.",
+        ),
+    ] = None,
+    sparse_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A field of sparse vectors that the model of --card made, by token ids; beside "
+            "--vector-field, or alone.",
         ),
     ] = None,
     metadata_field: Annotated[
@@ -147,8 +152,11 @@ def load(
         dsn, source = arguments, None
         if embedded is None and len(dsn) != 1:
             raise ConfigurationError("--from-table and --from-query take the place of INPUT")
-    if vector_field is not None and card is None:
-        raise ConfigurationError("say by --card NAME which model made the vectors")
+    brings = None
+    if vector_field is not None or sparse_field is not None:
+        if card is None:
+            raise ConfigurationError("say by --card NAME which model made the vectors")
+        brings = declared(card, vector_field, sparse_field, max_active, source)
     name = options.target_name(
         dsn,
         table,
@@ -158,7 +166,7 @@ def load(
             "--from-table": from_table is not None,
             "--from-query": from_query is not None,
             "--also": also is not None,
-            "--kinds": kinds is not None,
+            "--sparse-field": sparse_field is not None,
             "--max-active": max_active is not None,
             "--sparse-index": sparse_index,
             "--words": words is not None,
@@ -173,16 +181,18 @@ def load(
         },
     )
     chosen = options.listed(kinds)
-    if sparse_index and (chosen is None or "sparse" not in chosen or (max_active or 0) > 1_000):
+    weighed = sparse_field is not None or "sparse" in (chosen or ())
+    if sparse_index and (not weighed or (max_active or 0) > 1_000):
         raise ConfigurationError(
-            "--sparse-index needs --kinds dense,sparse, and no --max-active of more than 1,000"
+            "--sparse-index needs --kinds dense,sparse or sparse, and no --max-active of more than "
+            "1,000"
         )
     listed = rejects or Path(f"{name}.rejects.jsonl")
     if is_source(listed, [source]):
         raise ConfigurationError(
             f"the list of rejects would replace the input {source!r}; name another with --rejects"
         )
-    given = _Input(
+    given = LoadInput(
         source=source,
         table=from_table,
         query=from_query,
@@ -192,7 +202,7 @@ def load(
         kind=input_format,
         encoding=encoding,
         delimiter=delimiter,
-        vector_field=vector_field,
+        brings=brings,
         keeps=metadata_field,
     )
     stored_as: dict[str, Any] = {
@@ -220,6 +230,7 @@ def load(
                 server=server,
                 served_name=served_name,
                 stored_as=stored_as,
+                kinds=chosen,
             )
         make: Callable[[Any], Any] = stack.enter_context(opening)
         target = make(None)
@@ -274,12 +285,18 @@ def load(
         if index and collection is None and (report.loaded or report.unchanged):
             with progress_bar("indexing", before="indexing", show=progress) as move:
                 built = target.index(words=words, sparse=sparse_index, on_progress=move)
-            typer.echo("the index is built" if built else "the index was there already", err=True)
+            typer.echo(_of_index(built, target.find_index()), err=True)
+
+
+def _of_index(built: bool, name: str | None) -> str:
+    if name is None:  # of sparse vectors alone
+        return "there is no index: a search compares every row (--sparse-index builds one)"
+    return "the index is built" if built else "the index was there already"
 
 
 @contextmanager
 def _open_table(
-    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any], given: _Input
+    dsn: list[str], embedded: str | None, name: str, stored_as: dict[str, Any], given: LoadInput
 ) -> Generator[Callable[[Any], VectorTable]]:
     """Connect to PostgreSQL, and yield what makes a table of it a target."""
     from psycopg.conninfo import make_conninfo
@@ -291,116 +308,9 @@ def _open_table(
         yield lambda embedder: VectorTable(connection, name, embedder, **stored_as)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Input:
-    """What is loaded, and what was seen of it.
-
-    Attributes:
-        source: A file; None for a table or a query of the database.
-        dsn: Of the database.
-        named: Whether the rows have ids of their own.
-        unused: Whether they have a field named id that was not taken for one.
-    """
-
-    source: str | None
-    table: str | None
-    query: str | None
-    text_field: str | list[str]
-    id_field: str | None
-    template: str | None
-    kind: str | None
-    encoding: str | None
-    delimiter: str | None
-    vector_field: str | None
-    keeps: list[str] | None
-    dsn: str = field(default="", repr=False)
-    named: bool = False
-    unused: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the ledger, and rows without an id, call it."""
-        if self.source is None:
-            return self.table or "query"
-        return "stdin" if self.source == "-" else Path(self.source).name
-
-    def rows(self) -> Iterator[Any]:
-        """Read it from its start."""
-        from nimbed.files import read_rows
-        from nimbed.files.sources import kind_of
-
-        fields: dict[str, Any] = {
-            "text_field": self.text_field,
-            "id_field": self.id_field,
-            "template": self.template,
-        }
-        if self.source is not None:
-            rows = read_rows(
-                self.source,
-                kind=self.kind,
-                encoding=self.encoding,
-                delimiter=self.delimiter,
-                **fields,
-            )
-            typed = kind_of(self.source, self.kind) in ("parquet", "feather", "xlsx")
-            return self.observed(rows, typed=typed)
-        from nimbed_pgvector.query_rows import query_rows
-
-        fields |= {"table": self.table, "query": self.query, "vector_field": self.vector_field}
-        return self.observed(query_rows(self.dsn, **fields), typed=True)
-
-    def observed(self, rows: Iterable[Any], *, typed: bool) -> Iterator[Any]:
-        """Yield rows; of a typed source with null for NaN, which JSON has not."""
-        from nimbed.rows import Row, vector_in, without_nan
-
-        left = iter(rows)
-        for row in left:
-            if isinstance(row, Row):
-                self.named = row.id is not None
-                self.unused = not self.named and "id" in row.columns
-                vectors = vector_in(row)
-                kept = self.keeps is None or vectors in self.keeps
-                if vectors is not None and vectors != self.vector_field and kept:
-                    typer.echo(
-                        f"the field {vectors} holds {len(row.columns[vectors]):,} numbers a row, "
-                        f"which are kept as metadata; if they are vectors, --vector-field "
-                        f"{vectors} --card MODEL takes them as such, and --metadata-field names "
-                        f"what is kept",
-                        err=True,
-                    )
-                left = itertools.chain([row], left)
-                break
-            yield row
-        if not typed:
-            yield from left
-            return
-        for row in left:
-            if isinstance(row, Row) and any(
-                isinstance(value, (float, list, dict)) for value in row.columns.values()
-            ):
-                row = dataclasses.replace(row, columns=without_nan(dict(row.columns)))
-            yield row
-
-    def count(self) -> int:
-        """Return about how many rows there are, for the bar; 0 where it must be read to tell."""
-        from nimbed.files.parquet import open_parquet
-        from nimbed.files.sources import kind_of
-
-        if self.source is None or self.source == "-" or not Path(self.source).is_file():
-            return 0
-        kind = kind_of(self.source, self.kind)
-        if kind == "parquet":
-            with open_parquet(self.source) as file:
-                return int(file.metadata.num_rows)
-        if kind not in ("txt", "jsonl", "csv", "tsv") or not self.source.endswith(f".{kind}"):
-            return 0  # packed, or of another layout
-        with Path(self.source).open("rb") as file:  # lines: in a csv a record may have several
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or 1
-
-
 def _load_vectors(
     target: VectorTable | CollectionTarget,
-    given: _Input,
+    given: LoadInput,
     card: str | None,
     move: Callable[[int, int], None],
     common: dict[str, Any],
@@ -412,19 +322,18 @@ def _load_vectors(
     from nimbed.errors import ConfigurationError
 
     mend = "--chunk and --prune are for texts that are embedded now"
-    if given.vector_field is not None:
-        from nimbed.files.ready_vectors import declared_spec, ready_parts
-
+    if given.brings is not None:
         if texts:
             raise ConfigurationError(f"{given.name} brings its vectors; {mend}")
+        from nimbed.files.ready_vectors import declared_parts
+
         without = JobReport()
-        spec, parts = ready_parts(
+        parts, contracts = declared_parts(
             given.rows(),
-            given.vector_field,
-            functools.partial(declared_spec, card or ""),
+            given.brings,
             on_reject=lambda reject: without.reject([reject], common["on_reject"]),
         )
-        report = target.load_embedded(parts, spec, **common)
+        report = target.load_embedded(parts, **contracts, **common)
         report.rejected += without.rejected
         report.first_rejects = [*without.first_rejects, *report.first_rejects]
         return report
@@ -469,7 +378,7 @@ def _warning(index: str | None, table: str) -> Callable[[JobReport], None]:
     return warn
 
 
-def _summary(report: JobReport, table: str, listed: Path, found: _Input) -> Iterator[str]:
+def _summary(report: JobReport, table: str, listed: Path, found: LoadInput) -> Iterator[str]:
     rate = report.read / report.seconds if report.seconds else 0.0
     pruned = f", {report.removed:,} removed" if report.removed else ""
     yield (

@@ -6,6 +6,7 @@ inside the commands, so that ``nimbed --help`` is immediate.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -87,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code.
 
     Args:
-        arguments: What was typed after ``nimbed``; None takes it from the process.
+        arguments: What was typed after ``nimbed``; None takes it from the process, which then ends
+            here, without what Python does at its end.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in typed
@@ -109,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sentence, code = _describe(error)
         typer.echo(f"Error: {sentence}", err=True)
     _flush()
+    if arguments is None and "nimbed_server" not in sys.modules:
+        # Libraries of inference take 0.3 s to be taken down. A server's traces are sent then.
+        logging.shutdown()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -149,10 +155,11 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _flush() -> None:
     """Write what is left, and say nothing if nobody reads it any more, as in ``| head``."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -76,6 +76,14 @@ def migrate(
             metavar="NAME", help="The collection's new vector. Default: one of the model's name."
         ),
     ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A new collection that takes the old one's place. Default: none where the new "
+            "vector can be added (Weaviate 1.31, vectors with names, no alias), else NAME_2.",
+        ),
+    ] = None,
     source_property: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,6 +117,7 @@ def migrate(
         },
         collections_alone={
             "--vector": vector is not None,
+            "--into": into is not None,
             "--source-property": bool(source_property),
             "--template": template is not None,
         },
@@ -142,6 +151,7 @@ def migrate(
                 truncate=truncate,
                 options={
                     "vector": vector,
+                    "into": into,
                     "embedding_type": embedding_type,
                     "dimensions": dimensions,
                     "int8_scale": int8_scale,

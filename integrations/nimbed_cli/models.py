@@ -127,7 +127,7 @@ def _from_files(name: str, told: str | None) -> tuple[ModelCard, list[str]]:
     from nimbed import cards
     from nimbed.local.checkpoint import read_checkpoint
     from nimbed.local.hub import locate
-    from nimbed.local.module_list import has_routes
+    from nimbed.local.sentence_config import has_routes
     from nimbed.spec import InputType
 
     located = locate(name, weights=False)

@@ -155,7 +155,8 @@ def search(
             from nimbed_pgvector import VectorTable
 
             with options.connect_database(dsn, embedded, read_only=True) as connection:
-                embedder = load(table_spec=VectorTable(connection, name).spec)
+                there = VectorTable(connection, name)
+                embedder = load(table_spec=there.find_spec() or there.spec)
                 target = VectorTable(connection, name, embedder)
                 condition = " AND ".join(f"({part}\n)" for part in filter or ()) or None
                 how: dict[str, Any] = {

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder
 from nimbed.errors import NimbedError, RemoteError
-from nimbed.findings import Finding, Verdict
 from nimbed.remote.address import Address
 from nimbed.remote.discovery import find_card
 from nimbed.remote.embedder import RemoteEmbedder
+from nimbed.reports import Finding, Verdict
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["examine", "examine_all"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 if TYPE_CHECKING:
-    from nimbed.findings import Finding
+    from nimbed.reports import Finding
 
 __all__ = [
     "Column",

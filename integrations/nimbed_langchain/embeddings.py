@@ -26,7 +26,6 @@ from nimbed.load import (
     explain_arguments,
     key_for,
     refuse_to_pickle,
-    shown_headers,
 )
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
@@ -203,23 +202,7 @@ class NimbedEmbeddings(BaseModel, Embeddings):
         )
 
     def _source(self) -> LoadOptions:
-        return LoadOptions(
-            model=self.model,
-            base_url=self.base_url,
-            api_key=self.api_key.get_secret_value() if self.api_key else None,
-            headers=shown_headers(self.headers),
-            device=self.device,
-            dtype=self.dtype,
-            backend=self.backend,
-            revision=self.revision,
-            card=self.card,
-            prompt_name=self.prompt_name,
-            dialect=self.dialect,
-            cache_dir=self.cache_dir,
-            concurrency=self.concurrency,
-            batch_size=self.batch_size,
-            timeout=self.timeout,
-        )
+        return LoadOptions.of(self)
 
     def _read_key(self) -> None:
         if self.base_url is not None:

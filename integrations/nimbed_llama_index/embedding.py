@@ -29,7 +29,6 @@ from nimbed.load import (
     explain_arguments,
     key_for,
     refuse_to_pickle,
-    shown_headers,
 )
 from nimbed.options import EmbedOptions, cached_options
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec
@@ -366,22 +365,7 @@ class NimbedEmbedding(MultiModalEmbedding):
         return {**self._options(role).keywords(), "progress": progress}
 
     def _source(self) -> LoadOptions:
-        return LoadOptions(
-            model=self.model_name,
-            base_url=self.base_url,
-            api_key=self.api_key.get_secret_value() if self.api_key else None,
-            headers=shown_headers(self.headers),
-            device=self.device,
-            dtype=self.dtype,
-            backend=self.backend,
-            revision=self.revision,
-            card=self.card,
-            prompt_name=self.prompt_name,
-            dialect=self.dialect,
-            cache_dir=self.cache_dir,
-            concurrency=self.concurrency,
-            timeout=self.timeout,
-        )
+        return LoadOptions.of(self, model=self.model_name)
 
     def __copy__(self) -> Self:
         """Copy the settings; the copy shares what is loaded for as long as they are the same."""

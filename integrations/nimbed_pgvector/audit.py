@@ -13,10 +13,10 @@ from psycopg import sql
 
 from nimbed import Embedder
 from nimbed.audit import AUDITED, Audit, StoredSample, audit, field_variants
+from nimbed.batch import signs_from_bits
 from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.findings import Finding
-from nimbed.quantize import signs_from_bits
+from nimbed.reports import Finding
 from nimbed.spec import InputType, require_same_space
 from nimbed_pgvector.columns import AnyColumn, Column
 from nimbed_pgvector.operations import Operation, TableOperations
@@ -62,13 +62,18 @@ class AuditOperations(TableOperations[S]):
                 f"the table {self._name} holds late chunks, whose vectors depend on more text than "
                 f"their own: they cannot be embedded again from it"
             )
+        sparse = table.layout.sparse
+        if table.layout.dense is None and sparse is not None:
+            rest = yield Transaction(procedure=_sample_sparse(table, sparse, rows))
+            by = embedder or self._embedder_for(table)
+            alone: Audit = yield lambda: _audit_sparse(sparse, rest, by)
+            return alone
         columns = table.layout.columns if embedder is None else claimed(table, embedder)
         sample: list[StoredSample] = yield Transaction(procedure=sample_rows(table, columns, rows))
         found: Audit = yield lambda: audit_columns(
             columns, sample, embedder or self._embedder_for(table), others
         )
-        if table.layout.sparse is not None:
-            sparse = table.layout.sparse
+        if sparse is not None:
             rest = yield Transaction(procedure=_sample_sparse(table, sparse, rows))
             by = embedder or self._embedder_for(table)
             found = yield lambda: _joined([found, _audit_sparse(sparse, rest, by)])

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed import EmbeddingBatch, EmbeddingKinds, SparseSpec, VectorSpec, stores
+from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch, SparseSpec, VectorSpec, stores
+from nimbed.batch import quantize
 from nimbed.errors import ConfigurationError, SpaceMismatchError
-from nimbed.quantize import quantize
 from nimbed.spec import Kind, check_literal, require_same_space
 from nimbed_pgvector.sparse import SparseColumn
 from nimbed_pgvector.statements import Wire
@@ -154,37 +154,60 @@ AnyColumn: TypeAlias = Column | SparseColumn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The vector columns of a table.
+    """The vector columns of a table, of which there is one at least.
 
     Attributes:
-        embedding: The dense vectors that are indexed.
+        dense: The dense vectors that are indexed, if any.
         rescoring: The floats that they are rescored by, if any.
-        sparse: The sparse vectors beside them, if any.
+        sparse: The sparse vectors beside them, or alone, if any.
     """
 
-    embedding: Column
+    dense: Column | None = None
     rescoring: Column | None = None
     sparse: SparseColumn | None = None
 
     @classmethod
     def of(
-        cls, spec: VectorSpec, *, also: Also | None = None, sparse: SparseSpec | None = None
+        cls,
+        spec: VectorSpec | None,
+        *,
+        also: Also | None = None,
+        sparse: SparseSpec | None = None,
     ) -> Layout:
-        """Return the columns for a spec, and for one of sparse vectors.
+        """Return the columns for a spec of dense vectors, for one of sparse ones, or for both.
 
         Raises:
             ConfigurationError: If pgvector cannot hold such vectors.
         """
         return cls(
-            embedding=Column.embedding(spec),
-            rescoring=None if also is None else Column.rescoring(spec, also),
+            dense=None if spec is None else Column.embedding(spec),
+            rescoring=None if also is None or spec is None else Column.rescoring(spec, also),
             sparse=None if sparse is None else SparseColumn.of(sparse),
         )
 
     @property
+    def embedding(self) -> Column:
+        """The dense vectors that are indexed.
+
+        Raises:
+            ConfigurationError: If there are none.
+        """
+        if self.dense is None:
+            raise ConfigurationError(
+                "the table holds sparse vectors alone, and this needs dense ones; load into a new "
+                "table with kinds=('dense', 'sparse') (--kinds dense,sparse)"
+            )
+        return self.dense
+
+    @property
     def spec(self) -> VectorSpec:
-        """The contract of the indexed vectors."""
+        """The contract of the indexed vectors; raises as ``embedding`` does."""
         return self.embedding.spec
+
+    @property
+    def contract(self) -> VectorSpec | SparseSpec:
+        """The contract that names the model: of dense vectors, or of sparse ones alone."""
+        return self.stored[0].spec
 
     @property
     def also(self) -> Also | None:
@@ -196,12 +219,13 @@ class Layout:
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of dense vectors, in the order of the table."""
-        return (self.embedding,) if self.rescoring is None else (self.embedding, self.rescoring)
+        return tuple(column for column in (self.dense, self.rescoring) if column is not None)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of vectors that the table has."""
-        return ("dense",) if self.sparse is None else ("dense", "sparse")
+        columns: dict[Kind, AnyColumn | None] = {"dense": self.dense, "sparse": self.sparse}
+        return tuple(kind for kind, column in columns.items() if column is not None)
 
     @property
     def stored(self) -> tuple[AnyColumn, ...]:
@@ -216,24 +240,29 @@ class Layout:
         """
         return [_converted(batch, column.spec) for column in self.columns]
 
-    def encoder(self, given: EmbeddingBatch | EmbeddingKinds) -> Callable[[slice], list[bytes]]:
+    def encoder(
+        self, given: EmbeddingBatch | SparseBatch | EmbeddingKinds
+    ) -> Callable[[slice], list[bytes]]:
         """Return a function from rows to the fields of their vectors in a binary COPY.
 
         Raises:
             SpaceMismatchError: If the vectors are of another space or kind than the columns.
         """
-        dense = given if isinstance(given, EmbeddingBatch) else given.dense
-        sparse = None if isinstance(given, EmbeddingBatch) else given.sparse
-        column = self.sparse
-        if dense is None or (sparse is None) != (column is None):
-            holds = "dense vectors" if column is None else "dense and sparse vectors"
+        kinds = given if isinstance(given, EmbeddingKinds) else EmbeddingKinds()
+        dense = given if isinstance(given, EmbeddingBatch) else kinds.dense
+        sparse = given if isinstance(given, SparseBatch) else kinds.sparse
+        came = [batch.spec.kind for batch in (dense, sparse) if batch is not None]
+        if tuple(came) != self.kinds:
             raise SpaceMismatchError(
-                f"the table holds {holds}; got {' and '.join(_kinds_of(given))} ones"
+                f"the table holds {' and '.join(self.kinds)} vectors; got {' and '.join(came)} ones"
             )
-        batches = self.batches(dense)
+        batches = [] if dense is None else self.batches(dense)
+        column = self.sparse
         if column is None or sparse is None:
             return functools.partial(self.fields, batches)
         some, of_sparse = sparse, column
+        if dense is None:
+            return lambda rows: of_sparse.wire(some, rows)
 
         def both(rows: slice) -> list[bytes]:
             dense_fields = self.fields(batches, rows)
@@ -250,11 +279,6 @@ class Layout:
         # A list of void scalars is one of bytes: a tenth of the time that slices take.
         fields: list[bytes] = joined.view(f"V{joined.shape[1]}")[:, 0].tolist()
         return fields
-
-
-def _kinds_of(given: EmbeddingBatch | EmbeddingKinds) -> list[str]:
-    batches = (given,) if isinstance(given, EmbeddingBatch) else given.batches
-    return [batch.spec.kind for batch in batches]
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from typing import Any
 from psycopg import errors, sql
 from xxhash import xxh3_128_digest
 
-from nimbed import EmbeddingBatch, EmbeddingKinds
+from nimbed import EmbeddingBatch, EmbeddingKinds, SparseBatch
 from nimbed.bulk import (
     JobReport,
     PassageBatch,
@@ -55,7 +55,7 @@ Passages = PassageBatch[bytes, bytes]
 Batch = tuple[Passages, list[Reject]]
 Batches = Iterator[Batch]
 #: Rows and their vectors, as many of the one as of the other.
-Ready = tuple[Sequence[Row], EmbeddingBatch | EmbeddingKinds]
+Ready = tuple[Sequence[Row], EmbeddingBatch | SparseBatch | EmbeddingKinds]
 
 #: Rows a transaction: one commit costs as much as a few hundred rows.
 BATCH_ROWS = 1024
@@ -171,7 +171,7 @@ def ready_batches(
         stored = sum(column.stored_bytes for column in layout.stored)
         most = max(1, min(most, _SOCKET_BYTES // (TEXT_BYTES + stored)))
     for rows, given in parts:
-        for batch in (given,) if isinstance(given, EmbeddingBatch) else given.batches:
+        for batch in given.batches if isinstance(given, EmbeddingKinds) else (given,):
             if len(rows) != len(batch):
                 raise ConfigurationError(f"{len(rows)} rows came with {len(batch)} vectors")
             if batch.input_type != "passage":
@@ -490,6 +490,6 @@ def _ledger_row(table: Table, source: str, numbers: Sequence[int], *, stored: in
             min(numbers),
             max(numbers),
             stored,
-            table.layout.spec.fingerprint,
+            table.layout.contract.fingerprint,
         ),
     )

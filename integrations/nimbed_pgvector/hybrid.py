@@ -69,8 +69,12 @@ def embed_question_kinds(
         ConfigurationError: If the table has no such column, or the model gives no such vectors.
     """
     layout = table.layout
-    spec = layout.spec
     sparse = sparse_column(layout.sparse, table.name)
+    if kinds == ("sparse",):
+        return giving(embedder, "sparse").embed_kinds(
+            [question], kinds=kinds, input_type="query", max_active=sparse.spec.max_active
+        )
+    spec = layout.spec
     rescored = spec.packed or layout.rescoring is not None
     return giving(embedder, "sparse").embed_kinds(
         [question],

@@ -6,19 +6,28 @@ Row by row, during the load, building it takes many times longer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from nimbed.errors import ConfigurationError
 from nimbed_pgvector.columns import AnyColumn
-from nimbed_pgvector.schema import Table, beside, see_extension
+from nimbed_pgvector.schema import Table, beside
 from nimbed_pgvector.sparse import MOST_INDEXED
-from nimbed_pgvector.statements import Procedure, Query, Rows, run, trusted
+from nimbed_pgvector.statements import (
+    Call,
+    Procedure,
+    Query,
+    Rows,
+    ServerProcess,
+    run,
+    trusted,
+)
 
 __all__ = [
     "IndexPlan",
@@ -32,6 +41,8 @@ __all__ = [
     "watching",
 ]
 
+T = TypeVar("T")
+
 #: Told (rows in the index, rows in all).
 IndexProgress = Callable[[int, int], None]
 
@@ -42,6 +53,16 @@ _BYTES_PER_ROW = 256
 _LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2 * 2**30
 _MOST_WORKERS = 7
 _PAUSE = 0.2  # seconds between two questions about the progress
+_TRIES = 10
+_UNLIMITED = {"statement_timeout": "0"}
+# Whether an index is valid, and whether somebody is at work on its table: one that is not valid is
+# being built then, else it was left half done.
+_STATE = sql.SQL(
+    "SELECT indisvalid, EXISTS (SELECT FROM pg_locks WHERE relation = indrelid AND granted"
+    " AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid() AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    " FROM pg_index WHERE indexrelid = to_regclass(%s)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +102,7 @@ def plan_index(
     Raises:
         ConfigurationError: If a number is out of pgvector's range, or the column has no index.
     """
-    column = column or table.layout.embedding
+    column = column or table.layout.stored[0]
     if not column.operator_class:
         raise ConfigurationError(
             f"the vectors of the column {column.name} may have more weights than an index takes, "
@@ -131,8 +152,14 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     )
     if (yield from _exists(table, plan.column)):
         return False
-    yield from see_extension(table.extension)
-    yield _settings(plan, local=True)
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, true),"
+            " set_config('statement_timeout', '0', true),"
+            " set_config('max_parallel_maintenance_workers', %s, true)"
+        ),
+        (f"{plan.memory // 1024}kB", str(plan.workers)),
+    )
     yield Query(sql.SQL("CREATE INDEX {}").format(_definition(table, plan)))
     return True
 
@@ -140,30 +167,17 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
 def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     """Build the index of a column while others write to the table; return whether it was built.
 
-    Each statement is a transaction of its own, so that a session's settings are changed and, at
-    the end, put back.
+    Each statement is a transaction of its own.
     """
     if (yield from _exists(table, plan.column)):
         return False
-    before = yield Query(
-        sql.SQL(
-            "SELECT current_setting('maintenance_work_mem'), current_setting('statement_timeout'),"
-            " current_setting('max_parallel_maintenance_workers'), current_setting('search_path')"
-        )
-    )
-    yield _settings(plan, local=False)
-    yield from see_extension(table.extension, local=False)
-    built = yield from create_index(table, name, _definition(table, plan), concurrently=True)
-    yield Query(
-        sql.SQL(
-            "SELECT set_config('maintenance_work_mem', %s, false),"
-            " set_config('statement_timeout', %s, false),"
-            " set_config('max_parallel_maintenance_workers', %s, false),"
-            " set_config('search_path', %s, false)"
-        ),
-        before[0],
-    )
-    return built
+    settings = {
+        "maintenance_work_mem": f"{plan.memory // 1024}kB",
+        "max_parallel_maintenance_workers": str(plan.workers),
+        **_UNLIMITED,
+    }
+    building = _created(table, name, _definition(table, plan), concurrently=True)
+    return (yield from _in_session(settings, building))
 
 
 def create_index(
@@ -178,45 +192,93 @@ def create_index(
         concurrently: Let others write meanwhile; each statement must then be a transaction of its
             own.
     """
-    session = sql.SQL("" if concurrently else "xact_")
-    keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
-    yield Query(sql.SQL("SELECT pg_advisory_{}lock{}").format(session, keys))
-    there = beside(table.name, name)
-    found = yield Query(
-        sql.SQL("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"),
-        (there.as_string(None),),
-    )
-    valid = bool(found and found[0][0])
-    way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    if found and not valid:
-        yield Query(sql.SQL("DROP INDEX {} {}").format(way, there), silent=True)
-    if not valid:
-        yield Query(
-            sql.SQL("CREATE INDEX {} {} {}").format(way, sql.Identifier(name), definition),
-            silent=True,
-        )
+    creating = _created(table, name, definition, concurrently=concurrently)
     if concurrently:
-        yield Query(sql.SQL("SELECT pg_advisory_unlock{}").format(keys))
-    return not valid
+        return (yield from _in_session(_UNLIMITED, creating))
+    keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
+    yield _set(_UNLIMITED, local=True)
+    yield Query(sql.SQL("SELECT pg_advisory_xact_lock{}").format(keys))
+    return (yield from creating)
 
 
-def _settings(plan: IndexPlan, *, local: bool) -> Query:
+def _created(
+    table: Table, name: str, definition: sql.Composed, *, concurrently: bool
+) -> Procedure[bool]:
+    there, way = beside(table.name, name), sql.SQL("CONCURRENTLY" if concurrently else "")
+    looking = Query(_STATE, (there.as_string(None),))
+    built, tries = False, 0
+    while not (found := (yield looking)) or not found[0][0]:
+        if found and found[0][1] and concurrently:
+            # To wait for a lock would be to have a snapshot, which the builder waits for.
+            yield Call(_pause)
+            continue
+        if found:
+            yield Query(sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, there), silent=True)
+        creating = sql.SQL("CREATE INDEX {} {} {}").format(way, sql.Identifier(name), definition)
+        try:
+            yield Query(creating, silent=True)
+        except (errors.DeadlockDetected, errors.DuplicateTable, errors.UniqueViolation):
+            tries += 1  # somebody has come in the same moment
+            if tries == _TRIES:
+                raise
+        else:
+            built = True
+    return built
+
+
+def _in_session(settings: Mapping[str, str], steps: Procedure[T]) -> Procedure[T]:
+    """Do steps that are transactions of their own under settings, which are put back at the end.
+
+    Through a pool of servers (PgBouncer) there is no session, and what was set would be somebody
+    else's: the server's own settings have to do then.
+    """
+    ((began_with,),) = yield ServerProcess()
+    answers, *before = (
+        yield Query(
+            sql.SQL("SELECT pg_backend_pid(), {}").format(
+                sql.SQL(", ").join(
+                    sql.SQL("current_setting({})").format(sql.Literal(name)) for name in settings
+                )
+            )
+        )
+    )[0]
+    if answers != began_with:
+        return (yield from steps)
+    back = _set(dict(zip(settings, before, strict=True)), local=False)
+    yield _set(settings, local=False)
+    try:
+        done = yield from steps
+    except psycopg.Error:
+        with suppress(psycopg.Error):  # the connection may be gone
+            yield back
+        raise
+    yield back
+    return done
+
+
+def _pause() -> Rows:
+    time.sleep(_PAUSE)
+    return []
+
+
+def _set(settings: Mapping[str, str], *, local: bool) -> Query:
+    setting = sql.SQL("set_config({}, {}, {})")
     return Query(
-        sql.SQL(
-            "SELECT set_config('maintenance_work_mem', %s, {local}),"
-            " set_config('statement_timeout', '0', {local}),"
-            " set_config('max_parallel_maintenance_workers', %s, {local})"
-        ).format(local=sql.Literal(local)),
-        (f"{plan.memory // 1024}kB", str(plan.workers)),
+        sql.SQL("SELECT {}").format(
+            sql.SQL(", ").join(
+                setting.format(*map(sql.Literal, (*each, local))) for each in settings.items()
+            )
+        )
     )
 
 
 def _definition(table: Table, plan: IndexPlan) -> sql.Composed:
     column = plan.column
+    within = f"{table.extension}." if table.extension else ""
     return sql.SQL("ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
         table.identifier,
         sql.Identifier(column.name),
-        trusted(column.operator_class),
+        trusted(within + column.operator_class),
         sql.Literal(plan.m),
         sql.Literal(plan.ef_construction),
     )
@@ -231,9 +293,17 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
             transaction of its own.
     """
     way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    for (name,) in (yield from _indexes(table, table.layout.embedding)):
-        statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
-        yield Query(statement, silent=True)
+
+    def dropping() -> Procedure[None]:
+        for (name,) in (yield from _indexes(table, table.layout.embedding)):
+            statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
+            yield Query(statement, silent=True)
+
+    if concurrently:
+        yield from _in_session(_UNLIMITED, dropping())
+    else:
+        yield _set(_UNLIMITED, local=True)
+        yield from dropping()
 
 
 def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:
@@ -243,7 +313,7 @@ def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:
 
 def find_index(table: Table) -> Procedure[str | None]:
     """Return the quoted name of an index that searches use, or None if there is none."""
-    rows = yield from _indexes(table, table.layout.embedding)
+    rows = yield from _indexes(table, table.layout.stored[0])
     return str(rows[0][0]) if rows else None
 
 
@@ -284,7 +354,9 @@ def watching(
 
     def ask() -> None:
         try:
-            with psycopg.connect(dsn, password=password or None, autocommit=True) as connection:
+            with psycopg.connect(
+                dsn, password=password or None, autocommit=True, prepare_threshold=None
+            ) as connection:
                 while not over.wait(_PAUSE):
                     progress = run(connection, _progress(pid))
                     if progress is not None and progress[1]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
+from psycopg import errors
 
 import nimbed
 from nimbed import Embedder, SparseSpec, VectorSpec
@@ -25,8 +26,15 @@ from nimbed.spec import EmbeddingType, Int8Scale, Kind, require_same_space
 from nimbed.stores.kinds import MULTI_VECTORS
 from nimbed_pgvector.columns import Also, Layout, float_twin
 from nimbed_pgvector.errors import translate_errors
-from nimbed_pgvector.index import watching
-from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier
+from nimbed_pgvector.index import IndexProgress, watching
+from nimbed_pgvector.schema import (
+    Table,
+    beside,
+    check_embedder,
+    existing,
+    find,
+    identifier,
+)
 from nimbed_pgvector.sparse import MOST_INDEXED, sparse_spec_of
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
@@ -36,6 +44,7 @@ from nimbed_pgvector.statements import (
     Transaction,
     arun,
     require_idle,
+    require_primary,
     run,
 )
 
@@ -48,6 +57,7 @@ __all__ = [
     "TableOptions",
     "async_method",
     "sync_method",
+    "while_others_write",
 ]
 
 P = ParamSpec("P")
@@ -73,6 +83,26 @@ Step = Transaction | Job | Callable[[], Any]
 Operation = Generator[Step, Any, T]
 
 
+def while_others_write(
+    make: Callable[[bool], Procedure[Any]], on_progress: IndexProgress | None = None
+) -> Operation[Any]:
+    """Change an index while others write, or where that is impossible in one transaction.
+
+    Args:
+        make: Called with whether others write meanwhile, for what is to be done.
+        on_progress: Told how far the index is.
+    """
+    try:
+        return (
+            yield Transaction(
+                procedure=make(True), commits=True, each_alone=True, on_progress=on_progress
+            )
+        )
+    except (errors.ActiveSqlTransaction, errors.FeatureNotSupported):
+        # A connection without autocommit, or a partitioned table.
+        return (yield Transaction(procedure=make(False), commits=True, on_progress=on_progress))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableOptions:
     """What a caller asks of a table's vectors; None means: as the table has it, or the default.
@@ -82,7 +112,7 @@ class TableOptions:
         dimensions: Float dimensions; a new table gets the model's full size.
         int8_scale: Scale of int8 and uint8.
         also: Type of a second column of floats, by which candidates are rescored.
-        kinds: ``dense``, or ``dense`` and ``sparse``; a new table gets ``dense``.
+        kinds: ``dense``, ``sparse``, or both; a new table gets ``dense``.
         max_active: The most weights that a sparse vector keeps, those of the largest; a new table
             gets 1,000, as many as an index takes.
     """
@@ -98,6 +128,8 @@ class TableOptions:
         """Return a function from the table, or None, to its layout, for an embedder's vectors."""
 
         def layout_of(table: Table | None) -> Layout:
+            if self._wanted(table, name) == ("sparse",):
+                return self._beside(None, table, sparse(table))
             stored = None if table is None else table.layout.spec
             asked = (self.embedding_type, self.dimensions, self.int8_scale)
             if stored is not None and asked == (None, None, None):
@@ -119,14 +151,26 @@ class TableOptions:
         return layout_of
 
     def from_vectors(
-        self, given: VectorSpec, sparse: SparseSpec | None = None, *, name: str
+        self, given: VectorSpec | SparseSpec, sparse: SparseSpec | None = None, *, name: str
     ) -> Callable[[Table | None], Layout]:
         """Return a function from the table, or None, to its layout, for vectors that exist.
 
         Floats can still become any compact type; anything else stays what it is.
         """
+        beside: tuple[Kind, ...] = () if sparse is None else ("sparse",)
+        brought: tuple[Kind, ...] = (given.kind, *beside)
+        alone = given if isinstance(given, SparseSpec) else None
+        asked = replace(self, kinds=self.kinds or brought)
 
         def layout_of(table: Table | None) -> Layout:
+            holds = tuple(asked.kinds or ()) if table is None else table.layout.kinds
+            if isinstance(given, SparseSpec) or "dense" not in holds:
+                if holds != brought:
+                    raise ConfigurationError(
+                        f"the table {name} holds {' and '.join(holds)} vectors; these rows bring "
+                        f"{' and '.join(brought)} ones: embed the texts again"
+                    )
+                return self._beside(None, table, asked._sparse(table, lambda _: alone, name=name))
             stored = None if table is None else table.layout.spec
             if stored is not None and self.embedding_type in (None, stored.embedding_type):
                 spec = stored
@@ -144,11 +188,8 @@ class TableOptions:
                 )
             source = float_twin(spec) if given.embedding_type == "float" else spec
             require_same_space(source, given, doing=f"load into the table {name}")
-            asked = (
-                self if sparse is None or self.kinds else replace(self, kinds=("dense", "sparse"))
-            )
-            beside = asked._sparse(table, lambda _: sparse, name=name)
-            layout = self._beside(spec, table, beside)
+            keeping = self if sparse is None else asked
+            layout = self._beside(spec, table, keeping._sparse(table, lambda _: sparse, name=name))
             if layout.rescoring is not None and given.embedding_type != "float":
                 raise SpaceMismatchError(
                     f"the column for rescoring needs floats, but these vectors are "
@@ -158,21 +199,46 @@ class TableOptions:
 
         return layout_of
 
-    def _beside(self, spec: VectorSpec, table: Table | None, sparse: SparseSpec | None) -> Layout:
+    def _beside(
+        self, spec: VectorSpec | None, table: Table | None, sparse: SparseSpec | None
+    ) -> Layout:
+        if spec is None:
+            return Layout.of(None, sparse=sparse)
         also = self.also
         if also is None and table is not None and spec.embedding_type != "float":
             also = table.layout.also
         return Layout.of(spec, also=also, sparse=sparse)
 
-    def _checked_kinds(self) -> Sequence[Kind] | None:
-        """Return the kinds that are asked for, or refuse those that are none, or no table has."""
-        kinds = KindOptions(kinds=self.kinds, max_active=self.max_active).kinds
-        if kinds is not None and "multi" in kinds:
+    def _wanted(self, table: Table | None, name: str) -> tuple[Kind, ...]:
+        """Return the kinds that are asked for, or that the table has.
+
+        Raises:
+            ConfigurationError: If there are none such, a table cannot have them, it has others, or
+                an option is for a kind that is not among them.
+        """
+        asked = KindOptions(kinds=self.kinds, max_active=self.max_active).kinds
+        if asked is not None and "multi" in asked:
             instead = MULTI_VECTORS["pgvector"]
             raise ConfigurationError(f"pgvector stores no multi-vectors: {instead}")
-        if kinds is not None and "dense" not in kinds:
-            raise ConfigurationError("every table has dense vectors: add dense to the kinds")
-        return kinds
+        has: tuple[Kind, ...] | None = None if table is None else table.layout.kinds
+        wanted: tuple[Kind, ...] = has or ("dense",)
+        if asked is not None:
+            known: tuple[Kind, ...] = ("dense", "sparse")
+            wanted = tuple(kind for kind in known if kind in asked)
+        if has is not None and wanted != has:
+            some = "no" if "sparse" not in has else "a"
+            alone = "" if "dense" in has else " alone"
+            raise ConfigurationError(
+                f"the table {name} has {some} column of sparse vectors{alone}; leave kinds out to "
+                f"keep what it has, or load into a new table"
+            )
+        of_dense = (self.embedding_type, self.dimensions, self.int8_scale, self.also)
+        if wanted == ("sparse",) and of_dense != (None,) * 4:
+            raise ConfigurationError(
+                "embedding_type, dimensions, int8_scale and also are for dense vectors, and "
+                "the table gets sparse ones alone; leave them out, or add dense to the kinds"
+            )
+        return wanted
 
     def _sparse(
         self,
@@ -186,14 +252,8 @@ class TableOptions:
         Raises:
             ConfigurationError: If the table has other kinds of vectors than are asked for.
         """
-        kinds = self._checked_kinds()
+        wanted = "sparse" in self._wanted(table, name)
         stored = None if table is None else table.layout.sparse
-        wanted = stored is not None if kinds is None else "sparse" in kinds
-        if table is not None and wanted != (stored is not None):
-            raise ConfigurationError(
-                f"the table {name} has {'no' if stored is None else 'a'} column of sparse vectors; "
-                f"leave kinds out to keep what it has, or load into a new table"
-            )
         if wanted:
             default = MOST_INDEXED if stored is None else stored.spec.max_active
             found = spec_of(default if self.max_active is None else self.max_active)
@@ -250,6 +310,14 @@ class TableOperations(Generic[S]):
             self._table = existing(found, self._name)
         return self._table
 
+    def _find_spec(self) -> Operation[VectorSpec | SparseSpec | None]:
+        """Return the contract of the table's dense vectors, or of its sparse ones alone.
+
+        None if there is no table yet.
+        """
+        found: Table | None = yield Transaction(procedure=find(self._name))
+        return None if found is None else found.layout.contract
+
     def _forget(self) -> None:
         """Look at the table again at the next step: it was changed, as by a migration."""
         self._table = self._fitting = None
@@ -261,7 +329,7 @@ class TableOperations(Generic[S]):
             SpaceMismatchError: If it does not fit the table.
         """
         if self._fitting is None:
-            spec = None if table is None else table.layout.spec
+            spec = None if table is None else table.layout.contract
             embedder = self._given
             if embedder is None:
                 named = (None, None) if spec is None else (spec.model, spec.revision)
@@ -270,6 +338,19 @@ class TableOperations(Generic[S]):
                 check_embedder(embedder, spec, name=self._name)
             self._fitting = embedder
         return self._fitting
+
+
+def _least_rights(name: str) -> str:
+    """Return the statements that let a role search a table, and load into it."""
+    table, spec, ledger = (
+        each.as_string(None)
+        for each in (identifier(name), beside(name, "nimbed_spec"), beside(name, "nimbed_ledger"))
+    )
+    return (
+        f"to search needs GRANT SELECT ON {table}, {spec}; to load, GRANT SELECT, INSERT, UPDATE "
+        f"ON {table}, GRANT SELECT ON {spec} and GRANT SELECT, INSERT ON {ledger}, once the table "
+        f"is made"
+    )
 
 
 class SyncRunner:
@@ -288,8 +369,10 @@ class SyncRunner:
         )
         with lent as connection:
             if isinstance(step, Job):
+                require_primary(connection)
                 return step.work(functools.partial(run, connection), step.batches)
             if step.commits:
+                require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
                 return run(connection, step.procedure, each_alone=step.each_alone)
@@ -300,7 +383,8 @@ class SyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):
+        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
+        with translate_errors(f"{doing} the table {self._name}", rights=rights):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)
@@ -331,8 +415,10 @@ class AsyncRunner:
         )
         async with lent as connection:
             if isinstance(step, Job):
+                require_primary(connection)
                 return await _work_in_thread(connection, step)
             if step.commits:
+                require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
                 return await arun(connection, step.procedure, each_alone=step.each_alone)
@@ -343,7 +429,8 @@ class AsyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):
+        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
+        with translate_errors(f"{doing} the table {self._name}", rights=rights):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)

@@ -60,32 +60,32 @@ def query_rows(
         # end the cursor's declaration.
         statement = trusted(query.strip().rstrip(";"))
     what = table or "the query"
-    with translate_errors(f"reading {what}"), connect(dsn, read_only=True) as connection:
-        connection.execute("SELECT set_config('statement_timeout', '0', false)")
-        with (
-            connection.transaction(),
-            psycopg.ServerCursor(connection, "nimbed_rows", row_factory=tuple_row) as cursor,
-        ):
-            cursor.itersize = _FETCHED
-            cursor.execute(statement)  # without parameters a % is what it says
-            names = [column.name for column in cursor.description or ()]
-            missing = records.missing(names)
-            if missing is not None:
-                raise ConfigurationError(
-                    f"{what} has no column {missing!r}; it has {', '.join(names)}"
-                )
-            kept = [
-                place
-                for place, column in enumerate(cursor.description or ())
-                if column.name in (*records.text.names, id_field, vector_field)
-                or _is_plain(connection, column.type_code)
-            ]
-            for number, values in enumerate(cursor, 1):
-                record = {names[place]: values[place] for place in kept}
-                if id_field is not None and not isinstance(record[id_field], (str, int)):
-                    found = record[id_field]
-                    record[id_field] = None if found is None else str(found)
-                yield records.row(number, record)
+    with (
+        translate_errors(f"reading {what}"),
+        connect(dsn, read_only=True) as connection,
+        connection.transaction(),
+        psycopg.ServerCursor(connection, "nimbed_rows", row_factory=tuple_row) as cursor,
+    ):
+        # For this transaction alone: behind a pool the session is somebody else's afterwards.
+        connection.execute("SELECT set_config('statement_timeout', '0', true)")
+        cursor.itersize = _FETCHED
+        cursor.execute(statement)  # without parameters a % is what it says
+        names = [column.name for column in cursor.description or ()]
+        missing = records.missing(names)
+        if missing is not None:
+            raise ConfigurationError(f"{what} has no column {missing!r}; it has {', '.join(names)}")
+        kept = [
+            place
+            for place, column in enumerate(cursor.description or ())
+            if column.name in (*records.text.names, id_field, vector_field)
+            or _is_plain(connection, column.type_code)
+        ]
+        for number, values in enumerate(cursor, 1):
+            record = {names[place]: values[place] for place in kept}
+            if id_field is not None and not isinstance(record[id_field], (str, int)):
+                found = record[id_field]
+                record[id_field] = None if found is None else str(found)
+            yield records.row(number, record)
 
 
 def _is_plain(connection: psycopg.Connection[Any], oid: int) -> bool:

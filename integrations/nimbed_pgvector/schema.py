@@ -19,7 +19,7 @@ from nimbed.chunks import CHUNK_FIELDS, CONTEXT_FIELD, ChunkMode
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.spec import require_same_space
 from nimbed_pgvector.columns import EMBEDDING, RESCORING, AnyColumn, Column, Layout
-from nimbed_pgvector.sparse import SPARSE, SparseColumn
+from nimbed_pgvector.sparse import SPARSE, SparseColumn, sparse_spec_of
 from nimbed_pgvector.statements import Procedure, Query, trusted
 
 __all__ = [
@@ -173,8 +173,8 @@ def same_table(table: Table, oid: int) -> Procedure[None]:
         found = existing((yield from find(table.name)), table.name)
         if found.layout != table.layout:
             raise SpaceMismatchError(
-                f"the table {table.name} was replaced by one of {found.layout.embedding.type} of "
-                f"{found.layout.spec.model}; make a new VectorTable"
+                f"the table {table.name} was replaced by one of {found.layout.stored[0].type} of "
+                f"{found.layout.contract.model}; make a new VectorTable"
             )
 
 
@@ -199,7 +199,8 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
         made = existing((yield from find(name)), name)
         # Once the transaction is over, the search path is the caller's again.
         return dataclasses.replace(made, extension=extension)
-    if table.layout.spec.fingerprint != layout.spec.fingerprint:
+    both = table.layout.dense is not None and layout.dense is not None
+    if both and table.layout.spec.fingerprint != layout.spec.fingerprint:
         try:
             require_same_space(table.layout.spec, layout.spec, doing=f"mix in the table {name}")
         except SpaceMismatchError as error:
@@ -219,7 +220,23 @@ def prepare_table(name: str, layout_of: Callable[[Table | None], Layout]) -> Pro
             f"the table {name} has {has} for rescoring, but also= asks for {asked}; leave also= "
             f"out to keep what the table has, or load into a new table"
         )
+    yield from _mend_own_tables(table)
     return table
+
+
+def _mend_own_tables(table: Table) -> Procedure[None]:
+    """Make nimbed_spec and nimbed_ledger anew where they were dropped, or not restored.
+
+    The contract itself is in the comment of the column, and the ledger only says where to go on.
+    """
+    names = [beside(table.name, own).as_string(None) for own in ("nimbed_spec", "nimbed_ledger")]
+    there = yield Query(
+        sql.SQL("SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"), names
+    )
+    if there[0][0]:  # so that who may load needs no right to create
+        return
+    for statement in _own_statements(table.name, table.layout):
+        yield Query(statement)
 
 
 def lock_own_tables() -> Procedure[str]:
@@ -242,11 +259,18 @@ def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
         sql.SQL(", {} {} NOT NULL").format(sql.Identifier(column.name), trusted(column.type))
         for column in layout.stored
     )
-    statements = [
+    return [
         sql.SQL(
             "CREATE TABLE {} (id text PRIMARY KEY, text text NOT NULL,"
             " metadata jsonb NOT NULL DEFAULT '{{}}', content_hash bytea NOT NULL{})"
         ).format(table, columns),
+        *_own_statements(name, layout),
+    ]
+
+
+def _own_statements(name: str, layout: Layout) -> list[sql.Composed]:
+    """Return what makes the tables that note contracts and loads, and notes a table's contract."""
+    statements = [
         # regclass follows a renamed table.
         sql.SQL(
             "CREATE TABLE IF NOT EXISTS {} (relation regclass, column_name text, fingerprint text"
@@ -318,9 +342,9 @@ def _layout(found: dict[str, tuple[str, str | None]], state: str) -> Layout | No
             same = made.spec.fingerprint == spec.fingerprint
             _check_type(name, kind, made.type if same else f"{made.type} of another space")
             columns[stem] = dataclasses.replace(made, name=name)
-    if EMBEDDING not in columns:
+    if EMBEDDING not in columns and sparse is None:
         return None
-    return Layout(embedding=columns[EMBEDDING], rescoring=columns.get(RESCORING), sparse=sparse)
+    return Layout(dense=columns.get(EMBEDDING), rescoring=columns.get(RESCORING), sparse=sparse)
 
 
 def _check_type(name: str, kind: str, said: str) -> None:
@@ -341,11 +365,11 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
             "SELECT spec::text, column_name FROM {} WHERE relation = to_regclass(%s)"
             " AND column_name = ANY (%s)"
         ).format(noted_in),
-        (quoted, [column.name for column in (layout.embedding, layout.sparse) if column]),
+        (quoted, [column.name for column in (layout.dense, layout.sparse) if column]),
     )
     for facts, column in rows:
         other = layout.sparse is not None and column == layout.sparse.name
-        spec = layout.sparse.spec if layout.sparse is not None and other else layout.spec
+        spec = layout.sparse.spec if layout.sparse is not None and other else layout.contract
         noted = type(spec).from_dict(json.loads(facts))
         try:
             require_same_space(spec, noted, doing="keep in one column")
@@ -356,19 +380,18 @@ def _check_copies(name: str, quoted: str, layout: Layout) -> Procedure[None]:
             ) from None
 
 
-def see_extension(extension: str, *, local: bool = True) -> Procedure[None]:
+def see_extension(extension: str) -> Procedure[None]:
     """Let a transaction name the extension's types, whose schema is not on the search path.
 
     Args:
         extension: The quoted schema, or nothing.
-        local: Whether to forget it at the end of the transaction.
     """
     if extension:
         yield Query(
             sql.SQL(
                 "SELECT set_config('search_path', concat_ws(', ',"
-                " nullif(current_setting('search_path'), ''), %s::text), {})"
-            ).format(sql.Literal(local)),
+                " nullif(current_setting('search_path'), ''), %s::text), true)"
+            ),
             (extension,),
         )
 
@@ -420,12 +443,16 @@ def _require_utf8() -> Procedure[None]:
         )
 
 
-def check_embedder(embedder: Embedder, spec: VectorSpec, *, name: str) -> None:
+def check_embedder(embedder: Embedder, spec: VectorSpec | SparseSpec, *, name: str) -> None:
     """Refuse an embedder whose vectors do not live in the table's space.
 
     Raises:
         SpaceMismatchError: If its fingerprint differs from the table's.
     """
+    if isinstance(spec, SparseSpec):
+        theirs = sparse_spec_of(embedder, max_active=spec.max_active)
+        require_same_space(spec, theirs, doing=f"use for the table {name}")
+        return
     try:
         offered = embedder.spec(
             embedding_type=spec.embedding_type,

@@ -159,16 +159,21 @@ def sparse_spec_of(embedder: Embedder, *, max_active: int | None) -> SparseSpec:
 
 
 def embedding_kinds(
-    embedder: Embedder, dense: VectorSpec, sparse: SparseSpec, *, truncate: Truncate
+    embedder: Embedder, dense: VectorSpec | None, sparse: SparseSpec, *, truncate: Truncate
 ) -> Callable[[Sequence[str]], EmbeddingKinds]:
-    """Return a function that embeds passages in one forward pass, as two specs say."""
-    return functools.partial(
+    """Return a function that embeds passages in one forward pass, as one or two specs say."""
+    embed = functools.partial(
         giving(embedder, "sparse").embed_kinds,
-        kinds=("dense", "sparse"),
         input_type="passage",
+        truncate=truncate,
+        max_active=sparse.max_active,
+    )
+    if dense is None:
+        return functools.partial(embed, kinds=("sparse",))
+    return functools.partial(
+        embed,
+        kinds=("dense", "sparse"),
         embedding_type=dense.embedding_type,
         dimensions=dense.dimensions,
         int8_scale=dense.int8_scale,
-        truncate=truncate,
-        max_active=sparse.max_active,
     )

@@ -29,12 +29,14 @@ __all__ = [
     "Query",
     "Rows",
     "Runner",
+    "ServerProcess",
     "Statement",
     "Transaction",
     "Wire",
     "arun",
     "binary_copy",
     "require_idle",
+    "require_primary",
     "run",
     "trusted",
 ]
@@ -81,7 +83,12 @@ class Call:
     function: Callable[[], Rows]
 
 
-Procedure = Generator[Query | Copy | Call, Rows, T]
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """Asks which of the server's processes the connection began with; gives a row, its number."""
+
+
+Procedure = Generator[Query | Copy | Call | ServerProcess, Rows, T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +164,8 @@ def run(
         connection: Where to.
         procedure: What to run.
         each_alone: Let each statement, all of which give rows, be a transaction of its own, if
-            the caller has none open: one trip to the server instead of three.
+            the caller has none open: one trip to the server instead of three. An error is raised in
+            the procedure then, which may go on.
     """
     idle = _is_idle(connection)
     alone = each_alone and idle and connection.autocommit
@@ -168,15 +176,19 @@ def run(
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
         rows: Any = None  # starts the generator
+        failed: psycopg.Error | None = None
         while True:
             try:
-                asked = procedure.send(rows)
+                asked = procedure.send(rows) if failed is None else procedure.throw(failed)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            rows = []
+            rows, failed = [], None
             if isinstance(asked, Call):
                 rows = asked.function()
+                continue
+            if isinstance(asked, ServerProcess):
+                rows = [(connection.info.backend_pid,)]
                 continue
             if isinstance(asked, Copy):
                 with cursor.copy(asked.statement) as copy:
@@ -184,10 +196,16 @@ def run(
                         copy.write(block)
                 continue
             prelude = asked.planned_with if idle else None
-            with nullcontext() if prelude is None or not alone else _joined(connection):
-                if prelude is not None:
-                    cursor.execute(prelude)
-                cursor.execute(asked.statement, asked.parameters or None, binary=True)
+            try:
+                with nullcontext() if prelude is None or not alone else _joined(connection):
+                    if prelude is not None:
+                        cursor.execute(prelude)
+                    cursor.execute(asked.statement, asked.parameters or None, binary=True)
+            except psycopg.Error as error:
+                if not alone:
+                    raise
+                failed = error
+                continue
             # A pipeline of the caller's gives no description yet.
             if (each_alone and not asked.silent) or cursor.description:
                 rows = cursor.fetchall()
@@ -205,15 +223,19 @@ async def arun(
     ):
         cursor.adapters.register_dumper(Wire, _WireDumper)
         rows: Any = None  # starts the generator
+        failed: psycopg.Error | None = None
         while True:
             try:
-                asked = procedure.send(rows)
+                asked = procedure.send(rows) if failed is None else procedure.throw(failed)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            rows = []
+            rows, failed = [], None
             if isinstance(asked, Call):
                 rows = await asyncio.to_thread(asked.function)
+                continue
+            if isinstance(asked, ServerProcess):
+                rows = [(connection.info.backend_pid,)]
                 continue
             if isinstance(asked, Copy):
                 async with cursor.copy(asked.statement) as copy:
@@ -222,10 +244,16 @@ async def arun(
                         await copy.write(block)
                 continue
             prelude = asked.planned_with if idle else None
-            async with nullcontext() if prelude is None or not alone else _ajoined(connection):
-                if prelude is not None:
-                    await cursor.execute(prelude)
-                await cursor.execute(asked.statement, asked.parameters or None, binary=True)
+            try:
+                async with nullcontext() if prelude is None or not alone else _ajoined(connection):
+                    if prelude is not None:
+                        await cursor.execute(prelude)
+                    await cursor.execute(asked.statement, asked.parameters or None, binary=True)
+            except psycopg.Error as error:
+                if not alone:
+                    raise
+                failed = error
+                continue
             if (each_alone and not asked.silent) or cursor.description:
                 rows = await cursor.fetchall()
 
@@ -255,4 +283,17 @@ def require_idle(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[A
         raise ConfigurationError(
             "loading and indexing commit as they go, but the connection is inside a transaction; "
             "commit it first, or connect with autocommit=True"
+        )
+
+
+def require_primary(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Refuse a read replica, where it says that it is one (PostgreSQL 14, not through a pool).
+
+    Raises:
+        ConfigurationError: If nothing can be written there.
+    """
+    if connection.info.parameter_status("in_hot_standby") == "on":
+        raise ConfigurationError(
+            "this server is a read replica (a hot standby), which can be searched and audited, but "
+            "not changed; connect to its primary"
         )

@@ -89,11 +89,6 @@ def _check_kind(table: Table, mode: ChunkMode | None) -> None:
 class _Operations(SearchOperations[S]):
     """What can be done with a table; the result of each step is sent back to the generator."""
 
-    def _find_spec(self) -> Operation[VectorSpec | None]:
-        """Return the contract of the table's vectors, or None if there is no table yet."""
-        found: Table | None = yield Transaction(procedure=find(self._name))
-        return None if found is None else found.layout.spec
-
     def _find_index(self) -> Operation[str | None]:
         """Return the name of the index that searches use, as SQL; None if there is none."""
         found: Table | None = yield Transaction(procedure=find(self._name))
@@ -175,11 +170,13 @@ class _Operations(SearchOperations[S]):
             batches = itertools.chain([first], batches)
         table = yield from self._prepared(layout_of)
         _check_kind(table, None if chunk_tokens is None else chunk_mode)
-        spec = table.layout.columns[-1].spec  # the floats, where they stand beside a compact type
-        sparse = table.layout.sparse
-        embed: Any = embedding_passages(embedder, spec, truncate=truncate)
-        if sparse is not None:
-            embed = embedding_kinds(embedder, spec, sparse.spec, truncate=truncate)
+        # The floats, where they stand beside a compact type.
+        spec = table.layout.columns[-1].spec if table.layout.columns else None
+        embed: Any
+        if table.layout.sparse is not None:
+            embed = embedding_kinds(embedder, spec, table.layout.sparse.spec, truncate=truncate)
+        else:
+            embed = embedding_passages(embedder, table.layout.columns[-1].spec, truncate=truncate)
 
         def work(run: Runner, batches: Iterator[Any]) -> JobReport:
             sink = TableSink(run, table, source)
@@ -200,7 +197,7 @@ class _Operations(SearchOperations[S]):
     def _load_embedded(
         self,
         parts: Iterable[Ready],
-        spec: VectorSpec,
+        spec: VectorSpec | SparseSpec,
         *,
         sparse: SparseSpec | None = None,
         source: str = "script",
@@ -212,8 +209,8 @@ class _Operations(SearchOperations[S]):
 
         Args:
             parts: Rows and their batch of vectors; a transaction takes 16 MiB of them. With
-                sparse vectors the batches are of :class:`nimbed.EmbeddingKinds`.
-            spec: The contract of the dense vectors that will come.
+                sparse vectors beside dense ones the batches are of :class:`nimbed.EmbeddingKinds`.
+            spec: The contract of the dense vectors that will come, or of sparse ones alone.
             sparse: The contract of the sparse ones beside them, if there will be any.
             source: Names the input in the ledger, and rows that have no id.
             metadata_fields: Other fields to keep; None keeps all.
@@ -265,10 +262,10 @@ class _Operations(SearchOperations[S]):
             on_progress: Told (rows done, rows in all) while it is built.
 
         Returns:
-            Whether the index of the dense vectors was built.
+            Whether the first of these indexes was built.
         """
         table = yield from self._existing()
-        columns: list[AnyColumn] = [table.layout.embedding]
+        columns: list[AnyColumn] = [column for column in (table.layout.dense,) if column]
         if sparse:
             columns.append(sparse_column(table.layout.sparse, self._name))
         plans: list[IndexPlan] = []
@@ -288,7 +285,7 @@ class _Operations(SearchOperations[S]):
         if words is not None:
             yield Transaction(procedure=index_words(table, words))
         yield Transaction(procedure=analyze(table))
-        return built[0]
+        return built[:1] == [True]
 
     def _built(
         self, table: Table, plan: IndexPlan, on_progress: IndexProgress | None
@@ -318,7 +315,7 @@ class VectorTable(_Operations[psycopg.Connection[Any] | ConnectionSource], SyncS
         int8_scale: For a new table of int8 or uint8.
         also: For a new table, ``float`` or ``halfvec``: store floats too, to rescore candidates.
         kinds: For a new table, ``("dense", "sparse")`` to store sparse vectors beside the dense
-            ones; None means dense alone.
+            ones, ``("sparse",)`` to store no others; None means dense alone.
         max_active: For a new table with sparse vectors, the most weights of one that are kept, the
             largest; None means 1,000, as many as an index takes.
     """

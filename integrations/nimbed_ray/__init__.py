@@ -18,7 +18,7 @@ try:
         read_parts,
     )
     from nimbed_ray.embed_texts import ERROR_FIELD, EmbedTexts, OnError
-    from nimbed_ray.manifest import parts_of
+    from nimbed_ray.parts import parts_of
     from nimbed_ray.serving import nim_server, serve_app
 except ModuleNotFoundError as error:
     if error.name != "pyarrow":

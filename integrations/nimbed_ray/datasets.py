@@ -18,21 +18,22 @@ from typing import Any
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError, NimbedError
 from nimbed.files.arrow import FileContract, Table, arrow
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import check_literal, require_same_space
 from nimbed_ray.cluster import Dataset, import_ray, plan_actors
 from nimbed_ray.embed_texts import EmbedTexts
 from nimbed_ray.folder import Folder, opened
-from nimbed_ray.manifest import (
+from nimbed_ray.parts import (
     SETTINGS,
     FolderSettings,
     OnStale,
+    Part,
+    PartWriter,
     begin,
     complete,
     parts_of,
     read_settings,
 )
-from nimbed_ray.parts import Part, PartWriter
 
 __all__ = ["PartsReport", "embed_dataset", "embed_into_parts", "label_of", "read_parts"]
 

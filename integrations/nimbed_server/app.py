@@ -21,7 +21,7 @@ from nimbed.errors import ConfigurationError, NimbedError, TooLongError
 from nimbed_server.http import ClientDisconnected, Receive, Request, Scope, Send
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
-from nimbed_server.routes import about, cohere, embeddings, kinds, tokens, transformers
+from nimbed_server.routes import about, cohere, embeddings, kinds, other_servers
 from nimbed_server.settings import PREFIX, Settings
 from nimbed_server.state import State
 from nimbed_server.wire.errors import HttpError, http_error, render_error
@@ -53,9 +53,9 @@ _ROUTES: dict[str, tuple[str, Route]] = {
     "/openapi.json": ("GET", about.openapi),
     "/docs": ("GET", about.docs),
     "/": ("GET", about.docs),
-    "/tokenize": ("POST", tokens.tokenize),
-    "/vectors": ("POST", transformers.vectors),
-    "/meta": ("GET", transformers.meta),
+    "/tokenize": ("POST", other_servers.tokenize),
+    "/vectors": ("POST", other_servers.vectors),
+    "/meta": ("GET", other_servers.meta),
     "/.well-known/live": ("GET", about.well_known_live),
     "/.well-known/ready": ("GET", about.well_known_ready),
 }

@@ -20,9 +20,8 @@ from nimbed.local.embedder import LocalEmbedder
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.scheduling import QueueState, Scheduler, Timings
 from nimbed.spec import Contract, EmbeddingType, InputType, Int8Scale, Kind, VectorSpec
-from nimbed_server.http import Request
+from nimbed_server.http import CapacityLimit, Request, TimeLimit
 from nimbed_server.kinds import KindsEmbedder, first, hybrid
-from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import ModelMetrics
 from nimbed_server.wire.errors import HttpError
 

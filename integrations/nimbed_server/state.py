@@ -14,14 +14,13 @@ from nimbed.scheduling import Timings
 from nimbed.spec import InputType
 from nimbed_server.auth import Authenticator, Origins
 from nimbed_server.backends import Backend, Embedded, backend_for
-from nimbed_server.http import Request
+from nimbed_server.http import CapacityLimit, Request, TimeLimit
 from nimbed_server.kinds import first
-from nimbed_server.limits import CapacityLimit, TimeLimit
 from nimbed_server.metrics import Metrics
 from nimbed_server.models import ServedModel, ServedModels
 from nimbed_server.settings import Settings
+from nimbed_server.wire.embeddings import RequestReader, Resolved
 from nimbed_server.wire.errors import HttpError
-from nimbed_server.wire.request import RequestReader, Resolved
 
 __all__ = ["LARGE_ANSWER", "LARGE_BODY", "State", "aside"]
 

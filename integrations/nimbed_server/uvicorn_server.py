@@ -21,11 +21,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
-from nimbed_server.http import CONNECTION, new_request_id
-from nimbed_server.limits import TimeLimit
-from nimbed_server.logging import LOG
+from nimbed_server.http import CONNECTION, TimeLimit, new_request_id
+from nimbed_server.logging import LOG, traced
 from nimbed_server.settings import Settings
-from nimbed_server.tracing import traced
 from nimbed_server.wire.errors import HttpError, render_error
 
 if sys.platform != "win32":
@@ -150,7 +148,7 @@ class _Http(HttpToolsProtocol):
         """
         framing = [
             b"%b: %b\r\n" % header
-            for header in self.headers
+            for header in self.scope["headers"]
             if header[0] in (b"content-length", b"transfer-encoding")
         ]
         self.parser = httptools.HttpRequestParser(self)
@@ -169,20 +167,13 @@ class _Http(HttpToolsProtocol):
         self.in_head = True
         self._connection.head_began()
 
-    def on_url(self, url: bytes) -> None:
-        if not self._replaying:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # trailers are dropped
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
         self._keep_open()
         self.in_head, self.progressed = False, True
         super().on_headers_complete()
+        self.headers = []  # of the request no more: trailers that come here are read by nobody
         self._connection.head_ended()
 
     def on_body(self, body: bytes) -> None:
@@ -199,7 +190,7 @@ class _Http(HttpToolsProtocol):
         self._connection.answered()
 
     def timed_out(self) -> None:
-        """Give up a head that does not arrive; see :class:`nimbed_server.limits.TimeLimit`."""
+        """Give up a head that does not arrive; see :class:`nimbed_server.http.TimeLimit`."""
         self._connection.close()
 
     def _keep_open(self) -> None:
@@ -332,7 +323,7 @@ class _Connection(asyncio.Protocol, asyncio.Transport):
     # The bounds.
 
     def timed_out(self) -> None:
-        """Give up a client that does not read; see :class:`nimbed_server.limits.TimeLimit`."""
+        """Give up a client that does not read; see :class:`nimbed_server.http.TimeLimit`."""
         self._transport.abort()
 
     def _parse(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ from nimbed.errors import InputError, TooLongError, name_rows
 from nimbed.files import BadRow, read_rows
 from nimbed.files.sources import NUMBERED, Source, check_exists, kind_of, name_of
 from nimbed.kinds import EmbeddingKinds
-from nimbed.progress import Progress
+from nimbed.reports import Progress
 from nimbed.spec import InputType, Kind, Truncate
 
 __all__ = ["Questions", "Texts", "embed_texts", "first_sentences", "read_texts"]

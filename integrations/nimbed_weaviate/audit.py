@@ -6,15 +6,17 @@ sources (usecases/modulecomponents/text2vecbase, object_texts.go).
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from weaviate.classes.config import DataType
 from weaviate.classes.query import MetadataQuery
-from weaviate.collections import Collection
+from weaviate.collections import Collection, CollectionAsync
 from weaviate.outputs.config import CollectionConfig
 
 import nimbed
@@ -23,19 +25,19 @@ from nimbed.audit import AUDITED, Audit, StoredSample, field_variants
 from nimbed.audit import audit as audit_sample
 from nimbed.errors import ConfigurationError
 from nimbed.spec import EmbeddingType
-from nimbed_weaviate.calls import Calls
+from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import NVIDIA, translate_errors
 from nimbed_weaviate.indexes import VectorSetup, kind_of, vector_setups
 from nimbed_weaviate.properties import (
     DIGEST,
     ID,
-    contract_of,
+    dense_contract,
     digest_properties,
     module_options,
     places_of,
 )
 
-__all__ = ["audit"]
+__all__ = ["aaudit", "audit", "audit_by"]
 
 _TEXTS = (DataType.TEXT, DataType.TEXT_ARRAY)
 _TYPES: dict[str, EmbeddingType] = {
@@ -75,16 +77,55 @@ def audit(
         SpaceMismatchError: If the embedder cannot make the vectors that the collection promises.
         BackendError: If Weaviate or the model failed.
     """
+    return audit_by(
+        Calls(budget=0), collection, embedder,
+        vector=vector, text_property=text_property, rows=rows, others=others, texts_of=texts_of,
+    )  # fmt: skip
+
+
+async def aaudit(
+    collection: CollectionAsync[Any, Any],
+    embedder: Embedder | None = None,
+    *,
+    vector: str | None = None,
+    text_property: str | None = None,
+    rows: int = AUDITED,
+    others: Mapping[str, Callable[[], Embedder]] | None = None,
+    texts_of: Callable[[Mapping[str, Any]], str] | None = None,
+) -> Audit:
+    """Do what :func:`audit` does, through Weaviate's async client."""
+    calls = Calls(budget=0, loop=asyncio.get_running_loop())
+    # The same methods; what they return is awaited where the calls are made.
+    same = cast("Collection[Any, Any]", collection)
+    job = functools.partial(
+        audit_by, calls, same, embedder,
+        vector=vector, text_property=text_property, rows=rows, others=others, texts_of=texts_of,
+    )  # fmt: skip
+    return await in_thread(job, calls)
+
+
+def audit_by(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    embedder: Embedder | None,
+    *,
+    vector: str | None = None,
+    text_property: str | None = None,
+    rows: int = AUDITED,
+    others: Mapping[str, Callable[[], Embedder]] | None = None,
+    texts_of: Callable[[Mapping[str, Any]], str] | None = None,
+) -> Audit:
+    """Do what :func:`audit` does, by calls of either client."""
     if rows < 1:
         raise ConfigurationError(f"an audit looks at 1 object or more; got {rows}")
     with translate_errors(f"auditing the collection {collection.name}"):
-        config = collection.config.get()
+        config = calls(collection.config.get)
         setup = _chosen(vector_setups(config), vector or places_of(config).searched, config.name)
-        known = digest_properties(Calls(budget=0), collection, config)
-        contract = contract_of(config, known.get(setup.name, ""))
+        known = digest_properties(calls, collection, config)
+        contract = dense_contract(config, known.get(setup.name, ""), doing="an audit")
         if texts_of is None:
             texts_of = _texts_of(config, setup, contract is not None, text_property)
-        objects = _sample(collection, rows)
+        objects = _sample(calls, collection, rows)
     # An object without a text has no vector, of a module's or of ours.
     objects = [
         each
@@ -122,7 +163,7 @@ def _chosen(setups: Sequence[VectorSetup], asked: str | None, name: str) -> Vect
     return by_name[asked]
 
 
-def _sample(collection: Collection[Any, Any], rows: int) -> list[Any]:
+def _sample(calls: Calls, collection: Collection[Any, Any], rows: int) -> list[Any]:
     """Return objects in the order of their uuids, from one chosen by chance, then from the first.
 
     A uuid is made by chance, or of a hash, so that neighbours have nothing in common.
@@ -130,13 +171,15 @@ def _sample(collection: Collection[Any, Any], rows: int) -> list[Any]:
     found: dict[Any, Any] = {}
     for after in (uuid.uuid4(), None):
         if len(found) < rows:
-            answer = collection.query.fetch_objects(
+            fetch = functools.partial(
+                collection.query.fetch_objects,
                 limit=rows,
                 after=after,
                 include_vector=True,
                 return_metadata=MetadataQuery(last_update_time=True),
             )
-            found |= {each.uuid: each for each in answer.objects if each.uuid not in found}
+            objects = calls(fetch).objects
+            found |= {each.uuid: each for each in objects if each.uuid not in found}
     return list(found.values())[:rows]
 
 

@@ -19,23 +19,29 @@ from weaviate.collections import Collection, CollectionAsync
 from weaviate.exceptions import UnexpectedStatusCodeError
 from weaviate.outputs.config import CollectionConfig
 
-from nimbed import Embedder, EmbeddingBatch, VectorSpec, stores
+from nimbed import Embedder, EmbeddingBatch, stores
 from nimbed.bulk import (
     JobReport,
     PassageBatch,
     StoreResult,
-    embedding_passages,
     ignore,
     listing,
     load_batches,
 )
 from nimbed.errors import ConfigurationError
+from nimbed.kinds import EmbeddingKinds
 from nimbed.rows import Reject, TextFields, text_fault
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import refused
 from nimbed_weaviate.connection import translate_errors
-from nimbed_weaviate.importer import BATCH_ROWS, fitting, spec_for
+from nimbed_weaviate.filled_vectors import (
+    FilledVector,
+    SpecOptions,
+    embedding_vectors,
+    fitting,
+)
+from nimbed_weaviate.importer import BATCH_ROWS
 from nimbed_weaviate.indexes import index_for, vector_setups
 from nimbed_weaviate.properties import (
     Digest,
@@ -50,12 +56,21 @@ from nimbed_weaviate.properties import (
 if TYPE_CHECKING:
     from nimbed_weaviate.indexes import Index, Quantizer
 
-__all__ = ["BackfillOptions", "abackfill", "aembed_stored", "backfill", "embed_stored", "text_of"]
+__all__ = [
+    "BackfillOptions",
+    "abackfill",
+    "add_vector",
+    "aembed_stored",
+    "backfill",
+    "embed_stored",
+    "fill_stored",
+    "text_of",
+]
 
 # A PATCH changes one object; Weaviate takes so many beside each other.
 _AT_ONCE = 16
 
-_Stored = PassageBatch[bytes, list[float]]
+_Stored = PassageBatch[bytes, Any]
 
 
 class BackfillOptions(TypedDict, total=False):
@@ -90,7 +105,8 @@ def embed_stored(
     Args:
         collection: The collection; with its tenant, if it has tenants.
         embedder: Embeds the texts, as passages.
-        vector: The name of the vector to fill; :func:`backfill` adds it first.
+        vector: The name of the vector to fill, which may be a multi-vector; :func:`backfill` adds
+            one of a vector a text first.
         **options: ``source_properties``: the properties whose texts are embedded, by default
             ``text``; several are joined as Weaviate's modules do, in the order of their names
             with a blank between. ``template``: joins them otherwise, such as
@@ -103,7 +119,7 @@ def embed_stored(
         BackendError: If Weaviate or the model failed; what is stored stays.
     """
     calls = _calls(options)
-    return _embed_stored(calls, collection, embedder, vector=vector, **options)
+    return fill_stored(calls, collection, embedder, vector=vector, **options)
 
 
 async def aembed_stored(
@@ -116,7 +132,7 @@ async def aembed_stored(
     """Do what :func:`embed_stored` does, through Weaviate's async client."""
     calls = _calls(options, asyncio.get_running_loop())
     same = cast("Collection[Any, Any]", collection)
-    job = functools.partial(_embed_stored, calls, same, embedder, vector=vector, **options)
+    job = functools.partial(fill_stored, calls, same, embedder, vector=vector, **options)
     return await in_thread(job, calls)
 
 
@@ -146,8 +162,8 @@ def backfill(
         ConfigurationError: If the server cannot add a vector; see also :func:`embed_stored`.
     """
     calls = _calls(options)
-    _add_vector(calls, collection, embedder, vector, index, quantizer, options)
-    return _embed_stored(calls, collection, embedder, vector=vector, **options)
+    add_vector(calls, collection, embedder, vector, index, quantizer, options)
+    return fill_stored(calls, collection, embedder, vector=vector, **options)
 
 
 async def abackfill(
@@ -164,8 +180,8 @@ async def abackfill(
     same = cast("Collection[Any, Any]", collection)
 
     def job() -> JobReport:
-        _add_vector(calls, same, embedder, vector, index, quantizer, options)
-        return _embed_stored(calls, same, embedder, vector=vector, **options)
+        add_vector(calls, same, embedder, vector, index, quantizer, options)
+        return fill_stored(calls, same, embedder, vector=vector, **options)
 
     return await in_thread(job, calls)
 
@@ -175,7 +191,7 @@ def _calls(options: BackfillOptions, loop: asyncio.AbstractEventLoop | None = No
     return Calls(budget=budget, tell=tell, loop=loop)
 
 
-def _add_vector(
+def add_vector(
     calls: Calls,
     collection: Collection[Any, Any],
     embedder: Embedder,
@@ -184,6 +200,7 @@ def _add_vector(
     quantizer: Quantizer | None,
     options: BackfillOptions,
 ) -> None:
+    """Add a vector to a collection, unless it has one of this name; see :func:`backfill`."""
     with translate_errors(f"adding the vector {vector!r} to the collection {collection.name}"):
         config = calls(collection.config.get)
         if vector in (config.vector_config or {}):
@@ -193,12 +210,10 @@ def _add_vector(
                 f"the single vector of the collection {collection.name} has no name, and Weaviate "
                 f"adds others to named ones alone; make a new collection and copy the objects"
             )
-        spec = spec_for(
-            embedder,
-            None,
-            options.get("embedding_type"),
-            options.get("dimensions"),
-            options.get("int8_scale"),
+        spec = embedder.spec(
+            embedding_type=options.get("embedding_type") or "float",
+            dimensions=options.get("dimensions"),
+            int8_scale=options.get("int8_scale"),
         )
         chosen = index_for(spec, index=index, quantizer=quantizer)
         made = Configure.Vectors.self_provided(name=vector, vector_index_config=chosen)
@@ -214,7 +229,7 @@ def _add_vector(
             ) from error
 
 
-def _embed_stored(
+def fill_stored(
     calls: Calls,
     collection: Collection[Any, Any],
     embedder: Embedder,
@@ -233,6 +248,7 @@ def _embed_stored(
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
 ) -> JobReport:
+    """Do what :func:`embed_stored` does, by calls of either client."""
     del restart_wait, on_wait  # the calls have them
     check_literal("truncate", truncate, Truncate)
     if chunk_rows < 1:
@@ -245,18 +261,19 @@ def _embed_stored(
         config = calls(collection.config.get)
         known = digest_properties(calls, collection, config)
         text = _fields_of(config, source_properties, template)
+        asked = SpecOptions(embedding_type, dimensions, int8_scale)
         setup, spec = fitting(
             vector_setups(config), vector, collection.name,
-            lambda name: spec_for(
-                embedder, contract_of(config, known.get(name, "")),
-                embedding_type, dimensions, int8_scale
+            lambda it: asked.spec_for(
+                embedder, contract_of(config, known.get(it.name, "")), it.multi
             ),
         )  # fmt: skip
         own = known.get(setup.name, digest_property(setup.name))
         seal(calls, collection, spec, own)
         others = [name for name in known.values() if name != own]
-        sink = _StoredSink(calls, collection, spec, setup.name, own)
-        embed = embedding_passages(embedder, spec, truncate=truncate)
+        filled = FilledVector(setup.name, spec, own)
+        sink = _StoredSink(calls, collection, filled)
+        embed = embedding_vectors(embedder, filled, None, truncate=truncate)
         before = calls.interruptions
         report = load_batches(
             sink.read(text, others, chunk_rows),
@@ -332,16 +349,14 @@ class _StoredSink:
         self,
         calls: Calls,
         collection: Collection[Any, Any],
-        spec: VectorSpec,
-        vector: str,
-        digests: str,
+        vector: FilledVector,
     ) -> None:
         self._calls = calls
         self._collection = collection
-        self._field = stores.field(spec, "weaviate")
-        self._space = space_of(spec)
-        self._vector = vector
-        self._digests = digests
+        self._field = stores.field(vector.spec, "weaviate")
+        self._space = space_of(vector.spec)
+        self._vector = vector.name
+        self._digests = vector.digests
         self._known: dict[str, bytes] = {}
 
     def read(
@@ -382,9 +397,11 @@ class _StoredSink:
                     self._known[uuid] = there.text
             yield made, rejects
 
-    def encode(self, batch: EmbeddingBatch) -> list[list[float]]:
+    def encode(self, batch: EmbeddingBatch | EmbeddingKinds) -> list[Any]:
         """Return the vectors in the form that Weaviate compares."""
-        return cast("list[list[float]]", self._field.encode(batch))
+        given = batch if isinstance(batch, EmbeddingBatch) else batch.multi
+        assert given is not None
+        return cast("list[Any]", self._field.encode(given))
 
     def look_up(self, passages: _Stored) -> Mapping[str, bytes]:
         """Return the digests that came with the objects."""
@@ -400,7 +417,7 @@ class _StoredSink:
         """Do nothing: what Weaviate took, it keeps."""
 
     def _store(self, passages: _Stored) -> StoreResult:
-        vectors = cast("list[list[float]]", passages.vectors)
+        vectors = cast("list[Any]", passages.vectors)
         parts = zip(passages.ids, passages.metadata, passages.digests, vectors, strict=True)
         patches = [
             functools.partial(

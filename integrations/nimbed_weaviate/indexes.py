@@ -25,7 +25,9 @@ __all__ = [
     "VectorSetup",
     "index_fault",
     "index_for",
+    "index_json",
     "kind_of",
+    "quantizer_for",
     "quantizers_of",
     "spec_fault",
     "vector_setups",
@@ -85,7 +87,7 @@ def index_for(
     Raises:
         ConfigurationError: If a choice is unknown, or would rank wrongly.
     """
-    made = _quantizer(quantizer)
+    made = quantizer_for(quantizer)
     if not isinstance(index, str):
         if made is not None:
             raise ConfigurationError(
@@ -99,7 +101,12 @@ def index_for(
     return _judged(chosen, spec)
 
 
-def _quantizer(asked: Quantizer | None) -> _QuantizerConfigCreate | None:
+def quantizer_for(asked: Quantizer | None) -> _QuantizerConfigCreate | None:
+    """Return weaviate-client's own object for a quantiser.
+
+    Raises:
+        ConfigurationError: If it is unknown.
+    """
     quantizers = Configure.VectorIndex.Quantizer
     if asked is None:
         return None
@@ -164,6 +171,21 @@ def _finished(index: Any, metric: str, *, packed: bool) -> Any:
     if packed and index.quantizer is None:
         given["quantizer"] = Configure.VectorIndex.Quantizer.none()
     return index.model_copy(update=given)
+
+
+def index_json(index: Any) -> dict[str, Any]:
+    """Return an index to be made as Weaviate reads it; its parts too, which have quantisers."""
+    made: dict[str, Any] = index.model_dump(mode="json", exclude_none=True)
+    for name in ("hnsw", "flat"):
+        if getattr(index, name, None) is not None:
+            made[name] = index_json(getattr(index, name))
+    if index.distance is not None:
+        made["distance"] = index.distance.value
+    if index.quantizer is not None:
+        name = index.quantizer.quantizer_name()
+        stated = index.quantizer.model_dump(mode="json", exclude_none=True)
+        made[name] = True if name == "skipDefaultQuantization" else stated
+    return made
 
 
 def quantizers_of(index: Any) -> frozenset[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nimbed.errors import ConfigurationError
-from nimbed.findings import Finding, Verdict
+from nimbed.reports import Finding, Verdict
 from nimbed_weaviate.connection import (
     NVIDIA,
     address_fault,

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from weaviate.classes.config import DataType, Property, Tokenization, Vectorizers
@@ -25,7 +25,7 @@ from weaviate.outputs.config import CollectionConfig
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import encodable
-from nimbed.spec import require_same_space
+from nimbed.spec import MultiVectorSpec, require_same_space
 from nimbed_weaviate.calls import Calls
 
 __all__ = [
@@ -33,20 +33,26 @@ __all__ = [
     "ID",
     "Digest",
     "Places",
+    "StoredSpec",
     "UnfitError",
     "contract_of",
+    "dense_contract",
     "digest",
     "digest_properties",
     "digest_property",
     "encoded_row",
     "ensure_id",
     "module_options",
+    "note_places",
     "places_of",
     "properties_of",
+    "require_unmoved",
     "seal",
     "space_of",
 ]
 
+#: A vector a text, or one a token.
+StoredSpec = VectorSpec | MultiVectorSpec
 #: The property that holds what an object's vector was made from; of a named vector ``_NAME``
 #: comes behind.
 DIGEST = "nimbed_digest"
@@ -57,6 +63,7 @@ _NAME = re.compile(r"[_A-Za-z][_0-9A-Za-z]{0,230}")
 _RESERVED = frozenset({"id", "_id", "_additional", "vector", "vectors"})
 # A number travels as a double: a larger integer would come out as another one.
 _EXACT = 2**53
+_ID_IS = "the row's id"
 _DIGEST_BYTES = 16
 _SAMPLE = 20
 
@@ -206,17 +213,32 @@ def digest_properties(
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Which vectors a migration has to do with, by name; None where there is none.
+    """Which vectors and collections a migration has to do with; None where there is none.
 
     Attributes:
-        searched: The one that is searched, where several are filled.
-        previous: The one that was searched before.
-        next: The one that is being filled.
+        searched: The name of the vector that is searched, where several are filled.
+        previous: The vector that was searched before.
+        next: The vector that is being filled.
+        collection: The collection that took the place of this one.
+        previous_collection: The collection whose place this one took.
+        next_collection: The collection that is being filled to take this one's place.
+        since: When the last object was stored before this collection took that place, in
+            milliseconds by Weaviate's clock.
     """
 
     searched: str | None = None
     previous: str | None = None
     next: str | None = None
+    collection: str | None = None
+    previous_collection: str | None = None
+    next_collection: str | None = None
+    since: int | None = None
+
+    @property
+    def description(self) -> str:
+        """What the property of rows' ids is described by."""
+        noted = {name: value for name, value in asdict(self).items() if value is not None}
+        return f"{_ID_IS} {json.dumps(noted)}" if noted else _ID_IS
 
 
 def places_of(config: CollectionConfig) -> Places:
@@ -229,7 +251,23 @@ def places_of(config: CollectionConfig) -> Places:
         return Places()
 
 
-def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | None:
+def require_unmoved(config: CollectionConfig) -> None:
+    """Raise a ConfigurationError if another collection took the place of this one."""
+    moved = places_of(config).collection
+    if moved is not None:
+        raise ConfigurationError(
+            f"the collection {config.name} was migrated to {moved}; open that one, as "
+            f"nimbed_weaviate.current_collection(client, {config.name!r}) does"
+        )
+
+
+def note_places(calls: Calls, collection: Collection[Any, Any], places: Places) -> None:
+    """Write down what a migration has done."""
+    said = {ID: places.description}
+    calls(lambda: collection.config.update(property_descriptions=said))
+
+
+def contract_of(config: CollectionConfig, name: str = DIGEST) -> StoredSpec | None:
     """Return the contract that a property holds, or None if there is no such property.
 
     Raises:
@@ -239,15 +277,32 @@ def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | No
     if found is None:
         return None
     try:
-        return VectorSpec.from_json(found.description or "")
-    except ConfigurationError as error:
+        facts = json.loads(found.description or "")
+        kind = MultiVectorSpec if facts.get("kind") == MultiVectorSpec.kind else VectorSpec
+        return kind.from_dict(facts)
+    except (ConfigurationError, ValueError, AttributeError) as error:
         raise ConfigurationError(
             f"the collection {config.name} has a property {name} that nimbed did not make, or "
             f"whose description was changed ({error}); import into another collection"
         ) from error
 
 
-def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name: str) -> None:
+def dense_contract(config: CollectionConfig, name: str, *, doing: str) -> VectorSpec | None:
+    """Return the contract that a property holds, for what takes one vector a text.
+
+    Raises:
+        ConfigurationError: If it is that of multi-vectors; see also :func:`contract_of`.
+    """
+    found = contract_of(config, name)
+    if isinstance(found, MultiVectorSpec):
+        raise ConfigurationError(
+            f"the vector of the collection {config.name} whose digests are in {name} is a "
+            f"multi-vector; {doing} takes those of one vector a text"
+        )
+    return found
+
+
+def seal(calls: Calls, collection: Collection[Any, Any], spec: StoredSpec, name: str) -> None:
     """Write a contract into a property, or make sure that the one there is the same.
 
     Args:
@@ -272,7 +327,7 @@ def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name:
 def ensure_id(calls: Calls, collection: Collection[Any, Any]) -> None:
     """Make the property of rows' ids where it is not there."""
     if all(each.name != ID for each in calls(collection.config.get).properties):
-        _add(calls, collection, _property(ID, "the row's id", filterable=True))
+        _add(calls, collection, _property(ID, _ID_IS, filterable=True))
 
 
 def _property(name: str, description: str, *, filterable: bool) -> Property:
@@ -334,6 +389,6 @@ def encoded_row(properties: Mapping[str, Any]) -> bytes:
     return json.dumps(properties, sort_keys=True).encode()
 
 
-def space_of(spec: VectorSpec) -> bytes:
+def space_of(spec: StoredSpec) -> bytes:
     """Return the key of a space's digests."""
     return digest(spec.fingerprint.encode())

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from weaviate.classes.config import DataType
 from weaviate.classes.query import Filter, MetadataQuery
-from weaviate.collections import Collection
+from weaviate.collections import Collection, CollectionAsync
 from weaviate.outputs.config import CollectionConfig
 
 from nimbed import Embedder, VectorSpec, stores
 from nimbed.chunks import CHUNK_FIELDS
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
-from nimbed.spec import require_same_space
-from nimbed_weaviate.calls import Calls
+from nimbed.kinds import require_comparable
+from nimbed.spec import MultiVectorSpec, require_same_space
+from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import VectorSetup, vector_setups
-from nimbed_weaviate.properties import DIGEST, ID, contract_of, digest_properties, places_of
+from nimbed_weaviate.properties import (
+    DIGEST,
+    ID,
+    StoredSpec,
+    contract_of,
+    digest_properties,
+    places_of,
+    require_unmoved,
+)
 
-__all__ = ["Hit", "find_contract", "parse_filter", "search"]
+__all__ = ["Hit", "asearch", "find_contract", "parse_filter", "search"]
 
 # Chunks that are looked for to find a document, at first; Weaviate gives 10,000 objects at most.
 _CHUNKS_A_DOCUMENT, _MOST = 4, 10_000
@@ -87,13 +98,53 @@ def search(
         ConfigurationError: If nothing can embed the question, or there is no such vector.
         BackendError: If Weaviate or the model failed.
     """
+    return _search(
+        Calls(budget=0), collection, question, k,
+        embedder=embedder, vector=vector, text_property=text_property, filters=filters, group=group,
+    )  # fmt: skip
+
+
+async def asearch(
+    collection: CollectionAsync[Any, Any],
+    question: str,
+    k: int = 10,
+    *,
+    embedder: Embedder | None = None,
+    vector: str | None = None,
+    text_property: str = "text",
+    filters: Any = None,
+    group: bool = False,
+) -> list[Hit]:
+    """Do what :func:`search` does, through Weaviate's async client."""
+    calls = Calls(budget=0, loop=asyncio.get_running_loop())
+    # The same methods; what they return is awaited where the calls are made.
+    same = cast("Collection[Any, Any]", collection)
+    job = functools.partial(
+        _search, calls, same, question, k,
+        embedder=embedder, vector=vector, text_property=text_property, filters=filters, group=group,
+    )  # fmt: skip
+    return await in_thread(job, calls)
+
+
+def _search(
+    calls: Calls,
+    collection: Collection[Any, Any],
+    question: str,
+    k: int,
+    *,
+    embedder: Embedder | None,
+    vector: str | None,
+    text_property: str,
+    filters: Any,
+    group: bool,
+) -> list[Hit]:
     if k < 1:
         raise ConfigurationError(f"k must be at least 1; got {k}")
     if not question or question.isspace():
         raise ConfigurationError("the question is blank")
     with translate_errors(f"searching the collection {collection.name}"):
-        config = collection.config.get()
-        setup, contract = _asked(collection, config, vector)
+        config = calls(collection.config.get)
+        setup, contract = _asked(calls, collection, config, vector)
         asked: dict[str, Any] = {
             "target_vector": setup.name or None,
             "filters": filters,
@@ -112,7 +163,10 @@ def search(
             numbers = _question(embedder, question, contract, collection.name)
             near = functools.partial(collection.query.near_vector, numbers, **asked)
         if not group:
-            return [_hit(each, text_property) for each in near(limit=k).objects]
+            return [
+                _hit(each, text_property)
+                for each in calls(functools.partial(near, limit=k)).objects
+            ]
         if all(each.name != CHUNK_FIELDS[0] for each in config.properties):
             raise ConfigurationError(
                 f"the collection {collection.name} holds no chunks; search it without group"
@@ -120,7 +174,7 @@ def search(
         limit = k
         while True:  # a few documents may have all of the nearest chunks
             limit = min(limit * _CHUNKS_A_DOCUMENT, _MOST)
-            found = near(limit=limit).objects
+            found = calls(functools.partial(near, limit=limit)).objects
             first: dict[str, Hit] = {}
             for each in found:
                 hit = _hit(each, text_property)
@@ -129,14 +183,16 @@ def search(
                 return list(first.values())[:k]
 
 
-def find_contract(collection: Collection[Any, Any], vector: str | None = None) -> VectorSpec | None:
+def find_contract(
+    collection: Collection[Any, Any], vector: str | None = None
+) -> VectorSpec | MultiVectorSpec | None:
     """Return the contract of a collection's vector, or None if no import of nimbed made it.
 
     Raises:
         ConfigurationError: If there is no such collection or vector.
     """
     with translate_errors(f"reading the collection {collection.name}"):
-        return _asked(collection, collection.config.get(), vector)[1]
+        return _asked(Calls(budget=0), collection, collection.config.get(), vector)[1]
 
 
 def parse_filter(conditions: Sequence[str], config: CollectionConfig) -> Any:
@@ -188,8 +244,9 @@ def _typed(name: str, word: str, kind: DataType) -> Any:
 
 
 def _asked(
-    collection: Collection[Any, Any], config: CollectionConfig, vector: str | None
-) -> tuple[VectorSetup, VectorSpec | None]:
+    calls: Calls, collection: Collection[Any, Any], config: CollectionConfig, vector: str | None
+) -> tuple[VectorSetup, StoredSpec | None]:
+    require_unmoved(config)
     setups = {setup.name: setup for setup in vector_setups(config)}
     vector = vector or places_of(config).searched
     name = next(iter(setups)) if vector is None and len(setups) == 1 else vector
@@ -198,13 +255,24 @@ def _asked(
             f"say which vector of the collection {collection.name} to search, with vector=...: it "
             f"has {', '.join(map(repr, setups))}"
         )
-    known = digest_properties(Calls(budget=0), collection, config)
+    known = digest_properties(calls, collection, config)
     return setups[name], contract_of(config, known.get(name, ""))
 
 
 def _question(
-    embedder: Embedder, question: str, contract: VectorSpec | None, name: str
-) -> list[float]:
+    embedder: Embedder, question: str, contract: StoredSpec | None, name: str
+) -> list[Any]:
+    """Return a question's vector, or its tokens' vectors, as Weaviate takes it."""
+    if isinstance(contract, MultiVectorSpec):
+        asked = (
+            giving(embedder, "multi")
+            .embed_kinds([question], kinds=("multi",), input_type="query")
+            .multi
+        )
+        assert asked is not None
+        require_comparable(asked.spec, contract)
+        tokens: Any = stores.field(asked.spec, "weaviate").encode(asked)
+        return list(tokens[0])
     if contract is None:
         batch = embedder.embed([question], input_type="query")
     else:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nimbed
 from nimbed.load import chunk_splitter
-from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import standard_library_passages
 from nimbed_tradeoff import tradeoff
 from nimbed_tradeoff.texts import first_sentences
 

@@ -1,9 +1,11 @@
 """MiniLM on ONNX Runtime: `embed` whole against the session alone that other servers run.
 
-Run: python tests/benchmarks/bench_onnx.py [--rounds 9] [--only calls|serve]
+Run: python tests/benchmarks/bench_onnx.py [--rounds 9] [--only calls|serve] [--shape mpnet-base]
 
 The peer is the graph that text-embeddings-inference runs on a CPU, exported by torch and fused by
-ONNX Runtime's own optimizer, given padded ids that are ready. Everything takes turns in one run.
+ONNX Runtime's own optimizer, given padded ids that are ready. Each has a process of its own, and
+these take turns. --shape takes random weights in another shape of ``family_shapes.ON_CPU``, without
+a peer. bfloat16 is measured where the processor multiplies it.
 """
 
 from __future__ import annotations
@@ -16,21 +18,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from english import passages
-from measure import interleave
 
 import nimbed
+from nimbed.local.device import place
 from nimbed.local.hub import locate
 from nimbed.local.onnx.session import threads
 
 SHAPES = ((1, 8), (1, 17), (1, 32), (8, 128), (32, 64))
 #: Of one query alone and of passages; what the issue asks of `embed` against the session alone.
-ASKED = {(1, 8): 0.85, (1, 17): 0.88, (1, 32): 0.9, (8, 128): 0.98, (32, 64): 0.98}
+ASKED = {"8 x 1": 0.85, "17 x 1": 0.88, "32 x 1": 0.9, "128 x 8": 0.98, "64 x 32": 0.98}
 
 
 def exported(path: Path) -> None:
@@ -84,75 +86,112 @@ def peer_session() -> Callable[[np.ndarray, np.ndarray], object]:
     return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})
 
 
-def embedders() -> dict[str, nimbed.Embedder]:
-    """Return what is measured, loaded."""
-    made = {
-        "onnxruntime float32": nimbed.load(backend="onnxruntime"),
-        "torch float32": nimbed.load(backend="torch", dtype="float32", device="cpu"),
-        "torch bfloat16": nimbed.load(backend="torch", dtype="bfloat16", device="cpu"),
+def turn_taker(name: str, folder: str | None) -> None:
+    """Do as standard input says, a line of JSON a turn, and write the seconds of each call.
+
+    A process of its own: the threads of torch and of ONNX Runtime, which spin while they wait,
+    disturb each other within one.
+    """
+    engine, _, dtype = name.partition(" ")
+    embedder = nimbed.load(folder, backend=engine, dtype=dtype, device="cpu") if dtype else None
+    session = None if embedder else peer_session()
+    for line in sys.stdin:
+        texts, tokens, calls = json.loads(line)
+        spent = []
+        if embedder is None:
+            assert session is not None
+            padded = [np.full(shape, 1500) for shape in tokens]
+            masks = [
+                (np.arange(ids.shape[1]) < np.array(own)[:, None]).astype(np.int64)
+                for ids, own in zip(padded, texts, strict=True)
+            ]
+        for _ in range(calls):
+            begin = time.perf_counter()
+            if embedder is not None:
+                embedder.embed(texts, input_type="query", truncate="END")
+            else:
+                for ids, mask in zip(padded, masks, strict=True):
+                    session(ids, mask)
+            spent.append(time.perf_counter() - begin)
+        print(json.dumps(spent), flush=True)
+
+
+def medians(
+    names: Sequence[str], folder: str | None, rounds: int
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the median seconds of each contender for each job.
+
+    Each turn is a few calls after one that does not count, so that caches and threads are warm.
+    """
+    command = [sys.executable, __file__, "--folder", folder or "", "--turns-of"]
+    processes = {
+        name: subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
     }
-    for embedder in made.values():
-        embedder.embed(["warm up"], input_type="query")
-    return made
+    try:
+        for job, texts, batches in jobs():
+            calls = 1 if len(texts) > 8 else 2 if len(texts) > 1 else 9
+            spent: dict[str, list[float]] = {name: [] for name in names}
+            for _ in range(rounds):
+                for name, process in processes.items():
+                    assert process.stdin is not None
+                    assert process.stdout is not None
+                    for_session = name == "session"
+                    given = batches if for_session else texts
+                    padded = [(len(own), max(own)) for own in batches] if for_session else None
+                    process.stdin.write(json.dumps([given, padded, calls + 1]) + "\n")
+                    process.stdin.flush()
+                    spent[name] += json.loads(process.stdout.readline())[1:]
+            yield job, {name: median(each) for name, each in spent.items()}
+    finally:
+        for process in processes.values():
+            process.communicate()
 
 
-def calls(rounds: int) -> None:
-    """Print milliseconds of `embed` and of the session alone, and of mixed lengths."""
-    session, ours = peer_session(), embedders()
-    print(
-        "| tokens x texts | session alone, ms | " + " | ".join(ours) + " | of its speed (asked) |"
-    )
-    print("|---|---|" + "---|" * (len(ours) + 1))
+def jobs() -> Iterator[tuple[str, list[str], list[list[int]]]]:
+    """Yield what is measured: its name, texts, and the tokens of each text by the session's batch.
+
+    Mixed passages reach the session 32 at a time, as they arrive.
+    """
     for texts, tokens in SHAPES:
-        ids = np.random.default_rng(0).integers(1000, 2000, (texts, tokens))
-        given = ["retrieval " * (tokens - 2)] * texts
-        jobs: dict[str, Callable[[int], object]] = {
-            "session": lambda _, ids=ids: session(ids, np.ones_like(ids))
-        }
-        for name, embedder in ours.items():
-            jobs[name] = lambda _, e=embedder, g=given: e.embed(g, input_type="query")
-        taken = medians(jobs, rounds * (8 if texts == 1 else 1))
-        ratios = [taken["session"] / taken[name] for name in ours]
-        milliseconds = " | ".join(f"{1e3 * each:.2f}" for each in taken.values())
-        others = ", ".join(f"{ratio:.2f}" for ratio in ratios[1:])
-        asked = ASKED[texts, tokens]
-        print(f"| {tokens} x {texts} | {milliseconds} | **{ratios[0]:.2f}** ({asked}), {others} |")
-    mixed(session, ours, max(3, rounds // 3))
-
-
-def medians(jobs: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each job, which take turns."""
-    spent = interleave(jobs, rounds=rounds, warmups=2)
-    return {name: median(each) for name, each in spent.items()}
-
-
-def mixed(
-    session: Callable[[np.ndarray, np.ndarray], object],
-    ours: dict[str, nimbed.Embedder],
-    rounds: int,
-) -> None:
-    """Print 256 passages of 16 to 256 tokens, the session fed 32 at a time as they arrive."""
+        yield f"{tokens} x {texts}", ["retrieval " * (tokens - 2)] * texts, [[tokens] * texts]
     lengths = np.random.default_rng(1).integers(14, 255, 256)
     words = " ".join(passages(400, seed=3)).split()
-    texts = [" ".join(words[n : n + int(length * 0.75)]) for n, length in enumerate(lengths)]
-    first = next(iter(ours.values()))
-    counts = first.embed(texts, input_type="passage", truncate="END").token_counts
+    mixed = [" ".join(words[n : n + int(length * 0.75)]) for n, length in enumerate(lengths)]
+    with nimbed.load(backend="onnxruntime") as embedder:
+        counted = embedder.count_tokens(mixed, input_type="passage")
+    counts = [min(count, 256) for count in counted]
+    parts = [counts[start : start + 32] for start in range(0, len(counts), 32)]
+    yield f"256 of {min(counts)} to {max(counts)}", mixed, parts
 
-    def in_arrival_order(_: int) -> None:
-        for start in range(0, len(texts), 32):
-            own = counts[start : start + 32]
-            mask = (np.arange(own.max()) < own[:, None]).astype(np.int64)
-            session(np.full(mask.shape, 1500), mask)
 
-    jobs: dict[str, Callable[[int], object]] = {"session": in_arrival_order}
-    for name, embedder in ours.items():
-        jobs[name] = lambda _, e=embedder: e.embed(texts, input_type="passage", truncate="END")
-    taken = medians(jobs, rounds)
-    print(f"\n256 passages of {counts.min()} to {counts.max()} tokens, seconds: ", end="")
-    print(", ".join(f"{name} {each:.2f}" for name, each in taken.items()))
-    print(
-        f"onnxruntime float32 against the session: {taken['session'] / taken[next(iter(ours))]:.2f}"
-    )
+def calls(rounds: int, shape: str | None) -> None:
+    """Print milliseconds of `embed` whole, each in a process of its own, and of the session."""
+    ours = ["onnxruntime float32", "torch float32"]
+    if place("cpu").name == "bfloat16":
+        ours.append("torch bfloat16")
+    if not shape:
+        table(["session", *ours], None, rounds)
+        return
+    from family_shapes import ON_CPU, write
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), ON_CPU[shape])
+        table(ours, folder, rounds)
+
+
+def table(names: Sequence[str], folder: str | None, rounds: int) -> None:
+    """Print a line for each job, the speed of each against the first."""
+    print("| tokens x texts | " + ", ms | ".join(names) + ", ms | speed of the first |")
+    print("|---|" + "---|" * (len(names) + 1))
+    for job, taken in medians(names, folder, rounds):
+        base = taken[names[0]]
+        ratios = ", ".join(f"{base / taken[name]:.2f}" for name in names[1:])
+        asked = f" (asked: {ASKED[job]})" if names[0] == "session" and job in ASKED else ""
+        milliseconds = " | ".join(f"{1e3 * each:.2f}" for each in taken.values())
+        print(f"| {job} | {milliseconds} | {ratios}{asked} |", flush=True)
 
 
 def serving() -> None:
@@ -201,10 +240,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", choices=("calls", "serve"))
+    parser.add_argument("--shape")
+    parser.add_argument("--turns-of", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.turns_of:
+        turn_taker(given.turns_of, given.folder or None)
+        return
     if given.only != "serve":
-        calls(given.rounds)
-    if given.only != "calls":
+        calls(given.rounds, given.shape)
+    if given.only != "calls" and not given.shape:
         serving()
 
 

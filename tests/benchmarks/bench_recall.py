@@ -18,7 +18,7 @@ import numpy as np
 import nimbed
 from nimbed import EmbeddingBatch
 from nimbed.search import nearest, rescore
-from nimbed_cli.corpus import Passage, standard_library_passages
+from nimbed_cli.quickstart import Passage, standard_library_passages
 from nimbed_tradeoff import derive
 
 TOP = 10

@@ -11,7 +11,7 @@ from measure import median_ratio
 from pgvector_rows import DIMENSIONS, fresh, interleaved, made, parts
 from pgvector_searching import Ready, ReadyDumper, questions
 
-from nimbed.quantize import normalize
+from nimbed.batch import normalize
 from nimbed_pgvector import Layout, VectorTable
 
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)

@@ -9,7 +9,7 @@ import numpy as np
 import psycopg
 
 from nimbed import EmbeddingBatch, VectorSpec
-from nimbed.quantize import normalize, quantize
+from nimbed.batch import normalize, quantize
 from nimbed.rows import Row
 from nimbed_pgvector import create_statements
 from nimbed_pgvector.columns import Also, Layout

@@ -16,7 +16,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 from nimbed import EmbeddingBatch, VectorSpec
-from nimbed.quantize import normalize
+from nimbed.batch import normalize
 from nimbed_pgvector import Layout, VectorTable
 from nimbed_pgvector.columns import Also
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nimbed.scheduling import Scheduler
-from nimbed.scheduling.batch_delay import BatchDelay
+from nimbed.scheduling.policy import BatchDelay
 
 from .test_scheduler import FAKE, QUERY, Device, Stub, hold
 

@@ -10,7 +10,7 @@ import pytest
 from nimbed.errors import DeadlineError, OverloadedError
 from nimbed.options import EmbedOptions
 from nimbed.scheduling import Scheduler, Timings
-from nimbed.scheduling.deadlines import in_order
+from nimbed.scheduling.policy import in_order
 
 from .test_scheduler import Device, Stub
 
@@ -47,7 +47,7 @@ class Timed(Device):
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    for module in ("queue", "scheduler", "batch_delay"):
+    for module in ("queue", "scheduler", "policy"):
         monkeypatch.setattr(f"nimbed.scheduling.{module}.time", made)
     return made
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimbed.scheduling.fairness import FairQueue, QueuedRow
+from nimbed.scheduling.policy import FairQueue, QueuedRow
 
 BUDGET = 100
 

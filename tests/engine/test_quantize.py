@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from nimbed.errors import ConfigurationError
-from nimbed.quantize import (
+from nimbed.batch import (
     dequantize_int8,
     normalize,
     pack_bits,
@@ -17,6 +16,7 @@ from nimbed.quantize import (
     signs_from_bits,
     slice_normalize,
 )
+from nimbed.errors import ConfigurationError
 from nimbed.spec import VectorSpec
 
 floats = hnp.arrays(

@@ -19,6 +19,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 ROOT = Path(__file__).parents[2]
 OURS = (str(ROOT / "engine"), str(ROOT / "integrations"))
@@ -29,9 +30,17 @@ _entered: set[str] = set()
 
 
 def local_embed(folder: Path) -> list[str]:
+    return _embed("onnxruntime")
+
+
+def torch_embed(folder: Path) -> list[str]:
+    return _embed("torch")
+
+
+def _embed(backend: Literal["onnxruntime", "torch"]) -> list[str]:
     import nimbed
 
-    with nimbed.load(device="cpu", dtype="float32") as embedder:
+    with nimbed.load(device="cpu", dtype="float32", backend=backend) as embedder:
         return traced(lambda: embedder.embed(TEXTS, input_type="passage"))
 
 
@@ -71,7 +80,7 @@ def http_body(folder: Path) -> list[str]:
 
     thread = threading.Thread(target=be_a_client)
     thread.start()
-    _nimbed("serve", "--port", str(port), "--served-name", "m")
+    _nimbed("serve", "--port", str(port), "--served-name", "m", "--dtype", "float32")
     thread.join()
     return found
 

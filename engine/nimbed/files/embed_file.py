@@ -23,14 +23,13 @@ from nimbed.chunks import (
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, InputError, name_rows
 from nimbed.files.arrow import RESERVED, FileContract
-from nimbed.files.column_types import InferredColumns
 from nimbed.files.ipc import open_ipc
 from nimbed.files.parquet import ArrowTable, Carried, ChunkTable, open_parquet
 from nimbed.files.readers import RowReader
 from nimbed.files.sources import Source, check_exists, is_rereadable, is_source, kind_of, name_of
-from nimbed.files.writers import Staging, check_output, open_writer, spec_beside
+from nimbed.files.writers import InferredColumns, Staging, check_output, open_writer, spec_beside
 from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.rows import BadRow, Reject, Row, TextFields, row_id
 from nimbed.spec import EmbeddingType, InputType, Int8Scale, Truncate, VectorSpec, check_literal
 

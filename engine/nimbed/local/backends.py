@@ -11,6 +11,8 @@ from nimbed.cards import ModelCard
 from nimbed.embedder import Backend
 from nimbed.errors import ConfigurationError, MissingExtraError, install_line, missing_extra
 from nimbed.local.checkpoint import Checkpoint
+from nimbed.local.device import may_have_gpu, multiplies_bfloat16, place, release
+from nimbed.local.models.fields import scaled_rotation
 from nimbed.local.tensors import weight_files
 from nimbed.spec import check_literal
 
@@ -22,6 +24,15 @@ __all__ = ["Loaded", "check_backend", "check_context", "chosen_backend", "read_m
 
 # What ONNX Runtime has a graph for; nimbed.local.onnx.encoders makes it.
 _GRAPHS = ("bert", "distilbert", "gte", "modernbert", "mpnet", "nomic_bert", "xlm_roberta")
+
+# Those of them whose positions are rotations.
+_ROTATED = ("gte", "modernbert", "nomic_bert")
+
+_NO_INT8 = (
+    "dtype 'int8' is not offered: no operator of torch or ONNX Runtime has a scale a token, is "
+    "exact on every processor and much faster than float32; take bfloat16, or for vectors of "
+    "bytes embedding_type='int8'"
+)
 
 _TORCH_ALONE = (
     "(on a machine without a GPU first: pip install torch "
@@ -52,6 +63,8 @@ def check_backend(
         ConfigurationError: If there is no such backend, or it does not run the model so.
     """
     check_literal("backend", backend, Backend)
+    if dtype == "int8":
+        raise ConfigurationError(_NO_INT8)
     if checkpoint.card.architecture == "static":
         _check_static(checkpoint, backend, devices, dtype)
         return
@@ -61,16 +74,39 @@ def check_backend(
             raise ConfigurationError(f"backend 'onnxruntime' cannot do this: {why}")
 
 
-def chosen_backend(asked: str, checkpoint: Checkpoint) -> str:
-    """Return ``torch`` or ``onnxruntime``: what was asked for, or torch where it is installed.
+def chosen_backend(
+    asked: str, checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str
+) -> str:
+    """Return ``torch`` or ``onnxruntime``: what was asked for, or what suits; reads no weights.
 
-    torch has GPUs, all models and bfloat16 (decision 0013). A table of words needs ``numpy`` alone.
+    ``auto`` is ONNX Runtime where a model comes to float32 on a CPU, where it is the faster
+    (decision 0013), and torch for everything else: GPUs, bfloat16, what has no graph, and models
+    with other kinds of vectors. What is not installed does not count. A table of words needs
+    ``numpy`` alone.
     """
     if checkpoint.card.architecture == "static":
         return "numpy"
     if asked != "auto":
         return asked
-    return "torch" if _torch_is_installed() else "onnxruntime"
+    if not _installed("torch"):
+        return "onnxruntime"
+    if not _installed("onnxruntime", "onnx") or checkpoint.card.kinds != ("dense",):
+        return "torch"
+    if why_torch(checkpoint, devices=devices, dtype=dtype) or not _float32_on_cpu(devices, dtype):
+        return "torch"
+    return "onnxruntime"
+
+
+def _float32_on_cpu(devices: Sequence[str], dtype: str) -> bool:
+    """Whether what ONNX Runtime could do is float32 on a CPU in torch too.
+
+    torch is asked, which takes its import, only where nothing else knows.
+    """
+    known = dtype == "float32" or multiplies_bfloat16()
+    if known is None or ("auto" in devices and may_have_gpu()):
+        places = [place(device, dtype) for device in devices]
+        return all(at.on_cpu and at.name == "float32" for at in places)
+    return dtype == "float32" or not known
 
 
 def read_model(
@@ -89,13 +125,12 @@ def read_model(
         CheckpointError: If the files are damaged.
         ConfigurationError: If the device does not exist.
     """
-    chosen = chosen_backend(backend, checkpoint)
+    chosen = chosen_backend(backend, checkpoint, devices=devices, dtype=dtype)
     if chosen == "numpy":
         return _read_static(checkpoint, devices)
     if chosen == "onnxruntime":
         return _read_onnx(backend, checkpoint, devices, dtype)
     try:
-        from nimbed.local.device import place, release
         from nimbed.local.engine import build_engine
         from nimbed.local.tokenizer import read_tokenizer
 
@@ -166,6 +201,9 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
     mixed = config.get("num_experts") not in (None, 0, 1)
     if card.architecture == "nomic_bert" and (mixed or config.get("activation_function") == "gelu"):
         return f"{card.id} divides its tokens among experts, which run in torch alone"
+    scaled = scaled_rotation(config) if card.architecture in _ROTATED else None
+    if scaled:
+        return f"{card.id} has {scaled!r} rotary positions, which run in torch alone"
     if dtype not in ("auto", "float32"):
         return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
     beyond = [device for device in devices if device not in ("auto", "cpu")]
@@ -182,9 +220,9 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
 
 
 @functools.cache
-def _torch_is_installed() -> bool:
+def _installed(*modules: str) -> bool:
     try:
-        return find_spec("torch") is not None
+        return all(find_spec(module) is not None for module in modules)
     except (ImportError, ValueError):  # somebody forbids it
         return False
 
@@ -193,8 +231,8 @@ def check_context(card: ModelCard, backend: str) -> None:
     """Refuse late chunking where it cannot be done.
 
     Raises:
-        ConfigurationError: If the model does not pool by the mean alone, reads images, or runs on
-            another backend than torch.
+        ConfigurationError: If the model does not pool by the mean alone, reads images, or is a
+            table of words.
     """
     why = None
     if card.pooling != "mean":
@@ -202,8 +240,8 @@ def check_context(card: ModelCard, backend: str) -> None:
         why = f"it pools by {how if isinstance(how, str) else ' and '.join(how)}"
     elif card.modalities != ("text",):
         why = "it reads images"
-    elif backend != "torch":
-        why = f"it runs on {backend}; load it with backend='torch'"
+    elif backend == "numpy":
+        why = "it is a table of words, which have no states"
     if why is not None:
         raise ConfigurationError(
             f"late chunking takes the mean of the states of a chunk's tokens, which {card.id} "

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,17 +14,29 @@ from nimbed.cards import ModelCard, Pooling, known
 from nimbed.errors import CheckpointError, ConfigurationError
 from nimbed.local.colbert import is_colbert, prefixed, read_colbert, within
 from nimbed.local.config_keys import keys_of
-from nimbed.local.content_id import content_id
-from nimbed.local.head_config import ColBert, Splade, TokenTable, check_masked_model, m3_heads
-from nimbed.local.hub import Located
+from nimbed.local.head_config import (
+    AutoEncoder,
+    ColBert,
+    Splade,
+    TokenTable,
+    check_masked_model,
+    m3_heads,
+    table_width,
+)
+from nimbed.local.hub import Located, content_id
 from nimbed.local.json_files import check_keys, read_any_json, read_json, usual_names
-from nimbed.local.models.causality import decoder_of, is_causal, refuse_causal
-from nimbed.local.models.fields import language_of, longest_texts, whole
+from nimbed.local.models.fields import (
+    decoder_of,
+    is_causal,
+    language_of,
+    longest_texts,
+    refuse_causal,
+    whole,
+)
 from nimbed.local.pipeline import DenseModule, LayerWeights, Pipeline, read_pipeline
 from nimbed.local.sentence_config import Prompts, read_prompts
-from nimbed.local.tokenizer_config import read_tokenizer_changes, read_vocabulary
-from nimbed.local.vision.pixtral_settings import templated
-from nimbed.local.vision.settings import vision_facts
+from nimbed.local.tokenizer_config import read_tokenizer_changes
+from nimbed.local.vision.settings import templated, vision_facts
 from nimbed.spec import InputType
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -172,6 +183,13 @@ def read_checkpoint(
     if architecture == "xlm_roberta" and config.get("lora_adaptations"):
         architecture = "jina_v3"  # which calls itself an XLM-R
         config["adapter"] = _adapter(folder, config, prompt_name, role)
+    elif architecture == "xlm_roberta" and config.get("position_embedding_type") == "rotary":
+        architecture = "jina_v3"  # the same network without adapters, as jina-colbert-v2 has it
+        if config.get("rotary_emb_base") is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'} turns positions (position_embedding_type 'rotary') and "
+                f"gives no rotary_emb_base, of which there are several; add its publisher's"
+            )
     if architecture is None:
         raise CheckpointError(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
@@ -189,7 +207,7 @@ def read_checkpoint(
     if isinstance(pipeline.sparse, Splade):
         check_masked_model(folder, config, architecture)
     if told is not None and not table:
-        _check_told(folder, config, architecture, told)
+        _check_told(pipeline, config, architecture, told)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json; convert its tokenizer once with transformers: "
@@ -209,11 +227,11 @@ def read_checkpoint(
         card = override
     elif located.card is not None:
         tasks = prompts.tasks or located.card.task_prompts
-        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
-        if architecture == "static" and _table_width(pipeline) != card.dimensions:
+        card = dataclasses.replace(located.card, task_prompts=tasks, **prompts.of_roles())
+        width = table_width(pipeline.weights, pipeline.sparse) if architecture == "static" else 0
+        if width not in (0, card.dimensions):
             raise CheckpointError(
-                f"{folder} holds a table of {_table_width(pipeline)} dimensions; {card.id} has "
-                f"{card.dimensions}"
+                f"{folder} holds a table of {width} dimensions; {card.id} has {card.dimensions}"
             )
     elif architecture == "static":
         if table:
@@ -330,7 +348,9 @@ def _card_from_files(
         query, passage = _TRAINED_PROMPTS.get(str(config["model_type"]), ("", ""))
     pooling = pipeline.card_pooling if pipeline.pooling else _pooling(folder, config)
     width = pipeline.width(whole(language, "hidden_size"))
-    if pipeline.kinds == ("sparse",):
+    if isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
+    elif pipeline.kinds == ("sparse",):
         width = whole(language, "vocab_size")
     size = min(width, pipeline.dimensions or width)
     card = ModelCard(
@@ -351,7 +371,7 @@ def _card_from_files(
         return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+    return dataclasses.replace(card, **{**vision_facts(config), **prompts.of_roles()})
 
 
 def _refuse_generators(
@@ -369,7 +389,7 @@ def _refuse_generators(
 
 
 def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> ModelCard:
-    width = _table_width(pipeline)
+    width = table_width(pipeline.weights, pipeline.sparse)
     width = pipeline.width(width) if pipeline.dense else width
     return ModelCard(
         id=located.name,
@@ -386,31 +406,6 @@ def _static_card(located: Located, pipeline: Pipeline, prompts: Prompts) -> Mode
     )
 
 
-def _table_width(pipeline: Pipeline) -> int:
-    """Return the width of a table of words or of weights, from the head of its file.
-
-    Raises:
-        CheckpointError: If there is none, or the file is damaged.
-    """
-    folder = pipeline.weights
-    if isinstance(pipeline.sparse, TokenTable) and pipeline.sparse.path.suffix == ".json":
-        return 1 + max(read_vocabulary(folder).values())
-    try:
-        with (folder / "model.safetensors").open("rb") as file:
-            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
-        if pipeline.sparse is not None:
-            (width,) = head["weight"]["shape"]
-        else:
-            table = head.get("embedding.weight") or head["embeddings"]
-            _, width = table["shape"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'} holds no table of words, embedding.weight or "
-            f"embeddings, and no weight of tokens ({error!r})"
-        ) from error
-    return whole({"width": width}, "width")
-
-
 def _adapter(
     folder: Path, config: dict[str, Any], prompt_name: str | None, role: InputType | None
 ) -> str:
@@ -420,6 +415,11 @@ def _adapter(
         CheckpointError: If there is none of its name.
     """
     adapters = config["lora_adaptations"]
+    if config.get("load_trained_adapters") is False:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives load_trained_adapters False beside lora_adaptations; "
+            f"nimbed knows only True or null there"
+        )
     asked = prompt_name or role or "passage"
     name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
@@ -451,12 +451,17 @@ def _check_layers(
         )
 
 
-def _check_told(folder: Path, config: dict[str, Any], architecture: str, told: ModelCard) -> None:
+def _check_told(
+    pipeline: Pipeline, config: dict[str, Any], architecture: str, told: ModelCard
+) -> None:
     """Refuse a configuration that cannot be of the model that the caller says it is."""
+    folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
     width = language.get("hidden_size") if isinstance(language, dict) else None
     if architecture == "static":
-        width = _table_width(Pipeline(folder=folder, weights=folder))
+        width = table_width(folder, None)
+    elif isinstance(pipeline.sparse, AutoEncoder):
+        width = pipeline.sparse.latents
     elif told.kinds == ("sparse",):
         width = config.get("vocab_size")
     elif told.kinds == ("multi",):
@@ -489,11 +494,3 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
             f"{folder / 'config.json'} gives matryoshka_dimensions {given!r}, expected sizes"
         )
     return tuple(sorted({size for size in given if size < width}))
-
-
-def _of_roles(prompts: Prompts) -> dict[str, Any]:
-    """Let a model's own files have the last word about the prompts of its roles."""
-    query, passage = prompts.query, prompts.passage
-    if not query and not passage:
-        return {}
-    return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}

@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING, Any
 from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError
 from nimbed.local.head_config import ColBert, Expansion, TokenPooling
-from nimbed.local.json_files import FILES, check_keys, read_any_json, read_json, size_of
-from nimbed.local.module_list import listed_modules
+from nimbed.local.json_files import (
+    FILES,
+    check_keys,
+    read_any_json,
+    read_json,
+    refuse_other_kinds,
+    size_of,
+)
 from nimbed.local.pipeline import (
     DenseModule,
     Pipeline,
     read_config,
     read_dense,
-    refuse_other_kinds,
     weights_in,
 )
-from nimbed.local.sentence_config import Prompts, TransformerFile, read_transformer
+from nimbed.local.sentence_config import Prompts, TransformerFile, listed_modules, read_transformer
 from nimbed.local.tokenizer_config import read_special_token, read_vocabulary
 from nimbed.spec import InputType
 

@@ -1,23 +1,43 @@
-"""Which device runs a model, and in which arithmetic."""
+"""Which device runs a model, and in which arithmetic.
+
+What the machine has is found without torch where that can be, so that a model which needs no torch
+does not wait for its import.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import platform
+import sys
 from dataclasses import dataclass
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nimbed.errors import ConfigurationError
 
-__all__ = ["DTYPES", "Placement", "has_amx", "place", "release"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Placement",
+    "has_amx",
+    "may_have_gpu",
+    "multiplies_bfloat16",
+    "place",
+    "release",
+]
 
 # What a dtype's name stands for: the activations' dtype, and whether products are in float8.
-DTYPES = {
-    "float32": (torch.float32, False),
-    "bfloat16": (torch.bfloat16, False),
-    "float16": (torch.float16, False),
-    "float8": (torch.bfloat16, True),
+_DTYPES = {
+    "float32": ("float32", False),
+    "bfloat16": ("bfloat16", False),
+    "float16": ("float16", False),
+    "float8": ("bfloat16", True),
 }
+
+# Where Linux says what the processor has, and the driver of AMD's GPUs shows itself.
+_PROCESSOR, _AMD = Path("/proc/cpuinfo"), Path("/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +57,8 @@ class Placement:
     @property
     def name(self) -> str:
         """The dtype's name, as it is asked for."""
-        return next(name for name, kind in DTYPES.items() if kind == (self.dtype, self.float8))
+        kind = (str(self.dtype).removeprefix("torch."), self.float8)
+        return next(name for name, each in _DTYPES.items() if each == kind)
 
     @property
     def plain(self) -> Placement:
@@ -63,21 +84,54 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
         ConfigurationError: If the device does not exist, or the dtype is unknown or not to be had
             there.
     """
+    import torch
+
     chosen = _device(device)
     if dtype == "auto":
         return Placement(chosen, torch.bfloat16 if _fast_bfloat16(chosen) else torch.float32)
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"dtype must be one of auto, {', '.join(DTYPES)}; got {dtype!r}")
-    activations, float8 = DTYPES[dtype]
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"dtype must be one of auto, {', '.join(_DTYPES)}; got {dtype!r}")
+    activations, float8 = _DTYPES[dtype]
     if float8:
         from nimbed.local.float8 import check_float8
 
         check_float8(chosen)
-    return Placement(chosen, activations, float8)
+    return Placement(chosen, getattr(torch, activations), float8)
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool | None:
+    """Whether the processor multiplies bfloat16 in hardware; None where only torch can say.
+
+    That is AMX or AVX512-BF16, and both are x86's. Linux names what a processor has, and no Mac had
+    either.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64") or sys.platform == "darwin":
+        return False
+    try:
+        lines = _PROCESSOR.read_text("utf-8", "replace").splitlines()
+    except OSError:  # Windows, or a sandbox
+        return None
+    flags = next((line for line in lines if line.startswith("flags")), None)
+    return None if flags is None else not {"amx_tile", "avx512_bf16"}.isdisjoint(flags.split())
+
+
+@functools.cache
+def may_have_gpu() -> bool:
+    """Whether a driver is installed without which torch finds no GPU; no device is opened."""
+    if _AMD.exists():
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def release(devices: set[torch.device]) -> None:
     """Give memory that nothing uses any more back to the GPUs, for other processes."""
+    import torch
+
     for device in devices:
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -86,6 +140,8 @@ def release(devices: set[torch.device]) -> None:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -108,8 +164,11 @@ def _device(name: str) -> torch.device:
 @functools.cache
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return has_amx() or _reports("_is_avx512_bf16_supported")
+    known = multiplies_bfloat16()
+    return has_amx() or _reports("_is_avx512_bf16_supported") if known is None else known
 
 
 @functools.cache
@@ -119,4 +178,6 @@ def has_amx() -> bool:
 
 
 def _reports(probe: str) -> bool:
+    import torch
+
     return bool(getattr(torch.cpu, probe, bool)())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import os
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard, find
+from nimbed.cards import ModelCard, find
 from nimbed.embedder import HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import ContextText, Input, check_inputs
@@ -27,17 +26,14 @@ from nimbed.local.hub import locate
 from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
 from nimbed.local.plan import Launcher, run_all
 from nimbed.local.token_counts import ModelTokens
-from nimbed.options import EmbedOptions, KindOptions, SpecOptions
-from nimbed.progress import Progress
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
+from nimbed.reports import Progress
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
     TokenType,
-    Truncate,
     VectorSpec,
 )
 
@@ -64,7 +60,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class LocalEmbedder(HybridBase, Managed):
+class LocalEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds with a model on CUDA or the CPU; see :func:`nimbed.load` for the arguments.
 
     The files are found at once, the weights are read at the first ``embed`` or :meth:`warmup`.
@@ -148,10 +144,12 @@ class LocalEmbedder(HybridBase, Managed):
         on = ", ".join(engine.computes_on for engine in engines)
         return f"{engines[0].computes_in} on {on} by {self.backend}"
 
-    @property
+    @functools.cached_property
     def backend(self) -> str:
         """What runs it: ``torch`` or ``onnxruntime``; ``numpy`` for a table of words."""
-        return chosen_backend(self._asked_backend, self._checkpoint)
+        return chosen_backend(
+            self._asked_backend, self._checkpoint, devices=self._devices, dtype=self._dtype
+        )
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""
@@ -189,17 +187,7 @@ class LocalEmbedder(HybridBase, Managed):
         other._loaded = loaded._replace(tokenizer=read_tokenizer(other._checkpoint))
         return other
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`."""
-        options = SpecOptions(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+    def _spec(self, options: SpecOptions) -> VectorSpec:
         spec = self._specs(KindOptions(kinds=("dense",)), options).dense
         assert spec is not None  # it was asked for
         return spec
@@ -222,46 +210,33 @@ class LocalEmbedder(HybridBase, Managed):
         if "dense" in self.kinds:  # what is recorded on a GPU
             self.replicas()
 
-    def embed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Embed inputs, late chunks too; see :meth:`nimbed.embedder.Embedder.embed`."""
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
+        """Embed inputs, late chunks too."""
         spec, prompt = self._resolve(options)
         items = self._check(inputs, options, late=True)
         loaded = self._load()
         if any(isinstance(item, ContextText) for item in items):
             self.require_context()
-            from nimbed.local.late_chunks import embed_in_context  # imports torch
+            from nimbed.local.late_chunks import embed_in_context
 
-            return embed_in_context(loaded, items, spec, prompt, input_type, progress)
+            return embed_in_context(loaded, items, spec, prompt, options.input_type, progress)
         out = np.empty((len(items), self.card.dimensions), np.float32)
         counts, truncated = run_all(
             items,
-            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=truncate),
+            functools.partial(loaded.tokenizer.encode, prompt=prompt, truncate=options.truncate),
             loaded.engines,
             lambda finished: [engine.results(out, finished) for engine in loaded.engines],
             on_host=loaded.engines[0].on_host,
             progress=progress,
         )
         return EmbeddingBatch.from_floats(
-            out, spec=spec, input_type=input_type, token_counts=counts, truncated=truncated
+            out,
+            spec=spec,
+            input_type=options.input_type,
+            token_counts=counts,
+            truncated=truncated,
         )
 
     @property
@@ -284,54 +259,31 @@ class LocalEmbedder(HybridBase, Managed):
         assert spec is not None  # it was asked for
         return spec
 
-    def embed_kinds(
-        self,
-        inputs: Sequence[str],
-        *,
-        kinds: Sequence[Kind] | None = None,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        max_active: int | None = None,
-        token_type: TokenType = "float",
-        pool_factor: int = 1,
-        progress: Progress = False,
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
     ) -> EmbeddingKinds:
-        """Embed texts; see :meth:`nimbed.embedder.HybridEmbedder.embed_kinds`."""
-        asked = KindOptions(
-            kinds=kinds, max_active=max_active, token_type=token_type, pool_factor=pool_factor
-        )
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality="text",
-        )
         specs = self._specs(asked, options.of_spec)
         if specs.sparse is None and specs.multi is None:
-            return EmbeddingKinds(dense=self.embed(inputs, **options.keywords(), progress=progress))
+            return EmbeddingKinds(dense=self._embed(inputs, options, progress))
+        role = options.input_type
         items = self._check(inputs, options)
         engines: list[Launcher] = list(self._load().engines)
         if self.backend != "numpy":  # whose table gives sparse vectors by itself
             engines = [
-                KindEngine(engine, heads, specs, input_type) for engine, heads in self._with_heads()
+                KindEngine(engine, heads, specs, role) for engine, heads in self._with_heads()
             ]
         results = KindResults(len(items), specs, dimensions=self.card.dimensions)
-        loaded, prompt = self._load(), self.card.prompt(input_type)
-        encode = encoder_of(self._checkpoint, loaded.tokenizer, input_type)
+        loaded, prompt = self._load(), self.card.prompt(role)
+        encode = encoder_of(self._checkpoint, loaded.tokenizer, role)
         counts, truncated = run_all(
             items,
-            functools.partial(encode, prompt=prompt, truncate=truncate),
+            functools.partial(encode, prompt=prompt, truncate=options.truncate),
             engines,
             lambda finished: [results.telling(finished)] * len(engines),
             on_host=loaded.engines[0].on_host,
             progress=progress,
         )
-        return results.batches(input_type=input_type, token_counts=counts, truncated=truncated)
+        return results.batches(input_type=role, token_counts=counts, truncated=truncated)
 
     def require_context(self) -> None:
         """Refuse late chunking if it cannot; see :class:`nimbed.embedder.ContextEmbedding`."""
@@ -349,31 +301,6 @@ class LocalEmbedder(HybridBase, Managed):
     def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return where the tokens of each text alone begin and end, in characters: (tokens, 2)."""
         return self._counter().token_spans(texts)
-
-    async def aembed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
-    ) -> EmbeddingBatch:
-        """Embed inputs in a thread; see :meth:`nimbed.embedder.Embedder.aembed`."""
-        return await asyncio.to_thread(
-            self.embed,
-            inputs,
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-            progress=progress,
-        )
 
     def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
         """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""

@@ -313,6 +313,31 @@ class Engine:
         """Return the vectors of shape (sequences, dimensions) that come of token states."""
         return self._pool(states, layout)
 
+    def embed_ranges(
+        self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> NDArray[np.float32]:
+        """Return vectors of parts of documents; see :class:`nimbed.local.plan.ContextEngine`."""
+        with self.current():
+            try:
+                found = self.states(documents, None)
+            except torch.OutOfMemoryError as error:
+                raise BackendError(
+                    f"{sum(map(len, documents))} tokens do not fit the memory of "
+                    f"{self._placement.device}; split the documents, or use a larger device"
+                ) from error
+            starts = np.cumsum([0, *found.layout.lengths]).tolist()
+            parts = [
+                (first + start, stop + start)
+                for own, start in zip(ranges, starts, strict=False)
+                for first, stop in own
+            ]
+            # Parts may overlap, so that their tokens are taken out one after the other.
+            taken = torch.from_numpy(np.concatenate([np.arange(*part) for part in parts]))
+            states = found.states[taken.to(found.states.device)]
+            lengths = [stop - first for first, stop in parts]
+            vectors = self.pooled(states, Layout.of(lengths, states.device))
+            return np.asarray(vectors.float().cpu())
+
     @contextmanager
     def current(self) -> Generator[None]:
         """Let this thread, and no other, launch on this engine's device and stream.

@@ -40,7 +40,7 @@ class Float8Rows(NamedTuple):
     def of(cls, x: torch.Tensor) -> Float8Rows:
         """Round rows of any float dtype to float8."""
         if kernels.usable(x.device):
-            from nimbed.local.kernels.normalization import row_float8
+            from nimbed.local.kernels.fused import row_float8
 
             return cls(*row_float8(x.contiguous()))
         exact = x.float()
@@ -92,7 +92,7 @@ def gated_rows(both: torch.Tensor, *, activation: str) -> Float8Rows:
         activation: Which act: ``silu``, ``gelu`` (the exact one) or ``gelu_tanh``.
     """
     if kernels.usable(both.device):
-        from nimbed.local.kernels.activations import gated_activation_float8
+        from nimbed.local.kernels.fused import gated_activation_float8
 
         return Float8Rows(*gated_activation_float8(both, activation=activation))
     gate, up = both.float().chunk(2, dim=-1)

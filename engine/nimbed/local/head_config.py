@@ -5,15 +5,19 @@ What is described here is read and computed by :mod:`nimbed.local.heads`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from nimbed.errors import CheckpointError
+from nimbed.local.models.fields import whole
+from nimbed.local.tokenizer_config import read_vocabulary
 from nimbed.spec import InputType
 
 __all__ = [
+    "AutoEncoder",
     "ColBert",
     "Expansion",
     "Multi",
@@ -25,6 +29,7 @@ __all__ = [
     "TokenWeights",
     "check_masked_model",
     "m3_heads",
+    "table_width",
 ]
 
 
@@ -75,7 +80,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPooling:
-    """Fewer vectors a text, as the checkpoint has it; see :func:`nimbed.quantize.pool_tokens`.
+    """Fewer vectors a text, as the checkpoint has it; see :func:`nimbed.batch.pool_tokens`.
 
     Attributes:
         factor: How many tokens share a vector on average.
@@ -213,8 +218,42 @@ class TokenTable:
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class AutoEncoder:
+    """A sparse autoencoder over one vector a text, whose latents take the place of a vocabulary.
+
+    Attributes:
+        folder: Of its weights.
+        inputs: Dimensions of the vector.
+        latents: How many there are.
+        kept: How many of the largest a sparse vector keeps, unless something else is asked.
+        scaled: Whether the vector's numbers are brought to a mean of 0 and a deviation of 1 first.
+        unit: Whether it has unit length before that.
+    """
+
+    folder: Path
+    inputs: int
+    latents: int
+    kept: int
+    scaled: bool
+    unit: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None: its weights count with the model's."""
+        return ()
+
+    def steps(self, kept: int | None) -> Iterator[str]:
+        """Yield what happens to the vector, of whose latents so many are kept, for people."""
+        if self.unit:
+            yield "unit length"
+        if self.scaled:
+            yield "mean 0 and deviation 1"
+        yield f"SparseAutoEncoder {self.inputs} to {self.latents}, the {kept} largest"
+
+
 #: What makes sparse vectors of token states, or of tokens alone; and what makes multi-vectors.
-Sparse: TypeAlias = TokenWeights | Splade | TokenTable
+Sparse: TypeAlias = TokenWeights | Splade | TokenTable | AutoEncoder
 Multi: TypeAlias = TokenVectors | ColBert
 
 
@@ -244,3 +283,31 @@ def m3_heads(folder: Path) -> tuple[TokenWeights | None, TokenVectors | None]:
         TokenWeights(sparse) if sparse.is_file() else None,
         TokenVectors(multi) if multi.is_file() else None,
     )
+
+
+def table_width(folder: Path, sparse: Sparse | None) -> int:
+    """Return the width of a table of words or of weights, from the head of its file.
+
+    Args:
+        folder: Where the table lies.
+        sparse: What makes sparse vectors of it, or None for a table of words.
+
+    Raises:
+        CheckpointError: If there is none, or the file is damaged.
+    """
+    if isinstance(sparse, TokenTable) and sparse.path.suffix == ".json":
+        return 1 + max(read_vocabulary(folder).values())
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
+        if sparse is not None:
+            (width,) = head["weight"]["shape"]
+        else:
+            table = head.get("embedding.weight") or head["embeddings"]
+            _, width = table["shape"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'} holds no table of words, embedding.weight or "
+            f"embeddings, and no weight of tokens ({error!r})"
+        ) from error
+    return whole({"width": width}, "width")

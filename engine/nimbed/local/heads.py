@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from nimbed.batch import normalize, pool_tokens
 from nimbed.errors import CheckpointError
 from nimbed.local.batching import Layout
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.device import Placement
 from nimbed.local.head_config import (
     MASKED_MODELS,
+    AutoEncoder,
     ColBert,
     Splade,
     TokenVectors,
@@ -29,10 +31,9 @@ from nimbed.local.head_config import (
 from nimbed.local.linear import Dense, dense, read_affine
 from nimbed.local.models.fields import real, whole
 from nimbed.local.norms import LayerNorm
-from nimbed.local.pooling import Module, read_modules
+from nimbed.local.pooling import Module, invariant_product, pool, read_modules
 from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
 from nimbed.local.weights import open_tensors
-from nimbed.quantize import normalize, pool_tokens
 from nimbed.spec import InputType
 
 __all__ = ["Heads", "MultiHead", "SparseHead", "TokenStates", "read_heads"]
@@ -101,6 +102,8 @@ def read_heads(checkpoint: Checkpoint, placement: Placement) -> Heads:
         sparse = _M3Sparse.read(pipeline.sparse.path, width, placement, unused)
     elif isinstance(pipeline.sparse, Splade):
         sparse = _SpladeHead.read(checkpoint, pipeline.sparse, placement)
+    elif isinstance(pipeline.sparse, AutoEncoder):
+        sparse = _SparseAutoEncoder.read(checkpoint, pipeline.sparse, placement)
     if isinstance(pipeline.multi, TokenVectors):
         weight, bias = _read_linear(pipeline.multi.path, width, width)
         multi = _M3Multi(dense(weight, bias, placement.plain), placement)
@@ -179,6 +182,57 @@ class _ColBert:
         return [pool_tokens(normalize(row), factor, protected=protected) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class _SparseAutoEncoder:
+    """One vector a text, as dense models have it, then relu((x - b)·Wᵀ + c), in float32.
+
+    The formula is that of sentence-transformers' SparseAutoEncoder (CSR, arXiv 2503.01776), whose
+    largest latents a batch keeps by its spec's ``max_active``.
+    """
+
+    how: Any
+    modules: Sequence[Module]
+    facts: AutoEncoder
+    before: torch.Tensor
+    product: Module
+
+    @classmethod
+    def read(
+        cls, checkpoint: Checkpoint, facts: AutoEncoder, placement: Placement
+    ) -> _SparseAutoEncoder:
+        pipeline, device = checkpoint.pipeline, placement.device
+        with torch.inference_mode(), open_tensors(facts.folder) as tensors:
+            # The two are one tensor, which safetensors writes by either name.
+            names = ("encoder.weight", "decoder.linear.weight")
+            shapes = {
+                next(filter(tensors.__contains__, names), names[0]): (facts.latents, facts.inputs),
+                "latent_bias": (facts.latents,),
+                "pre_bias": (facts.inputs,),
+            }
+            weight, bias, before = (
+                tensors.get(name, *shape).to(device, torch.float32, copy=True)
+                for name, shape in shapes.items()
+            )
+            modules = read_modules(pipeline.modules, device)
+            product = invariant_product(weight, bias)
+        return cls(pipeline.card_pooling, modules, facts, before, product)
+
+    def __call__(self, batch: TokenStates, input_type: InputType) -> list[Weighted]:
+        x = pool(batch.states, batch.layout, self.how)
+        for module in self.modules:
+            x = module(x)
+        if self.facts.unit:
+            x = F.normalize(x, dim=1)
+        if self.facts.scaled:
+            x = x - x.mean(1, keepdim=True)
+            x = x / (x.std(1, keepdim=True) + 1e-5)
+        latents = self.product(x - self.before).cpu().numpy()
+        # Not ``latents > 0``, so that NaN is kept and refused.
+        text, latent = np.nonzero(~(latents <= 0))
+        ids, weights = latent.astype(np.int32), latents[text, latent]
+        return _by_text(text, ids, weights, len(latents))
+
+
 class _SpladeHead:
     """A masked language model's scores of the vocabulary, pooled over a text's tokens.
 
@@ -243,9 +297,8 @@ class _SpladeHead:
         text, word, weight = map(np.concatenate, (texts, words, weights))
         kept = ~np.isin(word, self._unused)
         order = np.argsort(text[kept], kind="stable")  # of a text, the words ascend already
-        ends = np.cumsum(np.bincount(text[kept], minlength=len(layout.lengths)))[:-1]
-        ids = np.split(word[kept][order].astype(np.int32), ends)
-        return list(zip(ids, np.split(weight[kept][order], ends), strict=True))
+        ids = word[kept][order].astype(np.int32)
+        return _by_text(text[kept][order], ids, weight[kept][order], len(layout.lengths))
 
     def _pooled(self, scores: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Return float32 weights of shape (texts, words)."""
@@ -278,9 +331,15 @@ def _largest_of_each(
     largest = np.zeros(len(found), np.float32)
     np.maximum.at(largest, places, weights[meant])
     texts, tokens = np.divmod(found, span)
-    ends = np.searchsorted(texts, np.arange(1, len(lengths)))
-    each = zip(np.split(tokens.astype(np.int32), ends), np.split(largest, ends), strict=True)
-    return list(each)
+    return _by_text(texts, tokens.astype(np.int32), largest, len(lengths))
+
+
+def _by_text(
+    texts: NDArray[np.integer], ids: NDArray[np.int32], weights: NDArray[np.float32], count: int
+) -> list[Weighted]:
+    """Return for each of ``count`` texts its ids and weights, of which ``texts`` says whose."""
+    ends = np.searchsorted(texts, np.arange(1, count))
+    return list(zip(np.split(ids, ends), np.split(weights, ends), strict=True))
 
 
 def _read_linear(path: Path, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:

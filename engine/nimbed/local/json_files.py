@@ -24,6 +24,7 @@ __all__ = [
     "check_keys",
     "read_any_json",
     "read_json",
+    "refuse_other_kinds",
     "size_of",
     "usual_names",
     "words",
@@ -188,6 +189,10 @@ FILES: Mapping[str, Keys] = {
         idle=words("embedding_dimension word_embedding_dimension chunk_size"),
     ),
     "SparseStaticEmbedding": Keys(read=words("path"), idle=words("frozen")),
+    # The idle ones count only when it is trained.
+    "SparseAutoEncoder": Keys(
+        read=words("input_dim hidden_dim k normalize"), idle=words("k_aux dead_threshold")
+    ),
     "Router": _ROUTER,
     "Asym": _ROUTER,
     "special_tokens_map.json": Keys(
@@ -347,3 +352,19 @@ def size_of(config: Mapping[str, Any], where: object, key: str) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise CheckpointError(f"{where} gives {key} {size!r}, expected a positive integer")
     return size
+
+
+def refuse_other_kinds(folder: Path) -> None:
+    """Refuse what looks like a checkpoint but gives no vectors."""
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
+            f"model first, with peft's merge_and_unload()"
+        )
+    named = read_json(folder / "config.json").get("architectures") or []
+    for name in map(str, named if isinstance(named, list) else []):
+        if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
+            raise CheckpointError(
+                f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
+                f"pairs and gives no vectors"
+            )

@@ -17,8 +17,8 @@ from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import tokenizing_as
-from nimbed.local.content_id import head_revision
-from nimbed.local.head_config import ColBert
+from nimbed.local.head_config import AutoEncoder, ColBert
+from nimbed.local.hub import head_revision, latent_hash
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import vocabulary_hash
 from nimbed.options import KindOptions, SpecOptions
@@ -104,14 +104,15 @@ def _chosen(checkpoint: Checkpoint, backend: str, asked: KindOptions) -> tuple[K
 
 
 def _sparse_spec(checkpoint: Checkpoint, asked: KindOptions) -> SparseSpec:
-    card = checkpoint.card
+    card, head = checkpoint.card, checkpoint.pipeline.sparse
+    named = latent_hash(head) if isinstance(head, AutoEncoder) else None
     return SparseSpec(
         model=card.id,
-        vocabulary=vocabulary_hash(checkpoint.folder),
+        vocabulary=named or vocabulary_hash(checkpoint.folder),
         dimensions=(
             whole(checkpoint.config, "vocab_size") if checkpoint.pipeline.dense else card.dimensions
         ),
-        revision=head_revision(checkpoint.revision, checkpoint.pipeline.sparse),
+        revision=head_revision(checkpoint.revision, head),
         max_active=asked.max_active or checkpoint.pipeline.max_active,
         query_prompt=card.query_prompt,
         passage_prompt=card.passage_prompt,

@@ -11,18 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.errors import BackendError, TooLongError
+from nimbed.errors import TooLongError
 from nimbed.inputs import ContextText
 from nimbed.local.backends import Loaded
-from nimbed.local.batching import Layout
-from nimbed.local.engine import Engine
-from nimbed.local.plan import micro_batches
+from nimbed.local.plan import ContextEngine, micro_batches
 from nimbed.local.tokenizer import TextTokenizer
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["embed_in_context"]
@@ -39,7 +36,7 @@ def embed_in_context(
     """Embed chunks, each with the document around it.
 
     Args:
-        loaded: A model of texts that pools by the mean, on torch.
+        loaded: A model of texts that pools by the mean.
         texts: Chunks; a plain text is a document of its own.
         spec: The contract of the vectors.
         prompt: Put before each document.
@@ -55,7 +52,7 @@ def embed_in_context(
         BackendError: If a document does not fit the device's memory.
     """
     engine, tokenizer = loaded.engines[0], loaded.tokenizer
-    assert isinstance(engine, Engine)  # torch's own
+    assert isinstance(engine, ContextEngine)  # a table of words has no states
     assert isinstance(tokenizer, TextTokenizer)
     of_document: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
@@ -86,29 +83,13 @@ def embed_in_context(
     with reporting(progress, len(texts)) as finished:
         for chosen in micro_batches([len(each) for each in ids], budget=engine.budget):
             some = chosen.tolist()
-            with engine.current():
-                try:
-                    found = engine.states([ids[place] for place in some], None)
-                except torch.OutOfMemoryError as error:
-                    raise BackendError(
-                        f"{sum(len(ids[place]) for place in some)} tokens do not fit the memory of "
-                        f"{engine.placement.device}; split the documents, or use a larger device"
-                    ) from error
-                states, starts = found.states, np.cumsum([0, *found.layout.lengths])
-                parts = [
-                    (first + start, stop + start)
-                    for place, start in zip(some, starts.tolist(), strict=False)
-                    for first, stop in ranges[place]
-                ]
-                # Chunks may overlap, so that their tokens are taken out one after the other.
-                taken = np.concatenate([np.arange(*part) for part in parts])
-                lengths = [stop - first for first, stop in parts]
-                own_states = states[torch.from_numpy(taken).to(states.device)]
-                vectors = engine.pooled(own_states, Layout.of(lengths, states.device))
-                filled = [row for place in some for row in rows[place]]
-                if out is None:
-                    out = np.empty((len(texts), vectors.shape[1]), np.float32)
-                out[filled] = vectors.float().cpu().numpy()
+            vectors = engine.embed_ranges(
+                [ids[place] for place in some], [ranges[place] for place in some]
+            )
+            filled = [row for place in some for row in rows[place]]
+            if out is None:
+                out = np.empty((len(texts), vectors.shape[1]), np.float32)
+            out[filled] = vectors
             finished(len(filled))
     assert out is not None  # there is a chunk
     return EmbeddingBatch.from_floats(out, spec=spec, input_type=input_type, token_counts=counts)

@@ -2,18 +2,26 @@
 
 On the CPU the weight is laid out once for oneDNN, which also fuses the activation and the
 residual into the product. On CUDA it is torch's own product, in float8 where that was asked for.
+
+**Numbers of rows.** A library of matrix products chooses its kernel, and so the order of a row's
+sums, by the number of rows too. Batches come in multiples of 16 rows, where no product on AVX2 or
+AVX512 was seen to differ. On processors with AMX, oneDNN's bfloat16 product of 1,536 inputs has
+another kernel from 33 rows on, and a vector would depend on what it is embedded with. There it is
+measured, once for each size of weight, when a product is first used; so are MKL's products, which
+promise nothing. Too few rows are padded, which costs little: it happens in small batches alone, and
+only in the products that need it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from nimbed.local import kernels, row_counts
+from nimbed.local import kernels
 from nimbed.local.device import Placement, has_amx
 from nimbed.local.float8 import Float8Rows, Float8Weight, activate, gated_rows
 from nimbed.local.weights import Tensors
@@ -25,8 +33,11 @@ __all__ = [
     "Dense",
     "Gated",
     "Product",
+    "Rows",
     "dense",
     "gated",
+    "in_agreeing_rows",
+    "measured_rows",
     "read_affine",
     "read_dense",
 ]
@@ -197,7 +208,7 @@ def _onednn_binary(
 def _alike(
     kind: str,
     outputs: int,
-    product: row_counts.Operation,
+    product: Operation,
     *operands: torch.Tensor,
     assured: bool = True,
 ) -> torch.Tensor:
@@ -207,7 +218,7 @@ def _alike(
     """
     if not operands[0].is_cpu or (assured and not has_amx()):
         return product(*operands)
-    return row_counts.run(kind, product, *operands, outputs=outputs)
+    return in_agreeing_rows(kind, product, *operands, outputs=outputs)
 
 
 def _lays_out(shape: torch.Size, dtype: torch.dtype) -> bool:
@@ -221,10 +232,10 @@ def _mkl_is_faster(shape: torch.Size, dtype: torch.dtype) -> bool:
     Measured on an AMD EPYC with AVX2 alone, 1,664 rows of 768 to 3,072: 82 against 71 GFLOP/s, and
     73 against 48 with GELU, which oneDNN computes slowly there. Narrow weights gain nothing.
     """
-    has_mkl: Callable[[], bool] = torch.backends.mkl.is_available
-    if dtype != torch.float32 or min(shape) < _WIDE or not has_mkl():
+    if dtype != torch.float32 or min(shape) < _WIDE:
         return False
-    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return has_mkl and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 @functools.cache
@@ -326,7 +337,7 @@ class _JoinedGate:
         if self._float8:  # the product behind it takes float8 rows
             return gated_rows(both, activation=self._activation)
         if self._fused:
-            from nimbed.local.kernels.activations import gated_activation
+            from nimbed.local.kernels.fused import gated_activation
 
             return gated_activation(both, activation=self._activation)
         gate, up = both.chunk(2, dim=-1)
@@ -380,3 +391,88 @@ def _onednn_gates(dtype: torch.dtype, activation: Activation) -> bool:
         return False
     loose = 1e-4 if dtype == torch.float32 else 0.2
     return torch.allclose(fused.float(), plain, rtol=loose, atol=loose)
+
+
+# Of the sizes that batches are padded to (nimbed.local.batching); larger ones take the kernel of
+# the largest. Large weights are measured with fewer rows, so that each takes some 10 ms on AMX.
+_SIZES = (16, 32, 48, 64, 128, 256, 1024)
+_LARGE_WEIGHT, _FEW = 4_000_000, 256
+# Where no number of rows agrees with the larger ones, all products are made in blocks of as many.
+_BLOCK = 64
+
+
+class Rows(NamedTuple):
+    """How a product is given its rows.
+
+    Attributes:
+        least: Fewer are padded to as many.
+        block: As many at a time; 0 for all at once.
+    """
+
+    least: int
+    block: int = 0
+
+
+_measured: dict[Hashable, Rows] = {}
+
+Operation = Callable[..., torch.Tensor]
+
+
+def in_agreeing_rows(
+    key: Hashable, operation: Operation, *operands: torch.Tensor, outputs: int
+) -> torch.Tensor:
+    """Apply a product to its operands, of as many rows each, in numbers of rows that agree.
+
+    Args:
+        key: What the kernel may depend on besides the widths and the dtype.
+        operation: The product; it may overwrite what it is given.
+        operands: Tensors of shape (rows, inputs).
+        outputs: Columns of the result.
+    """
+    first = operands[0]
+    known = _measured.get((key, first.shape[1], outputs, first.dtype))
+    if known is None:
+        widths = [each.shape[1] for each in operands]
+        known = measured_rows(operation, widths, first.dtype, outputs=outputs)
+        _measured[key, first.shape[1], outputs, first.dtype] = known
+    rows = len(first)
+    if known.block:
+        return _in_blocks(operation, operands, known.block)
+    if rows >= known.least:
+        return operation(*operands)
+    return operation(*(_with_rows(each, known.least) for each in operands))[:rows]
+
+
+def measured_rows(
+    operation: Operation, widths: list[int], dtype: torch.dtype, *, outputs: int
+) -> Rows:
+    """Return how a product must be given its rows so that their number changes no bit.
+
+    Random rows are multiplied all at once, then the last 16, the last 32 and so on.
+    """
+    most = _FEW if widths[0] * outputs > _LARGE_WEIGHT else _SIZES[-1]
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(most, width, generator=generator).to(dtype) for width in widths]
+    whole = operation(*(each.clone() for each in operands))
+    least = most
+    for rows in reversed([size for size in _SIZES if size < most]):
+        if not torch.equal(operation(*(each[-rows:].clone() for each in operands)), whole[-rows:]):
+            break
+        least = rows
+    if least == most:
+        return Rows(_BLOCK, _BLOCK)
+    return Rows(least if least > _SIZES[0] else 0)
+
+
+def _in_blocks(
+    operation: Operation, operands: tuple[torch.Tensor, ...], block: int
+) -> torch.Tensor:
+    parts = [
+        operation(*(_with_rows(each[start : start + block], block) for each in operands))
+        for start in range(0, len(operands[0]), block)
+    ]
+    return torch.cat(parts)[: len(operands[0])]
+
+
+def _with_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
+    return F.pad(x, (0, 0, 0, rows - len(x)))

@@ -44,7 +44,7 @@ class LayerNorm:
         """Return the norm of product(x) + residual, which may be overwritten."""
         if not self.fused:
             return self(product.plus(x, residual))
-        from nimbed.local.kernels.normalization import layer_norm_of_sum
+        from nimbed.local.kernels.fused import layer_norm_of_sum
 
         return layer_norm_of_sum(product(x), residual, self.weight, self.bias, self.eps)
 
@@ -88,7 +88,7 @@ class RmsNorm:
     def __call__(self, x: torch.Tensor) -> Activations:
         """Return x of shape (rows, width), normalised."""
         if self.float8 and self.fused:
-            from nimbed.local.kernels.normalization import rms_norm_float8
+            from nimbed.local.kernels.fused import rms_norm_float8
 
             return Float8Rows(*rms_norm_float8(x, None, self.weight, self.eps)[1:])
         if not x.is_cpu or x.dtype == torch.float32:
@@ -109,7 +109,7 @@ class RmsNorm:
     ) -> tuple[torch.Tensor, Activations]:
         """Return product(x) + residual, which may be overwritten, and its norm."""
         if self.float8 and self.fused:
-            from nimbed.local.kernels.normalization import rms_norm_float8
+            from nimbed.local.kernels.fused import rms_norm_float8
 
             total, *rows = rms_norm_float8(product(x), residual, self.weight, self.eps)
             return total, Float8Rows(*rows)

@@ -14,10 +14,13 @@ from typing import Any, Literal, cast, get_args
 
 from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import ColBert, Multi, Sparse, Splade, TokenTable
-from nimbed.local.json_files import FILES, check_keys, read_json, size_of
-from nimbed.local.module_list import ListedModule, has_idf, listed_modules, of_route
+from nimbed.local.head_config import AutoEncoder, ColBert, Multi, Sparse, Splade, TokenTable
+from nimbed.local.json_files import FILES, check_keys, read_json, refuse_other_kinds, size_of
 from nimbed.local.sentence_config import (
+    ListedModule,
+    has_idf,
+    listed_modules,
+    of_route,
     read_sentence_config,
     read_sparse_config,
     read_transformer,
@@ -34,7 +37,6 @@ __all__ = [
     "read_config",
     "read_dense",
     "read_pipeline",
-    "refuse_other_kinds",
     "weights_in",
 ]
 
@@ -52,6 +54,9 @@ _FLAGS: dict[str, PoolingMode] = {
 
 # Modules that begin a pipeline.
 _FIRST = ("Transformer", "StaticEmbedding", "MLMTransformer", "SparseStaticEmbedding")
+
+# The modules with weights in a folder of their own.
+_WITH_WEIGHTS = ("SparseAutoEncoder", "WeightedLayerPooling", "Dense", "LayerNorm")
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU")
 
@@ -155,10 +160,12 @@ class Pipeline:
         if isinstance(self.multi, ColBert):
             each = [dataclasses.astuple(module)[1:] for module in self.modules]
             return repr((dataclasses.astuple(self.multi), each, tokenizer))
-        if self.sparse is not None and not self.dense:
+        autoencoder = self.sparse if isinstance(self.sparse, AutoEncoder) else None
+        if self.sparse is not None and not self.dense and autoencoder is None:
             head = "table" if isinstance(self.sparse, TokenTable) else self.sparse
             return repr((head, tokenizer))
-        modules = self.modules if self.layers is None else (self.layers, *self.modules)
+        ends = (self.layers, *self.modules, autoencoder)
+        modules = [module for module in ends if module is not None]
         if self.card_pooling == "mean" and self.include_prompt and not modules:
             return "" if tokenizer is None else repr(tokenizer)
         # The folder's name, which comes first, changes no vector.
@@ -181,6 +188,11 @@ class Pipeline:
                     f"given {width}"
                 )
             width = module.outputs if isinstance(module, DenseModule) else width
+        if isinstance(self.sparse, AutoEncoder) and self.sparse.inputs != width:
+            raise CheckpointError(
+                f"{self.sparse.folder / 'config.json'} takes vectors of {self.sparse.inputs} "
+                f"dimensions, but is given {width}"
+            )
         return width
 
     def steps(self) -> Iterator[str]:
@@ -208,6 +220,8 @@ class Pipeline:
                 yield f"LayerNorm {module.width}"
         if self.dimensions is not None:
             yield f"first {self.dimensions} dimensions"
+        if isinstance(self.sparse, AutoEncoder):
+            yield from self.sparse.steps(self.max_active)
         yield "unit length" if self.metric == "cosine" else f"compared by {self.metric}"
 
 
@@ -247,7 +261,7 @@ class _Reader:
         self._modules: list[DenseModule | NormModule] = []
         self._normalized = False
         self._module_weights: list[Path] = []
-        self._sparse: Splade | TokenTable | None = None
+        self._sparse: Splade | TokenTable | AutoEncoder | None = None
         self._task = "feature-extraction"
 
     @classmethod
@@ -265,6 +279,7 @@ class _Reader:
             "MLMTransformer": _Reader._read_transformer,
             "SpladePooling": _Reader._read_splade,
             "SparseStaticEmbedding": _Reader._read_table,
+            "SparseAutoEncoder": _Reader._read_autoencoder,
         }
 
     def read_module(self, place: int, module: ListedModule) -> None:
@@ -281,13 +296,15 @@ class _Reader:
                 raise CheckpointError(f"{where} is {kind}; it stands behind a Transformer alone")
         elif kind not in (*_FIRST, "Pooling") and self._pooling is None:
             raise CheckpointError(f"{where} is {kind} before any Pooling")
-        if self._normalized and kind != "Dropout":
+        if self._normalized and kind not in ("Dropout", "SparseAutoEncoder"):
             raise CheckpointError(
                 f"{where} is {kind} behind Normalize; nimbed ends in unit vectors"
             )
         if kind == "MLMTransformer":
             self._task = "fill-mask"  # unless its own file says otherwise
         self.kinds()[kind](self, path)
+        if kind in _WITH_WEIGHTS:
+            self._module_weights.extend(weights_in(path))
 
     def read_without_modules(self, role: InputType | None) -> None:
         """Read what a folder without modules.json may have all the same."""
@@ -310,6 +327,7 @@ class _Reader:
                 f"{self._folder} has a Transformer for the task {self._task!r}; SpladePooling, and "
                 f"nothing else, stands behind one for 'fill-mask'"
             )
+        kept = self._sparse.kept if isinstance(self._sparse, AutoEncoder) else None
         if self._sparse is not None:
             said = read_sparse_config(self._folder)
         else:
@@ -329,7 +347,7 @@ class _Reader:
             module_weights=tuple(self._module_weights),
             sparse=self._sparse,
             dense=self._sparse is None,
-            max_active=said.max_active,
+            max_active=said.max_active or kept,
         )
 
     def _read_transformer(self, path: Path) -> None:
@@ -363,6 +381,23 @@ class _Reader:
         self._weights, self._static, self._sparse = path, True, TokenTable(table)
         self._module_weights.append(table)
 
+    def _read_autoencoder(self, path: Path) -> None:
+        config, where = read_config(path, "SparseAutoEncoder")
+        if self._static:
+            raise CheckpointError(
+                f"{where} stands behind a StaticEmbedding; nimbed runs it behind a Transformer"
+            )
+        # sentence-transformers' own sizes, where the file does not say.
+        sizes = {"hidden_dim": 512, "k": 8} | config
+        self._sparse = AutoEncoder(
+            folder=path,
+            inputs=size_of(sizes, where, "input_dim"),
+            latents=size_of(sizes, where, "hidden_dim"),
+            kept=size_of(sizes, where, "k"),
+            scaled=config.get("normalize") is True,
+            unit=self._normalized,
+        )
+
     def _read_layers(self, path: Path) -> None:
         config, where = read_config(path, "WeightedLayerPooling")
         # sentence-transformers' own sizes, where the file does not say.
@@ -373,7 +408,6 @@ class _Reader:
                 f"{where} gives layer_start {first!r}, expected an integer from 0 to {last}"
             )
         self._layers = LayerWeights(path, first, last)
-        self._module_weights.extend(weights_in(path))
 
     def _read_pooling(self, path: Path) -> None:
         config, where = read_config(path, "Pooling")
@@ -396,12 +430,10 @@ class _Reader:
 
     def _read_dense(self, path: Path) -> None:
         self._modules.append(read_dense(path, "Dense"))
-        self._module_weights.extend(weights_in(path))
 
     def _read_norm(self, path: Path) -> None:
         config, where = read_config(path, "LayerNorm")
         self._modules.append(NormModule(path, size_of(config, where, "dimension")))
-        self._module_weights.extend(weights_in(path))
 
     def _read_normalize(self, path: Path) -> None:
         read_config(path, "Normalize", required=False)
@@ -448,22 +480,6 @@ def read_config(path: Path, kind: str, *, required: bool = True) -> tuple[dict[s
     config = read_json(where, required=required)
     check_keys(config, where, FILES[kind])
     return config, where
-
-
-def refuse_other_kinds(folder: Path) -> None:
-    """Refuse what looks like a checkpoint but gives no vectors."""
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json), not a model; merge it into its base "
-            f"model first, with peft's merge_and_unload()"
-        )
-    named = read_json(folder / "config.json").get("architectures") or []
-    for name in map(str, named if isinstance(named, list) else []):
-        if name.endswith("ForSequenceClassification") and not (folder / "modules.json").is_file():
-            raise CheckpointError(
-                f"{folder} holds a {name}: a classifier or cross-encoder, which scores texts or "
-                f"pairs and gives no vectors"
-            )
 
 
 def weights_in(folder: Path) -> list[Path]:

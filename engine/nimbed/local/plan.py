@@ -6,18 +6,26 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.embedder import Replica
-from nimbed.progress import Progress, reporting
+from nimbed.reports import Progress, reporting
 
 if TYPE_CHECKING:
     from nimbed.local.tokenizer import Row, Tokens
 
-__all__ = ["Engine", "HostResults", "Launcher", "Results", "micro_batches", "run_all"]
+__all__ = [
+    "ContextEngine",
+    "Engine",
+    "HostResults",
+    "Launcher",
+    "Results",
+    "micro_batches",
+    "run_all",
+]
 
 
 # Texts tokenized at a time: enough to sort by length, which attention on a CPU likes.
@@ -141,6 +149,28 @@ class Engine(Replica, Launcher, Protocol):
         Args:
             out: float32 of shape (rows, dimensions), filled in place.
             finished: Told how many rows have just been done.
+        """
+        ...
+
+
+@runtime_checkable
+class ContextEngine(Protocol):
+    """One that gives parts of a document vectors which know the rest of it."""
+
+    def embed_ranges(
+        self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> NDArray[np.float32]:
+        """Return the vectors of each document's parts, one after the other, not normalised.
+
+        Args:
+            documents: Token ids of each, special ones included.
+            ranges: First token and the one behind the last of each part, a document each.
+
+        Returns:
+            Of shape (parts, dimensions).
+
+        Raises:
+            BackendError: If the documents do not fit the device's memory.
         """
         ...
 

@@ -20,7 +20,7 @@ from nimbed.local.models.registry import Layered
 from nimbed.local.pipeline import DenseModule, LayerWeights, NormModule
 from nimbed.local.weights import Tensors, open_tensors
 
-__all__ = ["Module", "WeightedLayers", "pool", "read_modules"]
+__all__ = ["Module", "WeightedLayers", "invariant_product", "pool", "read_modules"]
 
 Module = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,7 +62,7 @@ def _pooled(hidden: torch.Tensor, layout: Layout, how: Pooling) -> torch.Tensor:
     # Sums in float32: in bfloat16 a mean over 500 tokens would lose four bits.
     if how in ("mean", "latent"):
         if kernels.usable(hidden.device):
-            from nimbed.local.kernels.segments import mean_rows
+            from nimbed.local.kernels.fused import mean_rows
 
             return mean_rows(hidden, layout.firsts, layout.ends)
         states = hidden[: layout.tokens].float()
@@ -180,10 +180,10 @@ def _dense(module: DenseModule, tensors: Tensors, device: torch.device) -> Modul
     if not module.bias and "linear.bias" in tensors:
         raise CheckpointError(f"{module.folder} has a bias that its config.json denies")
     bias = get("linear.bias", module.outputs) if module.bias else None
-    product = _product(weight, bias)
+    product = invariant_product(weight, bias)
     projection = None
     if module.residual and module.inputs != module.outputs:
-        projection = _product(get("residual.weight", module.outputs, module.inputs), None)
+        projection = invariant_product(get("residual.weight", module.outputs, module.inputs), None)
 
     def dense_module(x: torch.Tensor) -> torch.Tensor:
         out = product(x)
@@ -195,7 +195,7 @@ def _dense(module: DenseModule, tensors: Tensors, device: torch.device) -> Modul
     return dense_module
 
 
-def _product(weight: torch.Tensor, bias: torch.Tensor | None) -> Module:
+def invariant_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Module:
     """Return x·Wᵀ + b, the same to the bit whatever else a batch holds.
 
     A plain product chooses its algorithm, and so its sums, by the number of rows; the one that the

@@ -38,7 +38,7 @@ class Turn(NamedTuple):
         x may be overwritten with the result.
         """
         if self.fused:
-            from nimbed.local.kernels.rotation import rotate_
+            from nimbed.local.kernels.fused import rotate_
 
             return rotate_(x, self.cos, self.sin)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -16,25 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard, known
+from nimbed.cards import ModelCard, known
 from nimbed.embedder import Embedder, HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import CheckpointError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
 from nimbed.local.hub import locate
-from nimbed.local.module_list import has_routes
-from nimbed.options import EmbedOptions, KindOptions
-from nimbed.progress import Progress
+from nimbed.local.sentence_config import has_routes
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
+from nimbed.reports import Progress
 from nimbed.spec import (
-    EmbeddingType,
     InputType,
-    Int8Scale,
     Kind,
     MultiVectorSpec,
     SparseSpec,
     TokenType,
-    Truncate,
     VectorSpec,
     check_literal,
 )
@@ -57,7 +54,7 @@ def local_embedder(model: str | ModelCard | None, **arguments: Any) -> Embedder:
     return RoutedEmbedder(model, **arguments) if routed else LocalEmbedder(model, **arguments)
 
 
-class RoutedEmbedder(HybridBase, Managed):
+class RoutedEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds queries by one route and passages by the other; see :class:`LocalEmbedder`."""
 
     def __init__(self, model: str | ModelCard | None, **arguments: Any) -> None:
@@ -107,46 +104,21 @@ class RoutedEmbedder(HybridBase, Managed):
         """What passages are computed in and where; None before their route is loaded."""
         return self._routes["passage"].arithmetic
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
+    def _spec(self, options: SpecOptions) -> VectorSpec:
         """Return the contract, the same for both routes."""
-        return self._routes["passage"].spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+        return self._routes["passage"].spec(**options)
 
     def warmup(self) -> None:
         """Read the weights of both routes now."""
         for embedder in self._routes.values():
             embedder.warmup()
 
-    def embed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Embed inputs by their role's route; see :meth:`nimbed.embedder.Embedder.embed`."""
-        return self._route(input_type).embed(
-            inputs,
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-            progress=progress,
-        )
+        """Embed inputs by their role's route."""
+        route = self._route(options.input_type)
+        return route.embed(inputs, **options.keywords(), progress=progress)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -176,30 +148,6 @@ class RoutedEmbedder(HybridBase, Managed):
         chosen = KindOptions(kinds=kinds).chosen(self.kinds, self.card.id)
         route = self._route(input_type)
         return route.embed_kinds(inputs, kinds=chosen, input_type=input_type, **options)
-
-    async def aembed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
-    ) -> EmbeddingBatch:
-        """Embed inputs in a thread; see :meth:`nimbed.embedder.Embedder.aembed`."""
-        return await self._route(input_type).aembed(
-            inputs,
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-            progress=progress,
-        )
 
     def prepare(self, inputs: Sequence[Input], options: EmbedOptions) -> Prepared:
         """Check and tokenize inputs; see :meth:`nimbed.embedder.Schedulable.prepare`."""

@@ -13,13 +13,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch, PartialResult, Report
+from nimbed.batch import EmbeddingBatch, PartialResult, stored
 from nimbed.errors import RemoteError
 from nimbed.inputs import Input
 from nimbed.options import EmbedOptions
-from nimbed.quantize import stored
-from nimbed.remote.capabilities import limit_of_tokens, too_long, too_many
 from nimbed.remote.client import Client
+from nimbed.remote.dialects import limit_of_tokens, too_long, too_many
 from nimbed.remote.discovery import unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.request import (
@@ -33,6 +32,7 @@ from nimbed.remote.request import (
 )
 from nimbed.remote.response import Answer, Counted
 from nimbed.remote.retry import Failure
+from nimbed.reports import Report
 from nimbed.spec import InputType, Truncate, VectorSpec
 
 __all__ = ["PROBE", "Call", "embed_inputs"]
@@ -437,7 +437,9 @@ class _Result:
         """Leave rows without a vector: zeros stand there."""
         self._skipped.update(rows)
 
-    def finished(self, input_type: InputType, traffic: Traffic) -> PartialResult | None:
+    def finished(
+        self, input_type: InputType, traffic: Traffic
+    ) -> PartialResult[EmbeddingBatch] | None:
         """Return the rows that have vectors, or None if there are none."""
         rows = np.flatnonzero(self._finished)
         if not len(rows):

@@ -21,15 +21,17 @@ from nimbed.cards import Modality, ModelCard
 from nimbed.errors import RemoteError
 from nimbed.options import EmbedOptions
 from nimbed.remote.address import Address, ExtraHeaders, Secret
-from nimbed.remote.capabilities import (
+from nimbed.remote.dialects import (
     CAPABILITIES,
+    DIALECTS,
     Capabilities,
+    Dialect,
+    by_host,
     learn,
     names_number,
     refuse_lesson,
     shrink,
 )
-from nimbed.remote.dialects import DIALECTS, Dialect, by_host
 from nimbed.remote.discovery import (
     ask_dialect,
     ask_model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import queue
@@ -11,15 +12,15 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from nimbed.batch import EmbeddingBatch
-from nimbed.cards import Modality, ModelCard
-from nimbed.embedder import Managed
+from nimbed.cards import ModelCard
+from nimbed.embedder import HybridBase, Managed
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.inputs import Input
-from nimbed.options import EmbedOptions
-from nimbed.progress import Progress, reporting
+from nimbed.kinds import EmbeddingKinds
+from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.remote.address import Address, ExtraHeaders, find_key
 from nimbed.remote.batching import embed_inputs
 from nimbed.remote.client import Client
@@ -27,15 +28,16 @@ from nimbed.remote.dialects import Dialect, named
 from nimbed.remote.discovery import find_card, list_models, unknown_card
 from nimbed.remote.http import Traffic
 from nimbed.remote.kind_requests import ServedKinds
-from nimbed.remote.kinds import RemoteKinds
 from nimbed.remote.request import sendable
 from nimbed.remote.response import Answer
 from nimbed.remote.retry import RetryPolicy
+from nimbed.reports import Progress, reporting
 from nimbed.spec import (
-    EmbeddingType,
-    InputType,
-    Int8Scale,
-    Truncate,
+    Contract,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    TokenType,
     VectorSpec,
     check_literal,
 )
@@ -53,7 +55,7 @@ Tell = Callable[[int], None]
 Job = Callable[[Client, Tell], Coroutine[Any, Any, T]]
 
 
-class RemoteEmbedder(RemoteKinds, Managed):
+class RemoteEmbedder(EmbedBase, HybridBase, Managed):
     """Embeds on a server that speaks NIM's or OpenAI's protocol.
 
     Nothing is sent before the first call. ``embed`` and ``aembed`` both run on one private event
@@ -65,8 +67,12 @@ class RemoteEmbedder(RemoteKinds, Managed):
     whatever width the server gives; ``card`` and ``spec`` then need one tiny request, unless a
     call was made before.
 
+    A server's failure raises a RemoteError, whose ``.rows`` name what it concerns; an input that
+    the server refuses raises one that is an InputError too.
+
     Sparse vectors and multi-vectors come from ``nimbed serve`` with the contract of its model; from
-    text-embeddings-inference and vLLM, as far as they have them, without a vocabulary.
+    text-embeddings-inference and vLLM, as far as they have them, without a vocabulary. An option
+    that is left out is then as the server gives it: a name of nimbed's own may fix one.
 
     Where orjson and pybase64 are installed, answers are read by them: a third less CPU a passage.
 
@@ -143,83 +149,76 @@ class RemoteEmbedder(RemoteKinds, Managed):
             return known
         client = self._session().client
         if client.card is None and (client.width is None or client.model is None):
+            name, dialect = self.identify()
+            kinds = self.kinds if dialect == "tei" and self._on_bad_input == "raise" else ("dense",)
+            if kinds == ("sparse",):  # a SPLADE, which TEI embeds by no other route
+                shown = unknown_card(name, self.sparse_spec().dimensions)
+                return dataclasses.replace(shown, kinds=kinds, metric="dot")
             self.embed([], input_type="passage")  # asks for the width by one tiny request
         return client.card or unknown_card(client.model or "", client.width or 0)
 
-    def spec(
-        self,
-        *,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        int8_scale: Int8Scale | None = None,
-    ) -> VectorSpec:
-        """Return the contract; see :meth:`nimbed.embedder.Embedder.spec`.
+    def _spec(self, options: SpecOptions) -> VectorSpec:
+        """Return the contract.
 
         For a model of the catalogue nothing is sent. For any other the server decides which
         ``dimensions`` there are, and without them its width is asked by one tiny request.
         """
         card = self._known_card
         name = self._served_name or self._given
-        if card is None and dimensions is not None and isinstance(name, str):
-            card = unknown_card(name, dimensions)
-        return (card or self.card).spec(
-            embedding_type=embedding_type, dimensions=dimensions, int8_scale=int8_scale
-        )
+        if card is None and options["dimensions"] is not None and isinstance(name, str):
+            card = unknown_card(name, options["dimensions"])
+        return (card or self.card).spec(**options)
 
-    def embed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    def _embed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Embed inputs for one role; see :meth:`nimbed.embedder.Embedder.embed`.
-
-        Raises:
-            RemoteError: If the server failed; ``.rows`` names what the failure concerns. An input
-                that the server refuses raises one that is an InputError too.
-        """
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
         count, job = self._job(inputs, options)
         with reporting(progress, count) as finished:
             return self._session().run(job, finished)
 
-    async def aembed(
-        self,
-        inputs: Sequence[Input],
-        *,
-        input_type: InputType,
-        embedding_type: EmbeddingType = "float",
-        dimensions: int | None = None,
-        truncate: Truncate = "NONE",
-        int8_scale: Int8Scale | None = None,
-        modality: Modality | None = None,
-        progress: Progress = False,
+    async def _aembed(
+        self, inputs: Sequence[Input], options: EmbedOptions, progress: Progress
     ) -> EmbeddingBatch:
-        """Do what :meth:`embed` does without blocking the caller's event loop."""
-        options = EmbedOptions(
-            input_type=input_type,
-            embedding_type=embedding_type,
-            dimensions=dimensions,
-            truncate=truncate,
-            int8_scale=int8_scale,
-            modality=modality,
-        )
         count, job = self._job(inputs, options)
         with reporting(progress, count) as finished:
             return await self._session().arun(job, finished)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of vectors that the server gives of the model; the first time it is asked."""
+        session, _, _ = self._kinds_session()
+        return session.run(lambda client, _: session.kinds.offered(), lambda _: None)
+
+    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.sparse_spec`."""
+        asked = KindOptions(kinds=("sparse",), max_active=max_active)
+        return cast(SparseSpec, asked.applied_to(self._contract("sparse")))
+
+    def multi_spec(
+        self, *, token_type: TokenType = "float", pool_factor: int = 1
+    ) -> MultiVectorSpec:
+        """Return the contract; see :meth:`nimbed.embedder.HybridEmbedder.multi_spec`."""
+        asked = KindOptions(kinds=("multi",), token_type=token_type, pool_factor=pool_factor)
+        return cast(MultiVectorSpec, asked.applied_to(self._contract("multi")))
+
+    def _embed_kinds(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions, progress: Progress
+    ) -> EmbeddingKinds:
+        session, count, job = self._kinds_job(inputs, asked, options)
+        with reporting(progress, count) as finished:
+            return session.run(job, finished)
+
+    async def aembed_kinds(
+        self, inputs: Sequence[str], *, progress: Progress = False, **options: Any
+    ) -> EmbeddingKinds:
+        """Do what :meth:`embed_kinds` does without blocking the caller's event loop."""
+        names = ("kinds", "max_active", "token_type", "pool_factor")
+        of_kinds = {name: options.pop(name) for name in names if name in options}
+        session, count, job = self._kinds_job(
+            inputs, KindOptions(**of_kinds), EmbedOptions(modality="text", **options)
+        )
+        with reporting(progress, count) as finished:
+            return await session.arun(job, finished)
 
     def identify(self) -> tuple[str, str]:
         """Return the server's name for the model, and its dialect; asks for what is not known."""
@@ -289,7 +288,27 @@ class RemoteEmbedder(RemoteKinds, Managed):
             client, items, rows, options, skip=skip, finished=tell
         )
 
+    def _contract(self, kind: Kind) -> Contract:
+        session, _, _ = self._kinds_session()
+        return session.run(lambda client, _: session.kinds.contract(kind), lambda _: None)
+
+    def _kinds_job(
+        self, inputs: Sequence[str], asked: KindOptions, options: EmbedOptions
+    ) -> tuple[_Session, int, Job[EmbeddingKinds]]:
+        session, name, card = self._kinds_session()
+        if card is not None and "dense" in (asked.kinds or ()):
+            card.spec(**options.of_spec)
+        items, _ = sendable(inputs, options, model=name, card=card, skip=False)
+        kinds = session.kinds
+        return session, len(items), lambda client, tell: kinds.embed(items, options, asked, tell)
+
     def _kinds_session(self) -> tuple[_Session, str, ModelCard | None]:
+        """Return the session, the model's name for messages, and its card if it is known.
+
+        Raises:
+            ConfigurationError: If inputs that are refused are left out: a multi-vector of nothing
+                there cannot be.
+        """
         if self._on_bad_input == "skip":
             raise ConfigurationError(
                 "on_bad_input='skip' leaves zeros for a text that is refused, which sparse and "

@@ -52,7 +52,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(slots=True)
 class Traffic:
-    """What the requests of one call have cost so far; see :class:`nimbed.batch.Report`."""
+    """What the requests of one call have cost so far; see :class:`nimbed.reports.Report`."""
 
     requests: int = 0
     retries: int = 0

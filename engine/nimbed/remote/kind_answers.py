@@ -1,4 +1,4 @@
-"""Reads sparse vectors and multi-vectors in a server's answers, and verifies what it can.
+"""Reads sparse vectors and multi-vectors in a server's answers, verifies them and gathers a call's.
 
 Of nimbed's own server that is everything: count, order, role, contract, vocabulary, finiteness. The
 others say no more than the numbers.
@@ -6,17 +6,18 @@ others say no more than the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, PartialResult, concatenate
 from nimbed.errors import BackendError, ConfigurationError
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.remote.http import Reply
+from nimbed.remote.request import TextBatch
 from nimbed.remote.response import (
     MalformedAnswer,
     disguised,
@@ -26,19 +27,33 @@ from nimbed.remote.response import (
     refuse_zeros,
 )
 from nimbed.remote.retry import Failure
-from nimbed.spec import Contract, InputType, Kind, MultiVectorSpec, SparseSpec, VectorSpec
+from nimbed.spec import (
+    Contract,
+    InputType,
+    Kind,
+    MultiVectorSpec,
+    SparseSpec,
+    Truncate,
+    VectorSpec,
+)
 
 __all__ = [
+    "GatheredKinds",
     "KindsAnswer",
     "contracts_in",
     "read_kinds",
     "read_pooling",
     "read_token_vectors",
+    "read_token_weights",
+    "read_tokens",
     "read_weights",
     "verified",
 ]
 
 T = TypeVar("T")
+# Ids of XLM-R's tokens, which bge-m3 has: those that begin and end a text, and all that stand for
+# no word of it (<s>, <pad>, </s>, <unk>).
+_XLMR_BEGIN, _XLMR_END, _XLMR_UNUSED = 0, 2, (0, 1, 2, 3)
 _SPECS: Mapping[Kind, type[Contract]] = {
     "dense": VectorSpec,
     "sparse": SparseSpec,
@@ -241,19 +256,7 @@ def read_pooling(
         MalformedAnswer: If it is something else, or of another number of texts.
         BackendError: If a number is not finite.
     """
-    told = read_json(body)
-    items = told.get("data") if isinstance(told, dict) else None
-    if not isinstance(items, list):
-        raise disguised(told)
-    ordered: list[Any] = [None] * len(counts)
-    for item in items:
-        index = item.get("index") if isinstance(item, dict) else None
-        if type(index) is not int or not 0 <= index < len(ordered) or ordered[index] is not None:
-            raise MalformedAnswer(f"vectors with index {index!r} for {len(ordered)} inputs")
-        ordered[index] = item.get("data")
-    if len(items) != len(ordered):
-        raise MalformedAnswer(f"vectors of {len(items)} texts for {len(ordered)} inputs")
-    usage = told.get("usage")
+    ordered, usage = _pooled(body, len(counts))
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     answer = _token_vectors(ordered, spec_of, input_type, counts)
     assert answer.found.multi is not None
@@ -265,6 +268,94 @@ def read_pooling(
             lasting=True,
         )
     return replace(answer, tokens=tokens if type(tokens) is int else None)
+
+
+def read_tokens(body: bytes) -> list[int]:
+    """Read what vLLM answers to ``/tokenize``: the token ids of one text, special ones included.
+
+    Raises:
+        MalformedAnswer: If it is something else.
+    """
+    told = read_json(body)
+    tokens = told.get("tokens") if isinstance(told, dict) else None
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise disguised(told)
+    return tokens
+
+
+def read_token_weights(
+    body: bytes,
+    *,
+    tokens: Sequence[Sequence[int]],
+    truncate: Truncate,
+    spec: SparseSpec,
+    input_type: InputType,
+) -> KindsAnswer:
+    """Read what vLLM answers to ``/pooling`` for bge-m3 and the task ``token_classify``.
+
+    That is a weight a token, without the beginning and the end; of a token that occurs twice the
+    larger counts, as FlagEmbedding has it.
+
+    Args:
+        body: JSON.
+        tokens: The token ids of each text, as ``/tokenize`` gives them.
+        truncate: Which end of a text the server may have cut.
+        spec: The contract to give them, which the server does not state.
+        input_type: The role that was asked for.
+
+    Raises:
+        MalformedAnswer: If it is something else, or of other numbers of texts or tokens.
+        BackendError: If a weight is not finite.
+    """
+    ordered, _ = _pooled(body, len(tokens))
+    rows: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+    cut: list[int] = []
+    for place, (ids, given) in enumerate(zip(tokens, ordered, strict=True)):
+        first, last = ids[:1] == [_XLMR_BEGIN], ids[-1:] == [_XLMR_END]
+        inner = np.array(ids[first : len(ids) - last], np.int32)
+        try:
+            weights = np.array(given, np.float32)
+        except (TypeError, ValueError):
+            raise MalformedAnswer(f"no list of weights for input {place}", [place]) from None
+        weights = weights[:, 0] if weights.ndim == 2 and weights.shape[1] == 1 else weights
+        missing = len(inner) - len(weights) if weights.ndim == 1 else 0
+        if missing > 0 and truncate != "NONE":
+            cut.append(place)
+            inner = inner[:-missing] if truncate == "END" else inner[missing:]
+        if weights.shape != inner.shape:
+            raise MalformedAnswer(
+                f"weights of shape {weights.shape} for {len(inner)} tokens of input {place}",
+                [place],
+                lasting=True,
+            )
+        # Not ``weights > 0``, so that NaN is kept and refused.
+        meant = ~(weights <= 0) & ~np.isin(inner, _XLMR_UNUSED)
+        names, places = np.unique(inner[meant], return_inverse=True)
+        largest = np.zeros(len(names), np.float32)
+        np.maximum.at(largest, places, weights[meant])
+        rows.append((names, largest))
+    counts = np.array([len(ids) for ids in tokens], np.int32)
+    batch = SparseBatch.from_rows(
+        rows, spec=spec, input_type=input_type, token_counts=counts, truncated=tuple(cut)
+    )
+    return KindsAnswer(found=EmbeddingKinds(sparse=batch))
+
+
+def _pooled(body: bytes, count: int) -> tuple[list[Any], Any]:
+    """Return the data of each text, and the usage, of an answer to ``/pooling``."""
+    told = read_json(body)
+    items = told.get("data") if isinstance(told, dict) else None
+    if not isinstance(items, list):
+        raise disguised(told)
+    ordered: list[Any] = [None] * count
+    for item in items:
+        index = item.get("index") if isinstance(item, dict) else None
+        if type(index) is not int or not 0 <= index < count or ordered[index] is not None:
+            raise MalformedAnswer(f"vectors with index {index!r} for {count} inputs")
+        ordered[index] = item.get("data")
+    if len(items) != count:
+        raise MalformedAnswer(f"vectors of {len(items)} texts for {count} inputs")
+    return ordered, told.get("usage")
 
 
 def _token_vectors(
@@ -335,3 +426,72 @@ def _array(text: Any, dtype: str) -> NDArray[Any]:
         return np.frombuffer(from_base64(text), np.dtype(dtype).newbyteorder("<")).astype(dtype)
     except (TypeError, ValueError):
         raise MalformedAnswer("base64 that is damaged, or missing") from None
+
+
+class GatheredKinds:
+    """Gathers the answers of one call, which come in any order."""
+
+    def __init__(self, server: str) -> None:
+        self.placed = 0
+        self._server = server
+        self._rows: list[int] = []
+        self._parts: list[EmbeddingKinds] = []
+        self._cut: set[int] = set()
+
+    @property
+    def cut(self) -> int:
+        """How many texts were cut here."""
+        return len(self._cut)
+
+    def place(self, batch: TextBatch, answer: KindsAnswer) -> None:
+        """Take in what was answered for a batch."""
+        if batch.cut:
+            self._cut.update(batch.rows)
+        self._rows += batch.rows
+        self._parts.append(answer.found)
+        self.placed += len(batch)
+
+    def reaching(self, batch: TextBatch, answer: KindsAnswer, limit: int) -> list[int]:
+        """Return none: the server was told whether to cut."""
+        return []
+
+    def skip(self, rows: Iterable[int]) -> None:
+        """Raise: no row is left out."""
+        raise BackendError(f"rows {sorted(rows)} were left out")
+
+    def finished(self) -> PartialResult[EmbeddingKinds] | None:
+        """Return the rows that were answered, or None if none was, or they are of two spaces."""
+        try:
+            return PartialResult(tuple(sorted(self._rows)), self.in_order()) if self._rows else None
+        except BackendError:
+            return None
+
+    def in_order(self) -> EmbeddingKinds:
+        """Return everything, in the order of the caller's rows.
+
+        Raises:
+            BackendError: If the answers are of two spaces.
+        """
+        order = np.argsort(self._rows)
+        cut_here = np.flatnonzero(np.isin(np.sort(self._rows), list(self._cut))).tolist()
+
+        def whole(kind: str, join: Callable[[Sequence[T]], T]) -> T | None:
+            parts = [getattr(part, kind) for part in self._parts]
+            if parts[0] is None:
+                return None
+            if any(part.spec != parts[0].spec for part in parts):
+                raise BackendError(
+                    f"{self._server} answered with {kind} vectors of two spaces: its model was "
+                    f"changed on the way"
+                )
+            batch: Any = join(parts)
+            batch = batch.select(order)
+            cut = tuple(sorted({*batch.truncated, *cut_here}))
+            joined: T = replace(batch, truncated=cut)
+            return joined
+
+        return EmbeddingKinds(
+            dense=whole("dense", concatenate),
+            sparse=whole("sparse", SparseBatch.concatenate),
+            multi=whole("multi", MultiVectorBatch.concatenate),
+        )

@@ -2,7 +2,8 @@
 
 nimbed's own server gives all kinds in one request and states their contracts.
 text-embeddings-inference gives the weights of a SPLADE model, and the vectors of all tokens; vLLM
-gives the latter. What such a server does not say (a vocabulary) the contract does not hold.
+gives the latter, and bge-m3's weights of tokens, which it names apart. What such a server does not
+say (a vocabulary) the contract does not hold.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nimbed.batch import EmbeddingBatch, concatenate
-from nimbed.errors import BackendError, ConfigurationError
+from nimbed.batch import EmbeddingBatch, PartialResult
+from nimbed.errors import ConfigurationError, RemoteError
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
@@ -25,11 +26,14 @@ from nimbed.remote.batching import PROBE, Call, embed_inputs
 from nimbed.remote.client import Client
 from nimbed.remote.http import Reply, Traffic
 from nimbed.remote.kind_answers import (
+    GatheredKinds,
     KindsAnswer,
     contracts_in,
     read_kinds,
     read_pooling,
     read_token_vectors,
+    read_token_weights,
+    read_tokens,
     read_weights,
     verified,
 )
@@ -108,7 +112,9 @@ class ServedKinds:
 
         Raises:
             ConfigurationError: If the model does not give a kind, or its role cannot reach it.
-            RemoteError: If the server failed, or refused a text.
+            RemoteError: If the server failed, or refused a text; its ``partial`` holds the texts
+                that had been finished in every kind or, where a later kind has none, those of the
+                kinds before it.
         """
         chosen = await self._chosen(asked)
         traffic = Traffic()
@@ -122,21 +128,35 @@ class ServedKinds:
             return await self._gather(texts, options, contracts, own, finished)
         found: dict[str, Any] = {}
         for kind in chosen:
-            if kind == "dense":
-                rows = range(len(texts))
-                found[kind] = await embed_inputs(
-                    self._client, texts, rows, options, skip=False, finished=finished
-                )
-            else:
-                alone = replace(asked, kinds=(kind,))
-                contracts = {}
-                if not texts:
-                    contracts[kind] = asked.applied_to(await self.contract(kind))
-                send = self._alone(kind, options, alone, traffic)
-                one = await self._gather(texts, options, contracts, send, finished)
-                found[kind] = getattr(one, kind)
+            try:
+                found[kind] = await self._one_kind(kind, texts, options, asked, traffic, finished)
+            except RemoteError as error:
+                error.partial = _partial(kind, error.partial, found, len(texts))
+                raise
             finished = _nobody  # every text is finished once
         return EmbeddingKinds(**found)
+
+    async def _one_kind(
+        self,
+        kind: Kind,
+        texts: Sequence[Input],
+        options: EmbedOptions,
+        asked: KindOptions,
+        traffic: Traffic,
+        finished: Tell,
+    ) -> Any:
+        """Return the batch of one kind, of a server that gives each in a request of its own."""
+        if kind == "dense":
+            rows = range(len(texts))
+            return await embed_inputs(
+                self._client, texts, rows, options, skip=False, finished=finished
+            )
+        contracts: dict[Kind, Contract] = {}
+        if not texts:
+            contracts[kind] = asked.applied_to(await self.contract(kind))
+        send = self._alone(kind, options, replace(asked, kinds=(kind,)), traffic)
+        one = await self._gather(texts, options, contracts, send, finished)
+        return getattr(one, kind)
 
     async def _chosen(self, asked: KindOptions) -> tuple[Kind, ...]:
         offered = await self.offered()
@@ -155,6 +175,8 @@ class ServedKinds:
                 return ("sparse",)
             # Of a catalogued model they are states that it was not trained to compare.
             return ("dense",) if card is not None else ("dense", "multi")
+        if name == "vllm" and card is not None and card.kinds == ("dense", "sparse", "multi"):
+            return card.kinds  # bge-m3's
         if name == "vllm":
             return ("dense",) if card is not None and not self._headed else ("dense", "multi")
         if name in _CLOSED:
@@ -293,6 +315,8 @@ class ServedKinds:
             shared: dict[str, Any] = {"input_type": role, "counts": counts}
             read: Callable[[bytes], KindsAnswer]
             fields: dict[str, Any]
+            if vllm and kind == "sparse":
+                return await self._send_token_weights(texts, options, asked, traffic)
             if vllm:
                 url = client.address.beside("/pooling")
                 fields = {"model": client.model, "input": texts, "task": "token_embed"}
@@ -317,6 +341,35 @@ class ServedKinds:
 
         return send
 
+    async def _send_token_weights(
+        self, texts: Sequence[str], options: EmbedOptions, asked: KindOptions, traffic: Traffic
+    ) -> KindsAnswer | Failure:
+        """Ask vLLM for bge-m3's weights of tokens, and which tokens these are."""
+        client = self._client
+        fields: dict[str, Any] = {"model": client.model, "input": texts, "task": "token_classify"}
+        if client.dialect is not None:
+            fields |= client.dialect.truncation.get(options.truncate, {})
+        named = client.address.beside("/tokenize")
+        answers = await asyncio.gather(
+            *(
+                self._post(named, {"model": client.model, "prompt": text}, read_tokens, traffic)
+                for text in texts
+            )
+        )
+        tokens: list[list[int]] = []
+        for answer in answers:
+            if isinstance(answer, Failure):
+                return answer
+            tokens.append(answer)
+        read = functools.partial(
+            read_token_weights,
+            tokens=tokens,
+            truncate=options.truncate,
+            spec=asked.applied_to(self._sparse_spec()),
+            input_type=options.input_type,
+        )
+        return await self._post(client.address.beside("/pooling"), fields, read, traffic)
+
     def _sparse_spec(self) -> SparseSpec:
         return SparseSpec(**self._facts(), vocabulary=None, dimensions=_UNKNOWN_VOCABULARY)
 
@@ -334,9 +387,9 @@ class ServedKinds:
         self,
         url: str,
         fields: Mapping[str, Any],
-        read: Callable[[bytes], KindsAnswer],
+        read: Callable[[bytes], T],
         traffic: Traffic,
-    ) -> KindsAnswer | Failure:
+    ) -> T | Failure:
         body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
         scrub = self._client.http.scrub
         return await self._client.post(
@@ -362,8 +415,8 @@ class ServedKinds:
         """
         multi = contracts.get("multi")
         most = _NUMBERS // multi.width if isinstance(multi, MultiVectorSpec) else None
-        result = _Result(self._client.http.server)
-        await Call(
+        result = GatheredKinds(self._client.http.server)
+        call = Call(
             self._client,
             texts,
             range(len(texts)),
@@ -373,7 +426,12 @@ class ServedKinds:
             skip=False,
             finished=finished,
             most=most,
-        ).run()
+        )
+        try:
+            await call.run()
+        except RemoteError as error:
+            error.partial = result.finished()
+            raise
         if texts:
             return result.in_order()
         dense = contracts.get("dense")
@@ -381,65 +439,24 @@ class ServedKinds:
         return _empty(contracts, spec, options.input_type)
 
 
-class _Result:
-    """Gathers the answers of one call, which come in any order."""
+def _partial(
+    kind: Kind, failed: PartialResult[Any] | None, before: Mapping[str, Any], texts: int
+) -> PartialResult[EmbeddingKinds] | None:
+    """Return what a call had finished that asked for one kind after the other.
 
-    def __init__(self, server: str) -> None:
-        self.placed = 0
-        self._server = server
-        self._rows: list[int] = []
-        self._parts: list[EmbeddingKinds] = []
-        self._cut: set[int] = set()
-
-    @property
-    def cut(self) -> int:
-        """How many texts were cut here."""
-        return len(self._cut)
-
-    def place(self, batch: TextBatch, answer: KindsAnswer) -> None:
-        """Take in what was answered for a batch."""
-        if batch.cut:
-            self._cut.update(batch.rows)
-        self._rows += batch.rows
-        self._parts.append(answer.found)
-        self.placed += len(batch)
-
-    def reaching(self, batch: TextBatch, answer: KindsAnswer, limit: int) -> list[int]:
-        """Return none: the server was told whether to cut."""
-        return []
-
-    def skip(self, rows: Iterable[int]) -> None:
-        """Raise: no row is left out."""
-        raise BackendError(f"rows {sorted(rows)} were left out")
-
-    def in_order(self) -> EmbeddingKinds:
-        """Return everything, in the order of the caller's rows.
-
-        Raises:
-            BackendError: If the answers are of two spaces.
-        """
-        order = np.argsort(self._rows)
-
-        def whole(kind: str, join: Callable[[Sequence[T]], T]) -> T | None:
-            parts = [getattr(part, kind) for part in self._parts]
-            if parts[0] is None:
-                return None
-            if any(part.spec != parts[0].spec for part in parts):
-                raise BackendError(
-                    f"{self._server} answered with {kind} vectors of two spaces: its model was "
-                    f"changed on the way"
-                )
-            batch: Any = join(parts)
-            batch = batch.select(order)
-            cut = tuple(sorted({*batch.truncated, *self._cut}))
-            joined: T = replace(batch, truncated=cut)
-            return joined
-
-        return EmbeddingKinds(
-            dense=whole("dense", concatenate),
-            sparse=whole("sparse", SparseBatch.concatenate),
-            multi=whole("multi", MultiVectorBatch.concatenate),
-        )
+    Args:
+        kind: The one that failed.
+        failed: What of it was finished.
+        before: The batches of those before it, of all texts.
+        texts: How many there are.
+    """
+    if failed is None:
+        rows = tuple(range(texts))
+        return PartialResult(rows, EmbeddingKinds(**before)) if before else None
+    given = failed.batch
+    found = {name: batch.select(list(failed.rows)) for name, batch in before.items()}
+    found[kind] = getattr(given, kind) if isinstance(given, EmbeddingKinds) else given
+    return PartialResult(failed.rows, EmbeddingKinds(**found))
 
 
 def _empty(

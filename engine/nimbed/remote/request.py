@@ -21,8 +21,7 @@ from nimbed.errors import ConfigurationError, InputError
 from nimbed.images import Image
 from nimbed.inputs import Input, check_inputs, modality_of
 from nimbed.options import EmbedOptions
-from nimbed.remote.capabilities import Capabilities
-from nimbed.remote.dialects import Dialect
+from nimbed.remote.dialects import Capabilities, Dialect
 from nimbed.spec import InputType, Truncate
 
 __all__ = [

@@ -135,9 +135,9 @@ def decode(
     if not isinstance(items, list):
         raise disguised(answer)
     ordered = _in_order(items, count)
-    if b"true" in body or b"false" in body:  # which numpy takes for 1 and 0 beside numbers
-        _refuse_truths(ordered)
     as_text = isinstance(ordered[0], str)
+    if not as_text and (b"true" in body or b"false" in body):
+        _refuse_truths(ordered)  # which numpy takes for 1 and 0 beside numbers
     vectors: NDArray[Any]
     if packed:
         vectors = _from_bytes(ordered, widths)

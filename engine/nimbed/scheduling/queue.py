@@ -21,13 +21,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, stored
 from nimbed.embedder import Replica
 from nimbed.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError
-from nimbed.quantize import stored
-from nimbed.scheduling.batch_delay import BatchDelay
-from nimbed.scheduling.deadlines import in_order
-from nimbed.scheduling.fairness import PriorityQueue, QueuedRow
+from nimbed.scheduling.policy import BatchDelay, PriorityQueue, QueuedRow, in_order
 from nimbed.spec import InputType, VectorSpec
 
 __all__ = ["Observer", "QueueState", "Request", "RequestQueue", "Timings", "Waiter", "complete"]

@@ -55,7 +55,7 @@ class _Call(NamedTuple):
 class Scheduler:
     """Shares an embedder among concurrent callers; a context manager.
 
-    An idle device starts at once; :mod:`nimbed.scheduling.batch_delay` describes the one wait
+    An idle device starts at once; :mod:`nimbed.scheduling.policy` describes the one wait
     there is.
 
     Args:

@@ -3,7 +3,6 @@
 Needs no database client. To add a database, add a row to :mod:`nimbed.stores.databases`.
 """
 
-from nimbed.stores.encoder import SparseEncoder
-from nimbed.stores.fields import StoreField, field, names
+from nimbed.stores.fields import SparseEncoder, StoreField, field, names
 
 __all__ = ["SparseEncoder", "StoreField", "field", "names"]

@@ -9,10 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nimbed.batch import EmbeddingBatch
+from nimbed.batch import EmbeddingBatch, normalize
 from nimbed.errors import ConfigurationError
 from nimbed.kinds import MultiVectorBatch, SparseBatch
-from nimbed.quantize import normalize
 
 __all__ = ["PAYLOADS", "AnyBatch", "Payload", "Vectors"]
 

@@ -11,10 +11,9 @@ from nimbed.spec import Int8Scale, VectorSpec
 from nimbed.version import __version__
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
+from nimbed_server.openapi import docs_page, document
 from nimbed_server.settings import Settings
 from nimbed_server.state import State
-from nimbed_server.wire.docs import docs_page
-from nimbed_server.wire.openapi import document
 
 __all__ = [
     "docs",

@@ -11,10 +11,8 @@ from nimbed_server.http import Request
 from nimbed_server.logging import LOG, printable
 from nimbed_server.models import ServedModel
 from nimbed_server.state import LARGE_ANSWER, LARGE_BODY, State, aside
+from nimbed_server.wire.embeddings import ParsedRequest, Resolved, read_inputs, render
 from nimbed_server.wire.fields import TokenIds
-from nimbed_server.wire.inputs import read_inputs
-from nimbed_server.wire.request import ParsedRequest, Resolved
-from nimbed_server.wire.response import render
 
 __all__ = ["embeddings", "tell_role"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nimbed import FakeEmbedder
 from nimbed.files.arrow import FileContract
-from nimbed.files.column_types import InferredColumns
+from nimbed.files.writers import InferredColumns
 from nimbed.rows import Row
 
 CONTRACT = FileContract(spec=FakeEmbedder().spec(), input_type="passage")

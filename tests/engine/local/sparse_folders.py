@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
+from sentence_transformers.sparse_encoder.modules import (
+    SparseAutoEncoder,
+    SparseStaticEmbedding,
+    SpladePooling,
+)
 from tests.engine.local.checkpoints import tiny_bert
 from tests.engine.local.sentence_folders import edit, transformer
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
@@ -57,6 +61,16 @@ def array(batch: nimbed.SparseBatch) -> np.ndarray:
     for row, (ids, weights) in enumerate(batch.rows()):
         out[row, ids] = weights
     return out
+
+
+def autoencoder(inputs: int, **facts: Any) -> SparseAutoEncoder:
+    """Return an autoencoder of 96 latents with weights that it might have after training."""
+    torch.manual_seed(2)
+    module = SparseAutoEncoder(inputs, hidden_dim=96, **{"k": 12, "k_aux": 16, **facts})
+    with torch.no_grad():
+        module.pre_bias.normal_(std=0.3)
+        module.latent_bias.normal_(std=0.1)
+    return module
 
 
 def inference_free(folder: Path) -> tuple[Path, SparseEncoder]:

@@ -132,7 +132,7 @@ def test_a_replay_that_gives_other_vectors_is_not_trusted(caplog):
 
 
 def test_a_batch_is_halved_after_the_error_has_let_go_of_its_activations(tmp_path, monkeypatch):
-    embedder = nimbed.load(str(FAMILIES["bert"](tmp_path / "model")), device="cpu")
+    embedder = nimbed.load(str(FAMILIES["bert"](tmp_path / "model")), device="cpu", backend="torch")
     expected = embedder.embed(TEXTS, input_type="passage").vectors
     engine = embedder.replicas()[0]
     real, held = engine._pooled, []
@@ -161,7 +161,7 @@ def test_a_batch_is_halved_after_the_error_has_let_go_of_its_activations(tmp_pat
 
 @pytest.mark.parametrize("family", ["bert", "llama", "bge-m3"])
 def test_close_lets_go_of_the_model_without_the_collector(family, tmp_path):
-    embedder = nimbed.load(str(FAMILIES[family](tmp_path / "model")), device="cpu")
+    embedder = nimbed.load(str(FAMILIES[family](tmp_path / "model")), device="cpu", backend="torch")
     embedder.embed(TEXTS, input_type="passage")
     model = weakref.ref(embedder._loaded.engines[0]._model)
     gc.disable()

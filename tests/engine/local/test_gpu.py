@@ -95,7 +95,7 @@ def test_long_and_short_texts_share_a_batch(folder, dtype, exact_products):
 def test_the_heads_of_bge_m3_equal_the_cpu(tmp_path, dtype, exact_products):
     folder = FAMILIES["bge-m3"](tmp_path / "model")
     ours = nimbed.load(str(folder), device="cuda", dtype=dtype)
-    theirs = nimbed.load(str(folder), device="cpu", dtype="float32")
+    theirs = nimbed.load(str(folder), device="cpu", dtype="float32", backend="torch")
     loose = 1e-5 if dtype == "float32" else 0.1
     got, expected = (each.embed_kinds(TEXTS, input_type="query") for each in (ours, theirs))
     np.testing.assert_allclose(got.dense.vectors, expected.dense.vectors, atol=loose, rtol=0)
@@ -159,7 +159,7 @@ def test_threads_and_models_at_once_get_their_own_vectors(tmp_path):
     folders = [FAMILIES[name](tmp_path / name) for name in ("bert", "llama")]
     embedders = [nimbed.load(str(folder), device="cuda", dtype="bfloat16") for folder in folders]
     expected = [
-        nimbed.load(str(folder), device="cpu", dtype="float32")
+        nimbed.load(str(folder), device="cpu", dtype="float32", backend="torch")
         .embed(TEXTS, input_type="passage")
         .vectors
         for folder in folders

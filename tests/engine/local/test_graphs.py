@@ -25,7 +25,7 @@ def engine(request, tmp_path, monkeypatch):
     """One replica that attends as on CUDA, by offsets alone."""
     attend_as_on_cuda(monkeypatch)
     folder = FAMILIES[request.param](tmp_path / "model")
-    embedder = nimbed.load(str(folder), device="cpu", dtype="float32")
+    embedder = nimbed.load(str(folder), device="cpu", dtype="float32", backend="torch")
     embedder.warmup()
     (engine,) = embedder._loaded.engines
     engine.rows = embedder.prepare(TEXTS, EmbedOptions(input_type="passage")).rows
@@ -79,7 +79,7 @@ def test_a_weighted_mean_of_layers_is_recorded_with_the_network(tmp_path, monkey
     attend_as_on_cuda(monkeypatch)
     network = FAMILIES["bert"](tmp_path / "network")
     saved(tmp_path / "model", [*weighted_layers(network, 0), Pooling(width_of(network))])
-    embedder = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="float32")
+    embedder = nimbed.load(str(tmp_path / "model"), device="cpu", dtype="float32", backend="torch")
     expected = embedder.embed(TEXTS[:3], input_type="passage").vectors
     (engine,) = embedder._loaded.engines
     rows = embedder.prepare(TEXTS[:3], EmbedOptions(input_type="passage")).rows

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import nimbed
-from nimbed.local import linear, row_counts
+from nimbed.local import linear
 from nimbed.local.batching import padded_total
 from nimbed.local.device import Placement
 from nimbed.local.hub import locate
@@ -70,11 +70,11 @@ def test_vectors_hold_on_fewer_instructions(instructions: str, tmp_path: Path) -
         assert cosines.min() > least, dtype
 
 
-KERNELS: dict[str, tuple[Callable[[int], bool], row_counts.Rows]] = {
-    "one kernel": (lambda rows: False, row_counts.Rows(0)),
-    "another from 33 rows on": (lambda rows: rows >= 33, row_counts.Rows(48)),
-    "another below 100 rows": (lambda rows: rows < 100, row_counts.Rows(128)),
-    "another for 512 rows and more": (lambda rows: rows >= 512, row_counts.Rows(64, 64)),
+KERNELS: dict[str, tuple[Callable[[int], bool], linear.Rows]] = {
+    "one kernel": (lambda rows: False, linear.Rows(0)),
+    "another from 33 rows on": (lambda rows: rows >= 33, linear.Rows(48)),
+    "another below 100 rows": (lambda rows: rows < 100, linear.Rows(128)),
+    "another for 512 rows and more": (lambda rows: rows >= 512, linear.Rows(64, 64)),
 }
 
 
@@ -96,11 +96,11 @@ def test_rows_are_the_same_whatever_the_number_of_rows_does_to_a_kernel(
             return half + (wide[:, 32:] @ chosen[32:]).to(dtype)
         return (wide @ chosen).to(dtype)
 
-    assert row_counts.measured(product, [64], dtype, outputs=24) == expected
-    whole = row_counts.run((name, dtype), product, x, outputs=24)
+    assert linear.measured_rows(product, [64], dtype, outputs=24) == expected
+    whole = linear.in_agreeing_rows((name, dtype), product, x, outputs=24)
     for rows in SIZES:
         for part in (slice(0, rows), slice(len(x) - rows, len(x))):
-            got = row_counts.run((name, dtype), product, x[part], outputs=24)
+            got = linear.in_agreeing_rows((name, dtype), product, x[part], outputs=24)
             assert torch.equal(got, whole[part]), rows
     assert torch.allclose(whole.float(), (x.double() @ weight.double()).float(), rtol=0.1, atol=0.1)
 
@@ -156,7 +156,7 @@ def test_a_vector_does_not_follow_kernels_that_follow_the_number_of_rows(
         return out * 1.0001 if len(x) >= 33 else out
 
     def differs() -> bool:
-        monkeypatch.setattr(row_counts, "_measured", {})
+        monkeypatch.setattr(linear, "_measured", {})
         with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
 
             def embed(texts: list[str]) -> NDArray[np.float32]:

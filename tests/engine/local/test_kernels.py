@@ -91,10 +91,10 @@ def through_kernels(monkeypatch):
 def test_every_family_gives_the_same_through_the_kernels(family, tmp_path, request):
     folder = str(FAMILIES[family](tmp_path / "model"))
     halves = {"query": TEXTS[::2], "passage": TEXTS[1::2]}  # the interpreter's time is the texts'
-    theirs = nimbed.load(folder, device="cpu", dtype="float32")
+    theirs = nimbed.load(folder, device="cpu", dtype="float32", backend="torch")
     expected = [theirs.embed(some, input_type=role).vectors for role, some in halves.items()]
     request.getfixturevalue("through_kernels")
-    ours = nimbed.load(folder, device="cpu", dtype="float32")
+    ours = nimbed.load(folder, device="cpu", dtype="float32", backend="torch")
     for (role, some), vectors in zip(halves.items(), expected, strict=True):
         got = ours.embed(some, input_type=role).vectors
         np.testing.assert_allclose(got, vectors, atol=1e-5, rtol=0)

@@ -24,13 +24,13 @@ DOCUMENT = "  ".join(f"{text}. And {text}, number {n}!\n\n" for n, text in enume
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folder and embedder of a family, made once."""
-    kept: dict[str, Any] = {}
+    kept: dict[tuple[str, str], Any] = {}
 
-    def make(family: str) -> Any:
-        if family not in kept:
+    def make(family: str, backend: str = "torch") -> Any:
+        if (family, backend) not in kept:
             folder = FAMILIES[family](tmp_path_factory.mktemp(family) / "model")
-            kept[family] = (folder, load(folder))
-        return kept[family]
+            kept[family, backend] = (folder, load(folder, backend=backend))
+        return kept[family, backend]
 
     return make
 
@@ -55,9 +55,13 @@ def expected(folder, chunk: ContextText, prompt: str) -> np.ndarray:
     return mean / np.linalg.norm(mean)
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "llama", "mistral"])
-def test_chunks_pool_the_states_of_the_whole_document(made, family):
-    folder, embedder = made(family)
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [(family, "torch") for family in ("bert", "xlm-roberta", "llama", "mistral")]
+    + [(family, "onnxruntime") for family in ("bert", "xlm-roberta")],
+)
+def test_chunks_pool_the_states_of_the_whole_document(made, family, backend):
+    folder, embedder = made(family, backend)
     prompt = embedder.card.passage_prompt
     for overlap in (0, 4):
         chunks = LateSplitter(embedder, tokens=32, overlap=overlap).split(DOCUMENT)
@@ -74,8 +78,9 @@ def test_chunks_pool_the_states_of_the_whole_document(made, family):
 
 
 def test_a_document_that_is_one_chunk_has_its_plain_vector_and_dense_layers_follow(made):
-    for family in ("bert", "gemma3", "llama"):
-        embedder = made(family)[1]
+    torchs = [(family, "torch") for family in ("bert", "gemma3", "llama")]
+    for family, backend in [*torchs, ("bert", "onnxruntime"), ("mpnet", "onnxruntime")]:
+        embedder = made(family, backend)[1]
         whole = [ContextText(text, 0, len(text)) for text in TEXTS]
         late = embedder.embed([*whole[:3], *TEXTS[3:]], input_type="passage").vectors
         plain = embedder.embed(TEXTS, input_type="passage").vectors
@@ -100,8 +105,9 @@ def test_a_prompt_that_is_not_pooled_belongs_to_no_chunk(tmp_path):
     assert sum(counts) < embedder.embed([TEXTS[1]], input_type="passage").token_counts[0]
 
 
-def test_a_chunk_never_depends_on_its_neighbours(made):
-    embedder = made("bert")[1]
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_chunk_never_depends_on_its_neighbours(made, backend):
+    embedder = made("bert", backend)[1]
     documents = [DOCUMENT[:120], DOCUMENT[40:], DOCUMENT]
     chunks = [
         chunk.text

@@ -20,7 +20,7 @@ from nimbed.local.tokenizer import ids_of
 
 @pytest.fixture(scope="module")
 def minilm():
-    with nimbed.load(dtype="float32", device="cpu") as embedder:
+    with nimbed.load(dtype="float32", device="cpu", backend="torch") as embedder:
         yield embedder
 
 
@@ -153,7 +153,7 @@ def test_a_hundred_thousand_texts_come_back_in_order(minilm):
             transfer.put(rows + first_row, torch.from_numpy(vectors))
 
     tokens = minilm._loaded.tokenizer.encode(kinds, prompt="", truncate="NONE").ids
-    stubbed = nimbed.load(dtype="float32", device="cpu")
+    stubbed = nimbed.load(dtype="float32", device="cpu", backend="torch")
     stubbed._loaded = minilm._loaded._replace(engines=(Stub(),))
     batch = stubbed.embed(texts, input_type="query")
     np.testing.assert_allclose(
@@ -221,7 +221,7 @@ def test_a_pickle_holds_the_arguments_and_never_the_weights(minilm):
 
 
 def test_closing_releases_the_weights_and_a_new_call_reads_them_again():
-    embedder = nimbed.load(dtype="float32", device="cpu")
+    embedder = nimbed.load(dtype="float32", device="cpu", backend="torch")
     before = embedder.embed(["hello"], input_type="query").vectors
     embedder.close()
     embedder.close()
@@ -267,7 +267,7 @@ def test_one_input_beyond_the_memory_is_an_error_that_says_so(minilm, monkeypatc
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
 def test_what_it_computes_in_is_said(dtype):
-    embedder = nimbed.load(device="cpu", dtype=dtype)
+    embedder = nimbed.load(device="cpu", dtype=dtype, backend="torch")
     assert embedder.arithmetic is None
     assert "computing" not in repr(embedder)
     embedder.embed(["a"], input_type="query")

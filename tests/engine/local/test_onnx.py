@@ -17,6 +17,7 @@ from tests.engine.local.families import FAMILIES, ON_ONNX, TEXTS, load
 
 import nimbed
 from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.local.device import multiplies_bfloat16
 from nimbed.local.onnx.session import blocks
 
 LONG = [" ".join(TEXTS) * 3, *TEXTS, "a " * 90]
@@ -187,7 +188,110 @@ def test_it_says_what_it_is(minilm):
     minilm.warmup()
     assert "backend='onnxruntime', computing in float32 on cpu by onnxruntime" in repr(minilm)
     assert "backend='auto'" in repr(nimbed.load())
-    assert nimbed.load().backend == "torch"  # both are installed here
+
+
+def runs_on(model, **options):
+    with nimbed.load(str(model), **options) as embedder:
+        chosen = embedder.backend
+        if chosen == "onnxruntime":
+            embedder.warmup()  # what it chose runs
+            assert embedder.backend in embedder.arithmetic
+        return chosen
+
+
+def pretend(monkeypatch, **facts):
+    for name, value in facts.items():
+        monkeypatch.setattr(f"nimbed.local.backends.{name}", lambda *_, value=value: value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_is_onnx_runtime_where_it_can_in_float32_on_a_cpu(family, tmp_path, monkeypatch):
+    pretend(monkeypatch, may_have_gpu=False)
+    folder = FAMILIES[family](tmp_path / "model")
+    can = "onnxruntime" if family in ON_ONNX else "torch"
+    assert runs_on(folder, dtype="float32") == can
+    assert runs_on(folder, dtype="float32", device="cpu") == can
+    assert runs_on(folder, dtype="bfloat16") == "torch"
+    assert runs_on(folder, dtype="float16") == "torch"
+    for fast, chosen in ((True, "torch"), (False, can)):
+        pretend(monkeypatch, multiplies_bfloat16=fast)
+        assert runs_on(folder) == chosen
+        assert runs_on(folder, backend="torch") == "torch"
+    monkeypatch.setattr("nimbed.local.backends._installed", lambda *names: "onnx" not in names)
+    assert runs_on(folder) == "torch"
+
+
+@pytest.mark.parametrize("facts", [{"may_have_gpu": True}, {"multiplies_bfloat16": None}])
+def test_auto_asks_torch_where_nothing_else_knows_what_the_machine_has(
+    facts, tmp_path, monkeypatch
+):
+    folder = FAMILIES["bert"](tmp_path / "model")
+    pretend(monkeypatch, **{"may_have_gpu": False, "multiplies_bfloat16": False, **facts})
+    import torch
+
+    from nimbed.local.device import Placement
+
+    for device, dtype, chosen in [
+        ("cpu", torch.float32, "onnxruntime"),
+        ("cpu", torch.bfloat16, "torch"),
+        ("cuda", torch.float32, "torch"),
+    ]:
+        pretend(monkeypatch, place=Placement(torch.device(device), dtype))
+        with nimbed.load(str(folder)) as embedder:
+            assert embedder.backend == chosen
+
+
+def test_auto_leaves_what_has_other_kinds_of_vectors_to_torch(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+    from torch import load as load_pickled
+
+    pretend(monkeypatch, may_have_gpu=False, multiplies_bfloat16=False)
+    folder = tiny_m3(tmp_path / "model")
+    tensors = load_pickled(folder / "pytorch_model.bin", weights_only=True)
+    save_file(tensors, folder / "model.safetensors")
+    assert nimbed.load(str(folder)).backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 amx_tile\nbugs\t: spectre_v1\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t: amx_tile\n", False),
+        ("processor\t: 0\n", None),
+        (None, None),
+    ],
+)
+def test_the_processor_says_what_it_multiplies_without_torch(text, known, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr("nimbed.local.device._PROCESSOR", file)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert multiplies_bfloat16.__wrapped__() is known
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert multiplies_bfloat16.__wrapped__() is False
+
+
+def test_the_processor_says_what_torch_says():
+    from torch import cpu
+
+    known = multiplies_bfloat16()
+    assert known in (None, cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def test_nothing_imports_torch_where_onnx_runtime_answers():
+    code = (
+        "import sys, nimbed\n"
+        "from nimbed.local import backends\n"
+        "backends.multiplies_bfloat16 = backends.may_have_gpu = lambda: False\n"
+        "embedder = nimbed.load()\n"
+        "embedder.embed(['hello'], input_type='query')\n"
+        "print(embedder.backend, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["onnxruntime", "False"]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +323,13 @@ def test_what_a_nomic_bert_may_have_beyond_the_graph_is_refused(facts, message, 
     (folder / "config.json").write_text(json.dumps({**config, **facts}))
     with pytest.raises(NimbedError, match=message):
         load(folder, backend="onnxruntime").embed(["a"], input_type="query")
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "onnxruntime"])
+def test_int8_arithmetic_is_refused_with_its_reason(backend, tmp_path):
+    folder = FAMILIES["bert"](tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=r"'int8' is not offered: .*embedding_type='int8'"):
+        load(folder, dtype="int8", backend=backend)
 
 
 def test_an_unknown_backend_and_one_beside_a_server_are_refused():

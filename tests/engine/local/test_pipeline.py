@@ -298,9 +298,9 @@ def test_an_unknown_key_is_refused_by_name(folder, file):
             "modules.json",
             lambda m: [
                 m[0],
-                {**m[1], "type": "sentence_transformers.sparse_encoder.SparseAutoEncoder"},
+                {**m[1], "type": "sentence_transformers.sparse_encoder.Pooling"},
             ],
-            "SparseAutoEncoder', which nimbed does not run",
+            "sparse_encoder.Pooling', which nimbed does not run",
         ),
         ("modules.json", lambda m: [{**m[0], "kwargs": ["task"]}, *m[1:]], "gives kwargs"),
         (

@@ -14,16 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder
-from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.sparse_encoder.modules import (
-    MLMTransformer,
-    SparseAutoEncoder,
-    SpladePooling,
-)
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
+from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 from tests.engine.local.checkpoints import tiny_bert, tiny_xlmr
 from tests.engine.local.sentence_folders import edit, transformer
 from tests.engine.local.sparse_folders import (
     array,
+    autoencoder,
     inference_free,
     masked,
     mlm,
@@ -113,8 +111,7 @@ def free(built, tmp_path):
     return shutil.copytree(folder, tmp_path / "model"), theirs
 
 
-def test_sparse_vectors_do_not_depend_on_their_batch(splade, monkeypatch):
-    ours = load(splade)
+def assert_batch_changes_nothing(ours: Any, monkeypatch: Any) -> None:
     texts = ["cat dog " * (number % 9 + 1) + str(number) for number in range(30)]
     alone = [ours.embed_sparse([text], input_type="passage") for text in texts]
     (engine,) = ours._load().engines
@@ -123,6 +120,10 @@ def test_sparse_vectors_do_not_depend_on_their_batch(splade, monkeypatch):
     single = nimbed.SparseBatch.concatenate(alone)
     np.testing.assert_array_equal(together.ids, single.ids)
     np.testing.assert_array_equal(together.weights, single.weights)
+
+
+def test_sparse_vectors_do_not_depend_on_their_batch(splade, monkeypatch):
+    assert_batch_changes_nothing(load(splade), monkeypatch)
 
 
 def test_splade_in_half_precision_stays_near(splade):
@@ -243,11 +244,92 @@ def test_what_is_not_understood_is_refused_by_name(splade, file, change, message
         load(splade)
 
 
-def test_a_sparse_autoencoder_is_refused_by_name(built, tmp_path):
-    first = transformer(built[0] / "bert")
-    save(tmp_path / "model", [first, Pooling(32), SparseAutoEncoder(32, hidden_dim=64, k=8)])
-    with pytest.raises(CheckpointError, match="SparseAutoEncoder', which nimbed does not run"):
-        load(tmp_path / "model")
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Write the network of a dense model of 32 dimensions."""
+    folder = tmp_path_factory.mktemp("dense")
+    tiny_bert(folder)
+    edit(folder / "tokenizer_config.json", lambda content: {**content, "model_max_length": 40})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("between", "facts"),
+    [
+        ((Pooling(32),), {}),
+        ((Pooling(32, pooling_mode="cls"), Normalize()), {"k": 5}),
+        ((Pooling(32), Dense(32, 24), LayerNorm(24)), {"normalize": True}),
+        ((Pooling(32, pooling_mode=["cls", "max"]), Normalize()), {"normalize": True, "k": 200}),
+    ],
+)
+def test_a_sparse_autoencoder_is_sentence_transformers(network, tmp_path, between, facts):
+    width = between[0].get_embedding_dimension() if len(between) < 3 else 24
+    facts = {**facts, "k": min(facts.get("k", 12), 96)}
+    modules = [transformer(network), *between, autoencoder(width, **facts)]
+    theirs = save(tmp_path / "model", modules, prompts=PROMPTS)
+    ours = load(tmp_path / "model")
+    assert (ours.kinds, ours.card.dimensions, ours.card.metric) == (("sparse",), 96, "dot")
+    assert ours.sparse_spec().max_active == facts["k"]
+    assert_same(ours, theirs)
+    more = theirs.encode_query(TEXTS, convert_to_sparse_tensor=False, max_active_dims=20)
+    batch = ours.embed_sparse(TEXTS, input_type="query", max_active=20, truncate="END")
+    np.testing.assert_allclose(array(batch), np.stack(more), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def latent(network, tmp_path):
+    """Save a model that ends in an autoencoder, which may be changed."""
+    between = [Pooling(32), Normalize()]
+    modules = [transformer(network), *between, autoencoder(32, normalize=True)]
+    save(tmp_path / "model", modules)
+    return tmp_path / "model"
+
+
+def test_latents_do_not_depend_on_their_batch(latent, monkeypatch):
+    assert_batch_changes_nothing(load(latent), monkeypatch)
+
+
+def test_version_5_named_the_autoencoder_otherwise(latent):
+    spec = load(latent).sparse_spec()
+    old = "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"
+    edit(latent / "modules.json", lambda listed: [*listed[:-1], {**listed[-1], "type": old}])
+    assert load(latent).sparse_spec() == spec
+
+
+def test_latents_of_two_autoencoders_are_not_compared(network, latent):
+    spec = load(latent).sparse_spec()
+    assert load(latent).sparse_spec() == spec
+    path = latent / "3_SparseAutoEncoder" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "latent_bias": tensors["latent_bias"] + 1}, path)
+    other = load(latent).sparse_spec()
+    assert other.vocabulary != spec.vocabulary
+    assert other.fingerprint != spec.fingerprint
+    edit(path.parent / "config.json", lambda config: {**config, "normalize": False})
+    third = load(latent).sparse_spec()
+    assert third.fingerprint != other.fingerprint
+    edit(latent / "1_Pooling" / "config.json", lambda config: {**config, "pooling_mode": "max"})
+    assert load(latent).sparse_spec().fingerprint != third.fingerprint
+    dense = load(network)
+    facts = {"architecture": "bert", "pooling": "mean", "asymmetric": False, "max_tokens": 40}
+    card = nimbed.ModelCard(id="csr", dimensions=96, kinds=("sparse",), metric="dot", **facts)
+    assert load(latent, card=card).sparse_spec().dimensions == 96
+    assert dense.kinds == ("dense",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_dim": 24}, "takes vectors of 24 dimensions, but is given 32"),
+        ({"hidden_dim": 0}, "gives hidden_dim 0"),
+        ({"threshold": 1}, "the key 'threshold'"),
+        ({"hidden_dim": 64}, "has shape"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit_is_refused(latent, change, message):
+    edit(latent / "3_SparseAutoEncoder" / "config.json", lambda config: {**config, **change})
+    with pytest.raises(CheckpointError, match=message):
+        load(latent).embed_sparse(["a cat"], input_type="query")
 
 
 def test_routes_in_the_cache_are_found_without_the_network(free, tmp_path):
@@ -261,7 +343,7 @@ def test_routes_in_the_cache_are_found_without_the_network(free, tmp_path):
 
 def test_routes_without_torch_say_what_they_need(free, monkeypatch):
     folder, _ = free
-    monkeypatch.setattr("nimbed.local.backends._torch_is_installed", lambda: False)
+    monkeypatch.setattr("nimbed.local.backends._installed", lambda *names: "torch" not in names)
     with pytest.raises(ConfigurationError, match="need torch"):
         nimbed.load(str(folder))
 

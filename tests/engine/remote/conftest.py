@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nimbed.cards import ModelCard
-from nimbed.remote.capabilities import CAPABILITIES
+from nimbed.remote.dialects import CAPABILITIES
 from nimbed.remote.embedder import RemoteEmbedder
 from nimbed.remote.rate_limit import RATES
 from nimbed.remote.retry import RetryPolicy

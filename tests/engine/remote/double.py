@@ -107,6 +107,20 @@ def gzipped(response: Response) -> Response:
     return replace(response, body=gzip.compress(response.body), headers=headers)
 
 
+def failing_after(handler: Handler, requests: int, path: str) -> Handler:
+    """Answer some requests of a path, and then refuse the key."""
+    left = [requests]
+
+    def handle(request: Request) -> Response:
+        if request.path == path and request.method == "POST":
+            left[0] -= 1
+            if left[0] < 0:
+                return error("the key has expired", 401)
+        return handler(request)
+
+    return handle
+
+
 class Double:
     """Serves a handler, and remembers what it was asked.
 

@@ -9,7 +9,7 @@ import pytest
 
 from nimbed import cards
 from nimbed.errors import ConfigurationError, RemoteError
-from nimbed.remote.capabilities import CAPABILITIES
+from nimbed.remote.dialects import CAPABILITIES
 
 from .double import Response, error, vectors
 from .players import DIMENSIONS, E5, listing, nim, openai, plain, tei, vllm

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nimbed import cards
+from nimbed.batch import quantize, slice_normalize
 from nimbed.embedder import Embedder
 from nimbed.errors import BackendError, ConfigurationError, InputError
-from nimbed.quantize import quantize, slice_normalize
 from nimbed.remote.embedder import RemoteEmbedder
 
 from .double import answer, vectors

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nimbed import FakeEmbedder, MultiVectorBatch, SparseBatch
-from nimbed.cards import find
+from nimbed import FakeEmbedder, SparseBatch
 from nimbed.errors import (
     ConfigurationError,
     RemoteError,
@@ -24,7 +22,7 @@ from nimbed.errors import (
 from nimbed.fake import FAKE_CARD
 from nimbed.kinds import EmbeddingKinds
 
-from .double import JSON, Handler, Request, Response, as_json, edited, error
+from .double import JSON, Handler, Request, Response, as_json, edited, error, failing_after
 from .players import listing
 
 FAKE = FakeEmbedder()
@@ -134,6 +132,32 @@ def test_many_texts_are_divided_and_put_in_order(serve, connect):
     with pytest.raises(RemoteError, match="exceeds maximum") as raised:
         connect(double, FAKE_CARD).embed_kinds(texts, input_type="query")
     assert raised.value.rows == (33,)
+
+
+@pytest.mark.parametrize("end", ["NONE", "END"])
+def test_what_a_call_had_finished_is_kept(serve, connect, end):
+    """The server takes 16 at a time; the key expires after three requests."""
+    path = "/v1/embeddings/kinds"
+    embedder = connect(serve(failing_after(own(), 3, path)), FAKE_CARD)
+    texts = [f"text {n} " * (n % 5 + 1) for n in range(70)]
+    if end == "END":
+        texts[3] = "word " * 700
+    with pytest.raises(RemoteError, match="expired") as raised:
+        embedder.embed_kinds(texts, input_type="passage", truncate=end)
+    partial = raised.value.partial
+    assert partial is not None
+    rows = list(partial.rows)
+    assert 0 < len(rows) < 70
+    assert rows == sorted(rows)
+    exact = FakeEmbedder().embed_kinds(
+        [texts[row] for row in rows], input_type="passage", truncate=end
+    )
+    same(partial.batch, exact)
+    cut = [rows.index(3)] if end == "END" and 3 in rows else []
+    assert [list(batch.truncated) for batch in partial.batch.batches] == [cut] * 3
+    with pytest.raises(RemoteError, match="expired") as raised:
+        embedder.embed_kinds(texts, input_type="passage", truncate=end)
+    assert raised.value.partial is None
 
 
 def test_contracts_are_known_before_anything_is_embedded(serve, connect):
@@ -261,163 +285,6 @@ def test_texts_that_are_refused_cannot_be_left_out(serve, connect):
     embedder = connect(serve(own()), FAKE_CARD, on_bad_input="skip")
     with pytest.raises(ConfigurationError, match="use on_bad_input='raise'"):
         embedder.embed_sparse(TEXTS, input_type="query")
-
-
-def tei(*, pooling: str = "splade", longest: int = 512) -> Handler:
-    """text-embeddings-inference by its OpenAPI document; words stand for tokens."""
-
-    def handle(request: Request) -> Response:
-        if request.path == "/info":
-            return as_json(
-                {
-                    "model_id": "splade",
-                    "model_type": {"embedding": {"pooling": pooling}},
-                    "max_client_batch_size": 8,
-                    "max_input_length": longest,
-                    "auto_truncate": True,
-                }
-            )
-        if request.path not in ("/embed_sparse", "/embed_all"):
-            return Response(404)
-        texts = request.json["inputs"]
-        if len(texts) > 8:
-            words = f"batch size {len(texts)} > maximum allowed batch size 8"
-            return as_json({"error": words, "error_type": "Validation"}, 422)
-        kept = [text.split() for text in texts]
-        if any(len(each) > longest for each in kept):
-            if not request.json.get("truncate", True):  # auto_truncate
-                words = f"`inputs` must have less than {longest} tokens. Given: 10000"
-                return as_json({"error": words, "error_type": "Validation"}, 413)
-            left = request.json.get("truncation_direction", "Right") == "Left"
-            kept = [each[-longest:] if left else each[:longest] for each in kept]
-        texts = [" ".join(each) for each in kept]
-        if request.path == "/embed_all":
-            return as_json([rows.tolist() for rows in states(texts)])
-        weights = raw_fake().embed_sparse(texts, input_type="query").dicts()
-        return as_json([[{"index": i, "value": w} for i, w in row.items()] for row in weights])
-
-    return handle
-
-
-def raw_fake() -> FakeEmbedder:
-    """A fake without prompts and without an end."""
-    return FakeEmbedder(
-        replace(FAKE_CARD, query_prompt="", passage_prompt="", asymmetric=False, max_tokens=10**6)
-    )
-
-
-def states(texts: list[str]) -> list[Any]:
-    """Vectors of words that are not of unit length, as TEI gives them."""
-    return [3 * rows for rows in raw_fake().embed_multi(texts, input_type="query").rows()]
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_teis_weights_are_taken_with_the_prompt_and_without_a_vocabulary(serve, connect, known):
-    double = serve(tei())
-    model = replace(FAKE_CARD, id="splade") if known else "splade"
-    embedder = connect(double, model, dialect="tei")
-    texts = [f"text {n} of {n % 3}" for n in range(30)]
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        found = embedder.embed_sparse(texts, input_type="passage", max_active=2)
-    assert bool(told) != known
-    prompt = "passage: " if known else ""
-    exact = raw_fake().embed_sparse(
-        [prompt + text for text in texts], input_type="query", max_active=2
-    )
-    np.testing.assert_array_equal(found.ids, exact.ids)
-    np.testing.assert_array_equal(found.weights, exact.weights)
-    assert found.spec.model == "splade"
-    assert found.spec.vocabulary is None
-    assert found.spec.passage_prompt == prompt
-    assert found.spec == embedder.sparse_spec(max_active=2)
-    assert embedder.kinds == ("sparse",)
-    assert all(len(r.json["inputs"]) <= 8 for r in double.seen if r.path == "/embed_sparse")
-
-
-def test_a_tei_that_would_cut_in_silence_is_told_not_to(serve, connect):
-    embedder = connect(serve(tei(longest=6)), replace(FAKE_CARD, id="splade"), dialect="tei")
-    texts = ["short", " ".join(f"w{n}" for n in range(20))]
-    with pytest.raises(RemoteError, match="must have less than") as raised:
-        embedder.embed_sparse(texts, input_type="query")
-    assert raised.value.rows == (1,)
-    for end, words in (("END", range(5)), ("START", range(14, 20))):
-        found = embedder.embed_sparse(texts, input_type="query", truncate=end)
-        given = ("query: " if end == "END" else "") + " ".join(f"w{n}" for n in words)
-        exact = raw_fake().embed_sparse([given], input_type="query")
-        assert found.dicts()[1] == exact.dicts()[0]
-
-
-def test_teis_token_states_are_stored_as_asked(serve, connect):
-    embedder = connect(serve(tei(pooling="mean")), "m", dialect="tei")
-    assert embedder.kinds == ("dense", "multi")
-    with pytest.warns(UserWarning, match="without a role prompt"):
-        found = embedder.embed_multi(TEXTS, input_type="passage", token_type="int8")
-    spec = replace(raw_fake().multi_spec(token_type="int8"), model="m")
-    exact = MultiVectorBatch.from_floats(
-        states(TEXTS), spec=spec, input_type="passage", token_counts=found.token_counts
-    )
-    assert found.spec == spec == embedder.multi_spec(token_type="int8")
-    np.testing.assert_array_equal(found.vectors, exact.vectors)
-    dense_alone = connect(serve(tei(pooling="cls")), find("all-MiniLM-L6-v2").id, dialect="tei")
-    assert dense_alone.kinds == ("dense",)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ([[{"index": 1, "value": 0.5}]], "vectors of 1 texts for 2 inputs"),
-        ([[{"index": 1, "value": 0.5}], [{"id": 1}]], "no list of index and value for input 1"),
-        ([[{"index": 1.5, "value": 0.5}], []], "no list of index and value for input 0"),
-        ([[{"index": 1, "value": 1}, {"index": 1, "value": 2}], []], "do not ascend in row 0"),
-        ([[{"index": 2**20, "value": 1}], []], "the vocabulary has 1048576"),
-        ([[{"index": 1, "value": -1}], []], "not positive and finite"),
-        ({"error": "model is not an embedding model with SPLADE pooling"}, "with SPLADE pooling"),
-        ("<html>hello</html>", "of 20 bytes that is not JSON|data"),
-    ],
-)
-def test_what_is_not_teis_shape_is_refused(serve, connect, body, message):
-    def handle(request: Request) -> Response:
-        return as_json(body) if request.path == "/embed_sparse" else tei()(request)
-
-    embedder = connect(serve(handle), replace(FAKE_CARD, id="splade"), dialect="tei")
-    with pytest.raises(RemoteError, match=message):
-        embedder.embed_sparse(TEXTS[:2], input_type="query")
-
-
-def vllm(*, special: int) -> Handler:
-    """vLLM's pooling of token embeddings, which leaves out some of the special tokens."""
-
-    def handle(request: Request) -> Response:
-        if request.path != "/pooling":
-            return listing("m", owner="vllm") if request.path == "/v1/models" else Response(404)
-        assert request.json["task"] == "token_embed"
-        rows = states(request.texts)
-        data = [
-            {"index": n, "object": "pooling", "data": each.tolist()} for n, each in enumerate(rows)
-        ]
-        tokens = sum(map(len, rows)) + special * len(rows)
-        return as_json({"object": "list", "data": data[::-1], "usage": {"prompt_tokens": tokens}})
-
-    return handle
-
-
-def test_vllms_token_vectors_are_taken(serve, connect):
-    embedder = connect(serve(vllm(special=0)), "m", dialect="auto")
-    with pytest.warns(UserWarning, match="without a role prompt"):
-        found = embedder.embed_multi(TEXTS, input_type="query")
-    exact = raw_fake().embed_multi(TEXTS, input_type="query")
-    np.testing.assert_allclose(found.vectors, exact.vectors, atol=1e-6)
-    assert embedder.kinds == ("dense", "multi")
-
-
-def test_a_model_that_vllm_serves_without_its_head_is_found_out(serve, connect):
-    m3 = replace(find("BAAI/bge-m3"), dimensions=64, matryoshka=())
-    right = connect(serve(vllm(special=1)), m3, dialect="vllm", served_name="m")
-    assert len(right.embed_multi(TEXTS, input_type="query")) == 4
-    wrong = connect(serve(vllm(special=0)), m3, dialect="vllm", served_name="m")
-    with pytest.raises(RemoteError, match="not those of the model's multi-vector head"):
-        wrong.embed_multi(TEXTS, input_type="query")
 
 
 def test_a_batch_joins_those_of_the_same_model_here(serve, connect):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nimbed import cards
+from nimbed.batch import quantize, slice_normalize
 from nimbed.errors import ConfigurationError, NimbedError
-from nimbed.quantize import quantize, slice_normalize
 from nimbed.remote.dialects import DIALECTS
 
 from .double import answer, as_json, error, vectors

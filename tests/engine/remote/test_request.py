@@ -10,8 +10,7 @@ import pytest
 from nimbed import cards
 from nimbed.errors import ConfigurationError
 from nimbed.options import EmbedOptions
-from nimbed.remote.capabilities import Capabilities
-from nimbed.remote.dialects import DIALECTS, named
+from nimbed.remote.dialects import DIALECTS, Capabilities, named
 from nimbed.remote.discovery import find_card
 from nimbed.remote.request import compose
 

@@ -18,7 +18,7 @@ def record(folder: Path) -> Any:
     found: dict[str, Any] = {}
     for name, build in FAMILIES.items():
         path = build(folder / name)
-        with nimbed.load(str(path), device="cpu", dtype="float32") as embedder:
+        with nimbed.load(str(path), device="cpu", dtype="float32", backend="torch") as embedder:
             found[name] = {"fingerprint": embedder.spec().fingerprint}
             for role in ("query", "passage"):
                 batch = embedder.embed(TEXTS, input_type=role)

@@ -22,7 +22,7 @@ TEXTS = [
 
 
 def record(folder: Path) -> Any:
-    with nimbed.load(device="cpu", dtype="float32") as embedder:
+    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
         batch = embedder.embed(TEXTS, input_type="passage", truncate="END")
     return {
         "fingerprint": batch.spec.fingerprint,

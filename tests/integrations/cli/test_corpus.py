@@ -3,7 +3,7 @@ import json
 import subprocess
 import sys
 
-from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import standard_library_passages
 
 
 def test_passages_are_real_docstrings_under_their_own_names():
@@ -39,7 +39,7 @@ def test_another_process_reads_the_same_and_imports_no_module():
     # Importing antigravity opens a browser, importing this prints a poem.
     code = (
         "import json, sys\n"
-        "from nimbed_cli.corpus import standard_library_passages\n"
+        "from nimbed_cli.quickstart import standard_library_passages\n"
         "print(json.dumps([each.text for each in standard_library_passages(100)]))\n"
         "print({'antigravity', 'this', 'turtle', 'smtplib'} & set(sys.modules))"
     )

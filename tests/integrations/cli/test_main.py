@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from nimbed import cards
 from nimbed.errors import (
     BackendError,
     ConfigurationError,
@@ -44,6 +45,25 @@ def test_help_imports_neither_the_engine_nor_what_it_stands_on():
     loaded = result.stdout.splitlines()[-1]
     for heavy in ("'nimbed'", "'numpy'", "'rich'", "'torch'", "'pyarrow'", "'httpx'"):
         assert heavy not in loaded
+
+
+@pytest.mark.parametrize(("words", "code"), [(["models"], 0), (["models", "nobody's/model"], 2)])
+def test_a_process_ends_with_its_command_and_waits_for_no_library(words, code):
+    program = (
+        "import atexit, sys; from nimbed_cli.main import main\n"
+        "atexit.register(print, 'taken down')\n"
+        f"sys.argv = ['nimbed', *{words!r}]\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "taken down" not in done.stdout
+    if code:
+        assert done.stderr.startswith("Error: ")
+    else:  # all of it
+        assert {line.split()[0] for line in done.stdout.splitlines()} >= {
+            card.id for card in cards.catalogue()
+        }
 
 
 @pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])

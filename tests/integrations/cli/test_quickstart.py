@@ -11,8 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import nimbed
-from nimbed_cli.corpus import Passage, standard_library_passages
-from nimbed_cli.quickstart import OVERSAMPLING, compare, leave_passages
+from nimbed_cli.quickstart import (
+    OVERSAMPLING,
+    Passage,
+    compare,
+    leave_passages,
+    standard_library_passages,
+)
 from nimbed_cli.terminal import program_typed, python_typed
 
 with_minilm = pytest.mark.skipif(
@@ -113,7 +118,7 @@ def test_the_real_model_answers_the_questions(nimbed_command, monkeypatch, tmp_p
         for passage in standard_library_passages(10**6)
         if passage.id.split(".")[0] in ("gzip", "sched", "subprocess", "tempfile", "bisect")
     ]
-    monkeypatch.setattr("nimbed_cli.corpus.standard_library_passages", lambda limit: corpus)
+    monkeypatch.setattr("nimbed_cli.quickstart.standard_library_passages", lambda limit: corpus)
     out = nimbed_command("quickstart").out
     lines = out.splitlines()
     for question, module in [

@@ -193,6 +193,17 @@ def test_misuse_says_what_is_possible_before_anything_is_embedded(
     assert message in outcome.err
 
 
+def test_the_page_never_replaces_the_passages(nimbed_command, fake_model, tmp_path):
+    source = tmp_path / "page.html"
+    source.write_text("<p>" + "</p><p>".join(PASSAGES) + "</p>")
+    before = source.read_bytes()
+    for name in (source, tmp_path / "." / "page.html"):
+        outcome = nimbed_command("tradeoff", source, "-o", name)
+        assert outcome.code == 2
+        assert "the page would replace the input" in outcome.err
+    assert source.read_bytes() == before
+
+
 def test_kinds_are_compared_in_a_table_of_their_own(nimbed_command, fake_model, tmp_path):
     passages, queries, qrels = (tmp_path / name for name in ("p.txt", "q.txt", "qrels.tsv"))
     passages.write_text("\n".join(PASSAGES))

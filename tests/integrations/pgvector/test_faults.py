@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import shutil
 import traceback
 from pathlib import Path
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from nimbed import FakeEmbedder
-from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.errors import BackendError, ConfigurationError, NimbedError, SpaceMismatchError
 from nimbed_pgvector import VectorTable, connect
 
 SECRET = "s3cr3t-pass-w0rd"
@@ -43,6 +44,41 @@ def test_a_wrong_dsn_is_a_sentence_without_the_password(
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("scheme", "more"),
+    [
+        ("postgresql+psycopg", ""),
+        ("postgres+asyncpg", "&ssl=disable&prepared_statement_cache_size=0"),
+        ("postgresql", "&pgbouncer=true&connection_limit=1&pool_timeout=0"),
+        ("jdbc:postgresql", "&user=postgres&prepareThreshold=0"),
+    ],
+)
+def test_urls_of_other_tools_are_read(dsn: str, scheme: str, more: str) -> None:
+    address = dsn.partition("://")[2]
+    if "user=" in more:
+        address = address.partition("@")[2]
+    with connect(f"{scheme}://{address}{more}") as connection:
+        assert connection.info.user == "postgres"
+        assert connection.info.dbname == dsn.partition("@/")[2].partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?schema=public", "schema is another tool's; .* as in SCHEMA.TABLE"),
+        ("?sslmode=disable&sockettimeout=3", "a parameter 'sockettimeout' that PostgreSQL's own"),
+        (f"?user=a&password=b&{SECRET}", "a parameter that PostgreSQL's own"),
+    ],
+)
+def test_what_a_url_has_for_other_tools_is_named_and_a_password_is_not(
+    query: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        connect(f"postgresql://127.0.0.1:1/db{query}")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.postgres
 def test_a_password_is_neither_in_a_repr_nor_in_the_database(dsn: str) -> None:
     # Trust authentication takes any password.
     with connect(dsn.replace("postgres:@", f"postgres:{SECRET}@")) as connection:
@@ -57,6 +93,27 @@ def test_a_password_is_neither_in_a_repr_nor_in_the_database(dsn: str) -> None:
             "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         ).fetchall()
         assert activity == ("nimbed",)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("lost", ["nimbed_ledger", "nimbed_spec"])
+def test_a_table_is_loaded_on_although_what_was_noted_of_it_is_gone(
+    connection: psycopg.Connection, lost: str
+) -> None:
+    items = [("a", "one"), ("b", "two")]
+    VectorTable(connection, "t", FakeEmbedder()).load(items)
+    noted = connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall()
+    connection.execute(f"DROP TABLE {lost}")
+    again = VectorTable(connection, "t", FakeEmbedder())
+    assert len(again.search("one", 2)) == 2
+    report = again.load([*items, ("c", "three")])
+    assert (report.loaded, report.unchanged) == (1, 2)
+    assert (
+        connection.execute("SELECT column_name, fingerprint FROM nimbed_spec").fetchall() == noted
+    )
+    assert connection.execute("SELECT sum(passages) FROM nimbed_ledger").fetchone() is not None
+    with pytest.raises(SpaceMismatchError):
+        VectorTable(connection, "t", FakeEmbedder(), dimensions=16).load(items)
 
 
 @pytest.mark.postgres
@@ -76,12 +133,23 @@ def test_a_role_without_rights_is_told(dsn: str, connection: psycopg.Connection)
     connection.execute("DROP ROLE IF EXISTS nimbed_guest")
     connection.execute("CREATE ROLE nimbed_guest LOGIN")
     try:
-        with (
-            connect(dsn.replace("postgres:@", "nimbed_guest:@")) as guest,
-            pytest.raises(ConfigurationError, match="may not do this.*permission denied"),
-        ):
-            VectorTable(guest, "t", FakeEmbedder()).load([("a", "one")])
+        with connect(dsn.replace("postgres:@", "nimbed_guest:@")) as guest:
+            with pytest.raises(ConfigurationError, match="may not do this.*permission denied"):
+                VectorTable(guest, "t", FakeEmbedder()).load([("a", "one")])
+            VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+            theirs = VectorTable(guest, "t", FakeEmbedder())
+            with pytest.raises(ConfigurationError, match="to search needs GRANT SELECT") as told:
+                theirs.search("what?")
+            search, load = str(told.value).split("; to load, ")
+            for grants, done in (
+                (search.partition("needs ")[2], lambda: theirs.search("what?")),
+                (load.partition(", once")[0], lambda: theirs.load([("a", "changed"), ("b", "n")])),
+            ):
+                for each in re.split(r", (?=GRANT)| and (?=GRANT)", grants):
+                    connection.execute(f"{each} TO nimbed_guest")
+                assert done()
     finally:
+        connection.execute("DROP OWNED BY nimbed_guest")
         connection.execute("DROP ROLE nimbed_guest")
 
 
@@ -129,6 +197,12 @@ def test_text_arrives_whatever_encoding_the_client_was_told(
         items = [("ä", "Übergröße", {"ö": "é"}), ("日本", "語 🎉", {"k": "ñ"})]
         table.load(items)
         table.load([("ä", "Übergrößen", {"ö": "é"})])
+        with pytest.raises(ConfigurationError, match="LATIN1.*connect with client_encoding=UTF8"):
+            table.search("what?", 2)
+    with connect(f"{dsn}&client_encoding=LATIN1") as connection:
+        table = VectorTable(connection, "t", FakeEmbedder())
+        assert {hit.id for hit in table.search("what?", 2)} == {"ä", "日本"}
+        assert table.audit().ok
     monkeypatch.delenv("PGCLIENTENCODING")
     with psycopg.connect(dsn) as connection:
         found = connection.execute("SELECT id, text, metadata FROM t ORDER BY length(text)")

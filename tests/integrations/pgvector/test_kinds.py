@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import psycopg
 import pytest
-import typer
-from typer.testing import CliRunner
+from tests.integrations.pgvector.weighed_rows import (
+    BOTH,
+    ITEMS,
+    QUESTION,
+    ROWS,
+    TEXTS,
+    K,
+    Weighed,
+    batches,
+    commands,
+    expected,
+)
 
 import nimbed
-from nimbed import EmbeddingKinds, FakeEmbedder, SparseBatch, SparseSpec, fusion, search, stores
+from nimbed import EmbeddingKinds, FakeEmbedder, SparseBatch, SparseSpec, search, stores
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
 from nimbed.rows import Row
 from nimbed.spec import EmbeddingType
-from nimbed_cli.load import load
-from nimbed_cli.search import search as search_command
 from nimbed_pgvector import FIRST_PAGE, AsyncVectorTable, VectorTable
 from nimbed_pgvector.sparse import MOST_INDEXED, SparseColumn
 
 pytestmark = pytest.mark.postgres
-
-BOTH = ("dense", "sparse")
-ROWS, K, REACH = 200, 8, 50
-RNG = np.random.default_rng(7)
-WORDS = [f"word{number}" for number in range(60)]
-TEXTS = [" ".join(RNG.choice(WORDS, RNG.integers(4, 12))) for _ in range(ROWS)]
-ITEMS = [(f"{n:03}", text, {"odd": n % 2}) for n, text in enumerate(TEXTS)]
-QUESTION = "word1 word2 word2 word3"
-
-
-class Weighed(FakeEmbedder):
-    """Gives a token a weight of its own, as models do, so that there are no ties."""
-
-    vocabulary = "hashed words"
-
-    def sparse_spec(self, *, max_active: int | None = None) -> SparseSpec:
-        spec = super().sparse_spec(max_active=max_active)
-        return dataclasses.replace(spec, vocabulary=self.vocabulary)
-
-    def embed_kinds(self, inputs: Sequence[str], **options: Any) -> EmbeddingKinds:
-        found = super().embed_kinds(inputs, **options)
-        if found.sparse is None:
-            return found
-        # A text's own factor too, by which texts of the same words differ.
-        own = np.array([1 + len(text) % 89 / 997 for text in inputs])
-        own = np.repeat(own, np.diff(found.sparse.offsets))
-        weights = found.sparse.weights * (1 + found.sparse.ids / 40_000) * own
-        sparse = dataclasses.replace(found.sparse, weights=weights.astype(np.float32))
-        return dataclasses.replace(found, sparse=sparse)
-
-
-def batches(embedder: Weighed, texts: list[str], role: Any, **options: Any) -> EmbeddingKinds:
-    return embedder.embed_kinds(texts, kinds=BOTH, input_type=role, max_active=1_000, **options)
 
 
 @pytest.fixture
@@ -66,17 +40,6 @@ def table(connection: psycopg.Connection) -> VectorTable:
     made = VectorTable(connection, "t", Weighed(), kinds=BOTH)
     assert made.load(ITEMS).loaded == ROWS
     return made
-
-
-def expected(by: Any, weights: Any, where: slice, embedding_type: EmbeddingType = "float") -> Any:
-    """The best rows by numpy alone."""
-    embedder = Weighed()
-    queries = batches(embedder, [QUESTION], "query", embedding_type=embedding_type)
-    passages = batches(embedder, TEXTS[where], "passage", embedding_type=embedding_type)
-    dense = search.nearest(queries.dense, passages.dense, REACH)
-    sparse = fusion.with_shared_tokens(search.nearest(queries.sparse, passages.sparse, REACH))
-    found = fusion.fuse([dense, sparse], by=by, weights=weights, k=K)
-    return [f"{range(ROWS)[where][row]:03}" for row in found.rows[0]], -found.distances[0]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +171,8 @@ def test_what_cannot_be_is_refused_before_the_first_row(connection: psycopg.Conn
         return VectorTable(connection, "t", embedder or Weighed(), **options).load(ITEMS)
 
     for options, sentence in (
-        ({"kinds": ("sparse",)}, "every table has dense vectors: add dense"),
+        ({"kinds": ("sparse",), "dimensions": 8}, "are for dense vectors, and the table gets"),
+        ({"kinds": ("sparse",), "embedder": Dense()}, "gives no sparse vectors; it gives dense"),
         ({"kinds": ("dense", "multi")}, "pgvector stores no multi-vectors: .*rescore"),
         ({"kinds": ("dense", "spares")}, "kinds must be one of"),
         ({"kinds": BOTH, "max_active": 16_001}, "at most 16000 weights a vector"),
@@ -368,23 +332,14 @@ def test_a_vector_of_too_many_weights_is_refused_by_its_row() -> None:
         column.wire(other)
 
 
-def test_two_commands_load_and_fuse(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nimbed, "load", lambda *_, **__: Weighed())
-    app = typer.Typer()
-    app.command()(load)
-    app.command("search")(search_command)
+    return commands()
 
-    def typed(*words: str) -> str:
-        done = CliRunner().invoke(app, list(words))
-        if done.exception is not None:
-            raise done.exception
-        return done.output
 
-    lines = [json.dumps({"id": name, "text": text}) for name, text, _ in ITEMS]
-    Path("rows.jsonl").write_text("\n".join(lines) + "\n")
+def test_two_commands_load_and_fuse(dsn: str, typed: Any) -> None:
     start = ("load", dsn, "--table", "t", "rows.jsonl", "--id-field", "id")
     with pytest.raises(ConfigurationError, match="--sparse-index needs --kinds dense,sparse"):
         typed(*start, "--sparse-index")

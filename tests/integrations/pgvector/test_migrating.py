@@ -174,6 +174,23 @@ def test_rows_that_are_filled_stay_in_their_pages(connection: psycopg.Connection
     assert connection.execute(options).fetchall() == [(None,)]
 
 
+def test_without_an_index_the_vectors_that_are_searched_stay_in_their_rows(
+    connection: psycopg.Connection,
+) -> None:
+    """PostgreSQL would move the old ones out, where each costs a look into another table."""
+    wide = dataclasses.replace(FAKE_CARD, dimensions=384, matryoshka=())
+    table = VectorTable(connection, "t", FakeEmbedder(wide))
+    table.load([(f"{n:05}", f"passage {n}") for n in range(300)])
+    there = FakeEmbedder(dataclasses.replace(wide, id="other/model"))
+    assert table.migrate(there, switch=False).report.loaded == 300
+    moved = (
+        "SELECT pg_relation_size(reltoastrelid), reloptions FROM pg_class WHERE oid = 't'::regclass"
+    )
+    assert connection.execute(moved).fetchall() == [(0, ["toast_tuple_target=8150"])]
+    table.migrate(there)
+    assert connection.execute(moved).fetchall() == [(0, None)]
+
+
 def test_who_does_not_know_of_the_switch_is_refused_or_follows(
     dsn: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

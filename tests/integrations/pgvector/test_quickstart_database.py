@@ -8,8 +8,7 @@ import pytest
 
 from nimbed import FakeEmbedder, search
 from nimbed.errors import BackendError
-from nimbed_cli.corpus import Passage
-from nimbed_cli.quickstart import search_database
+from nimbed_cli.quickstart import Passage, search_database
 from nimbed_pgvector import embedded_server
 
 pytestmark = pytest.mark.postgres

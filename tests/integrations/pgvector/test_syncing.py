@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import psycopg
 import pytest
 import typer
+from psycopg import sql
 from tests.integrations.pgvector.sync_worker import work_slowly
 from tests.integrations.pgvector.test_crash import PROCESSES
 from typer.testing import CliRunner
@@ -23,7 +25,7 @@ from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.rows import Reject
 from nimbed_cli.sync import sync
-from nimbed_pgvector import AsyncSyncedTable, SyncedTable, VectorTable
+from nimbed_pgvector import AsyncSyncedTable, SyncedTable, VectorTable, index
 
 from .stored_rows import decoded
 
@@ -233,6 +235,48 @@ def test_what_cannot_be_synced_is_refused_by_name(articles: psycopg.Connection) 
     synced(articles).prepare()
     with pytest.raises(SpaceMismatchError, match="shows vectors of nimbed/fake"):
         synced(articles, embedding_type="int8").prepare()
+
+
+def test_who_builds_the_index_at_the_same_time_waits_and_finds_it_built(
+    articles: psycopg.Connection, dsn: str
+) -> None:
+    table = synced(articles)
+    table.prepare()
+    articles.execute(
+        "INSERT INTO articles SELECT n, 'Title ' || n, 'body' FROM generate_series(201, 1500) n"
+    )
+    table.run()
+    start = threading.Barrier(4)
+
+    def build() -> bool:
+        with psycopg.connect(dsn, autocommit=True) as own:
+            start.wait()
+            return synced(own).index()
+
+    with ThreadPoolExecutor(4) as builders:
+        assert any([each.result() for each in [builders.submit(build) for _ in range(4)]])
+    built = articles.execute(
+        "SELECT indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
+        " WHERE relname LIKE 'nimbed_hnsw%'"
+    ).fetchall()
+    assert built == [(True,)]
+
+
+def test_an_index_that_fails_leaves_the_settings_of_the_connection_as_they_were(
+    articles: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = synced(articles)
+    table.prepare()
+    table.run()
+    shown = (
+        "SELECT name, setting FROM pg_settings WHERE name IN ('maintenance_work_mem',"
+        " 'statement_timeout', 'max_parallel_maintenance_workers', 'search_path')"
+    )
+    before = articles.execute(shown).fetchall()
+    monkeypatch.setattr(index, "_definition", lambda *_: sql.SQL("ON nothing_such (id)"))
+    with pytest.raises(ConfigurationError, match="nothing_such"):
+        table.index()
+    assert articles.execute(shown).fetchall() == before
 
 
 async def test_the_async_face_does_the_same(articles: psycopg.Connection, dsn: str) -> None:

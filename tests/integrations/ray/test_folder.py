@@ -6,15 +6,15 @@ import nimbed
 from nimbed.errors import ConfigurationError, InputError, SpaceMismatchError
 from nimbed_ray import EmbedTexts, parts_of
 from nimbed_ray.folder import Folder, matching
-from nimbed_ray.manifest import (
+from nimbed_ray.parts import (
     COMPLETE,
     SETTINGS,
     FolderSettings,
+    Part,
     begin,
     complete,
     read_settings,
 )
-from nimbed_ray.parts import Part
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ class Stub(Managed):
         poison: A row whose mere presence makes its batch raise.
     """
 
+    card = FAKE_CARD  # an attribute, before the property that an interface makes of it
+
     def __init__(self, card=FAKE_CARD, *, budget=64, poison=None):
         self.card = card
         self.budget = budget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nimbed_server.limits import TimeLimit
+from nimbed_server.http import TimeLimit
 
 
 class One:

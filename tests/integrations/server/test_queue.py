@@ -111,7 +111,7 @@ def test_what_waits_beyond_the_servers_patience_is_504_and_never_computed(serve)
 
 def test_of_eight_requests_of_which_five_fit_five_are_served(serve, monkeypatch):
     clock = Clock()
-    for module in ("queue", "scheduler", "batch_delay"):
+    for module in ("queue", "scheduler", "policy"):
         monkeypatch.setattr(f"nimbed.scheduling.{module}.time", clock)
 
     class Slow(Stub):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 import nimbed
-from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import standard_library_passages
 from nimbed_tradeoff import page, tradeoff
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import ndcg_score
 
 import nimbed
-from nimbed_cli.corpus import standard_library_passages
+from nimbed_cli.quickstart import standard_library_passages
 from nimbed_tradeoff import OVERSAMPLING, TOP, every_way, measure
 from nimbed_tradeoff.texts import first_sentences
 

@@ -28,7 +28,7 @@ from weaviate.proto.v1 import (
     weaviate_pb2_grpc,
 )
 
-from .searching import Object, asked_vector, distance, floats, matches, result
+from .searching import Object, asked_vector, distance, floats, matches, result, vector_in
 from .stored import not_allowed, stored, stored_property, type_of
 
 MODULES = (
@@ -45,6 +45,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
 
     Attributes:
         classes: Schema answers by name.
+        aliases: The collections that aliases lead to.
         objects: By class and uuid: properties and vectors by name.
         updated: When an object was written, in milliseconds, if a test says so.
         batches: The uuids of each batch that came.
@@ -62,6 +63,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.default_quantization = ""
         self.allowed_compression: frozenset[str] = frozenset()
         self.classes: dict[str, dict[str, Any]] = {}
+        self.aliases: dict[str, str] = {}
         self.objects: dict[str, dict[str, Object]] = {}
         self.updated: dict[str, int] = {}
         self.batches: list[list[str]] = []
@@ -149,12 +151,8 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         return batch_pb2.BatchObjectsReply(took=0.01, errors=errors)
 
     def _store(self, each: Any) -> str | None:
-        properties = MessageToDict(each.properties.non_ref_properties)
-        for lists in (each.properties.text_array_properties, each.properties.int_array_properties):
-            properties |= {one.prop_name: list(one.values) for one in lists}
-        for one in each.properties.number_array_properties:
-            properties[one.prop_name] = _doubles(one.values_bytes)
-        vectors = {one.name: floats(one.vector_bytes) for one in each.vectors}
+        properties = _properties(each.properties)
+        vectors = {one.name: vector_in(one) for one in each.vectors}
         if each.vector_bytes:
             vectors["default"] = floats(each.vector_bytes)
         fault = self.refuse(properties) or self._vectorize(each.collection, properties, vectors)
@@ -323,6 +321,16 @@ _HEALTH = grpc.method_handlers_generic_handler(
 )
 
 
+def _properties(sent: Any) -> dict[str, Any]:
+    """Return the properties of an object, or of one within it."""
+    found: dict[str, Any] = MessageToDict(sent.non_ref_properties)
+    for lists in (sent.text_array_properties, sent.int_array_properties):
+        found |= {one.prop_name: list(one.values) for one in lists}
+    for one in sent.number_array_properties:
+        found[one.prop_name] = _doubles(one.values_bytes)
+    return found | {one.prop_name: _properties(one.value) for one in sent.object_properties}
+
+
 def _doubles(data: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(data) // 8}d", data))
 
@@ -342,6 +350,10 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
                 self._answer(200, known if double.version else {})
             elif path == "schema":
                 self._answer(200, {"classes": list(double.classes.values())})
+            elif path.startswith("aliases/"):
+                name = path.removeprefix("aliases/")
+                found = {"alias": name, "class": double.aliases.get(name)}
+                self._answer(200 if name in double.aliases else 404, found)
             elif path.removeprefix("schema/") in double.classes:
                 self._answer(200, double.classes[path.removeprefix("schema/")])
             else:
@@ -352,6 +364,10 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
             if parts == ["schema"]:
                 answer = double.create(sent)
                 self._answer(422 if "errorCode" in answer else 200, answer)
+                return
+            if parts == ["aliases"]:
+                double.aliases[sent["alias"]] = sent["class"]
+                self._answer(200, sent)
                 return
             known = double.classes[parts[1]]["properties"]
             if any(each["name"] == sent["name"] for each in known):
@@ -375,11 +391,15 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
             self._answer(204, {})
 
         def do_PUT(self) -> None:
-            sent, (_, name) = self._sent()
+            sent, (kind, name) = self._sent()
+            if kind == "aliases":
+                double.aliases[name] = sent["class"]
+                self._answer(200, {"alias": name, "class": sent["class"]})
+                return
             known = double.classes[name]
             for new, old in zip(sent["properties"], known["properties"], strict=True):
                 old["description"] = new.get("description", "")
-            if sent["vectorConfig"].keys() <= known["vectorConfig"].keys():
+            if sent.get("vectorConfig", {}).keys() <= known.get("vectorConfig", {}).keys():
                 self._answer(200, known)
                 return
             if tuple(map(int, double.version.split(".")[:2])) < (1, 31):
@@ -398,6 +418,11 @@ def _rest_of(double: Double) -> type[BaseHTTPRequestHandler]:
             self._answer(200, known)
 
         def do_DELETE(self) -> None:
+            if self.path.startswith("/v1/objects/"):
+                name, uuid = self.path.split("?")[0].split("/")[3:]
+                gone = double.objects[name].pop(uuid, None)
+                self._answer(404 if gone is None else 204, {})
+                return
             name = self.path.removeprefix("/v1/schema/")
             double.classes.pop(name, None)
             double.objects.pop(name, None)

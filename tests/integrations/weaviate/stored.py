@@ -117,7 +117,8 @@ CLASS: dict[str, Any] = {
 
 def stored(sent: dict[str, Any], *, default_quantization: str = "") -> dict[str, Any]:
     """Return what Weaviate answers to GET /v1/schema/{class} after this was created."""
-    known = copy.deepcopy(CLASS) | copy.deepcopy(sent)
+    known = copy.deepcopy(CLASS)
+    _merge(known, copy.deepcopy(sent))
     known["properties"] = [stored_property(each) for each in sent.get("properties") or []]
     for vector in known.get("vectorConfig", {}).values():
         ((module, settings),) = vector["vectorizer"].items()
@@ -177,7 +178,7 @@ def _filled(
 
 def _merge(into: dict[str, Any], given: dict[str, Any]) -> None:
     for key, value in given.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value

@@ -18,6 +18,7 @@ import nimbed
 from nimbed import FakeEmbedder
 from nimbed.errors import ConfigurationError, InputError
 from nimbed.fake import FAKE_CARD
+from nimbed_cli.audit import audit
 from nimbed_cli.load import load
 from nimbed_cli.migrate import migrate
 from nimbed_cli.search import search
@@ -35,6 +36,7 @@ def typed(double: Double, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     app.command()(load)
     app.command()(search)
     app.command()(migrate)
+    app.command()(audit)
     monkeypatch.setattr(nimbed, "load", lambda model=None, **options: FakeEmbedder())
     monkeypatch.chdir(tmp_path)
 
@@ -175,6 +177,24 @@ def test_a_vector_is_added_and_filled_beside_the_others(double: Double, typed: T
     )
 
 
+def test_multi_vectors_are_loaded_beside_the_others(double: Double, typed: Typed) -> None:
+    words = (double.url, written("rows.jsonl", rows(5)), "--collection", "Docs", "--id-field", "id")
+    done = typed("load", *words, "--kinds", "dense,multi")
+    assert "5 new, 0 changed" in done.stderr, done.exception
+    for _, vectors in double.objects["Docs"].values():
+        assert (np.shape(vectors["default"]), np.shape(vectors["multi"])[1]) == ((64,), 64)
+    assert "5 unchanged" in typed("load", *words, "--kinds", "dense,multi").stderr
+    asked = ("search", double.url, "which?", "--collection", "Docs", "--json", "--vector")
+    for name in ("default", "multi"):
+        assert len(typed(*asked, name).stdout.splitlines()) == 5
+    alone = (*words[:2], "--collection", "Tokens", "--id-field", "id", "--kinds", "multi")
+    assert "5 new" in typed("load", *alone).stderr
+    assert all(set(vectors) == {"multi"} for _, vectors in double.objects["Tokens"].values())
+    told = str(typed("load", *words, "--kinds", "dense,sparse").exception)
+    assert "Weaviate stores no sparse vectors; its keyword search (BM25)" in told
+    assert "kinds must be one of" in str(typed("load", *words, "--kinds", "thick").exception)
+
+
 def test_a_collection_is_migrated_step_by_step(
     double: Double, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +223,43 @@ def test_a_collection_is_migrated_step_by_step(
     assert "/v1/schema/Docs/vectors/first/index` frees its memory" in done.stderr
     assert "say what the collection is to hold" in str(typed(*words).exception)
     assert "--also is for PostgreSQL" in str(typed(*words, "--also", "float").exception)
+
+
+def test_where_no_vector_can_be_added_a_new_collection_takes_the_place(
+    double: Double, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(FAKE_CARD, id="nimbed/other")
+
+    def pretend(model: str | None = None, **options: Any) -> FakeEmbedder:
+        return FakeEmbedder(other if model == "nimbed/other" else FAKE_CARD)
+
+    monkeypatch.setattr(nimbed, "load", pretend)
+    double.version = "1.30.0"
+    file = written("rows.jsonl", rows(9))
+    load_words = (double.url, file, "--collection", "Docs", "--id-field", "id")
+    assert typed("load", *load_words).exit_code == 0
+    words = ("migrate", double.url, "--collection", "Docs")
+    done = typed(*words, "--model", "nimbed/other")
+    assert "9 objects were embedded" in done.stderr, done.exception
+    assert "Docs_2 is searched by 'other': float vectors of nimbed/other, 64 wide" in done.stderr
+    assert "other programs open the collection Docs_2" in done.stderr
+    # The old name leads to the new collection.
+    assert "9 unchanged" in typed("load", *load_words).stderr
+    assert typed("search", double.url, "which?", "--collection", "Docs").exit_code == 0
+    done = typed("audit", double.url, "--collection", "Docs", "--model", "nimbed/other")
+    assert done.exit_code == 0
+    assert "Docs is searched by 'default'" in typed(*words, "--rollback").stderr
+    assert "Docs_2 is searched by 'other'" in typed(*words, "--rollback").stderr
+    done = typed(*words, "--finish")
+    assert "v1/schema/Docs` deletes it" in done.stderr
+    # Where there are aliases, one is switched.
+    double.version = "1.38.11"
+    double.aliases["Current"] = "Docs_2"
+    words = ("migrate", double.url, "--collection", "Current")
+    done = typed(*words, "--embedding-type", "int8", "--into", "Docs_8")
+    assert "Docs_8 is searched by 'other_int8': int8 vectors" in done.stderr, done.exception
+    assert "the alias Current leads there" in done.stderr
+    assert double.aliases == {"Current": "Docs_8"}
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from nimbed.local.float8 import activate
-from nimbed.local.kernels.activations import gated_activation, gated_activation_float8
-from nimbed.local.kernels.normalization import (
+from nimbed.local.kernels.fused import (
+    gated_activation,
+    gated_activation_float8,
     layer_norm_of_sum,
+    mean_rows,
     rms_norm,
     rms_norm_float8,
+    rotate_,
     row_float8,
 )
-from nimbed.local.kernels.rotation import rotate_
-from nimbed.local.kernels.segments import mean_rows
 from nimbed.local.kernels.varlen_attention import attend
 
 __all__ = ["comparisons", "disagreement"]

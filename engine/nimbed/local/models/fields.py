@@ -1,4 +1,7 @@
-"""Numbers and choices of a config.json, checked as they are read, and other names of tensors."""
+"""Numbers and choices of a config.json, checked as they are read, and other names of tensors.
+
+Which way a decoder's attention looks is one of the choices. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,25 @@ __all__ = [
     "MPNET_NAMES",
     "NOMIC_NAMES",
     "SLIDING",
+    "decoder_of",
     "first_position",
     "gate_activation",
+    "gemma3_is_causal",
     "gte_settings",
     "heads_fit",
+    "is_causal",
     "language_of",
     "longest_texts",
+    "mistral3_language",
     "modernbert_layers",
     "modernbert_rotation",
     "mpnet_buckets",
     "nomic_settings",
     "only",
     "real",
+    "refuse_causal",
     "rope_parameters",
+    "scaled_rotation",
     "whole",
 ]
 
@@ -294,6 +303,22 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
+def scaled_rotation(config: Mapping[str, Any]) -> str | None:
+    """Return how rotations are scaled, if otherwise than by NTK's rule.
+
+    One table, or one for each kind of layer, is looked at; whoever reads the model refuses what
+    cannot be understood.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    tables = given.values() if isinstance(given, dict) else []
+    kinds = [
+        each.get("rope_type") or each.get("type") or "default"
+        for each in (given, *tables)
+        if isinstance(each, dict)
+    ]
+    return next((str(kind) for kind in kinds if kind not in ("default", "ntk")), None)
+
+
 def modernbert_layers(config: Mapping[str, Any]) -> list[str]:
     """Return what each layer of a ModernBERT sees; older files say how often it is everything.
 
@@ -333,3 +358,112 @@ def modernbert_rotation(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
         "max_position_embeddings": config.get("max_position_embeddings"),
         "rope_parameters": {"rope_theta": theta, **own},
     }
+
+
+# Types whose very name says that their attention looks both ways.
+_BIDIRECTIONAL = ("llama_bidirec", "bidir_mistral", "ministral3_bidirec")
+# What a Mistral 3 may have behind its tower.
+_LANGUAGES = ("ministral3", "ministral3_bidirec", "mistral")
+
+
+def decoder_of(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return the part of a config.json that describes a decoder, as the functions below read it."""
+    if architecture == "mistral3":
+        return mistral3_language(config)
+    if architecture == "gemma3":
+        return {**config, "is_causal": gemma3_is_causal(config)}
+    return config
+
+
+def gemma3_is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether a Gemma 3's tokens see their past alone; its configuration has its own word for it.
+
+    Raises:
+        CheckpointError: If the word that other decoders have for it stands there, too; transformers
+            would make another window of the two.
+    """
+    if config.get("is_causal") is not None:
+        raise CheckpointError(
+            f"config.json gives is_causal {config['is_causal']!r}; a gemma3 says by "
+            f"use_bidirectional_attention alone which way it looks: take is_causal out"
+        )
+    both = config.get("use_bidirectional_attention") or False
+    if not isinstance(both, bool):
+        raise CheckpointError(
+            f"config.json gives use_bidirectional_attention {both!r}, expected true or false"
+        )
+    return not both
+
+
+def is_causal(config: dict[str, Any]) -> bool:
+    """Whether a decoder's tokens see their past alone, as its configuration says.
+
+    Raises:
+        CheckpointError: If code beside the weights, which nimbed does not run, may say otherwise:
+            gte-Qwen2's makes the attention of a stock Qwen2 look both ways.
+    """
+    causal = config.get("is_causal")
+    if causal is None and _names_both_directions(config):
+        return False
+    remote = config.get("auto_map")
+    if causal is None and isinstance(remote, dict) and "AutoModel" in remote:
+        raise CheckpointError(
+            f"config.json leaves to code of its own ({remote['AutoModel']!r}), which nimbed does "
+            f'not run, whether a token sees what stands behind it; put "is_causal": true or '
+            f"false into it, as the model's card says (false for gte-Qwen2)"
+        )
+    if causal not in (None, True, False):
+        raise CheckpointError(f"config.json gives is_causal {causal!r}, expected true or false")
+    return causal is not False
+
+
+def refuse_causal(config: dict[str, Any]) -> None:
+    """Refuse a network whose tokens see only their past, or that may be one.
+
+    A decoder's weights run through bidirectional attention without a fault and give vectors that
+    mean nothing, so something in the configuration has to say that it was trained both ways.
+
+    Raises:
+        CheckpointError: If nothing says so.
+    """
+    causal = config.get("is_causal")
+    if causal is False or (causal is None and _names_both_directions(config)):
+        return
+    gemma = config.get("model_type") == "gemma3_text"
+    says = '"use_bidirectional_attention": true' if gemma else '"is_causal": false'
+    raise CheckpointError(
+        f"config.json describes a causal {config.get('model_type')}, a text generator, and no file "
+        f"says how its states are pooled. If its attention looks both ways, put "
+        f"{says} into its config.json; if it embeds by its last token, say so in "
+        f"modules.json and 1_Pooling/config.json, as sentence-transformers writes them"
+    )
+
+
+def _names_both_directions(config: dict[str, Any]) -> bool:
+    return config.get("model_type") in _BIDIRECTIONAL or any(
+        "bidirec" in str(name).lower() for name in config.get("architectures") or ()
+    )
+
+
+def mistral3_language(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a config.json that describes the language model.
+
+    Raises:
+        CheckpointError: If it is of another kind, or contradicts the whole about which
+            way attention looks.
+    """
+    language: dict[str, Any] = config["text_config"]
+    kind = language.get("model_type")
+    if kind not in _LANGUAGES:
+        raise CheckpointError(
+            f"config.json has a text_config of model_type {kind!r}; nimbed reads "
+            f"{', '.join(_LANGUAGES)} there"
+        )
+    outer, inner = config.get("is_causal"), language.get("is_causal")
+    if outer is not None and inner is not None and outer != inner:
+        raise CheckpointError(
+            f"config.json gives is_causal {outer!r}, and its text_config {inner!r}; leave one"
+        )
+    if inner is None and (outer is not None or config.get("model_type") == "mistral3_bidirec"):
+        return {**language, "is_causal": outer or False}
+    return language

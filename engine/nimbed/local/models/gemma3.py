@@ -20,8 +20,7 @@ from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, Gated, gated, read_affine, read_dense
-from nimbed.local.models.causality import gemma3_is_causal
-from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.models.fields import gemma3_is_causal, heads_fit, only, real, whole
 from nimbed.local.norms import OffsetRmsNorm
 from nimbed.local.rope import Rope, Turn, rope_for
 from nimbed.local.weights import Tensors

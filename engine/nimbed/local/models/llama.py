@@ -1,13 +1,17 @@
-"""Llama, and the layers that it shares with Mistral, Ministral, Qwen and Pixtral.
+"""Llama, Mistral and Qwen: decoders, causal unless they say otherwise.
 
 A pre-norm transformer with rotary positions, grouped keys and a gated MLP, run over packed
-sequences. The state dict is that of ``transformers.LlamaModel``.
+sequences. Mistral (e5-mistral, SFR) is Llama with windows, and Ministral 3 (Nemotron-3-Embed) has
+queries that grow with their position; Qwen2 (gte-Qwen2) is Llama with biases for queries, keys and
+values, and Qwen3 (Qwen3-Embedding) normalises queries and keys head by head instead. The state
+dicts are those of transformers' LlamaModel, MistralModel, Ministral3Model, Qwen2Model and
+Qwen3Model. Pixtral and others share the layers.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +23,30 @@ from nimbed.local.attention import Attention, attention_for
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activation, Affine, Dense, Gated, gated, read_affine, read_dense
-from nimbed.local.models.causality import is_causal, refuse_causal
-from nimbed.local.models.fields import heads_fit, only, real, whole
+from nimbed.local.models.fields import (
+    heads_fit,
+    is_causal,
+    only,
+    real,
+    refuse_causal,
+    rope_parameters,
+    whole,
+)
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn, rope_for
 from nimbed.local.weights import Tensors
 
-__all__ = ["GatedLayers", "LayerShape", "Llama", "QueryScale", "llama"]
+__all__ = [
+    "GatedLayers",
+    "LayerShape",
+    "Llama",
+    "QueryScale",
+    "llama",
+    "ministral3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+]
 
 QueryScale = Callable[[Layout], torch.Tensor | None]
 
@@ -322,3 +343,95 @@ class GatedLayers:
             eps=self._shape.eps,
             before_product=not of_heads,
         )
+
+
+# transformers' own, for a configuration that leaves it out.
+_USUAL_WINDOW = 4096
+
+
+def mistral(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Mistral; see :class:`nimbed.local.models.llama.Llama`.
+
+    NVIDIA's own bidirectional type names a sliding window that its models were trained without.
+    """
+    causal = is_causal(config)
+    if config.get("model_type") == "bidir_mistral":
+        return Llama(config, tensors, placement, causal=causal)
+    only(config, attention_bias=False)
+    windows = _windows({"sliding_window": _USUAL_WINDOW, **config}, causal)
+    return Llama(config, tensors, placement, causal=causal, windows=windows)
+
+
+def ministral3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Ministral 3; see :class:`nimbed.local.models.llama.Llama`."""
+    only(config, attention_bias=False)
+    asked = rope_parameters(config)
+    scale = None
+    if asked.get("llama_4_scaling_beta"):
+        beta = real(asked, "llama_4_scaling_beta")
+        scale = _query_scale(beta, whole(asked, "original_max_position_embeddings"), placement)
+    causal = is_causal(config)
+    windows = _windows(config, causal)
+    return Llama(config, tensors, placement, query_scale=scale, causal=causal, windows=windows)
+
+
+def _windows(config: Mapping[str, Any], causal: bool) -> list[int | None]:
+    """Return how far each layer's tokens see; transformers counts a causal token itself, too."""
+    layers = whole(config, "num_hidden_layers")
+    if config.get("sliding_window") is None:
+        return [None] * layers
+    return [whole(config, "sliding_window") - causal] * layers
+
+
+def _query_scale(beta: float, trained: int, placement: Placement) -> QueryScale:
+    def scale(layout: Layout) -> torch.Tensor | None:
+        if layout.longest <= trained:
+            return None  # the logarithm of 1 everywhere
+        turns = torch.floor(layout.positions / trained)
+        return (1 + beta * torch.log1p(turns)).to(placement.dtype)
+
+    return scale
+
+
+# transformers' own, for a configuration that leaves them out.
+_USUAL_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def qwen2(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Qwen2; see :class:`nimbed.local.models.llama.Llama`."""
+    only(config, attention_bias=False)
+    causal = is_causal(config)
+    windows = _layer_windows(config, causal)
+    return Llama(config, tensors, placement, causal=causal, windows=windows, qkv_bias=True)
+
+
+def qwen3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Llama:
+    """Read a Qwen3; see :class:`nimbed.local.models.llama.Llama`."""
+    causal = is_causal(config)
+    windows = _layer_windows(config, causal)
+    return Llama(config, tensors, placement, causal=causal, windows=windows, head_norms=True)
+
+
+def _layer_windows(config: Mapping[str, Any], causal: bool) -> list[int | None]:
+    """Return how far each layer's tokens see.
+
+    The rule is that of transformers' configurations: layers from ``max_window_layers`` on have the
+    window, unless ``layer_types`` says which do, and none has it without ``use_sliding_window``.
+    """
+    layers, kinds = whole(config, "num_hidden_layers"), config.get("layer_types")
+    facts = {**_USUAL_WINDOWS, **config}
+    slides = facts["use_sliding_window"] is True and facts["sliding_window"] is not None
+    first = facts["max_window_layers"]
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        raise CheckpointError(f"config.json gives max_window_layers {first!r}, expected a number")
+    if kinds is None:
+        kinds = [_SLIDING if slides and number >= first else _FULL for number in range(layers)]
+    known = (_FULL, _SLIDING) if slides else (_FULL,)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(k in known for k in kinds):
+        raise CheckpointError(
+            f"config.json gives layer_types {kinds!r}; expected one of {', '.join(known)} for each "
+            f"of {layers} layers"
+        )
+    window = whole(facts, "sliding_window") - causal if slides else None
+    return [window if kind == _SLIDING else None for kind in kinds]

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
-from nimbed.local.models.causality import mistral3_language
-from nimbed.local.models.fields import only
-from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.fields import mistral3_language, only
+from nimbed.local.models.llama import ministral3, mistral
 from nimbed.local.vision.pixtral import Pixtral, Projector
-from nimbed.local.vision.pixtral_settings import PixtralSettings, Resized
+from nimbed.local.vision.settings import PixtralSettings, Resized
 from nimbed.local.weights import Tensors
 
 __all__ = ["Mistral3"]

@@ -12,13 +12,11 @@ from nimbed.local.batching import Layout
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert, distilbert, mpnet, xlm_roberta
 from nimbed.local.models.gemma3 import Gemma3
-from nimbed.local.models.llama import llama
-from nimbed.local.models.mistral import ministral3, mistral
+from nimbed.local.models.llama import llama, ministral3, mistral, qwen2, qwen3
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.modernbert import ModernBert
 from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.nvembed import NvEmbed
-from nimbed.local.models.qwen import qwen2, qwen3
 from nimbed.local.models.rotary_bert import gte, jina_v3, nomic_bert
 from nimbed.local.weights import Tensors
 

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -126,12 +126,27 @@ class OnnxEngine:
     ) -> None:
         """Embed rows of one length; see :meth:`nimbed.local.plan.Engine.launch`."""
         chosen = rows.tolist()
-        skipped = [0 if skip is None else skip[row] for row in chosen]
+        parts = [
+            (place, 0 if skip is None else skip[row], None) for place, row in enumerate(chosen)
+        ]
+        results.put(rows + first_row, self._embed([ids_of(ids[row]) for row in chosen], parts))
+
+    def embed_ranges(
+        self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> Floats:
+        """Return vectors of parts of documents; see :class:`nimbed.local.plan.ContextEngine`."""
+        return np.concatenate(
+            [
+                self._embed([ids], [(0, first, stop) for first, stop in own])
+                for ids, own in zip(documents, ranges, strict=True)
+            ]
+        )
+
+    def _embed(self, rows: Sequence[list[int]], parts: Sequence[_Part]) -> Floats:
         with self._lock:  # one run has all the threads, and its memory alone
             if self._network is None:
                 self._network = _Network(self._checkpoint)
-            vectors = self._network([ids_of(ids[row]) for row in chosen], skipped)
-        results.put(rows + first_row, vectors)
+            return self._network(rows, parts)
 
     def embed_rows(self, rows: Sequence[tuple[Row, int]]) -> Floats:
         """Return pooled vectors of shape (len(rows), dimensions), not normalised."""
@@ -141,6 +156,10 @@ class OnnxEngine:
         for part in self.plan(ids, budget=self.budget):
             self.launch(ids, part, results, skip=skip)
         return out
+
+
+# What is pooled: which text of a run, its first token, and the one behind its last if not all.
+_Part: TypeAlias = "tuple[int, int, int | None]"
 
 
 class _Network:
@@ -165,8 +184,8 @@ class _Network:
             self._modules = _session(*modules_graph(pipeline.modules), 1)
         give_back()
 
-    def __call__(self, rows: Sequence[list[int]], skip: Sequence[int]) -> Floats:
-        """Return vectors of texts of one length, the first tokens of each left out of the pooling.
+    def __call__(self, rows: Sequence[list[int]], parts: Sequence[_Part]) -> Floats:
+        """Return vectors of parts of texts, which have one length.
 
         Raises:
             CheckpointError: If the tokenizer gives ids that the network does not know.
@@ -198,7 +217,7 @@ class _Network:
             feed |= blocks(len(ids), ids.shape[1], self._window)
         states = _run(self._encoder, {name: feed[name] for name in self._takes})
         pooled = np.stack(
-            [_pooled(each, first, self._pooling) for each, first in zip(states, skip, strict=True)]
+            [_pooled(states[row][:stop], first, self._pooling) for row, first, stop in parts]
         )
         if self._modules is not None:
             pooled = _run(self._modules, {"pooled": pooled})
@@ -206,7 +225,7 @@ class _Network:
 
     def _positions(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         if self._padding is None:
-            return np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+            return np.arange(ids.shape[1], dtype=np.int32)[None].repeat(len(ids), 0)
         # fairseq's: a text may hold the padding id, which takes its own number as its position.
         counted = (ids != self._padding).astype(np.int32)
         positions: NDArray[np.int32] = np.cumsum(counted, 1, np.int32) * counted + self._padding

@@ -25,7 +25,7 @@ from nimbed.local.models.fields import heads_fit, only, real, whole
 from nimbed.local.models.llama import GatedLayers, LayerShape
 from nimbed.local.norms import RmsNorm
 from nimbed.local.rope import Turn
-from nimbed.local.vision.pixtral_settings import PixtralSettings
+from nimbed.local.vision.settings import PixtralSettings
 from nimbed.local.weights import Tensors
 
 __all__ = ["Pixtral", "Projector"]

@@ -21,9 +21,8 @@ from nimbed.inputs import Input
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.json_files import read_json
 from nimbed.local.tokenizer import TextTokenizer, Tokens, bounded
-from nimbed.local.vision.pixtral_settings import PixtralSettings
 from nimbed.local.vision.reader import ImageRow
-from nimbed.local.vision.settings import ImageSettings, VisionSettings
+from nimbed.local.vision.settings import ImageSettings, PixtralSettings, VisionSettings
 from nimbed.spec import Truncate
 
 __all__ = ["VisionTokenizer", "vision_tokenizer"]

@@ -1,15 +1,17 @@
-"""Progress of a long call, shown on a bar or reported to a callback."""
+"""What work tells: how far it is, what a call cost, what a check found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+__all__ = ["Finding", "Progress", "Report", "Verdict", "reporting"]
 
 if TYPE_CHECKING:
     import rich.progress
 
-__all__ = ["Progress", "reporting"]
 
 #: False: silent. True: a bar on standard error. A callable: called with (done, total).
 Progress = bool | Callable[[int, int], None]
@@ -64,3 +66,44 @@ def _bar() -> rich.progress.Progress:
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+#: ``ok``; ``note``: works, because nimbed does a part of the work; ``fail``: must be mended.
+Verdict = Literal["ok", "note", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined.
+
+    Attributes:
+        name: What was examined.
+        verdict: How it stands.
+        detail: What was seen, with numbers.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one ``embed`` call cost.
+
+    Attributes:
+        requests: HTTP requests sent, including failed ones, retries and polls.
+        retries: Requests sent again after a fault (an overload, a reset, a malformed answer).
+        tokens: Tokens the server says it read; None unless every answer said so.
+        bytes_sent: Bytes of request bodies.
+        bytes_received: Bytes of response bodies, after decompression.
+        skipped: Row numbers whose input the server or the input check refused and the caller
+            asked to skip, ascending; their vectors are zero and their token counts 0.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    tokens: int | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    skipped: tuple[int, ...] = ()

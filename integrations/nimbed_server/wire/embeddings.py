@@ -1,14 +1,26 @@
-"""What an embeddings request comes to, with its model's alias and the server's settings.
+"""The JSON of ``/v1/embeddings``: what a request comes to, its images, and the answer.
 
-Every rule about what may be combined stands here; nothing here touches a model.
+Every rule about what may be combined stands here, with its model's alias and the server's settings;
+nothing here touches a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import re
+import sys
+from binascii import b2a_base64
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from nimbed.errors import InputError
+from nimbed.images import Image
+from nimbed.inputs import Input, Modality
 from nimbed.options import EmbedOptions
 from nimbed.spec import EmbeddingType, InputType
 from nimbed_server.models import ServedModel, ServedModels
@@ -23,7 +35,18 @@ from nimbed_server.wire.fields import (
     signature,
 )
 
-__all__ = ["ParsedRequest", "RequestReader", "Resolved", "agreed", "resolve"]
+__all__ = [
+    "ParsedRequest",
+    "RequestReader",
+    "Resolved",
+    "agreed",
+    "as_base64",
+    "as_lists",
+    "read_image",
+    "read_inputs",
+    "render",
+    "resolve",
+]
 
 T = TypeVar("T")
 
@@ -289,3 +312,145 @@ def _check_dimensions(
             f"{kind} packs 8 dimensions into a byte; {width} is not a multiple of 8",
             param="embedding_type",
         )
+
+
+# A data URL, and an img tag or a data URL. Possessive throughout: whatever strangers write, no
+# part of it is read twice.
+_DATA_URL = re.compile(r"data:image/[\w.+-]++;base64,[A-Za-z0-9+/=%_-]*+", re.IGNORECASE)
+_IMAGE = re.compile(rf"<img\b[^<>]*+>|{_DATA_URL.pattern}", re.IGNORECASE)
+
+
+def read_inputs(
+    texts: list[str],
+    modality: Modality | list[Modality] | None,
+    *,
+    has_images: bool,
+    max_image_bytes: int,
+) -> list[Input]:
+    """Return what the strings stand for, by NIM's rule.
+
+    An input that is a data URL of an image, bare or in an ``img`` tag, is an image; one that holds
+    such a URL among other words is a text with its image; the rest is text. A client that says
+    ``modality`` is believed. The type that a data URL declares is not: Weaviate calls every image a
+    PNG.
+
+    Args:
+        texts: Non-blank strings.
+        modality: What they are: one word for all, one a row, or None to infer it.
+        has_images: Whether the model reads images; for one that does not, nothing is inferred.
+        max_image_bytes: Decoded bytes of the largest image.
+
+    Raises:
+        HttpError: With status 400, naming the input.
+    """
+    if modality == "text" or (modality is None and not has_images):
+        return list(texts)
+    kinds: list[Modality | None] = (
+        [*modality] if isinstance(modality, list) else [modality] * len(texts)
+    )
+    return [
+        _read_input(text, kind, row, max_image_bytes)
+        for row, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+    ]
+
+
+def _read_input(text: str, kind: Modality | None, row: int, most: int) -> Input:
+    if kind == "text" or (kind is None and "data:image/" not in text.lower()):
+        return text
+    found = [
+        (place, url[0])
+        for place in _IMAGE.finditer(text)
+        if (url := _DATA_URL.search(place[0])) is not None
+    ]
+    if not found:
+        if kind == "image":
+            return read_image(text.strip(), row, most)
+        if kind is None:
+            return text
+        raise _refused(row, "modality is text_image, but it holds no data:image/...;base64, URL")
+    if len(found) > 1:
+        raise _refused(row, f"it holds {len(found)} images; one an input is possible")
+    ((place, source),) = found
+    rest = f"{text[: place.start()].rstrip()} {text[place.end() :].lstrip()}".strip()
+    if kind == "image" and rest:
+        raise _refused(row, "modality is image, but it holds words too; use text_image")
+    if kind == "text_image" and not rest:
+        raise _refused(row, "modality is text_image, but it holds an image alone; use image")
+    image = read_image(source, row, most)
+    return (rest, image) if rest else image
+
+
+def read_image(source: str, row: int, most: int) -> Image:
+    """Return the image of a data URL, or of base64 alone.
+
+    Args:
+        source: What a client sent; never opened, never fetched.
+        row: Its position, for messages.
+        most: Decoded bytes that it may hold.
+
+    Raises:
+        HttpError: With status 400.
+    """
+    encoded = source[source.find(",") + 1 :]
+    if len(encoded) * 3 // 4 - encoded.count("=", -2) > most:
+        raise _refused(row, f"its image is larger than {most} bytes")
+    try:
+        if source[:5].lower() == "data:":
+            return Image.from_data_url(source)
+        return Image(base64.b64decode(source, validate=True))
+    except InputError as error:
+        raise _refused(row, str(error)) from error
+    except ValueError:
+        raise _refused(
+            row, "an image is a data:image/...;base64, URL; paths and addresses are not read"
+        ) from None
+
+
+def _refused(row: int, reason: str) -> HttpError:
+    return HttpError(400, f"input[{row}]: {reason}", param="input")
+
+
+def render(
+    vectors: NDArray[Any],
+    *,
+    model: str,
+    tokens: int,
+    encoding_format: Literal["float", "base64"],
+) -> bytes:
+    """Return the body of an answer.
+
+    Rows are written one by one, so that a thread that renders a large answer lets the event loop in
+    between them.
+
+    Args:
+        vectors: Array of shape (n, width), n at least 1, of float32, int8 or uint8.
+        model: The served name.
+        tokens: What the model read, prompts and special tokens included.
+        encoding_format: ``base64`` writes the bytes of a row: little-endian float32, or raw
+            int8 or uint8.
+    """
+    rows = np.ascontiguousarray(vectors)
+    written = as_base64(rows) if encoding_format == "base64" else as_lists(rows)
+    # A row is copied at once, since orjson leaves it in a buffer of twice its size; the answer,
+    # which may be 700 kB, is joined once. Fresh pages of memory cost more than the digits.
+    opening = b'{"object":"list","data":['
+    pieces = []
+    for index, row in enumerate(written):
+        pieces.append(b'%b{"object":"embedding","index":%d,"embedding":%b' % (opening, index, row))
+        opening = b"},"
+    pieces.append(
+        b'}],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
+        % (orjson.dumps(model), tokens, tokens)
+    )
+    return b"".join(pieces)
+
+
+def as_lists(rows: NDArray[Any]) -> Iterator[bytes]:
+    """Give each row as a JSON list."""
+    return (orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows)
+
+
+def as_base64(rows: NDArray[Any]) -> Iterator[bytes]:
+    """Give each row's bytes, little-endian, as a JSON string of base64."""
+    little = rows if sys.byteorder == "little" else rows.byteswap()
+    return (b'"%b"' % b2a_base64(row, newline=False) for row in little)

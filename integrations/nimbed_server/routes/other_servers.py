@@ -1,6 +1,9 @@
-"""``POST /tokenize``: a text's tokens, for splitters that are far from the model.
+"""Routes of other embedding servers: text2vec-transformers' container, and ``/tokenize``.
 
-Two servers have this path: text-embeddings-inference takes ``inputs`` and answers every token
+Weaviate's text2vec-transformers sends one text a request to ``/vectors``, no Content-Type and no
+key; an error is ``{"error": "a string"}``.
+
+Two servers have ``/tokenize``: text-embeddings-inference takes ``inputs`` and answers every token
 with its place, vLLM takes ``prompt`` and answers ids and their number. The field decides. A prompt
 of the model is counted where a role is named: it takes room of every text.
 """
@@ -17,10 +20,57 @@ from nimbed.spec import InputType
 from nimbed_server.http import Request
 from nimbed_server.models import ServedModel
 from nimbed_server.state import LARGE_BODY, State, aside
+from nimbed_server.wire.embeddings import resolve
 from nimbed_server.wire.errors import HttpError
-from nimbed_server.wire.fields import TOKENIZE_FIELDS, parse_object, read_fields
+from nimbed_server.wire.fields import TOKENIZE_FIELDS, RequestFields, parse_object, read_fields
 
-__all__ = ["tokenize"]
+__all__ = ["meta", "tokenize", "vectors"]
+
+_ROLES: dict[Any, InputType] = {"query": "query", "passage": "passage"}
+
+
+async def vectors(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer ``POST /vectors``; ``config.task_type`` is the role.
+
+    Raises:
+        HttpError: If the request cannot be met.
+        NimbedError: If the engine refuses or fails.
+    """
+    body = parse_object(await state.body(request))
+    text, config = body.get("text"), body.get("config")
+    config = {} if config is None else config
+    if not isinstance(text, str) or not text or text.isspace():
+        raise HttpError(400, "text must be a string that is not blank", param="text")
+    if not isinstance(config, dict):
+        raise HttpError(400, "config must be an object", param="config")
+    model = in_path or state.models.default
+    task, size = config.get("task_type"), config.get("dimensions")
+    if task not in (None, "", *_ROLES):
+        raise HttpError(400, "config.task_type must be 'query' or 'passage'", param="config")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+        raise HttpError(400, "config.dimensions must be an integer", param="config")
+    # As the reference container: a text without a task is stored, not asked.
+    role = model.role or _ROLES.get(task) or model.fixed.input_type or "passage"
+    # Weaviate sends 0 where a class sets no size.
+    fields = RequestFields(dimensions=size or None, input_type=role)
+    resolved = resolve(fields, model, state.settings, from_sdk=False)
+    with model.backend.metrics.request():
+        embedded = await state.embed(request, model, [text], resolved)
+    row = embedded.vectors[0]
+    answer = {"text": text, "vector": row, "dim": len(row), "dims": len(row)}
+    await request.respond(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+async def meta(state: State, request: Request, in_path: ServedModel | None) -> None:
+    """Answer ``GET /meta``."""
+    model = in_path or state.models.default
+    width = model.fixed.dimensions or model.card.dimensions
+    answer = {
+        "model": {"_name_or_path": model.card.id, "hidden_size": width},
+        "model_path": model.name,
+    }
+    await request.respond(200, orjson.dumps(answer))
+
 
 # Characters of a request: what is answered about each takes 20 times its own room.
 _CHARACTERS = 2**20
