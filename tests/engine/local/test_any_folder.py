@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tests.engine.local.checkpoints import tiny_bert
 from tests.engine.local.sentence_folders import (
@@ -37,6 +38,9 @@ FLAGS = {
 }
 
 
+ACTIVATIONS = ["Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "LeakyReLU", "ELU"]
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     return tiny_bert(tmp_path_factory.mktemp("tiny") / "model")
@@ -52,6 +56,8 @@ def plans(draw):
         "longest": draw(st.sampled_from([12, 20, 60])),
         "layers": draw(st.lists(st.sampled_from(["dense", "norm", "dropout"]), max_size=3)),
         "dense": draw(st.tuples(st.sampled_from([8, 12]), st.booleans(), st.booleans())),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "routed": draw(st.sampled_from([False, False, True])),
         "normalize": draw(st.booleans()),
         "prompts": draw(
             st.sampled_from([{}, {"query": "ask: "}, {"query": "ask: ", "document": "keep the: "}])
@@ -73,12 +79,16 @@ def build(network, folder: Path, plan) -> SentenceTransformer:
     modules = [*first, pooling]
     size = WIDTH * len(plan["modes"])
     after, bias, residual = plan["dense"]
+    function = getattr(torch.nn, plan["activation"])()
     for kind in plan["layers"]:
         if kind == "dense":
-            modules.append(Dense(size, after, bias=bias, use_residual=residual))
+            options = {"bias": bias, "activation_function": function, "use_residual": residual}
+            modules.append(Dense(size, after, **options))
             size = after
         else:
             modules.append(LayerNorm(size) if kind == "norm" else Dropout(0.2))
+    if plan["routed"]:
+        modules.append(Router.for_query_document([Dense(size, 8)], [Dropout(0.1), Dense(size, 8)]))
     modules.extend([Normalize()] if plan["normalize"] else [])
     options = {
         "prompts": plan["prompts"],
@@ -142,6 +152,11 @@ def test_any_folder_is_followed_or_refused(network, tmp_path_factory, plan):
         nimbed.load(str(other), device="cpu")
     shutil.copy(file, other / file.relative_to(folder))
     modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    entry = place.randrange(len(modules))
+    named = [{**m, "twist": 1} if n == entry else m for n, m in enumerate(modules)]
+    (other / "modules.json").write_text(json.dumps(named), "utf-8")
+    with pytest.raises(CheckpointError, match=f"module {entry} has the key 'twist'"):
+        nimbed.load(str(other), device="cpu")
     strange = {**modules[-1], "type": "sentence_transformers.models.Twist"}
     modules.insert(place.randrange(1, len(modules) + 1), strange)
     (other / "modules.json").write_text(json.dumps(modules), "utf-8")
