@@ -183,8 +183,10 @@ def load(
         dtype: Arithmetic of a local model; ``auto`` is bfloat16 where the device is fast at it.
             ``float8`` multiplies in float8 (decoders alone, on GPUs from Ada and Hopper on).
         backend: What runs a local model: ``torch``, or ``onnxruntime``, which runs encoders on the
-            CPU in float32 and takes a tenth of the space; ``auto`` is torch where it is installed.
-            The vectors agree to 2e-6 and have one fingerprint.
+            CPU in float32 and takes a tenth of the space. ``auto`` is ONNX Runtime where a model
+            that it runs comes to float32 on a CPU, since it is faster there, and torch for
+            everything else, or whichever is installed. The vectors agree to 2e-6 and have one
+            fingerprint.
         revision: Branch, tag or commit on the hub; part of the vectors' fingerprint.
         dialect: The server's dialect; ``auto`` infers it from the address and the answers.
         cache_dir: Folder of the Hugging Face cache, if not the usual one.

@@ -166,7 +166,6 @@ def load(
             "--from-table": from_table is not None,
             "--from-query": from_query is not None,
             "--also": also is not None,
-            "--kinds": kinds is not None,
             "--sparse-field": sparse_field is not None,
             "--max-active": max_active is not None,
             "--sparse-index": sparse_index,
@@ -231,6 +230,7 @@ def load(
                 server=server,
                 served_name=served_name,
                 stored_as=stored_as,
+                kinds=chosen,
             )
         make: Callable[[Any], Any] = stack.enter_context(opening)
         target = make(None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nimbed import Embedder
     from nimbed.chunks import Splitter
-    from nimbed.spec import SparseSpec, VectorSpec
+    from nimbed.spec import MultiVectorSpec, SparseSpec, VectorSpec
 
 
 def _model(default: str) -> Any:
@@ -71,7 +71,7 @@ Backend = Annotated[
     str,
     typer.Option(
         metavar="auto|torch|onnxruntime",
-        help="What runs a local model; auto is torch where it is installed.",
+        help="What runs a local model; auto is the faster one of those installed.",
     ),
 ]
 
@@ -163,8 +163,8 @@ Kinds = Annotated[
     str | None,
     typer.Option(
         metavar="dense,sparse",
-        help="Which kinds of vectors, of a model that gives several, such as BAAI/bge-m3. Default: "
-        "the table's; for a new table dense.",
+        help="Which kinds of vectors, of a model that gives several, such as BAAI/bge-m3; of a "
+        "collection dense,multi. Default: the table's; for a new table dense.",
     ),
 ]
 
@@ -207,7 +207,7 @@ def load_embedder(
     device: str,
     dtype: str,
     backend: str,
-    table_spec: VectorSpec | SparseSpec | None = None,
+    table_spec: VectorSpec | SparseSpec | MultiVectorSpec | None = None,
 ) -> Embedder:
     """Load the model that was asked for, or else the one that made a table's vectors.
 

@@ -68,6 +68,10 @@ def tradeoff(
         str | None,
         typer.Option(metavar="W,W", help="What each kind counts for when fused. Default: 1 each."),
     ] = None,
+    weaviate: Annotated[
+        bool,
+        typer.Option("--weaviate", help="Measure Weaviate's quantisers of float vectors, too."),
+    ] = False,
     keep: Annotated[
         float,
         typer.Option(metavar="SHARE", help="Share of float's recall that must be kept."),
@@ -117,6 +121,7 @@ def tradeoff(
             dimensions=_listed("--dimensions", dimensions, int, "sizes", "128,256"),
             kinds=cast(Any, _listed("--kinds", kinds, str, "kinds", "dense,sparse")),
             weights=_listed("--weights", weights, float, "numbers", "1,0.3"),
+            quantizers=weaviate,
             keep=keep,
             truncate=cast(Any, truncate),  # a word of the engine's, which checks it
             splitter=options.splitter_for(embedder, chunk, overlap, chunk_mode),
@@ -230,6 +235,9 @@ def _show(study: Tradeoff, target: Path | None) -> None:
     if study.measured_kinds:
         console.print(_kinds_table(study, console.width))
         console.print(f"\n[bold]{escape(study.kinds_sentence)}[/bold]\n")
+    if study.measured_quantizers:
+        console.print(_quantizers_table(study, console.width))
+        console.print()
     for note in study.notes:
         console.print(f"[dim]{escape(note)}[/dim]")
     if target is None:
@@ -264,6 +272,35 @@ def _kinds_table(study: Tradeoff, width: int) -> Table:
     return table
 
 
+def _quantizers_table(study: Tradeoff, width: int) -> Table:
+    """Return a row for each of Weaviate's quantisers, and one for floats."""
+    from nimbed_tradeoff import TOP
+    from nimbed_tradeoff.quantizers import RESCORED
+
+    full = study.measured[0]
+    rows: list[tuple[str, int, float, float, float | None]]
+    rows = [("none", full.bytes_per_vector, full.recall, full.ndcg, None)]
+    rows += [
+        (each.name, each.bytes_per_vector, each.alone.recall, each.alone.ndcg, each.rescored.recall)
+        for each in study.measured_quantizers
+    ]
+    columns: dict[str, list[str]] = {}
+    for name, size, recall, ndcg, rescored in rows:
+        cells = {
+            "quantizer": name,
+            "bytes": f"{size:,}",
+            f"recall@{TOP}": f"{recall:.3f}",
+            f"nDCG@{TOP}": f"{ndcg:.3f}",
+            f"rescored {RESCORED}": "" if rescored is None else f"{rescored:.3f}",
+        }
+        for heading, cell in cells.items():
+            columns.setdefault(heading, [heading]).append(cell)
+    table = _fitting(columns, width, without=(f"nDCG@{TOP}",))
+    table.caption = f"Weaviate's quantisers of float vectors; rescored: recall@{TOP} then"
+    table.caption_justify = "left"
+    return table
+
+
 def _fitting(columns: dict[str, list[str]], width: int, *, without: Iterable[str]) -> Table:
     """Return a table of columns, headings first; the terminal may be too narrow for some."""
     from rich import box
@@ -273,7 +310,7 @@ def _fitting(columns: dict[str, list[str]], width: int, *, without: Iterable[str
         if sum(max(map(len, cells)) + 2 for cells in columns.values()) - 1 > width:
             del columns[name]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    words = ("stored as", "kinds", "fused", "")
+    words = ("stored as", "kinds", "fused", "quantizer", "")
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right")
     for row in list(zip(*columns.values(), strict=True))[1:]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nimbed import Embedder, VectorSpec
     from nimbed.bulk import JobReport
+    from nimbed.spec import MultiVectorSpec
     from nimbed_weaviate.search import Hit
 
 __all__ = [
@@ -25,6 +26,10 @@ __all__ = [
     "open_collection",
     "search_collection",
 ]
+
+
+# The multi-vector that --kinds fills.
+_MULTI = "multi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class CollectionTarget:
         server: The embedding server of the module, as Weaviate sees it.
         served_name: The server's name for the model; None for the model's id.
         stored_as: Type, dimensions and scale that were asked for; None where the collection's.
+        kinds: The kinds of vectors that were asked for; None for one vector a text.
         embedder: What embeds texts; None for vectors that exist.
     """
 
@@ -50,31 +56,48 @@ class CollectionTarget:
     served_name: str | None
     stored_as: Mapping[str, Any]
     embedder: Embedder | None = None
+    kinds: Sequence[str] | None = None
 
-    def find_spec(self) -> VectorSpec | None:
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        """The vector to fill, None where there is one alone; and a multi-vector beside it."""
+        if self.kinds is None or tuple(self.kinds) == ("dense",):
+            return self.vector, None
+        if "dense" not in self.kinds:
+            return self.vector or _MULTI, None
+        return self.vector or "default", _MULTI
+
+    def find_spec(self) -> VectorSpec | MultiVectorSpec | None:
         """Return the contract of the vectors, or None if there are none of nimbed's yet."""
         from nimbed_weaviate.search import find_contract
 
         collection = self.client.collections.get(self.name)
-        if not self._exists() or self._lacks_vector():
+        if not self._exists() or self._lacks(self.names[0]):
             return None
-        return find_contract(collection, self.vector)
+        return find_contract(collection, self.names[0])
 
     def load(self, passages: Iterable[Any], **options: Any) -> JobReport:
         """Embed and store rows; those that are there with the same content are skipped."""
+        from nimbed.embedder import giving
         from nimbed_weaviate import batch_import
 
         assert self.embedder is not None
-        kind = self.stored_as["embedding_type"] or "float"
+        kind: Any = self.stored_as["embedding_type"] or "float"
         size, scale = self.stored_as["dimensions"], self.stored_as["int8_scale"]
-        self._make(lambda embedder: embedder.spec(
-            embedding_type=kind, dimensions=size, int8_scale=scale
-        ))  # fmt: skip
+        vector, multi_vector = self.names
+        wanted: list[tuple[str | None, VectorSpec | MultiVectorSpec]] = []
+        if self.kinds is not None and "multi" in self.kinds:
+            wanted = [(multi_vector or vector, giving(self.embedder, "multi").multi_spec())]
+        if self.kinds is None or "dense" in self.kinds:
+            dense = self.embedder.spec(embedding_type=kind, dimensions=size, int8_scale=scale)
+            wanted = [(vector, dense), *wanted]
+        self._make(wanted)
         return batch_import(
             self.client.collections.get(self.name),
             passages,
             self.embedder,
-            vector=self.vector,
+            vector=vector,
+            multi_vector=multi_vector,
             on_wait=_tell,
             **self.stored_as,
             **options,
@@ -92,7 +115,11 @@ class CollectionTarget:
                     f"dimensions, and {option.replace('_', '-')} {wanted} was asked for; leave it "
                     f"out, or load the texts"
                 )
-        self._make(lambda _: spec)
+        if self.kinds is not None and tuple(self.kinds) != ("dense",):
+            raise ConfigurationError(
+                "the file holds dense vectors alone; load the texts for others"
+            )
+        self._make([(self.vector, spec)])
         collection = self.client.collections.get(self.name)
         return import_embedded(
             collection, parts, spec, vector=self.vector, on_wait=_tell, **options
@@ -104,37 +131,38 @@ class CollectionTarget:
         with translate_errors(f"looking for the collection {self.name}"):
             return self.client.collections.exists(self.name)
 
-    def _lacks_vector(self) -> bool:
+    def _lacks(self, vector: str | None) -> bool:
         config = self.client.collections.get(self.name).config.get()
-        return self.vector is not None and self.vector not in (config.vector_config or {})
+        return vector is not None and vector not in (config.vector_config or {})
 
-    def _make(self, spec_of: Callable[[Any], VectorSpec]) -> None:
-        """Make the collection if it is not there, and add the vector if that is missing."""
+    def _make(self, wanted: Sequence[tuple[str | None, VectorSpec | MultiVectorSpec]]) -> None:
+        """Make the collection if it is not there, and add vectors that are missing."""
         from nimbed.errors import ConfigurationError
         from nimbed_weaviate.connection import translate_errors
 
         with translate_errors(f"making the collection {self.name}"):
-            there = self._exists()
-            if there and not self._lacks_vector():
-                if self.module is not None:
-                    raise ConfigurationError(
-                        f"the collection {self.name} is there already, and how its vectors are "
-                        f"made cannot be changed; leave --vectorizer out, or name a new --vector"
-                    )
+            if not self._exists():
+                configs = [self._vector(name, spec) for name, spec in wanted]
+                one = configs[0] if len(configs) == 1 else configs
+                self.client.collections.create(self.name, vector_config=one)
                 return
-            config = self._vector(spec_of(self.embedder))
-            if there:
-                collection = self.client.collections.get(self.name)
-                collection.config.add_vector(vector_config=config)
-            else:
-                self.client.collections.create(self.name, vector_config=config)
+            missing = [(name, spec) for name, spec in wanted if self._lacks(name)]
+            if not missing and self.module is not None:
+                raise ConfigurationError(
+                    f"the collection {self.name} is there already, and how its vectors are "
+                    f"made cannot be changed; leave --vectorizer out, or name a new --vector"
+                )
+            collection = self.client.collections.get(self.name)
+            for name, spec in missing:
+                collection.config.add_vector(vector_config=self._vector(name, spec))
 
-    def _vector(self, spec: VectorSpec) -> _VectorConfigCreate:
+    def _vector(self, name: str | None, spec: VectorSpec | MultiVectorSpec) -> _VectorConfigCreate:
+        from nimbed import VectorSpec
         from nimbed.errors import ConfigurationError
         from nimbed_weaviate import self_provided, vectorizer
 
-        if self.module is None:
-            return self_provided(spec, name=self.vector)
+        if self.module is None or not isinstance(spec, VectorSpec):
+            return self_provided(spec, name=name)
         if self.server is None:
             raise ConfigurationError(
                 "a module needs its server: give --server URL, as Weaviate sees it"
@@ -144,7 +172,7 @@ class CollectionTarget:
             None if containers else self.served_name or spec.model,
             base_url=self.server,
             module=self.module,  # type: ignore[arg-type]  # it checks the word
-            name=self.vector,
+            name=name,
             embedding_type=spec.embedding_type,
             source_properties=["text"],
         )
@@ -156,7 +184,7 @@ def _tell(sentence: str) -> None:
 
 @contextmanager
 def open_collection(
-    url: str, name: str, *, grpc_port: int, **how: Any
+    url: str, name: str, *, grpc_port: int, kinds: Sequence[str] | None, **how: Any
 ) -> Generator[Callable[[Embedder | None], CollectionTarget]]:
     """Connect to a Weaviate, and yield what makes a collection of it a target.
 
@@ -164,13 +192,23 @@ def open_collection(
         url: Its address.
         name: The collection.
         grpc_port: Where it speaks gRPC.
+        kinds: The kinds of vectors that were asked for.
         **how: The other attributes of :class:`CollectionTarget`.
+
+    Raises:
+        ConfigurationError: If Weaviate stores no vectors of a kind.
     """
+    from nimbed.errors import ConfigurationError
+    from nimbed.options import KindOptions
+    from nimbed.stores.kinds import SPARSE_VECTORS
     from nimbed_weaviate import connect, current_collection
 
+    kinds = KindOptions(kinds=kinds).kinds  # type: ignore[arg-type]  # it checks the words
+    if kinds is not None and "sparse" in kinds:
+        raise ConfigurationError(f"Weaviate stores no sparse vectors; {SPARSE_VECTORS['weaviate']}")
     with connect(url, grpc_port=grpc_port) as client:
         now = current_collection(client, name).name
-        yield lambda embedder: CollectionTarget(client, now, embedder=embedder, **how)
+        yield lambda embedder: CollectionTarget(client, now, embedder=embedder, kinds=kinds, **how)
 
 
 def search_collection(
@@ -183,7 +221,7 @@ def search_collection(
     vector: str | None,
     filters: Sequence[str],
     group: bool,
-    load: Callable[[VectorSpec | None], Embedder],
+    load: Callable[[VectorSpec | MultiVectorSpec | None], Embedder],
     model: str | None,
 ) -> list[Hit]:
     """Search a collection by the model that made its vectors, or else by its module.

@@ -5,11 +5,12 @@ No connection string gets into a message.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nimbed.errors import BackendError, ConfigurationError, NimbedError
@@ -17,6 +18,15 @@ from nimbed.errors import BackendError, ConfigurationError, NimbedError
 __all__ = ["connect", "translate_errors"]
 
 _SAFE = "the rows committed so far are safe, and a rerun does only the rest"
+
+# Parameters of URLs that other tools read: Prisma's, SQLAlchemy's, asyncpg's and JDBC's about pools
+# and prepared statements, which mean nothing to one connection, and those that name a schema.
+_OF_POOLS = frozenset(
+    {"pgbouncer", "connection_limit", "pool_timeout", "pool_size", "max_overflow", "pool_recycle"}
+    | {"pool_pre_ping", "statement_cache_size", "prepared_statement_cache_size"}
+    | {"prepared_statements", "prepareThreshold", "preparedStatementCacheQueries"}
+)
+_SCHEMAS = ("schema", "currentSchema", "search_path")
 
 
 def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
@@ -27,7 +37,8 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
     since each transaction says that it is one.
 
     Args:
-        dsn: A libpq connection string or URL.
+        dsn: A libpq connection string or URL; of SQLAlchemy's and JDBC's URLs the driver is left
+            out, and of Prisma's and others' what is said to a pool.
         read_only: Let the server refuse every change.
 
     Raises:
@@ -35,7 +46,7 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         BackendError: If the server cannot be reached or refuses.
     """
     options = "-c default_transaction_read_only=on" if read_only else None
-    _check_url(dsn)
+    dsn = _for_libpq(dsn)
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
@@ -48,6 +59,7 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         options = f"{given['options']} {options}"
     extra = {} if "connect_timeout" in given else {"connect_timeout": "10"}
     extra |= {} if "application_name" in given else {"application_name": "nimbed"}
+    extra["client_encoding"] = "UTF8"  # whatever PGCLIENTENCODING says: texts hold any character
     started = extra | ({"options": options} if options else {})
     try:
         try:
@@ -64,6 +76,40 @@ def connect(dsn: str, *, read_only: bool = False) -> psycopg.Connection:
         said, password = _first_line(error), str(given.get("password") or "")
         hidden = said.replace(password, "***") if password else said
         raise BackendError(f"cannot connect to PostgreSQL: {hidden}") from None
+
+
+def _for_libpq(dsn: str) -> str:
+    """Return a URL as libpq reads it, without what other tools have in it for themselves.
+
+    Raises:
+        ConfigurationError: If there is an @ too many, or a parameter that libpq does not know.
+    """
+    dsn = re.sub(r"^(?:jdbc:)?(postgres(?:ql)?)(?:\+\w+)?://", r"\1://", dsn)
+    _check_url(dsn)
+    before, found, query = dsn.partition("?")
+    if not found or not before.startswith(("postgresql://", "postgres://")):
+        return dsn
+    given = [
+        re.sub(r"^ssl=(?!true$)", "sslmode=", each)
+        for each in query.split("&")
+        if each.partition("=")[0] not in _OF_POOLS
+    ]
+    known = {word.keyword.decode() for word in pq.Conninfo.get_defaults()} | {"ssl"}
+    names = [each.partition("=")[0] for each in given]
+    for name in names:
+        if name in _SCHEMAS:
+            raise ConfigurationError(
+                f"the URL's parameter {name} is another tool's; leave it out, and name the table "
+                f"with its schema, as in SCHEMA.TABLE"
+            )
+        if name not in known:
+            # What follows a password may be the rest of it.
+            said = "a parameter" if "password" in names else f"a parameter {name!r}"
+            raise ConfigurationError(
+                f"this URL has {said} that PostgreSQL's own library does not know; leave it out, "
+                f"or percent-encode the password's characters: ? as %3F, & as %26"
+            )
+    return f"{before}?{'&'.join(given)}" if given else before
 
 
 def _check_url(dsn: str) -> None:
@@ -98,21 +144,22 @@ def _keeps_its_server(connection: psycopg.Connection) -> bool:
 
 
 @contextmanager
-def translate_errors(doing: str) -> Generator[None]:
-    """Turn whatever psycopg raises inside into an error of nimbed."""
+def translate_errors(doing: str, *, rights: str = "") -> Generator[None]:
+    """Turn whatever psycopg raises inside into an error of nimbed; ``rights`` are the least."""
     try:
         yield
     except psycopg.Error as error:
-        raise _translated(error, doing) from error
+        raise _translated(error, doing, rights) from error
 
 
-def _translated(error: psycopg.Error, doing: str) -> NimbedError:
+def _translated(error: psycopg.Error, doing: str, rights: str) -> NimbedError:
     """Return the error of nimbed that says what an error of psycopg means."""
     said = _first_line(error)
     if isinstance(error, errors.DiskFull):
         return BackendError(f"the server's disk is full while {doing}; make room: {_SAFE} ({said})")
     if isinstance(error, errors.InsufficientPrivilege):
-        return ConfigurationError(f"the database role may not do this while {doing}: {said}")
+        needs = f"; {rights}" if rights else ""
+        return ConfigurationError(f"the database role may not do this while {doing}: {said}{needs}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ConfigurationError(
             f"this connection is read-only, which forbids {doing}: {said}; of a read replica, "
@@ -127,6 +174,11 @@ def _translated(error: psycopg.Error, doing: str) -> NimbedError:
             f"this connection reaches another server process with each transaction, as through "
             f"PgBouncer, and statements must not be prepared: nimbed_pgvector.connect() sees to "
             f"it, or give psycopg prepare_threshold=None ({said})"
+        )
+    if isinstance(error, errors.UntranslatableCharacter):
+        return ConfigurationError(
+            f"this connection's client_encoding cannot hold every text: {said}; connect with "
+            f"client_encoding=UTF8"
         )
     if isinstance(error, errors.QueryCanceled) and "statement timeout" in said:
         return BackendError(

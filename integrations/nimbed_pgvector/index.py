@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, sql
@@ -41,6 +41,8 @@ __all__ = [
     "watching",
 ]
 
+T = TypeVar("T")
+
 #: Told (rows in the index, rows in all).
 IndexProgress = Callable[[int, int], None]
 
@@ -52,6 +54,7 @@ _LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2 * 2**30
 _MOST_WORKERS = 7
 _PAUSE = 0.2  # seconds between two questions about the progress
 _TRIES = 10
+_UNLIMITED = {"statement_timeout": "0"}
 # Whether an index is valid, and whether somebody is at work on its table: one that is not valid is
 # being built then, else it was left half done.
 _STATE = sql.SQL(
@@ -149,7 +152,14 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     )
     if (yield from _exists(table, plan.column)):
         return False
-    yield _settings(plan, local=True)
+    yield Query(
+        sql.SQL(
+            "SELECT set_config('maintenance_work_mem', %s, true),"
+            " set_config('statement_timeout', '0', true),"
+            " set_config('max_parallel_maintenance_workers', %s, true)"
+        ),
+        (f"{plan.memory // 1024}kB", str(plan.workers)),
+    )
     yield Query(sql.SQL("CREATE INDEX {}").format(_definition(table, plan)))
     return True
 
@@ -157,40 +167,17 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
 def build_beside(table: Table, plan: IndexPlan, name: str) -> Procedure[bool]:
     """Build the index of a column while others write to the table; return whether it was built.
 
-    Each statement is a transaction of its own, so that a session's settings are changed and, at
-    the end, put back. Through a pool of servers (PgBouncer) there is no session, and what was set
-    would be somebody else's: the server's own memory has to do then.
+    Each statement is a transaction of its own.
     """
     if (yield from _exists(table, plan.column)):
         return False
-    definition = _definition(table, plan)
-    ((began_with,),) = yield ServerProcess()
-    ((answers,),) = yield Query(sql.SQL("SELECT pg_backend_pid()"))
-    if answers != began_with:
-        return (yield from create_index(table, name, definition, concurrently=True))
-    before = yield Query(
-        sql.SQL(
-            "SELECT current_setting('maintenance_work_mem'), current_setting('statement_timeout'),"
-            " current_setting('max_parallel_maintenance_workers')"
-        )
-    )
-    back = Query(
-        sql.SQL(
-            "SELECT set_config('maintenance_work_mem', %s, false),"
-            " set_config('statement_timeout', %s, false),"
-            " set_config('max_parallel_maintenance_workers', %s, false)"
-        ),
-        before[0],
-    )
-    yield _settings(plan, local=False)
-    try:
-        built = yield from create_index(table, name, definition, concurrently=True)
-    except psycopg.Error:
-        with suppress(psycopg.Error):  # the connection may be gone
-            yield back
-        raise
-    yield back
-    return built
+    settings = {
+        "maintenance_work_mem": f"{plan.memory // 1024}kB",
+        "max_parallel_maintenance_workers": str(plan.workers),
+        **_UNLIMITED,
+    }
+    building = _created(table, name, _definition(table, plan), concurrently=True)
+    return (yield from _in_session(settings, building))
 
 
 def create_index(
@@ -205,12 +192,20 @@ def create_index(
         concurrently: Let others write meanwhile; each statement must then be a transaction of its
             own.
     """
-    there = beside(table.name, name)
+    creating = _created(table, name, definition, concurrently=concurrently)
+    if concurrently:
+        return (yield from _in_session(_UNLIMITED, creating))
+    keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
+    yield _set(_UNLIMITED, local=True)
+    yield Query(sql.SQL("SELECT pg_advisory_xact_lock{}").format(keys))
+    return (yield from creating)
+
+
+def _created(
+    table: Table, name: str, definition: sql.Composed, *, concurrently: bool
+) -> Procedure[bool]:
+    there, way = beside(table.name, name), sql.SQL("CONCURRENTLY" if concurrently else "")
     looking = Query(_STATE, (there.as_string(None),))
-    way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    if not concurrently:
-        keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
-        yield Query(sql.SQL("SELECT pg_advisory_xact_lock{}").format(keys))
     built, tries = False, 0
     while not (found := (yield looking)) or not found[0][0]:
         if found and found[0][1] and concurrently:
@@ -231,19 +226,49 @@ def create_index(
     return built
 
 
+def _in_session(settings: Mapping[str, str], steps: Procedure[T]) -> Procedure[T]:
+    """Do steps that are transactions of their own under settings, which are put back at the end.
+
+    Through a pool of servers (PgBouncer) there is no session, and what was set would be somebody
+    else's: the server's own settings have to do then.
+    """
+    ((began_with,),) = yield ServerProcess()
+    answers, *before = (
+        yield Query(
+            sql.SQL("SELECT pg_backend_pid(), {}").format(
+                sql.SQL(", ").join(
+                    sql.SQL("current_setting({})").format(sql.Literal(name)) for name in settings
+                )
+            )
+        )
+    )[0]
+    if answers != began_with:
+        return (yield from steps)
+    back = _set(dict(zip(settings, before, strict=True)), local=False)
+    yield _set(settings, local=False)
+    try:
+        done = yield from steps
+    except psycopg.Error:
+        with suppress(psycopg.Error):  # the connection may be gone
+            yield back
+        raise
+    yield back
+    return done
+
+
 def _pause() -> Rows:
     time.sleep(_PAUSE)
     return []
 
 
-def _settings(plan: IndexPlan, *, local: bool) -> Query:
+def _set(settings: Mapping[str, str], *, local: bool) -> Query:
+    setting = sql.SQL("set_config({}, {}, {})")
     return Query(
-        sql.SQL(
-            "SELECT set_config('maintenance_work_mem', %s, {local}),"
-            " set_config('statement_timeout', '0', {local}),"
-            " set_config('max_parallel_maintenance_workers', %s, {local})"
-        ).format(local=sql.Literal(local)),
-        (f"{plan.memory // 1024}kB", str(plan.workers)),
+        sql.SQL("SELECT {}").format(
+            sql.SQL(", ").join(
+                setting.format(*map(sql.Literal, (*each, local))) for each in settings.items()
+            )
+        )
     )
 
 
@@ -268,9 +293,17 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
             transaction of its own.
     """
     way = sql.SQL("CONCURRENTLY" if concurrently else "")
-    for (name,) in (yield from _indexes(table, table.layout.embedding)):
-        statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
-        yield Query(statement, silent=True)
+
+    def dropping() -> Procedure[None]:
+        for (name,) in (yield from _indexes(table, table.layout.embedding)):
+            statement = sql.SQL("DROP INDEX {} IF EXISTS {}").format(way, trusted(name))
+            yield Query(statement, silent=True)
+
+    if concurrently:
+        yield from _in_session(_UNLIMITED, dropping())
+    else:
+        yield _set(_UNLIMITED, local=True)
+        yield from dropping()
 
 
 def _exists(table: Table, column: AnyColumn) -> Procedure[bool]:

@@ -35,7 +35,7 @@ from nimbed_pgvector.exchange import (
     require_not_null,
 )
 from nimbed_pgvector.index import IndexProgress, drop_indexes, plan_index
-from nimbed_pgvector.operations import Job, Operation, TableOptions
+from nimbed_pgvector.operations import Job, Operation, TableOptions, while_others_write
 from nimbed_pgvector.schema import Table, check_embedder
 from nimbed_pgvector.source_table import SourceTable, described
 from nimbed_pgvector.statements import Runner, Transaction
@@ -135,7 +135,7 @@ class MigrationOperations(SyncedMigrations[S]):
         filled = dataclasses.replace(table, layout=target)
         indexed = (yield Transaction(procedure=plan_index(table), commits=True)).exists
         if not keep_index:
-            yield from self._beside(lambda beside: drop_indexes(table, concurrently=beside))
+            yield from while_others_write(lambda beside: drop_indexes(table, concurrently=beside))
         embed = embedding_passages(embedder, target.columns[-1].spec, truncate=truncate)
         filling = self._filled(
             table, target, embed, on_reject=on_reject, on_progress=on_progress, rows=batch_rows
@@ -308,7 +308,7 @@ class MigrationOperations(SyncedMigrations[S]):
             yield Job(work, itertools.repeat(None))
             filled = report.loaded - before
             # Only now: with an index on the new column no update would stay in its page.
-            yield from self._beside(
+            yield from while_others_write(
                 lambda beside: index_pending(table, target, concurrently=beside)
             )
         if report.rejected:

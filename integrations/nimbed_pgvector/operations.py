@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg
+from psycopg import errors
 
 import nimbed
 from nimbed import Embedder, SparseSpec, VectorSpec
@@ -25,8 +26,15 @@ from nimbed.spec import EmbeddingType, Int8Scale, Kind, require_same_space
 from nimbed.stores.kinds import MULTI_VECTORS
 from nimbed_pgvector.columns import Also, Layout, float_twin
 from nimbed_pgvector.errors import translate_errors
-from nimbed_pgvector.index import watching
-from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier
+from nimbed_pgvector.index import IndexProgress, watching
+from nimbed_pgvector.schema import (
+    Table,
+    beside,
+    check_embedder,
+    existing,
+    find,
+    identifier,
+)
 from nimbed_pgvector.sparse import MOST_INDEXED, sparse_spec_of
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
@@ -49,6 +57,7 @@ __all__ = [
     "TableOptions",
     "async_method",
     "sync_method",
+    "while_others_write",
 ]
 
 P = ParamSpec("P")
@@ -72,6 +81,26 @@ class Job:
 # A function is called: it may take long, such as one that loads a model.
 Step = Transaction | Job | Callable[[], Any]
 Operation = Generator[Step, Any, T]
+
+
+def while_others_write(
+    make: Callable[[bool], Procedure[Any]], on_progress: IndexProgress | None = None
+) -> Operation[Any]:
+    """Change an index while others write, or where that is impossible in one transaction.
+
+    Args:
+        make: Called with whether others write meanwhile, for what is to be done.
+        on_progress: Told how far the index is.
+    """
+    try:
+        return (
+            yield Transaction(
+                procedure=make(True), commits=True, each_alone=True, on_progress=on_progress
+            )
+        )
+    except (errors.ActiveSqlTransaction, errors.FeatureNotSupported):
+        # A connection without autocommit, or a partitioned table.
+        return (yield Transaction(procedure=make(False), commits=True, on_progress=on_progress))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +340,19 @@ class TableOperations(Generic[S]):
         return self._fitting
 
 
+def _least_rights(name: str) -> str:
+    """Return the statements that let a role search a table, and load into it."""
+    table, spec, ledger = (
+        each.as_string(None)
+        for each in (identifier(name), beside(name, "nimbed_spec"), beside(name, "nimbed_ledger"))
+    )
+    return (
+        f"to search needs GRANT SELECT ON {table}, {spec}; to load, GRANT SELECT, INSERT, UPDATE "
+        f"ON {table}, GRANT SELECT ON {spec} and GRANT SELECT, INSERT ON {ledger}, once the table "
+        f"is made"
+    )
+
+
 class SyncRunner:
     """Performs steps on a connection, or on one lent by a pool."""
 
@@ -341,7 +383,8 @@ class SyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):
+        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
+        with translate_errors(f"{doing} the table {self._name}", rights=rights):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)
@@ -386,7 +429,8 @@ class AsyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with translate_errors(f"{doing} the table {self._name}"):
+        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
+        with translate_errors(f"{doing} the table {self._name}", rights=rights):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)

@@ -67,6 +67,7 @@ class SourceTable:
         oid: The server's number of the table.
         schema: Where the table is, and nimbed's own tables.
         extension: The quoted schema of pgvector, where the search path leaves it out.
+        guarded: Whether policies say who sees which of its rows.
     """
 
     name: str
@@ -79,6 +80,7 @@ class SourceTable:
     oid: int = 0
     schema: str = ""
     extension: str = ""
+    guarded: bool = False
 
     @property
     def view(self) -> str:
@@ -169,7 +171,8 @@ def look_at(source: SourceTable, spec: VectorSpec | None = None) -> Procedure[So
         spec: The contract of its vectors, to find them among those of a migration.
 
     Raises:
-        ConfigurationError: If the table or a column is missing, or the key is not unique.
+        ConfigurationError: If the table or a column is missing, the key is not unique, or rows
+            may be hidden from this role, or would be shown to others.
     """
     quoted = identifier(source.name).as_string(None)
     rows = yield Query(
@@ -177,7 +180,8 @@ def look_at(source: SourceTable, spec: VectorSpec | None = None) -> Procedure[So
             "SELECT a.attname, format_type(a.atttypid, a.atttypmod), c.oid::bigint,"
             " EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique"
             " AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1"
-            " AND i.indkey[0] = a.attnum), n.nspname"
+            " AND i.indkey[0] = a.attnum), n.nspname, c.relrowsecurity,"
+            " row_security_active(c.oid), current_setting('server_version_num')::int"
             " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
             " JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE c.oid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped"
@@ -192,7 +196,17 @@ def look_at(source: SourceTable, spec: VectorSpec | None = None) -> Procedure[So
         raise ConfigurationError(
             f"the table {source.name} has no column {missing[0]!r}; it has {', '.join(found)}"
         )
-    kind, oid, unique, schema = found[source.key]
+    kind, oid, unique, schema, guarded, hidden, server = found[source.key]
+    if hidden:
+        raise ConfigurationError(
+            f"policies may hide rows of {source.name} from this role, which would be left without "
+            f"a vector; run this as the table's owner, or as a role with BYPASSRLS"
+        )
+    if guarded and server < 150_000:
+        raise ConfigurationError(
+            f"policies say who sees which row of {source.name}, and before PostgreSQL 15 a view "
+            f"shows all of them; upgrade the server, or disable row-level security"
+        )
     if not unique:
         raise ConfigurationError(
             f"the column {source.key} of {source.name} has no unique index, so that it names no "
@@ -200,7 +214,12 @@ def look_at(source: SourceTable, spec: VectorSpec | None = None) -> Procedure[So
         )
     extension = yield from lock_own_tables()
     source = dataclasses.replace(
-        source, key_type=kind, oid=int(oid), schema=schema, extension=extension
+        source,
+        key_type=kind,
+        oid=int(oid),
+        schema=schema,
+        extension=extension,
+        guarded=guarded,
     )
     if spec is None:
         return source
@@ -285,7 +304,12 @@ def grants(source: SourceTable, *, worker: str, reader: str) -> list[str]:
         lines.append(f"GRANT UPDATE ({column}) ON {table} {to}")
     else:
         lines.append(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {stored} {to}")
-    return [*lines, f"GRANT SELECT ON {view} TO {sql.Identifier(reader).as_string(None)};"]
+    read = [view]
+    if source.guarded:  # a view that asks as its reader
+        read += [table] if source.column else [table, stored]
+        lines.append(f"ALTER ROLE {sql.Identifier(worker).as_string(None)} BYPASSRLS;")
+    reads = f"GRANT SELECT ON {', '.join(read)} TO {sql.Identifier(reader).as_string(None)};"
+    return [*lines, reads]
 
 
 def remove_source(source: SourceTable) -> Procedure[None]:
@@ -360,6 +384,13 @@ def _storage(
             " ON DELETE CASCADE ON UPDATE CASCADE, digest text NOT NULL, change bigint NOT NULL,"
             " {vector} {kind} NOT NULL)"
         ).format(**places)
+    if source.guarded and not source.column:
+        yield sql.SQL("ALTER TABLE {store} ENABLE ROW LEVEL SECURITY").format(**places)
+        # The policies of the rows hold for who asks, here too.
+        yield sql.SQL(
+            "CREATE POLICY nimbed_rows ON {store} FOR SELECT USING"
+            " (EXISTS (SELECT 1 FROM {table} a WHERE a.{key} = {store}.{key}))"
+        ).format(**places)
     yield _view(source, others)
     yield sql.SQL("COMMENT ON VIEW {} IS {}").format(
         identifier(source.view), sql.Literal(source.definition)
@@ -393,11 +424,12 @@ def _view(source: SourceTable, others: tuple[str, ...]) -> sql.Composed:
     if source.column:
         left_out += [source.column, source.vector, *others]
     return sql.SQL(
-        "CREATE OR REPLACE VIEW {view} AS SELECT {stored}, {text} AS text,"
+        "CREATE OR REPLACE VIEW {view} {options} AS SELECT {stored}, {text} AS text,"
         " to_jsonb(a) - {left_out}::text[] AS metadata, decode({digest}, 'hex') AS content_hash,"
         " {vector} AS {embedding} FROM {joined}"
     ).format(
         view=identifier(source.view),
+        options=sql.SQL("WITH (security_invoker = true)" if source.guarded else ""),
         stored=trusted(stored).format(**places),
         text=source.text,
         left_out=sql.Literal(left_out),

@@ -23,7 +23,7 @@ from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_pgvector.backfill import Embed, Pending, embedded, staged
 from nimbed_pgvector.columns import Column, Layout
 from nimbed_pgvector.exchange import hnsw_name
-from nimbed_pgvector.index import build_beside, plan_index
+from nimbed_pgvector.index import build, build_beside, plan_index
 from nimbed_pgvector.operations import (
     AsyncRunner,
     Job,
@@ -31,6 +31,7 @@ from nimbed_pgvector.operations import (
     SyncRunner,
     async_method,
     sync_method,
+    while_others_write,
 )
 from nimbed_pgvector.schema import Table, existing, find, identifier
 from nimbed_pgvector.source_table import (
@@ -163,13 +164,15 @@ class _SyncOperations(Generic[S]):
         return report
 
     def _index(self) -> Operation[bool]:
-        """Build the index of the vectors, if there is none, while others write."""
+        """Build the index of the vectors, if there is none; where possible, while others write."""
         source = yield from self._looked_at()
         looking = stored_table(source, source.column_of(self._column))
         stored: Table = yield Transaction(procedure=looking)
         plan = yield Transaction(procedure=plan_index(stored), commits=True)
-        building = build_beside(stored, plan, hnsw_name(stored, stored.layout))
-        built: bool = yield Transaction(procedure=building, commits=True, each_alone=True)
+        name = hnsw_name(stored, stored.layout)
+        built: bool = yield from while_others_write(
+            lambda beside: build_beside(stored, plan, name) if beside else build(stored, plan)
+        )
         return built
 
     def _grants(self, *, worker: str = "worker", reader: str = "reader") -> Operation[list[str]]:

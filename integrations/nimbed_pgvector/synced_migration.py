@@ -35,7 +35,7 @@ from nimbed_pgvector.index import (
     find_index,
     plan_index,
 )
-from nimbed_pgvector.operations import Operation, TableOptions
+from nimbed_pgvector.operations import Operation, TableOptions, while_others_write
 from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier
 from nimbed_pgvector.source_table import (
     NEXT_VIEW,
@@ -90,7 +90,7 @@ class SyncedMigrations(AuditOperations[S]):
         old: Table = yield Transaction(procedure=searched)
         indexed = yield Transaction(procedure=find_index(old))
         if not keep_index:
-            yield from self._beside(lambda beside: drop_indexes(old, concurrently=beside))
+            yield from while_others_write(lambda beside: drop_indexes(old, concurrently=beside))
         yield Transaction(procedure=enqueue_missing(target), commits=True)
         report: JobReport = yield worker(
             target,
@@ -220,24 +220,10 @@ class SyncedMigrations(AuditOperations[S]):
         """Build the index of a column that is not searched yet, if there is none."""
         plan = yield Transaction(procedure=plan_index(table), commits=True)
         if not plan.exists:
-            yield from self._beside(
+            yield from while_others_write(
                 lambda beside: build_beside(table, plan, name) if beside else build(table, plan),
                 on_index,
             )
-
-    def _beside(
-        self,
-        make: Callable[[bool], Procedure[Any]],
-        on_progress: IndexProgress | None = None,
-    ) -> Operation[None]:
-        """Change an index while others write, or where that is impossible in one transaction."""
-        try:
-            yield Transaction(
-                procedure=make(True), commits=True, each_alone=True, on_progress=on_progress
-            )
-        except (errors.ActiveSqlTransaction, errors.FeatureNotSupported):
-            # A connection without autocommit, or a partitioned table.
-            yield Transaction(procedure=make(False), commits=True, on_progress=on_progress)
 
     def _checked(
         self, old: Table, new: Table, embedder: Embedder

@@ -122,7 +122,7 @@ class Settings:
         "auto", "float32, bfloat16, float16, float8 or auto.", "NIM_ENGINE_PRECISION"
     )
     backend: str = _setting(
-        "auto", "What runs the models: torch, onnxruntime or auto, torch where it is installed."
+        "auto", "What runs the models: torch, onnxruntime or auto, the faster of those installed."
     )
     api_keys: tuple[str, ...] = _setting(
         (),

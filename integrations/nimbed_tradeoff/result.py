@@ -11,6 +11,7 @@ from nimbed.fusion import DAMPING
 from nimbed_tradeoff.advice import Advice, frontier
 from nimbed_tradeoff.kinds import FUSED, MeasuredKind, best_kind
 from nimbed_tradeoff.measurement import BLOCK, Measured, Quality
+from nimbed_tradeoff.quantizers import LEAST_FOR_PQ, RESCORED, MeasuredQuantizer
 from nimbed_tradeoff.ways import OVERSAMPLING, TOP
 
 __all__ = ["Tradeoff", "readable_size"]
@@ -37,6 +38,7 @@ class Tradeoff:
         too_long: Passages and queries left out since the model does not read so much.
         measured: Every way, the full float first.
         measured_kinds: The kinds of vectors alone, smaller and fused, where they were compared.
+        measured_quantizers: Weaviate's quantisers of the full float, where they were compared.
         advice: The recommended way.
         machine: The machine on which times were measured.
         embedding_seconds: Time in the model.
@@ -55,6 +57,7 @@ class Tradeoff:
     too_long: int = 0
     measured: Sequence[Measured]
     measured_kinds: Sequence[MeasuredKind] = ()
+    measured_quantizers: Sequence[MeasuredQuantizer] = ()
     advice: Advice
     machine: str
     embedding_seconds: float
@@ -150,8 +153,20 @@ class Tradeoff:
             "Weaviate's quantiser bq of float vectors, an eighth of a byte a dimension in memory: "
             "a row of ubinary that is rescored is its recall with so many candidates "
             "(rescoreLimit). Its rq-8 and sq hold a byte a dimension as int8 does, at scales of "
-            "their own, which are not computed here."
+            "their own; --weaviate measures them, and rq-1, bq and pq."
         )
+        if self.measured_quantizers:
+            without_pq = all(each.name != "pq" for each in self.measured_quantizers)
+            left_out = (
+                f" pq was left out: its 256 clusters need {LEAST_FOR_PQ:,} passages, and SciPy "
+                f"(nimbed[pooling])."
+            )
+            said.append(
+                f"Weaviate's quantisers are computed by its formulas, with other random numbers; "
+                f"its graphs, and for sq and pq the vectors that it trains on, change recall a "
+                f"little. It rescores {RESCORED} candidates of rq and sq by default."
+                + (left_out if without_pq else "")
+            )
         if self.measured_kinds:
             said.append(
                 f"Kinds are fused from the best {FUSED} of each: rrf by their places (damping "
@@ -200,6 +215,11 @@ class Tradeoff:
                 if self.measured_kinds
                 else {}
             ),
+            **(
+                {"weaviate": [_of_quantizer(each) for each in self.measured_quantizers]}
+                if self.measured_quantizers
+                else {}
+            ),
             "recommendation": {
                 "keep": self.advice.keep,
                 "sentence": self.advice.sentence,
@@ -234,6 +254,15 @@ def _of_kind(each: MeasuredKind) -> dict[str, Any]:
         "fused_by": each.fused_by,
         "bytes_per_passage": each.bytes_per_passage,
         **_quality(each.quality),
+    }
+
+
+def _of_quantizer(each: MeasuredQuantizer) -> dict[str, Any]:
+    return {
+        "quantizer": each.name,
+        "bytes_per_vector": each.bytes_per_vector,
+        **_quality(each.alone),
+        "rescored": _quality(each.rescored),
     }
 
 

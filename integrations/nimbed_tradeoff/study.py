@@ -22,6 +22,7 @@ from nimbed_tradeoff.advice import advise
 from nimbed_tradeoff.judgements import Judgements, read_judgements
 from nimbed_tradeoff.kinds import MeasuredKind, measure_kinds, select_kinds
 from nimbed_tradeoff.measurement import measure
+from nimbed_tradeoff.quantizers import measure_quantizers
 from nimbed_tradeoff.result import Tradeoff
 from nimbed_tradeoff.texts import Texts, embed_texts, first_sentences, read_texts
 from nimbed_tradeoff.ways import TOP, every_way
@@ -44,6 +45,7 @@ def tradeoff(
     splitter: Splitter | None = None,
     kinds: Sequence[Kind] | None = None,
     weights: Sequence[float] | None = None,
+    quantizers: bool = False,
     progress: Progress = False,
 ) -> Tradeoff:
     """Measure what each embedding type and size keeps of float on your own passages.
@@ -65,6 +67,7 @@ def tradeoff(
         kinds: The kinds of vectors to compare beside the study of dense ones, and to fuse; None
             for none. They need judgements: dense vectors are no measure of the others.
         weights: What each of the kinds counts for when it is fused; None for 1 each.
+        quantizers: Whether to measure what Weaviate's quantisers keep of the full float, too.
         progress: True for a bar, or a callable told (done, total) of the passages.
 
     Raises:
@@ -79,6 +82,10 @@ def tradeoff(
     compared = _kinds(embedder, kinds, weights, judged=judgements is not None)
     if splitter is not None and len(compared) > 1:
         raise ConfigurationError("kinds are compared on whole passages; leave out one of the two")
+    if quantizers and splitter is not None and judgements is not None:
+        raise ConfigurationError(
+            "quantizers are compared on whole passages; leave out the chunks or the judgements"
+        )
     if isinstance(splitter, LateSplitter) and queries is None:
         raise ConfigurationError(
             "no query can be cut out of late chunks, which know the whole document; give a file "
@@ -115,6 +122,7 @@ def tradeoff(
     if len(compared) > 1 and gains is not None:
         counted = None if weights is None else dict(zip(compared, weights, strict=True))
         measured_kinds = measure_kinds(queried, stored, gains, counted)
+    quantized = measure_quantizers(query_floats, passage_floats, gains) if quantizers else ()
     return Tradeoff(
         model=embedder.card.id,
         source=name_of(source),
@@ -128,6 +136,7 @@ def tradeoff(
         too_long=too_long,
         measured=measured,
         measured_kinds=measured_kinds,
+        measured_quantizers=quantized,
         advice=advise(measured, keep=keep, judged=judged is not None),
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
         embedding_seconds=embedded - started,

@@ -31,7 +31,7 @@ from nimbed_weaviate.indexes import VectorSetup, kind_of, vector_setups
 from nimbed_weaviate.properties import (
     DIGEST,
     ID,
-    contract_of,
+    dense_contract,
     digest_properties,
     module_options,
     places_of,
@@ -122,7 +122,7 @@ def audit_by(
         config = calls(collection.config.get)
         setup = _chosen(vector_setups(config), vector or places_of(config).searched, config.name)
         known = digest_properties(calls, collection, config)
-        contract = contract_of(config, known.get(setup.name, ""))
+        contract = dense_contract(config, known.get(setup.name, ""), doing="an audit")
         if texts_of is None:
             texts_of = _texts_of(config, setup, contract is not None, text_property)
         objects = _sample(calls, collection, rows)

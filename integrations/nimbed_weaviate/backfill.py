@@ -19,23 +19,29 @@ from weaviate.collections import Collection, CollectionAsync
 from weaviate.exceptions import UnexpectedStatusCodeError
 from weaviate.outputs.config import CollectionConfig
 
-from nimbed import Embedder, EmbeddingBatch, VectorSpec, stores
+from nimbed import Embedder, EmbeddingBatch, stores
 from nimbed.bulk import (
     JobReport,
     PassageBatch,
     StoreResult,
-    embedding_passages,
     ignore,
     listing,
     load_batches,
 )
 from nimbed.errors import ConfigurationError
+from nimbed.kinds import EmbeddingKinds
 from nimbed.rows import Reject, TextFields, text_fault
 from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import refused
 from nimbed_weaviate.connection import translate_errors
-from nimbed_weaviate.importer import BATCH_ROWS, fitting, spec_for
+from nimbed_weaviate.filled_vectors import (
+    FilledVector,
+    SpecOptions,
+    embedding_vectors,
+    fitting,
+)
+from nimbed_weaviate.importer import BATCH_ROWS
 from nimbed_weaviate.indexes import index_for, vector_setups
 from nimbed_weaviate.properties import (
     Digest,
@@ -64,7 +70,7 @@ __all__ = [
 # A PATCH changes one object; Weaviate takes so many beside each other.
 _AT_ONCE = 16
 
-_Stored = PassageBatch[bytes, list[float]]
+_Stored = PassageBatch[bytes, Any]
 
 
 class BackfillOptions(TypedDict, total=False):
@@ -99,7 +105,8 @@ def embed_stored(
     Args:
         collection: The collection; with its tenant, if it has tenants.
         embedder: Embeds the texts, as passages.
-        vector: The name of the vector to fill; :func:`backfill` adds it first.
+        vector: The name of the vector to fill, which may be a multi-vector; :func:`backfill` adds
+            one of a vector a text first.
         **options: ``source_properties``: the properties whose texts are embedded, by default
             ``text``; several are joined as Weaviate's modules do, in the order of their names
             with a blank between. ``template``: joins them otherwise, such as
@@ -203,12 +210,10 @@ def add_vector(
                 f"the single vector of the collection {collection.name} has no name, and Weaviate "
                 f"adds others to named ones alone; make a new collection and copy the objects"
             )
-        spec = spec_for(
-            embedder,
-            None,
-            options.get("embedding_type"),
-            options.get("dimensions"),
-            options.get("int8_scale"),
+        spec = embedder.spec(
+            embedding_type=options.get("embedding_type") or "float",
+            dimensions=options.get("dimensions"),
+            int8_scale=options.get("int8_scale"),
         )
         chosen = index_for(spec, index=index, quantizer=quantizer)
         made = Configure.Vectors.self_provided(name=vector, vector_index_config=chosen)
@@ -256,18 +261,19 @@ def fill_stored(
         config = calls(collection.config.get)
         known = digest_properties(calls, collection, config)
         text = _fields_of(config, source_properties, template)
+        asked = SpecOptions(embedding_type, dimensions, int8_scale)
         setup, spec = fitting(
             vector_setups(config), vector, collection.name,
-            lambda name: spec_for(
-                embedder, contract_of(config, known.get(name, "")),
-                embedding_type, dimensions, int8_scale
+            lambda it: asked.spec_for(
+                embedder, contract_of(config, known.get(it.name, "")), it.multi
             ),
         )  # fmt: skip
         own = known.get(setup.name, digest_property(setup.name))
         seal(calls, collection, spec, own)
         others = [name for name in known.values() if name != own]
-        sink = _StoredSink(calls, collection, spec, setup.name, own)
-        embed = embedding_passages(embedder, spec, truncate=truncate)
+        filled = FilledVector(setup.name, spec, own)
+        sink = _StoredSink(calls, collection, filled)
+        embed = embedding_vectors(embedder, filled, None, truncate=truncate)
         before = calls.interruptions
         report = load_batches(
             sink.read(text, others, chunk_rows),
@@ -343,16 +349,14 @@ class _StoredSink:
         self,
         calls: Calls,
         collection: Collection[Any, Any],
-        spec: VectorSpec,
-        vector: str,
-        digests: str,
+        vector: FilledVector,
     ) -> None:
         self._calls = calls
         self._collection = collection
-        self._field = stores.field(spec, "weaviate")
-        self._space = space_of(spec)
-        self._vector = vector
-        self._digests = digests
+        self._field = stores.field(vector.spec, "weaviate")
+        self._space = space_of(vector.spec)
+        self._vector = vector.name
+        self._digests = vector.digests
         self._known: dict[str, bytes] = {}
 
     def read(
@@ -393,9 +397,11 @@ class _StoredSink:
                     self._known[uuid] = there.text
             yield made, rejects
 
-    def encode(self, batch: EmbeddingBatch) -> list[list[float]]:
+    def encode(self, batch: EmbeddingBatch | EmbeddingKinds) -> list[Any]:
         """Return the vectors in the form that Weaviate compares."""
-        return cast("list[list[float]]", self._field.encode(batch))
+        given = batch if isinstance(batch, EmbeddingBatch) else batch.multi
+        assert given is not None
+        return cast("list[Any]", self._field.encode(given))
 
     def look_up(self, passages: _Stored) -> Mapping[str, bytes]:
         """Return the digests that came with the objects."""
@@ -411,7 +417,7 @@ class _StoredSink:
         """Do nothing: what Weaviate took, it keeps."""
 
     def _store(self, passages: _Stored) -> StoreResult:
-        vectors = cast("list[list[float]]", passages.vectors)
+        vectors = cast("list[Any]", passages.vectors)
         parts = zip(passages.ids, passages.metadata, passages.digests, vectors, strict=True)
         patches = [
             functools.partial(

@@ -17,11 +17,17 @@ from weaviate.outputs.config import CollectionConfig
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.reports import Finding
+from nimbed.spec import MultiVectorSpec
 from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import KINDS, VectorSetup, index_fault, kind_of, vector_setups
 from nimbed_weaviate.modules import ANEW, module_findings
-from nimbed_weaviate.properties import contract_of, digest_properties, module_options
+from nimbed_weaviate.properties import (
+    StoredSpec,
+    contract_of,
+    digest_properties,
+    module_options,
+)
 
 __all__ = ["acheck", "check", "check_all"]
 
@@ -87,7 +93,7 @@ def _findings(
             yield _named(finding, setup.name if several else "")
     yield from _property_names(config, used)
     reached = calls(client.is_live)  # else the client would try again for a minute
-    contracts: dict[str, VectorSpec] = {}
+    contracts: dict[str, StoredSpec] = {}
     for setup in setups:
         try:
             known = digest_properties(calls, collection, config, sample=reached)
@@ -97,9 +103,10 @@ def _findings(
             continue
         if contract is not None:
             contracts[setup.name] = contract
-            said = (
-                f"{contract.embedding_type} of {contract.model}, {contract.dimensions} dimensions"
-            )
+            kind = "multi-vectors"
+            if isinstance(contract, VectorSpec):
+                kind = contract.embedding_type
+            said = f"{kind} of {contract.model}, {contract.dimensions} dimensions"
             finding = Finding("contract", "ok", f"{said}, fingerprint {contract.fingerprint}")
             yield _named(finding, setup.name if several else "")
     if config.multi_tenancy_config.enabled and collection.tenant is None:
@@ -187,7 +194,7 @@ def _sample_findings(
     calls: Calls,
     collection: Collection[Any, Any],
     setups: Sequence[VectorSetup],
-    contracts: Mapping[str, VectorSpec],
+    contracts: Mapping[str, StoredSpec],
 ) -> Iterator[tuple[VectorSetup | None, Finding]]:
     """Yield what a few stored vectors show, beside the setup that it concerns.
 
@@ -220,7 +227,7 @@ def _sample_findings(
 
 
 def _judged(
-    setup: VectorSetup, rows: Sequence[Any], looked_at: int, contract: VectorSpec | None
+    setup: VectorSetup, rows: Sequence[Any], looked_at: int, contract: StoredSpec | None
 ) -> Finding:
     if len(rows) < looked_at:
         cure = (
@@ -234,7 +241,7 @@ def _judged(
             f"{looked_at - len(rows)} of {looked_at} objects have none and are never found; {cure}",
         )
     if isinstance(rows[0][0], (list, tuple)):
-        return Finding("vectors", "note", "several a text, which is nothing that nimbed makes")
+        return _judged_tokens(rows, looked_at, contract)
     sizes = sorted({len(row) for row in rows})
     if len(sizes) > 1:
         return Finding("vectors", "fail", f"of different lengths: {sizes}")
@@ -243,7 +250,7 @@ def _judged(
     fault = index_fault(kind, setup.metric, setup.quantizers, index=setup.index)
     if fault:
         return Finding("vectors", "fail", f"{said}, under {setup.metric}: {fault}")
-    if contract is not None and (kind, sizes[0]) != (
+    if isinstance(contract, VectorSpec) and (kind, sizes[0]) != (
         KINDS[contract.embedding_type],
         contract.dimensions,
     ):
@@ -252,6 +259,22 @@ def _judged(
             "fail",
             f"{said}, but the collection promises {contract.embedding_type} vectors of "
             f"{contract.model}, {contract.dimensions} dimensions: something else wrote into it",
+        )
+    return Finding("vectors", "ok", said)
+
+
+def _judged_tokens(rows: Sequence[Any], looked_at: int, contract: StoredSpec | None) -> Finding:
+    """Return what the tokens' vectors of a few texts show."""
+    sizes = sorted({len(token) for row in rows for token in row})
+    said = f"{looked_at} multi-vectors of {', '.join(map(str, sizes))} dimensions looked at"
+    if not isinstance(contract, MultiVectorSpec):
+        return Finding("vectors", "note", f"{said}; nimbed did not fill them")
+    if sizes != [contract.dimensions]:
+        return Finding(
+            "vectors",
+            "fail",
+            f"{said}, but the collection promises {contract.dimensions} of {contract.model}: "
+            f"something else wrote into it",
         )
     return Finding("vectors", "ok", said)
 

@@ -15,11 +15,13 @@ from weaviate.collections import Collection
 from weaviate.exceptions import WeaviateInsertManyAllFailedError
 from weaviate.util import generate_uuid5
 
-from nimbed import EmbeddingBatch, VectorSpec, stores
+from nimbed import EmbeddingBatch, stores
 from nimbed.bulk import PassageBatch, StoreResult
 from nimbed.errors import BackendError
+from nimbed.kinds import EmbeddingKinds
 from nimbed.rows import Reject
 from nimbed_weaviate.calls import Calls
+from nimbed_weaviate.filled_vectors import FilledVector
 from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, space_of
 
 __all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "messages", "refused"]
@@ -56,7 +58,8 @@ class Content:
     size: int
 
 
-Passages = PassageBatch[Content, list[float]]
+#: Rows with what Weaviate compares: a list of numbers, lists of a multi-vector, or a pair.
+Passages = PassageBatch[Content, Any]
 
 
 class CollectionSink:
@@ -69,13 +72,14 @@ class CollectionSink:
     Args:
         calls: Makes the calls.
         collection: The collection, of either client.
-        spec: The contract of the vectors.
-        vector: The vector's name; empty for the single one of older collections.
-        digests: The property that takes the digests.
+        vector: The vector to fill.
+        also: A multi-vector to fill beside it; None for none.
         others: The other vectors that no module makes, and the properties with their digests;
             empty for a vector that has none.
 
     Attributes:
+        vector: The vector to fill.
+        also: A multi-vector that is filled beside it.
         was_empty: Whether the collection held nothing at first.
     """
 
@@ -83,18 +87,20 @@ class CollectionSink:
         self,
         calls: Calls,
         collection: Collection[Any, Any],
-        spec: VectorSpec,
-        vector: str,
+        vector: FilledVector,
+        also: FilledVector | None = None,
         *,
-        digests: str,
         others: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._calls = calls
         self._collection = collection
-        self._field = stores.field(spec, "weaviate")
-        self._space = space_of(spec)
-        self._vector = vector
-        self._digests = digests
+        self.vector, self.also = vector, also
+        self._field = stores.field(vector.spec, "weaviate")
+        self._space = space_of(vector.spec)
+        self._vector = vector.name
+        self._digests = vector.digests
+        self._also_field = None if also is None else stores.field(also.spec, "weaviate")
+        self._also_space = b"" if also is None else space_of(also.spec)
         self._others = others
         # An empty collection needs no look-up.
         fetch = functools.partial(collection.query.fetch_objects, limit=1, return_properties=[])
@@ -105,9 +111,18 @@ class CollectionSink:
         self._recent: deque[Passages] = deque()
         self._interruptions = calls.interruptions
 
-    def encode(self, batch: EmbeddingBatch) -> list[list[float]]:
-        """Return the vectors in the form that Weaviate compares."""
-        return cast("list[list[float]]", self._field.encode(batch))
+    def encode(self, batch: EmbeddingBatch | EmbeddingKinds) -> list[Any]:
+        """Return the vectors in the form that Weaviate compares, pairs where there are two."""
+        if isinstance(batch, EmbeddingBatch):
+            return cast("list[Any]", self._field.encode(batch))
+        assert batch.multi is not None
+        if batch.dense is None or self._also_field is None:
+            return cast("list[Any]", self._field.encode(batch.multi))
+        pair: Any = (self._field.encode(batch.dense), self._also_field.encode(batch.multi))
+        return list(zip(*pair, strict=True))
+
+    def _also_digest(self, text: str, row: bytes) -> str:
+        return Digest(digest(text.encode(), self._also_space), row).value.hex()
 
     def look_up(self, passages: Passages) -> Mapping[str, bytes]:
         """Return the digests of those passages whose objects the collection holds."""
@@ -118,8 +133,9 @@ class CollectionSink:
     def _digests_of(self, passages: Passages) -> dict[str, bytes]:
         places = {generate_uuid5(name): place for place, name in enumerate(passages.ids)}
         others = [name for name in self._others.values() if name]
+        also = [] if self.also is None else [self.also.digests]
         known: dict[str, bytes] = {}
-        for each in self._fetched(list(places), [self._digests, *others]):
+        for each in self._fetched(list(places), [self._digests, *also, *others]):
             place = places[str(each.uuid)]
             name, wanted = passages.ids[place], passages.digests[place]
             stored = Digest.parse(each.properties.get(self._digests))
@@ -127,11 +143,18 @@ class CollectionSink:
             if stored.text and not stored.row:  # earlier versions made one digest of the row
                 encoded = encoded_row(passages.metadata[place].properties)
                 same = same or stored.text == digest(encoded, self._space)
+            row = Digest.parse(wanted.hex()).row
+            if same and self.also is not None:
+                same = each.properties.get(self.also.digests) == self._also_digest(
+                    passages.texts[place], row
+                )
+                if not same:
+                    continue  # the same row, which has only to get the second vector
             self._took_any |= same
             if self._others and not same:
                 self._there.add(name)
             rows = (Digest.parse(each.properties.get(other)).row for other in others)
-            if not stored.text and Digest.parse(wanted.hex()).row in rows:
+            if not stored.text and row in rows:
                 continue  # the same row, which only has to get this vector
             known[name] = wanted if same else stored.value
         return known
@@ -170,7 +193,7 @@ class CollectionSink:
 
     def _remember(self, passages: Passages) -> None:
         self._recent.append(passages)
-        numbers = [len(each) * len((each.vectors or [[]])[0]) for each in self._recent]
+        numbers = [len(each) * _numbers((each.vectors or [[]])[0]) for each in self._recent]
         while len(numbers) > 1 and sum(numbers) > _REMEMBERED_NUMBERS:
             del numbers[0]
             self._recent.popleft()
@@ -190,11 +213,16 @@ class CollectionSink:
         there = self._there.intersection(passages.ids)
         kept = self._kept(uuids) if there else {}
         self._there -= there
-        vectors = cast("list[list[float]]", passages.vectors)
+        vectors = cast("list[Any]", passages.vectors)
         rows = zip(uuids, passages.ids, passages.metadata, passages.digests, vectors, strict=True)
+        texts = iter(passages.texts)
         objects: list[DataObject[Any, Any]] = []
         for uuid, name, content, made, vector in rows:
             properties, others = kept.get(uuid, ({}, {}))
+            if self.also is not None:
+                vector, others[self.also.name] = vector
+                said = self._also_digest(next(texts), Digest.parse(made.hex()).row)
+                properties[self.also.digests] = said
             objects.append(
                 DataObject(
                     uuid=uuid,
@@ -250,12 +278,26 @@ def refused(passages: PassageBatch[Any, Any], said: Mapping[int, str]) -> list[R
     ]
 
 
+def _numbers(vector: Any) -> int:
+    """Return how many numbers a row's vectors have."""
+    if isinstance(vector, tuple):
+        return sum(map(_numbers, vector))
+    return sum(map(len, vector)) if vector and isinstance(vector[0], list) else len(vector or ())
+
+
 def messages(passages: PassageBatch[C, V]) -> Iterator[PassageBatch[C, V]]:
-    """Yield passages in as few parts as a message's size allows."""
+    """Yield passages in as few parts as a message's size allows.
+
+    A vector a text comes on top; multi-vectors, often larger than their text, are counted.
+    """
     start = size = 0
+    vectors = passages.vectors or []
+    first: Any = vectors[0] if vectors else None
+    counted = bool(first) and isinstance(first[0], list)
     for place, content in enumerate(passages.metadata):
-        if size + content.size > MESSAGE_BYTES and place > start:
+        more = content.size + (4 * _numbers(vectors[place]) if counted else 0)
+        if size + more > MESSAGE_BYTES and place > start:
             yield passages.select(range(start, place))
             start, size = place, 0
-        size += content.size
+        size += more
     yield passages if start == 0 else passages.select(range(start, len(passages)))

@@ -22,23 +22,30 @@ from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
     InputIds,
     JobReport,
-    embedding_passages,
     ignore,
     listing,
     load_batches,
     read_batches,
 )
 from nimbed.chunks import CHUNK_FIELDS, Splitter, document_of, split_rows
-from nimbed.errors import ConfigurationError, SpaceMismatchError
+from nimbed.errors import ConfigurationError
 from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
-from nimbed.spec import EmbeddingType, Int8Scale, Truncate, check_literal
+from nimbed.spec import EmbeddingType, Int8Scale, TokenType, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
 from nimbed_weaviate.collection_sink import CollectionSink
 from nimbed_weaviate.connection import translate_errors
-from nimbed_weaviate.indexes import VectorSetup, spec_fault, vector_setups
+from nimbed_weaviate.filled_vectors import (
+    FilledVector,
+    SpecOptions,
+    embedding_vectors,
+    fitting,
+    refuse_other_kind,
+)
+from nimbed_weaviate.indexes import vector_setups
 from nimbed_weaviate.properties import (
     ID,
+    StoredSpec,
     contract_of,
     digest_properties,
     digest_property,
@@ -49,15 +56,7 @@ from nimbed_weaviate.properties import (
 )
 from nimbed_weaviate.row_objects import Ready, prepare, ready_batches
 
-__all__ = [
-    "BATCH_ROWS",
-    "ImportOptions",
-    "abatch_import",
-    "batch_import",
-    "fitting",
-    "import_embedded",
-    "spec_for",
-]
+__all__ = ["BATCH_ROWS", "ImportOptions", "abatch_import", "batch_import", "import_embedded"]
 
 #: Rows that are embedded together and sent in one request, or in several if they are long.
 BATCH_ROWS = 256
@@ -71,11 +70,16 @@ class ImportOptions(TypedDict, total=False):
     """What :func:`batch_import` may be told, by name.
 
     Attributes:
-        vector: The vector's name, where there are several.
+        vector: The vector's name, where there are several; it may be a multi-vector.
+        multi_vector: A multi-vector to fill beside it, from the same run of the model.
         text_property: The property that takes the text, ``text`` if not given.
         embedding_type: None, the default, means: as the collection has it, or float.
         dimensions: None, the default, means: as the collection has it, or the model's full size.
         int8_scale: For int8 and uint8.
+        token_type: Of a multi-vector, how a token's dimension is stored before Weaviate gets it as
+            float; None, the default, means: as the collection has it, or float.
+        pool_factor: Of a multi-vector, how many alike tokens share a vector on average; None, the
+            default, means: as the collection has it, or 1.
         truncate: What happens to a text that is too long: NONE, the default, rejects it.
         source: Names rows that have no id, ``script`` if not given.
         metadata_fields: Other fields to keep; None, the default, keeps all.
@@ -92,10 +96,13 @@ class ImportOptions(TypedDict, total=False):
     """
 
     vector: str | None
+    multi_vector: str | None
     text_property: str
     embedding_type: EmbeddingType | None
     dimensions: int | None
     int8_scale: Int8Scale | None
+    token_type: TokenType | None
+    pool_factor: int | None
     truncate: Truncate
     source: str
     metadata_fields: Sequence[str] | None
@@ -176,10 +183,13 @@ def _import(
     embedder: Embedder,
     *,
     vector: str | None = None,
+    multi_vector: str | None = None,
     text_property: str = "text",
     embedding_type: EmbeddingType | None = None,
     dimensions: int | None = None,
     int8_scale: Int8Scale | None = None,
+    token_type: TokenType | None = None,
+    pool_factor: int | None = None,
     truncate: Truncate = "NONE",
     source: str = "script",
     metadata_fields: Sequence[str] | None = None,
@@ -197,11 +207,12 @@ def _import(
     if chunk_rows < 1:
         raise ConfigurationError(f"chunk_rows must be at least 1; got {chunk_rows}")
 
-    def spec_of(contract: VectorSpec | None) -> VectorSpec:
-        return spec_for(embedder, contract, embedding_type, dimensions, int8_scale)
-
+    asked = SpecOptions(embedding_type, dimensions, int8_scale, token_type, pool_factor)
     with listing(rejects_file, on_reject) as tell, _importing(collection):
-        sink, spec = _opened(calls, collection, vector, spec_of, chunked=chunk_tokens is not None)
+        sink = _opened(
+            calls, collection, (vector, multi_vector), functools.partial(asked.spec_for, embedder),
+            chunked=chunk_tokens is not None,
+        )  # fmt: skip
         kept = InputIds() if prune else None
         if kept is not None:
             tell = kept.noting(tell)
@@ -215,13 +226,13 @@ def _import(
             source=source,
             text_property=text_property,
             metadata_fields=metadata_fields,
-            space=space_of(spec),
+            space=space_of(sink.vector.spec),
         )
         seen = None if kept is None else kept.seen
         report = load_batches(
             read_batches(rows, check, rows=chunk_rows, seen=seen),
             sink,
-            embedding_passages(embedder, spec, truncate=truncate),
+            embedding_vectors(embedder, sink.vector, sink.also, truncate=truncate),
             on_reject=tell,
             on_progress=on_progress,
         )
@@ -273,13 +284,15 @@ def import_embedded(
     """
     calls = Calls(budget=restart_wait, tell=on_wait)
     with listing(rejects_file, on_reject) as tell, _importing(collection):
-        sink, spec = _opened(calls, collection, vector, lambda contract: spec, chunked=False)
+        sink = _opened(
+            calls, collection, (vector, None), lambda contract, multi: spec, chunked=False
+        )
         check = functools.partial(
             prepare,
             source=source,
             text_property=text_property,
             metadata_fields=metadata_fields,
-            space=space_of(spec),
+            space=space_of(sink.vector.spec),
         )
         return load_batches(
             ready_batches(parts, check, sink.encode, rows=chunk_rows),
@@ -300,18 +313,19 @@ def _importing(collection: Collection[Any, Any]) -> AbstractContextManager[None]
 def _opened(
     calls: Calls,
     collection: Collection[Any, Any],
-    vector: str | None,
-    spec_of: Callable[[VectorSpec | None], VectorSpec],
+    names: tuple[str | None, str | None],
+    spec_of: Callable[[StoredSpec | None, bool], StoredSpec],
     *,
     chunked: bool,
-) -> tuple[CollectionSink, VectorSpec]:
-    """Return a collection as a store, and the contract of what comes into it, which it then has.
+) -> CollectionSink:
+    """Return a collection as a store, which has the contract of what comes into it then.
 
     Args:
         calls: Makes the calls.
         collection: The collection.
-        vector: The vector to fill; None where there is one alone.
-        spec_of: Makes the contract of what will come, given the one that the vector has.
+        names: The vector to fill, None where there is one alone; and a multi-vector beside it.
+        spec_of: Makes the contract of what will come, given the one that the vector has, and
+            whether it is a multi-vector.
         chunked: Whether chunks of documents will come.
 
     Raises:
@@ -322,21 +336,30 @@ def _opened(
     require_unmoved(config)
     known = digest_properties(calls, collection, config)
     setups = vector_setups(config)
-    setup, spec = fitting(
-        setups, vector or places_of(config).searched, collection.name,
-        lambda name: spec_of(contract_of(config, known.get(name, ""))),
-    )  # fmt: skip
-    digests = known.get(setup.name, digest_property(setup.name))
+
+    def filled(asked: str | None) -> FilledVector:
+        setup, spec = fitting(
+            setups, asked, collection.name,
+            lambda it: spec_of(contract_of(config, known.get(it.name, "")), it.multi),
+        )  # fmt: skip
+        return FilledVector(setup.name, spec, known.get(setup.name, digest_property(setup.name)))
+
+    vector = filled(names[0] or places_of(config).searched)
+    also = None if names[1] is None else filled(names[1])
+    refuse_other_kind(vector, also, collection.name)
+    taken = {vector.name, *(() if also is None else (also.name,))}
     others = {
         each.name: known.get(each.name, "")
         for each in setups
-        if each.module == "none" and each is not setup
+        if each.module == "none" and each.name not in taken
     }
-    sink = CollectionSink(calls, collection, spec, setup.name, digests=digests, others=others)
+    sink = CollectionSink(calls, collection, vector, also, others=others)
     if not sink.was_empty:
         _require_kind(config, chunked=chunked)
-    seal(calls, collection, spec, digests)
-    return sink, spec
+    for each in (vector, also):
+        if each is not None:
+            seal(calls, collection, each.spec, each.digests)
+    return sink
 
 
 def _require_kind(config: CollectionConfig, *, chunked: bool) -> None:
@@ -348,77 +371,6 @@ def _require_kind(config: CollectionConfig, *, chunked: bool) -> None:
             f"the collection {config.name} holds {has}, and {comes} beside them would be found "
             f"twice; import into another collection"
         )
-
-
-def spec_for(
-    embedder: Embedder,
-    contract: VectorSpec | None,
-    kind: EmbeddingType | None,
-    dimensions: int | None,
-    scale: Int8Scale | None,
-) -> VectorSpec:
-    """Return the contract of the vectors to come: as asked, else as the collection has it.
-
-    Raises:
-        SpaceMismatchError: If the embedder cannot give what the collection has.
-    """
-    if contract is None:
-        return embedder.spec(
-            embedding_type=kind or "float", dimensions=dimensions, int8_scale=scale
-        )
-    try:
-        return embedder.spec(
-            embedding_type=kind or contract.embedding_type,
-            dimensions=dimensions or contract.dimensions,
-            int8_scale=contract.int8_scale if scale is None and kind is None else scale,
-        )
-    except ValueError as error:
-        raise SpaceMismatchError(
-            f"the collection holds {contract.embedding_type} vectors of {contract.model}, "
-            f"{contract.dimensions} dimensions; {embedder.card.id} cannot give such: {error}"
-        ) from error
-
-
-def fitting(
-    setups: Sequence[VectorSetup],
-    asked: str | None,
-    collection: str,
-    spec_of: Callable[[str], VectorSpec],
-) -> tuple[VectorSetup, VectorSpec]:
-    """Return the setup of the vector to fill, and the contract of what comes into it.
-
-    Args:
-        setups: The collection's vectors.
-        asked: The name that was asked for; None where there must be one alone.
-        collection: The collection's name.
-        spec_of: Makes the contract for a vector.
-
-    Raises:
-        ConfigurationError: If there is no such vector, or it would rank wrongly.
-    """
-    by_name = {setup.name: setup for setup in setups}
-    chosen = by_name.get(asked) if asked is not None else setups[0]
-    if chosen is None or (asked is None and len(setups) > 1):
-        listed = ", ".join(map(repr, by_name))
-        raise ConfigurationError(
-            f"say which vector of the collection {collection} to fill, with vector=...: it has "
-            f"{listed}"
-        )
-    if chosen.multi:
-        raise ConfigurationError(
-            f"the vector {chosen.name!r} of the collection {collection} holds multi-vectors, and "
-            f"an import brings one vector a text; send them with weaviate-client, as "
-            f"nimbed.stores.field(spec, 'weaviate').encode(batch) gives them"
-        )
-    spec = spec_of(chosen.name)
-    fault = spec_fault(spec, chosen.metric, chosen.quantizers, index=chosen.index)
-    if fault:
-        raise ConfigurationError(
-            f"the collection {collection} compares {spec.embedding_type} vectors by "
-            f"{chosen.metric}: {fault}; make it with nimbed_weaviate.self_provided(spec), or pass "
-            f"embedding_type"
-        )
-    return chosen, spec
 
 
 def _prune(calls: Calls, collection: Any, kept: InputIds) -> int:

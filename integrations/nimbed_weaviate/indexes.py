@@ -27,6 +27,7 @@ __all__ = [
     "index_for",
     "index_json",
     "kind_of",
+    "quantizer_for",
     "quantizers_of",
     "spec_fault",
     "vector_setups",
@@ -86,7 +87,7 @@ def index_for(
     Raises:
         ConfigurationError: If a choice is unknown, or would rank wrongly.
     """
-    made = _quantizer(quantizer)
+    made = quantizer_for(quantizer)
     if not isinstance(index, str):
         if made is not None:
             raise ConfigurationError(
@@ -100,7 +101,12 @@ def index_for(
     return _judged(chosen, spec)
 
 
-def _quantizer(asked: Quantizer | None) -> _QuantizerConfigCreate | None:
+def quantizer_for(asked: Quantizer | None) -> _QuantizerConfigCreate | None:
+    """Return weaviate-client's own object for a quantiser.
+
+    Raises:
+        ConfigurationError: If it is unknown.
+    """
     quantizers = Configure.VectorIndex.Quantizer
     if asked is None:
         return None

@@ -45,7 +45,7 @@ from nimbed_weaviate.properties import (
     DIGEST,
     ID,
     Places,
-    contract_of,
+    dense_contract,
     digest_properties,
     ensure_id,
     note_places,
@@ -365,7 +365,8 @@ def contract_in(
     calls: Calls, collection: Collection[Any, Any], config: CollectionConfig, name: str
 ) -> VectorSpec | None:
     """Return the contract of a collection's vector, by its name."""
-    return contract_of(config, digest_properties(calls, collection, config).get(name, ""))
+    known = digest_properties(calls, collection, config)
+    return dense_contract(config, known.get(name, ""), doing="a migration")
 
 
 def sources_of(config: CollectionConfig, old: VectorSetup, *, ours: bool) -> Sequence[str]:

@@ -25,7 +25,7 @@ from weaviate.outputs.config import CollectionConfig
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import encodable
-from nimbed.spec import require_same_space
+from nimbed.spec import MultiVectorSpec, require_same_space
 from nimbed_weaviate.calls import Calls
 
 __all__ = [
@@ -33,8 +33,10 @@ __all__ = [
     "ID",
     "Digest",
     "Places",
+    "StoredSpec",
     "UnfitError",
     "contract_of",
+    "dense_contract",
     "digest",
     "digest_properties",
     "digest_property",
@@ -49,6 +51,8 @@ __all__ = [
     "space_of",
 ]
 
+#: A vector a text, or one a token.
+StoredSpec = VectorSpec | MultiVectorSpec
 #: The property that holds what an object's vector was made from; of a named vector ``_NAME``
 #: comes behind.
 DIGEST = "nimbed_digest"
@@ -263,7 +267,7 @@ def note_places(calls: Calls, collection: Collection[Any, Any], places: Places) 
     calls(lambda: collection.config.update(property_descriptions=said))
 
 
-def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | None:
+def contract_of(config: CollectionConfig, name: str = DIGEST) -> StoredSpec | None:
     """Return the contract that a property holds, or None if there is no such property.
 
     Raises:
@@ -273,15 +277,32 @@ def contract_of(config: CollectionConfig, name: str = DIGEST) -> VectorSpec | No
     if found is None:
         return None
     try:
-        return VectorSpec.from_json(found.description or "")
-    except ConfigurationError as error:
+        facts = json.loads(found.description or "")
+        kind = MultiVectorSpec if facts.get("kind") == MultiVectorSpec.kind else VectorSpec
+        return kind.from_dict(facts)
+    except (ConfigurationError, ValueError, AttributeError) as error:
         raise ConfigurationError(
             f"the collection {config.name} has a property {name} that nimbed did not make, or "
             f"whose description was changed ({error}); import into another collection"
         ) from error
 
 
-def seal(calls: Calls, collection: Collection[Any, Any], spec: VectorSpec, name: str) -> None:
+def dense_contract(config: CollectionConfig, name: str, *, doing: str) -> VectorSpec | None:
+    """Return the contract that a property holds, for what takes one vector a text.
+
+    Raises:
+        ConfigurationError: If it is that of multi-vectors; see also :func:`contract_of`.
+    """
+    found = contract_of(config, name)
+    if isinstance(found, MultiVectorSpec):
+        raise ConfigurationError(
+            f"the vector of the collection {config.name} whose digests are in {name} is a "
+            f"multi-vector; {doing} takes those of one vector a text"
+        )
+    return found
+
+
+def seal(calls: Calls, collection: Collection[Any, Any], spec: StoredSpec, name: str) -> None:
     """Write a contract into a property, or make sure that the one there is the same.
 
     Args:
@@ -368,6 +389,6 @@ def encoded_row(properties: Mapping[str, Any]) -> bytes:
     return json.dumps(properties, sort_keys=True).encode()
 
 
-def space_of(spec: VectorSpec) -> bytes:
+def space_of(spec: StoredSpec) -> bytes:
     """Return the key of a space's digests."""
     return digest(spec.fingerprint.encode())

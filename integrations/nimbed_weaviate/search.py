@@ -17,14 +17,17 @@ from weaviate.outputs.config import CollectionConfig
 
 from nimbed import Embedder, VectorSpec, stores
 from nimbed.chunks import CHUNK_FIELDS
+from nimbed.embedder import giving
 from nimbed.errors import ConfigurationError
-from nimbed.spec import require_same_space
+from nimbed.kinds import require_comparable
+from nimbed.spec import MultiVectorSpec, require_same_space
 from nimbed_weaviate.calls import Calls, in_thread
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.indexes import VectorSetup, vector_setups
 from nimbed_weaviate.properties import (
     DIGEST,
     ID,
+    StoredSpec,
     contract_of,
     digest_properties,
     places_of,
@@ -180,7 +183,9 @@ def _search(
                 return list(first.values())[:k]
 
 
-def find_contract(collection: Collection[Any, Any], vector: str | None = None) -> VectorSpec | None:
+def find_contract(
+    collection: Collection[Any, Any], vector: str | None = None
+) -> VectorSpec | MultiVectorSpec | None:
     """Return the contract of a collection's vector, or None if no import of nimbed made it.
 
     Raises:
@@ -240,7 +245,7 @@ def _typed(name: str, word: str, kind: DataType) -> Any:
 
 def _asked(
     calls: Calls, collection: Collection[Any, Any], config: CollectionConfig, vector: str | None
-) -> tuple[VectorSetup, VectorSpec | None]:
+) -> tuple[VectorSetup, StoredSpec | None]:
     require_unmoved(config)
     setups = {setup.name: setup for setup in vector_setups(config)}
     vector = vector or places_of(config).searched
@@ -255,8 +260,19 @@ def _asked(
 
 
 def _question(
-    embedder: Embedder, question: str, contract: VectorSpec | None, name: str
-) -> list[float]:
+    embedder: Embedder, question: str, contract: StoredSpec | None, name: str
+) -> list[Any]:
+    """Return a question's vector, or its tokens' vectors, as Weaviate takes it."""
+    if isinstance(contract, MultiVectorSpec):
+        asked = (
+            giving(embedder, "multi")
+            .embed_kinds([question], kinds=("multi",), input_type="query")
+            .multi
+        )
+        assert asked is not None
+        require_comparable(asked.spec, contract)
+        tokens: Any = stores.field(asked.spec, "weaviate").encode(asked)
+        return list(tokens[0])
     if contract is None:
         batch = embedder.embed([question], input_type="query")
     else:

@@ -14,9 +14,9 @@ from weaviate.classes.config import Configure
 
 from nimbed import VectorSpec
 from nimbed.errors import ConfigurationError
-from nimbed.spec import EmbeddingType, Truncate, check_literal
+from nimbed.spec import EmbeddingType, MultiVectorSpec, Truncate, check_literal
 from nimbed_weaviate.connection import Module, is_nvidia, served_at
-from nimbed_weaviate.indexes import index_for
+from nimbed_weaviate.indexes import index_for, quantizer_for
 
 if TYPE_CHECKING:
     from weaviate.collections.classes.config_vectors import (
@@ -126,25 +126,43 @@ def vectorizer(
 
 
 def self_provided(
-    spec: VectorSpec,
+    spec: VectorSpec | MultiVectorSpec,
     *,
     name: str | None = None,
     quantizer: Quantizer | None = None,
     index: Index = "hnsw",
+    muvera: bool = False,
 ) -> _VectorConfigCreate:
     """Return a vector that the caller embeds, such as :func:`nimbed_weaviate.batch_import` does.
 
     Args:
-        spec: The contract of the vectors, of ``embedder.spec(...)``.
+        spec: The contract of the vectors, of ``embedder.spec(...)`` or, for multi-vectors
+            (Weaviate 1.29), ``embedder.multi_spec(...)``.
         name: The vector's name; None means ``default``.
         quantizer: ``none``, ``bq`` or weaviate-client's own object; None leaves it to the server,
             for packed types ``none``.
         index: ``hnsw``, ``flat`` or weaviate-client's own object, such as
             ``Configure.VectorIndex.dynamic(...)``; it is refused where it would rank wrongly.
+            Multi-vectors have hnsw alone.
+        muvera: Whether Weaviate keeps a multi-vector as one dense vector in its index (1.31), a
+            fraction of the memory; what it finds is ranked by all tokens again.
 
     Raises:
         ConfigurationError: If a choice is unknown, or would rank wrongly.
     """
+    if isinstance(spec, MultiVectorSpec):
+        plain = None if isinstance(index, str) else index
+        if index != "hnsw" and (plain is None or plain.vector_index_type().value != "hnsw"):
+            raise ConfigurationError("multi-vectors have the index hnsw alone; leave index out")
+        encoding = Configure.VectorIndex.MultiVector.Encoding.muvera() if muvera else None
+        return Configure.MultiVectors.self_provided(  # type: ignore[no-any-return]
+            name=name,
+            encoding=encoding,
+            quantizer=quantizer_for(quantizer),
+            vector_index_config=None if plain is None else plain.model_copy(),
+        )
+    if muvera:
+        raise ConfigurationError("muvera is for multi-vectors; this spec is of one vector a text")
     config = index_for(spec, index=index, quantizer=quantizer)
     return Configure.Vectors.self_provided(name=name, vector_index_config=config)  # type: ignore[no-any-return]
 

@@ -6,7 +6,8 @@ import argparse
 import hashlib
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import Manager
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,10 @@ def migrate(dsn: str, options: argparse.Namespace) -> None:
             load = len(rows) / (time.perf_counter() - begin)
             if indexed:
                 table.index()
-            alone = searched(dsn, old, 3.0)
-            over = threading.Event()
-            with ThreadPoolExecutor(1) as reader:
+            # In a process of its own, as somebody else's searches are.
+            with ProcessPoolExecutor(1) as reader, Manager() as manager:
+                alone = reader.submit(searched, dsn, old, 3.0).result()
+                over = manager.Event()
                 asking = reader.submit(searched, dsn, old, 1e9, over)
                 done = table.migrate(new, switch=False)
                 over.set()

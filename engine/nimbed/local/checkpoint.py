@@ -183,6 +183,13 @@ def read_checkpoint(
     if architecture == "xlm_roberta" and config.get("lora_adaptations"):
         architecture = "jina_v3"  # which calls itself an XLM-R
         config["adapter"] = _adapter(folder, config, prompt_name, role)
+    elif architecture == "xlm_roberta" and config.get("position_embedding_type") == "rotary":
+        architecture = "jina_v3"  # the same network without adapters, as jina-colbert-v2 has it
+        if config.get("rotary_emb_base") is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'} turns positions (position_embedding_type 'rotary') and "
+                f"gives no rotary_emb_base, of which there are several; add its publisher's"
+            )
     if architecture is None:
         raise CheckpointError(
             f"{folder / 'config.json'} says model_type {model_type!r}; nimbed runs "
@@ -220,7 +227,7 @@ def read_checkpoint(
         card = override
     elif located.card is not None:
         tasks = prompts.tasks or located.card.task_prompts
-        card = dataclasses.replace(located.card, task_prompts=tasks, **_of_roles(prompts))
+        card = dataclasses.replace(located.card, task_prompts=tasks, **prompts.of_roles())
         width = table_width(pipeline.weights, pipeline.sparse) if architecture == "static" else 0
         if width not in (0, card.dimensions):
             raise CheckpointError(
@@ -364,7 +371,7 @@ def _card_from_files(
         return dataclasses.replace(card, modalities=("text", "image", "text_image"))
     if architecture != "nemotron_vl":
         return card
-    return dataclasses.replace(card, **{**vision_facts(config), **_of_roles(prompts)})
+    return dataclasses.replace(card, **{**vision_facts(config), **prompts.of_roles()})
 
 
 def _refuse_generators(
@@ -408,6 +415,11 @@ def _adapter(
         CheckpointError: If there is none of its name.
     """
     adapters = config["lora_adaptations"]
+    if config.get("load_trained_adapters") is False:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives load_trained_adapters False beside lora_adaptations; "
+            f"nimbed knows only True or null there"
+        )
     asked = prompt_name or role or "passage"
     name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
@@ -482,11 +494,3 @@ def _matryoshka(folder: Path, config: dict[str, Any], width: int) -> tuple[int, 
             f"{folder / 'config.json'} gives matryoshka_dimensions {given!r}, expected sizes"
         )
     return tuple(sorted({size for size in given if size < width}))
-
-
-def _of_roles(prompts: Prompts) -> dict[str, Any]:
-    """Let a model's own files have the last word about the prompts of its roles."""
-    query, passage = prompts.query, prompts.passage
-    if not query and not passage:
-        return {}
-    return {"query_prompt": query, "passage_prompt": passage, "asymmetric": query != passage}

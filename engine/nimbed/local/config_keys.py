@@ -152,7 +152,7 @@ _ARCHITECTURES: Mapping[str, Keys] = {
         only={
             "emb_pooler": ("mean",),
             "hidden_act": ("gelu",),
-            "load_trained_adapters": (True,),
+            "load_trained_adapters": (True, False),  # with adapters: checkpoint.py
             "position_embedding_type": ("rotary",),
             "truncate_dim": (),
         },

@@ -176,6 +176,16 @@ class Prompts:
     passage: str = ""
     tasks: tuple[tuple[str, str], ...] = ()
 
+    def of_roles(self) -> dict[str, Any]:
+        """Return what they change of a card: a model's own files have the last word."""
+        if not self.query and not self.passage:
+            return {}
+        return {
+            "query_prompt": self.query,
+            "passage_prompt": self.passage,
+            "asymmetric": self.query != self.passage,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import os
 import queue
@@ -148,6 +149,11 @@ class RemoteEmbedder(EmbedBase, HybridBase, Managed):
             return known
         client = self._session().client
         if client.card is None and (client.width is None or client.model is None):
+            name, dialect = self.identify()
+            kinds = self.kinds if dialect == "tei" and self._on_bad_input == "raise" else ("dense",)
+            if kinds == ("sparse",):  # a SPLADE, which TEI embeds by no other route
+                shown = unknown_card(name, self.sparse_spec().dimensions)
+                return dataclasses.replace(shown, kinds=kinds, metric="dot")
             self.embed([], input_type="passage")  # asks for the width by one tiny request
         return client.card or unknown_card(client.model or "", client.width or 0)
 

@@ -23,7 +23,9 @@ from tests.engine.local.checkpoints import change_tensors, tiny_bert, write_json
 from tests.engine.local.families import load
 from tests.engine.local.oracles import oracle, token_ids, weights_of
 from tests.engine.local.sentence_folders import edit, transformer, width_of
-from tests.engine.local.tiny_encoders import tiny_modernbert
+from tests.engine.local.tiny_encoders import tiny_jina_colbert, tiny_modernbert
+from tokenizers import Tokenizer
+from transformers import AutoModel
 
 from nimbed import ModelCard
 from nimbed.errors import CheckpointError, ConfigurationError, TooLongError
@@ -234,6 +236,42 @@ def test_stanfords_folders_are_followed(tmp_path: Path, changes: Any) -> None:
         found = embedder.embed_multi(TEXTS, input_type=role, truncate="END")
         for mine, other in zip(found.rows(), expected, strict=True):
             np.testing.assert_allclose(mine, other, atol=1e-5, rtol=0)
+
+
+def test_jinas_colbert_is_followed_without_its_own_code(tmp_path: Path) -> None:
+    """By transformers' network of the same weights, and Stanford's formula in plain torch."""
+    folder = tiny_jina_colbert(tmp_path / "model")
+    embedder = load(folder)
+    assert (embedder.kinds, embedder.card.dimensions) == (("multi",), 16)
+    ids_of = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    weight = weights_of(folder)["linear.weight"]
+    model = AutoModel.from_pretrained(folder / "native").eval()
+    for role, marker, longest in (("query", "Query", 20), ("passage", "Document", 30)):
+        found = embedder.embed_multi(TEXTS, input_type=role, truncate="END")
+        for row, (begin, *words) in zip(found.rows(), token_ids(folder, TEXTS), strict=True):
+            words, end = words[:-1][: longest - 3], words[-1]
+            ids = [begin, ids_of[f"[{marker}Marker]"], *words, end]
+            if role == "query":
+                ids += [ids_of["<mask>"]] * (longest - len(ids))
+            with torch.no_grad():
+                states = model(torch.tensor([ids]))[0][0]
+            vectors = F.normalize(states @ weight.T, dim=1).numpy()
+            skipped = {ids_of.get(mark) for mark in string.punctuation if role == "passage"}
+            kept = [token not in skipped for token in ids]
+            np.testing.assert_allclose(row, vectors[kept], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rotary_emb_base": None}, "gives no rotary_emb_base"),
+        ({"lora_adaptations": ["a"]}, "without 'retrieval.passage'|load_trained_adapters False"),
+        ({"hidden_act": "relu"}, "gives hidden_act 'relu'"),
+    ],
+)
+def test_another_network_of_jinas_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load(tiny_jina_colbert(tmp_path / "model", **changes))
 
 
 def test_a_text_is_the_same_in_any_company_and_in_every_order(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import nimbed
 from nimbed.local import linear
 from nimbed.local.batching import padded_total
+from nimbed.local.device import Placement
 from nimbed.local.hub import locate
 
 MASKS = {
@@ -51,6 +52,8 @@ for dtype in ("float32", "bfloat16", "float16"):
 
 @pytest.mark.parametrize("instructions", MASKS)
 def test_vectors_hold_on_fewer_instructions(instructions: str, tmp_path: Path) -> None:
+    if instructions not in ("AVX2", torch.backends.cpu.get_cpu_capability()):
+        pytest.skip("no processor can pretend to have more instructions")
     folder = str(locate(None).folder)
     script = ALONE_AND_TOGETHER.format(texts=TEXTS, folder=folder, out=tmp_path)
     found = subprocess.run(
@@ -102,6 +105,47 @@ def test_rows_are_the_same_whatever_the_number_of_rows_does_to_a_kernel(
     assert torch.allclose(whole.float(), (x.double() @ weight.double()).float(), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("width", [384, 768])
+def test_rows_of_a_real_width_are_the_same_in_any_number(width: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(2 * width, width, generator=generator)
+    bias = torch.randn(2 * width, generator=generator) if biased else None
+    x = torch.randn(SIZES[-1], width, generator=generator)
+    product = linear.dense(weight, bias, Placement(torch.device("cpu"), torch.float32))
+    gate = linear.Affine(weight, bias)
+    gated = linear.gated(gate, gate, "gelu", Placement(torch.device("cpu"), torch.float32))
+    sums = torch.randn(SIZES[-1], 2 * width, generator=generator)
+    operations: list[Callable[[slice], Any]] = [
+        lambda rows: product(x[rows]),
+        lambda rows: product.gelu(x[rows]),
+        lambda rows: gated(x[rows]),
+        lambda rows: product.plus(x[rows], sums[rows].clone()),
+    ]
+    with torch.inference_mode():
+        for operation in operations:
+            whole = operation(slice(None))
+            for rows in SIZES[::3]:
+                for part in (slice(0, rows), slice(len(x) - rows, len(x))):
+                    assert torch.equal(operation(part), whole[part]), rows
+
+
+def test_mkl_multiplies_wide_float32_where_there_is_no_avx512(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kind(width: int, dtype: torch.dtype) -> str:
+        product = linear.dense(torch.randn(768, width), None, Placement(torch.device("cpu"), dtype))
+        return type(product).__name__
+
+    if not (torch.backends.mkl.is_available() and linear._onednn_takes(torch.float32)):
+        pytest.skip("this torch lacks one of the two")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert kind(768, torch.float32) == "_Plain"
+    assert kind(384, torch.float32) == "_Prepacked"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert kind(768, torch.float32) == "_Prepacked"
+
+
 def test_a_vector_does_not_follow_kernels_that_follow_the_number_of_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,6 +168,7 @@ def test_a_vector_does_not_follow_kernels_that_follow_the_number_of_rows(
 
     if not linear._onednn_takes(torch.float32):
         pytest.skip("this torch has no prepacked products")
+    monkeypatch.setattr(linear, "_mkl_is_faster", lambda *_: False)
     monkeypatch.setattr(linear, "_onednn_binary", as_on_amx)
     monkeypatch.setattr(linear, "has_amx", lambda: False)
     assert differs()  # what is planted matters

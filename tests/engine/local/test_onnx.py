@@ -325,6 +325,13 @@ def test_what_a_nomic_bert_may_have_beyond_the_graph_is_refused(facts, message, 
         load(folder, backend="onnxruntime").embed(["a"], input_type="query")
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "onnxruntime"])
+def test_int8_arithmetic_is_refused_with_its_reason(backend, tmp_path):
+    folder = FAMILIES["bert"](tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=r"'int8' is not offered: .*embedding_type='int8'"):
+        load(folder, dtype="int8", backend=backend)
+
+
 def test_an_unknown_backend_and_one_beside_a_server_are_refused():
     with pytest.raises(ConfigurationError, match="backend must be one of 'auto', 'torch'"):
         nimbed.load(backend="tensorflow")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from tests.engine.local.checkpoints import (
     INNER,
     LAYERS,
     WIDTH,
+    change_tensors,
     random_weights,
     sentence_transformers_files,
     write,
     write_json,
 )
+from tests.engine.local.sentence_folders import edit
 from tests.engine.local.tiny_tokenizers import bert_tokenizer, xlmr_tokenizer
 from tokenizers import Tokenizer
 
@@ -30,6 +33,7 @@ __all__ = [
     "tiny_distilbert",
     "tiny_gte",
     "tiny_jina_adapters",
+    "tiny_jina_colbert",
     "tiny_jina_v3",
     "tiny_modernbert",
     "tiny_mpnet",
@@ -168,6 +172,59 @@ def tiny_jina_adapters(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     path.write_text(json.dumps(modules), "utf-8")
     prompts = {"retrieval.query": "query: ", "retrieval.passage": "", "separation": ""}
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts})
+    return folder
+
+
+def tiny_jina_colbert(folder: Path, **changes: Any) -> Path:
+    """Write what jina-colbert-v2 is: Stanford's files over an XLM-R that turns its positions.
+
+    The folder ``native`` inside has the same network as transformers names it.
+    """
+    native = tiny_jina_v3(folder / "native")
+    tokenizer = Tokenizer.from_file(str(native / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[QueryMarker]", "[DocumentMarker]"])
+    tokenizer.save(str(native / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    edit(native / "config.json", lambda config: {**config, "vocab_size": size})
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        name = "embeddings.word_embeddings.weight"
+        width = tensors[name].shape[1]
+        more = random_weights({name: (size - len(tensors[name]), width)}, seed=3)
+        tensors[name] = torch.cat([tensors[name], more[name]])
+
+    def project(tensors: dict[str, torch.Tensor]) -> None:
+        width = tensors["embeddings.word_embeddings.weight"].shape[1]
+        for name in list(tensors):
+            tensors[f"roberta.{name}"] = tensors.pop(name)
+        tensors["linear.weight"] = torch.randn(
+            16, width, generator=torch.Generator().manual_seed(2)
+        )
+
+    change_tensors(native, widen)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        if (native / file).is_file():
+            shutil.copy(native / file, folder / file)
+    change_tensors(folder, project)
+
+    def renamed(config: dict[str, Any]) -> dict[str, Any]:
+        rope = config.pop("rope_parameters")
+        said = {
+            "architectures": ["HF_ColBERT"], "model_type": "xlm-roberta", "lora_rank": 4,
+            "position_embedding_type": "rotary", "rotary_emb_base": rope["rope_theta"],
+            "lora_adaptations": None, "lora_alpha": 1, "lora_dropout_p": 0.0, "emb_pooler": None,
+            "lora_main_params_trainable": False, "load_trained_adapters": False,
+            "use_flash_attn": True, "truncate_dim": None,
+        }  # fmt: skip
+        return {**config, **said, **changes}
+
+    edit(folder / "config.json", renamed)
+    settings = {
+        "query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]", "dim": 16,
+        "query_maxlen": 20, "doc_maxlen": 30, "attend_to_mask_tokens": True, "similarity": "cosine",
+        "mask_punctuation": True, "interaction": "colbert",
+    }  # fmt: skip
+    write_json(folder / "artifact.metadata", settings)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import shutil
 import traceback
 from pathlib import Path
@@ -40,6 +41,41 @@ def test_a_wrong_dsn_is_a_sentence_without_the_password(
     assert SECRET not in caplog.text
     assert SECRET.encode() not in pickle.dumps(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("scheme", "more"),
+    [
+        ("postgresql+psycopg", ""),
+        ("postgres+asyncpg", "&ssl=disable&prepared_statement_cache_size=0"),
+        ("postgresql", "&pgbouncer=true&connection_limit=1&pool_timeout=0"),
+        ("jdbc:postgresql", "&user=postgres&prepareThreshold=0"),
+    ],
+)
+def test_urls_of_other_tools_are_read(dsn: str, scheme: str, more: str) -> None:
+    address = dsn.partition("://")[2]
+    if "user=" in more:
+        address = address.partition("@")[2]
+    with connect(f"{scheme}://{address}{more}") as connection:
+        assert connection.info.user == "postgres"
+        assert connection.info.dbname == dsn.partition("@/")[2].partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?schema=public", "schema is another tool's; .* as in SCHEMA.TABLE"),
+        ("?sslmode=disable&sockettimeout=3", "a parameter 'sockettimeout' that PostgreSQL's own"),
+        (f"?user=a&password=b&{SECRET}", "a parameter that PostgreSQL's own"),
+    ],
+)
+def test_what_a_url_has_for_other_tools_is_named_and_a_password_is_not(
+    query: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        connect(f"postgresql://127.0.0.1:1/db{query}")
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.postgres
@@ -97,12 +133,23 @@ def test_a_role_without_rights_is_told(dsn: str, connection: psycopg.Connection)
     connection.execute("DROP ROLE IF EXISTS nimbed_guest")
     connection.execute("CREATE ROLE nimbed_guest LOGIN")
     try:
-        with (
-            connect(dsn.replace("postgres:@", "nimbed_guest:@")) as guest,
-            pytest.raises(ConfigurationError, match="may not do this.*permission denied"),
-        ):
-            VectorTable(guest, "t", FakeEmbedder()).load([("a", "one")])
+        with connect(dsn.replace("postgres:@", "nimbed_guest:@")) as guest:
+            with pytest.raises(ConfigurationError, match="may not do this.*permission denied"):
+                VectorTable(guest, "t", FakeEmbedder()).load([("a", "one")])
+            VectorTable(connection, "t", FakeEmbedder()).load([("a", "one")])
+            theirs = VectorTable(guest, "t", FakeEmbedder())
+            with pytest.raises(ConfigurationError, match="to search needs GRANT SELECT") as told:
+                theirs.search("what?")
+            search, load = str(told.value).split("; to load, ")
+            for grants, done in (
+                (search.partition("needs ")[2], lambda: theirs.search("what?")),
+                (load.partition(", once")[0], lambda: theirs.load([("a", "changed"), ("b", "n")])),
+            ):
+                for each in re.split(r", (?=GRANT)| and (?=GRANT)", grants):
+                    connection.execute(f"{each} TO nimbed_guest")
+                assert done()
     finally:
+        connection.execute("DROP OWNED BY nimbed_guest")
         connection.execute("DROP ROLE nimbed_guest")
 
 
@@ -150,6 +197,12 @@ def test_text_arrives_whatever_encoding_the_client_was_told(
         items = [("ä", "Übergröße", {"ö": "é"}), ("日本", "語 🎉", {"k": "ñ"})]
         table.load(items)
         table.load([("ä", "Übergrößen", {"ö": "é"})])
+        with pytest.raises(ConfigurationError, match="LATIN1.*connect with client_encoding=UTF8"):
+            table.search("what?", 2)
+    with connect(f"{dsn}&client_encoding=LATIN1") as connection:
+        table = VectorTable(connection, "t", FakeEmbedder())
+        assert {hit.id for hit in table.search("what?", 2)} == {"ä", "日本"}
+        assert table.audit().ok
     monkeypatch.delenv("PGCLIENTENCODING")
     with psycopg.connect(dsn) as connection:
         found = connection.execute("SELECT id, text, metadata FROM t ORDER BY length(text)")

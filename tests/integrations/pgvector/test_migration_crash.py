@@ -9,13 +9,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from tests.integrations.pgvector.crash_migrator import (
+    MEANWHILE,
     OTHER,
+    load_meanwhile,
     migrate_slowly,
     roll_back_slowly,
     roll_forth_slowly,
@@ -145,21 +148,37 @@ def migrate_under_fire(dsn: str, *, rows: int, kills: int) -> None:
         assert traffic.faults == []
         assert traffic.spaces == set(CARDS)
         assert killed >= kills
-        model = VectorTable(connection, "t").spec.model
-        assert model == OTHER.id
-        (column,) = connection.execute(
-            "SELECT attname FROM pg_attribute WHERE attrelid = 't'::regclass"
-            " AND col_description(attrelid, attnum) LIKE 'nimbed {%'"
-        ).fetchall()[0]
-        held = connection.execute(f"SELECT id, text, vector_send({column}) FROM t").fetchall()
-        assert {name: text for name, text, _ in held} == traffic.texts
-        assert len(held) == len(traffic.texts)
-        for _, text, raw in held:
-            np.testing.assert_array_equal(decoded(raw, "vector"), vector(model, text))
+        only_the_new_space(connection, traffic.texts)
+
+
+def only_the_new_space(connection: psycopg.Connection, texts: dict[str, str]) -> None:
+    """The table holds these texts and no others, each with the new model's vector of it."""
+    assert VectorTable(connection, "t").spec.model == OTHER.id
+    (column,) = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 't'::regclass"
+        " AND col_description(attrelid, attnum) LIKE 'nimbed {%'"
+    ).fetchall()[0]
+    held = connection.execute(f"SELECT id, text, vector_send({column}) FROM t").fetchall()
+    assert {name: text for name, text, _ in held} == texts
+    assert len(held) == len(texts)
+    for _, text, raw in held:
+        np.testing.assert_array_equal(decoded(raw, "vector"), vector(OTHER.id, text))
 
 
 def test_a_migration_killed_under_readers_and_writers_mixes_and_loses_nothing(dsn: str) -> None:
     migrate_under_fire(dsn, rows=1000, kills=5)
+
+
+def test_loads_and_a_migration_that_are_killed_side_by_side_lose_nothing(dsn: str) -> None:
+    """The loader knows the old model alone: what it writes is embedded by the migration."""
+    texts = {f"p{n}": f"passage number {n}" for n in range(1000)}
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        VectorTable(connection, "t", FakeEmbedder()).load(list(texts.items()))
+        with ThreadPoolExecutor(1) as beside:
+            loading = beside.submit(killed_again_and_again, load_meanwhile, dsn, 3, 0.25)
+            killed = killed_again_and_again(migrate_slowly, dsn, 4, 0.3)
+            assert (killed, loading.result()) == (4, 3)
+        only_the_new_space(connection, texts | dict(MEANWHILE))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tests.integrations.pgvector.crash_migrator import OTHER
 
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError, ConfigurationError, NimbedError
+from nimbed.fake import FAKE_CARD
 from nimbed.rows import Row
 from nimbed_pgvector import AsyncVectorTable, SyncedTable, VectorTable, connect
 from nimbed_pgvector.query_rows import query_rows
@@ -73,8 +75,63 @@ def test_pgvector_may_lie_in_a_schema_off_the_search_path(
         assert again.search("passage number 7", 1, filter="id <> 'p8'")[0].id is not None
     report = VectorTable(connection, "t", FakeEmbedder()).load(changed(ITEMS[:10]) + ITEMS[10:220])
     assert (report.loaded, report.unchanged) == (30, 190)
+    assert not table.index(words="english")
+    assert len(table.search("passage number 7", 5, hybrid="english")) == 5
+    assert table.migrate(FakeEmbedder(OTHER)).state == "switched"
     assert not table.index()
+    assert len(table.search("what?", 5)) == 5
+    assert table.rollback(FakeEmbedder()).state == "rolled back"
+    assert table.finish().state == "finished"
     assert connection.execute("SHOW search_path").fetchall() == [('"$user", public',)]
+
+
+PARTED = "CREATE TABLE {0} {1}; CREATE TABLE {0}_0 PARTITION OF {0} FOR VALUES WITH (MODULUS 2,"
+PARTED += " REMAINDER 0); CREATE TABLE {0}_1 PARTITION OF {0} FOR VALUES WITH (MODULUS 2, REMAINDER"
+PARTED += " 1)"
+
+
+def test_a_table_in_partitions_is_loaded_searched_and_migrated(
+    connection: psycopg.Connection,
+) -> None:
+    VectorTable(connection, "whole", FakeEmbedder()).load(ITEMS[:1])
+    connection.execute(PARTED.format("t", "(LIKE whole INCLUDING ALL) PARTITION BY HASH (id)"))
+    table = VectorTable(connection, "t", FakeEmbedder())
+    assert table.load(ITEMS[:300]).loaded == 300
+    assert table.index(words="english")
+    report = table.load(changed(ITEMS[:10]) + ITEMS[10:320])
+    assert (report.loaded, report.unchanged) == (30, 290)
+    assert [hit.id for hit in table.search("what?", 5, filter="id = 'p7'")] == ["p7"]
+    assert len(table.search("passage number 7", 5, hybrid="english")) == 5
+    assert table.audit().ok
+    assert table.migrate(FakeEmbedder(OTHER)).report.loaded == 320
+    assert not table.index()
+    assert table.rollback(FakeEmbedder()).state == "rolled back"
+    assert table.finish().state == "finished"
+
+
+@pytest.mark.parametrize("column", [None, "embedding"], ids=["beside", "column"])
+def test_a_table_in_partitions_is_kept_in_step(
+    connection: psycopg.Connection, column: str | None
+) -> None:
+    kind = "(id int PRIMARY KEY, body text) PARTITION BY HASH (id)"
+    connection.execute(PARTED.format("articles", kind))
+    rows = "INSERT INTO articles SELECT n, 'body ' || n FROM generate_series(1, 100) n"
+    connection.execute(rows)
+    table = SyncedTable(connection, "articles", FakeEmbedder(), text_fields=["body"], column=column)
+    table.prepare()
+    assert table.run().loaded == 100
+    assert table.index()
+    connection.execute("UPDATE articles SET body = 'mended' WHERE id < 11")
+    connection.execute("DELETE FROM articles WHERE id > 90")
+    connection.execute("UPDATE articles SET id = 1000 + id WHERE id BETWEEN 50 AND 59")
+    table.run()
+    view = VectorTable(connection, table.view, FakeEmbedder())
+    for _ in range(2):
+        texts = {hit.id: hit.text for hit in view.search("what?", 200)}
+        assert texts == dict(connection.execute("SELECT id::text, body FROM articles").fetchall())
+        assert view.audit().ok
+        if view.spec.model != OTHER.id:
+            view.migrate(FakeEmbedder(OTHER))
 
 
 def test_a_column_of_somebody_elses_is_left_to_its_default(connection: psycopg.Connection) -> None:
@@ -117,6 +174,54 @@ def test_a_role_under_row_level_security_loads_changes_and_searches(
         connection.execute("DROP ROLE nimbed_tenant")
 
 
+@pytest.mark.parametrize("column", [None, "embedding"], ids=["beside", "column"])
+def test_policies_of_a_synced_table_hold_for_who_searches_its_view(
+    connection: psycopg.Connection, dsn: str, column: str | None
+) -> None:
+    connection.execute("CREATE TABLE articles (id int PRIMARY KEY, body text, tenant text)")
+    connection.execute(
+        "INSERT INTO articles SELECT n, 'body ' || n, CASE WHEN n % 10 = 0 THEN 'a' ELSE 'b' END"
+        " FROM generate_series(1, 400) n"
+    )
+    for role in ("nimbed_tenant", "nimbed_worker"):
+        connection.execute(f"DROP ROLE IF EXISTS {role}")
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        connection.execute("ALTER TABLE articles ENABLE ROW LEVEL SECURITY")
+        connection.execute("CREATE POLICY own ON articles TO PUBLIC USING (tenant = 'a')")
+        made: dict[str, Any] = {"text_fields": ["body"], "column": column}
+        table = SyncedTable(connection, "articles", FakeEmbedder(), **made)
+        table.prepare()
+        granted = table.grants(worker="nimbed_worker", reader="nimbed_tenant")
+        for line in granted:
+            if "BYPASSRLS" not in line:
+                connection.execute(line)
+        with connect(dsn.replace("postgres:@", "nimbed_worker:@")) as theirs:
+            worker = SyncedTable(theirs, "articles", FakeEmbedder(), **made)
+            with pytest.raises(ConfigurationError, match="policies may hide rows.*BYPASSRLS"):
+                worker.run()
+        connection.execute(next(line for line in granted if "BYPASSRLS" in line))
+        with connect(dsn.replace("postgres:@", "nimbed_worker:@")) as theirs:
+            worker = SyncedTable(theirs, "articles", FakeEmbedder(), **made)
+            assert worker.run().loaded == 400
+        table.index()
+        everybody = VectorTable(connection, table.view, FakeEmbedder())
+        assert len(everybody.search("what?", 400)) == 400
+        with connect(dsn.replace("postgres:@", "nimbed_tenant:@")) as theirs:
+            hits = VectorTable(theirs, table.view, FakeEmbedder()).search("what?", 400)
+            assert {hit.id for hit in hits} == {str(n) for n in range(10, 401, 10)}
+            stored = "articles" if column else "articles_embedding_store"
+            counted = theirs.execute(f"SELECT count(*) FROM {stored}").fetchall()
+            assert counted == [(40,)]
+            everybody.migrate(FakeEmbedder(OTHER))
+            now = VectorTable(theirs, table.view, FakeEmbedder(OTHER))
+            assert len(now.search("what?", 400)) == 40
+    finally:
+        for role in ("nimbed_tenant", "nimbed_worker"):
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+
+
 def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     connection: psycopg.Connection,
 ) -> None:
@@ -126,6 +231,11 @@ def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     table.load(ITEMS)
     table.load(changed(ITEMS))
     assert table.index()
+    assert table.migrate(FakeEmbedder(OTHER), keep_index=False).state == "switched"
+    assert table.rollback(FakeEmbedder()).state == "rolled back"
+    assert table.finish().state == "finished"
+    assert table.relabel(FakeEmbedder(dataclasses.replace(FAKE_CARD, id="copy"))).ok
+    table = VectorTable(connection, "t", FakeEmbedder(dataclasses.replace(FAKE_CARD, id="copy")))
     with pytest.raises(BackendError, match=r"statement_timeout is too short.*ALTER ROLE"):
         table.search("what?", filter="pg_sleep(1) IS NOT NULL")
     assert connection.execute("SHOW statement_timeout").fetchall() == [("30ms",)]

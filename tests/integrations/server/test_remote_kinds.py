@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("torch")
 from tests.engine.local.checkpoints import tiny_m3
 from tests.engine.local.families import TEXTS, load
 from tests.engine.local.sentence_folders import edit
+from tests.engine.remote import double
 
 import nimbed
 from nimbed import FakeEmbedder, MultiVectorBatch, SparseBatch
@@ -113,3 +115,43 @@ def test_a_server_in_front_of_another_gives_the_kinds_of_that(served):
     assert found.sparse.spec == exact.sparse.spec
     assert found.sparse.dicts() == exact.sparse.dicts()
     np.testing.assert_array_equal(found.multi.vectors, exact.multi.vectors)
+
+
+def test_a_server_in_front_of_a_tei_hands_on_a_splade_that_nobody_knows():
+    """text-embeddings-inference gives it by /embed_sparse alone; no catalogue has its name."""
+    plain = replace(FAKE_CARD, query_prompt="", passage_prompt="", asymmetric=False)
+    exact = FakeEmbedder(plain).embed_sparse(TEXTS, input_type="query")
+
+    def answered(request: double.Request) -> double.Response:
+        if request.path == "/info":
+            pooled = {"embedding": {"pooling": "splade"}}
+            return double.as_json({"model_id": "somebodys/splade", "model_type": pooled})
+        if request.path != "/embed_sparse":
+            return double.as_json({"error": "no dense model", "error_type": "Backend"}, 424)
+        by_text = dict(zip([*TEXTS, "warm up"], [*exact.dicts(), {3: 0.5}], strict=True))
+        rows = [by_text[text] for text in request.json["inputs"]]
+        return double.as_json([[{"index": i, "value": w} for i, w in r.items()] for r in rows])
+
+    behind = double.Double(answered)
+    try:
+        upstream = nimbed.load("somebodys/splade", base_url=behind.url, dialect="tei")
+        assert upstream.kinds == upstream.card.kinds == ("sparse",)
+        assert upstream.card.id == "somebodys/splade"
+        with pytest.warns(UserWarning, match="without a role prompt"):
+            upstream.embed_sparse(TEXTS[:1], input_type="query")
+        with running({"s": upstream}, Settings(port=0)) as front:
+            answer = front.client.post("/embed_sparse", json={"inputs": TEXTS, "truncate": False})
+            assert answer.status_code == 200, answer.text
+            with nimbed.load("s", base_url=front.url) as there:
+                assert there.kinds == ("sparse",)
+                found = there.embed_sparse(TEXTS, input_type="query")
+            body = {"model": "s", "input": TEXTS, "input_type": "query"}
+            refused = front.client.post("/v1/embeddings", json=body)
+    finally:
+        behind.stop()
+    rows = [{each["index"]: each["value"] for each in row} for row in answer.json()]
+    assert rows == [pytest.approx(row) for row in exact.dicts()]
+    assert found.dicts() == exact.dicts()
+    assert found.spec.model == "somebodys/splade"
+    assert refused.status_code == 400
+    assert "gives sparse vectors alone" in refused.text

@@ -28,7 +28,7 @@ from weaviate.proto.v1 import (
     weaviate_pb2_grpc,
 )
 
-from .searching import Object, asked_vector, distance, floats, matches, result
+from .searching import Object, asked_vector, distance, floats, matches, result, vector_in
 from .stored import not_allowed, stored, stored_property, type_of
 
 MODULES = (
@@ -152,7 +152,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
 
     def _store(self, each: Any) -> str | None:
         properties = _properties(each.properties)
-        vectors = {one.name: floats(one.vector_bytes) for one in each.vectors}
+        vectors = {one.name: vector_in(one) for one in each.vectors}
         if each.vector_bytes:
             vectors["default"] = floats(each.vector_bytes)
         fault = self.refuse(properties) or self._vectorize(each.collection, properties, vectors)

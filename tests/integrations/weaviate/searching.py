@@ -42,6 +42,8 @@ def matches(filters: Any, uuid: str, properties: dict[str, Any]) -> bool:
 
 def distance(metric: str, a: np.ndarray, b: np.ndarray) -> float:
     """Return what Weaviate's distancer gives."""
+    if a.ndim == 2:  # multi-vectors, by dot product whatever the metric
+        return -float((a @ b.T).max(1).sum())
     if metric == "hamming":
         return float((a != b).sum())
     if metric == "l2-squared":
@@ -54,14 +56,22 @@ def floats(data: bytes) -> list[float]:
     return np.frombuffer(data, "<f4").tolist()
 
 
+def vector_in(sent: Any) -> list[Any]:
+    """Return a vector as it came, or the vectors of a multi-vector, before which their size is."""
+    if sent.type != base_pb2.Vectors.VECTOR_TYPE_MULTI_FP32:
+        return floats(sent.vector_bytes)
+    (size,) = struct.unpack_from("<H", sent.vector_bytes)
+    return np.frombuffer(sent.vector_bytes, "<f4", offset=2).reshape(-1, size).tolist()
+
+
 def asked_vector(near: Any) -> tuple[str, np.ndarray]:
     """Return the target and the numbers of a near_vector, however the client sends them."""
     targets = list(near.targets.target_vectors) or list(near.target_vectors)
     for each in near.vector_for_targets:
-        data = each.vector_bytes or each.vectors[0].vector_bytes
-        return each.name, np.array(floats(data))
-    data = near.vector_bytes or near.vectors[0].vector_bytes
-    return (targets or ["default"])[0], np.array(floats(data))
+        asked = floats(each.vector_bytes) if each.vector_bytes else vector_in(each.vectors[0])
+        return each.name, np.array(asked)
+    asked = floats(near.vector_bytes) if near.vector_bytes else vector_in(near.vectors[0])
+    return (targets or ["default"])[0], np.array(asked)
 
 
 def value_of(value: Any) -> Any:

@@ -177,6 +177,24 @@ def test_a_vector_is_added_and_filled_beside_the_others(double: Double, typed: T
     )
 
 
+def test_multi_vectors_are_loaded_beside_the_others(double: Double, typed: Typed) -> None:
+    words = (double.url, written("rows.jsonl", rows(5)), "--collection", "Docs", "--id-field", "id")
+    done = typed("load", *words, "--kinds", "dense,multi")
+    assert "5 new, 0 changed" in done.stderr, done.exception
+    for _, vectors in double.objects["Docs"].values():
+        assert (np.shape(vectors["default"]), np.shape(vectors["multi"])[1]) == ((64,), 64)
+    assert "5 unchanged" in typed("load", *words, "--kinds", "dense,multi").stderr
+    asked = ("search", double.url, "which?", "--collection", "Docs", "--json", "--vector")
+    for name in ("default", "multi"):
+        assert len(typed(*asked, name).stdout.splitlines()) == 5
+    alone = (*words[:2], "--collection", "Tokens", "--id-field", "id", "--kinds", "multi")
+    assert "5 new" in typed("load", *alone).stderr
+    assert all(set(vectors) == {"multi"} for _, vectors in double.objects["Tokens"].values())
+    told = str(typed("load", *words, "--kinds", "dense,sparse").exception)
+    assert "Weaviate stores no sparse vectors; its keyword search (BM25)" in told
+    assert "kinds must be one of" in str(typed("load", *words, "--kinds", "thick").exception)
+
+
 def test_a_collection_is_migrated_step_by_step(
     double: Double, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

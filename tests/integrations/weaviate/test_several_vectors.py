@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weaviate.classes.config import Configure, DataType, Property
+from weaviate.classes.config import DataType, Property
 from weaviate.util import generate_uuid5
 
 import nimbed_weaviate
@@ -49,14 +49,6 @@ def vectors_of(texts: list[str], card: Any = FAKE_CARD) -> Any:
 def two(make: Make) -> Any:
     a, b = FakeEmbedder().spec(), FakeEmbedder(OTHER).spec()
     return make("Two", [self_provided(a, name="a"), self_provided(b, name="b")])
-
-
-def test_an_import_does_not_fill_multi_vectors(make: Make) -> None:
-    tokens = Configure.MultiVectors.self_provided(name="tokens")
-    collection = make("Tokens", [self_provided(FakeEmbedder().spec(), name="a"), tokens])
-    with pytest.raises(ConfigurationError, match="'tokens' .* holds multi-vectors.*encode"):
-        batch_import(collection, rows(2), FakeEmbedder(), vector="tokens")
-    assert batch_import(collection, rows(2), FakeEmbedder(), vector="a").loaded == 2
 
 
 def test_one_is_filled_and_the_other_stays(double: Double, two: Any, checked: Check) -> None:

@@ -223,7 +223,10 @@ def nomic_bert(config: dict[str, Any], tensors: Tensors, placement: Placement) -
 
 
 def jina_v3(config: dict[str, Any], tensors: Tensors, placement: Placement) -> RotaryBert:
-    """Read the encoder of jina-embeddings-v3, with the adapter that ``adapter`` names, if any."""
+    """Read the encoder of jina-embeddings-v3 and jina-colbert-v2.
+
+    With the adapter that ``adapter`` names, if any.
+    """
     adapters = config.get("lora_adaptations")
     if adapters:
         scale = real(config, "lora_alpha", default=1) / whole(config, "lora_rank", default=4)

@@ -225,7 +225,7 @@ class _Network:
 
     def _positions(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         if self._padding is None:
-            return np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+            return np.arange(ids.shape[1], dtype=np.int32)[None].repeat(len(ids), 0)
         # fairseq's: a text may hold the padding id, which takes its own number as its position.
         counted = (ids != self._padding).astype(np.int32)
         positions: NDArray[np.int32] = np.cumsum(counted, 1, np.int32) * counted + self._padding
