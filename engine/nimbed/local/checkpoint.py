@@ -187,8 +187,7 @@ def read_checkpoint(
         architecture = "jina_v3"  # the same network without adapters, as jina-colbert-v2 has it
         if config.get("rotary_emb_base") is None:
             raise CheckpointError(
-                f"{folder / 'config.json'} turns positions (position_embedding_type 'rotary') and "
-                f"gives no rotary_emb_base, of which there are several; add its publisher's"
+                f"{folder / 'config.json'} turns positions, and gives no rotary_emb_base; add it"
             )
     if architecture is None:
         raise CheckpointError(
@@ -416,10 +415,8 @@ def _adapter(
     """
     adapters = config["lora_adaptations"]
     if config.get("load_trained_adapters") is False:
-        raise CheckpointError(
-            f"{folder / 'config.json'} gives load_trained_adapters False beside lora_adaptations; "
-            f"nimbed knows only True or null there"
-        )
+        where = folder / "config.json"
+        raise CheckpointError(f"{where} gives load_trained_adapters False with lora_adaptations")
     asked = prompt_name or role or "passage"
     name = f"retrieval.{asked}" if asked in get_args(InputType) else asked
     if not isinstance(adapters, list) or name not in adapters:
@@ -451,9 +448,7 @@ def _check_layers(
         )
 
 
-def _check_told(
-    pipeline: Pipeline, config: dict[str, Any], architecture: str, told: ModelCard
-) -> None:
+def _check_told(pipeline: Pipeline, config: Any, architecture: str, told: ModelCard) -> None:
     """Refuse a configuration that cannot be of the model that the caller says it is."""
     folder = pipeline.weights
     language = config.get("text_config", config.get("llm_config", config))
