@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Router
+from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tests.engine.local.checkpoints import tiny_bert
 from tests.engine.local.sentence_folders import (
@@ -57,7 +57,6 @@ def plans(draw):
         "layers": draw(st.lists(st.sampled_from(["dense", "norm", "dropout"]), max_size=3)),
         "dense": draw(st.tuples(st.sampled_from([8, 12]), st.booleans(), st.booleans())),
         "activation": draw(st.sampled_from(ACTIVATIONS)),
-        "routed": draw(st.sampled_from([False, False, True])),
         "normalize": draw(st.booleans()),
         "prompts": draw(
             st.sampled_from([{}, {"query": "ask: "}, {"query": "ask: ", "document": "keep the: "}])
@@ -87,8 +86,6 @@ def build(network, folder: Path, plan) -> SentenceTransformer:
             size = after
         else:
             modules.append(LayerNorm(size) if kind == "norm" else Dropout(0.2))
-    if plan["routed"]:
-        modules.append(Router.for_query_document([Dense(size, 8)], [Dropout(0.1), Dense(size, 8)]))
     modules.extend([Normalize()] if plan["normalize"] else [])
     options = {
         "prompts": plan["prompts"],
