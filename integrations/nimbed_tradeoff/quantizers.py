@@ -244,7 +244,7 @@ def pq(passages: Floats) -> Quantizer:
             # A cluster that stays empty is a centroid that nothing uses.
             warnings.filterwarnings("ignore", message="One of the clusters is empty")
             centroids, _ = kmeans2(
-                some[:, part], _CENTROIDS, iter=_ITERATIONS, minit="points", seed=rng
+                some[:, part], _CENTROIDS, iter=_ITERATIONS, minit="points", rng=rng
             )
         codes, _ = vq(passages[:, part], centroids)
         decoded[:, part] = centroids[codes]
