@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ from tests.integrations.pgvector import crash_loader
 
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError
-from nimbed_pgvector import VectorTable
+from nimbed_pgvector import VectorTable, connect
 
 pytestmark = pytest.mark.postgres
 # A killed loader is followed by the next one in milliseconds: its modules are imported already.
@@ -79,7 +80,7 @@ def kill_and_rerun(
 ) -> None:
     chance = random.Random(7)
     arguments = (dsn, str(file), chunk)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection, searched(dsn):
         killed, stored = 0, 0
         while killed < kills:
             loader = PROCESSES.Process(target=load, args=arguments)
@@ -100,6 +101,36 @@ def kill_and_rerun(
         loader.join()
         assert loader.exitcode == 0
         assert check(connection, count, complete=True) == count
+
+
+@contextlib.contextmanager
+def searched(dsn: str) -> Iterator[None]:
+    """Search the table all the while; every hit must have the text of its id."""
+    over, answers = threading.Event(), 0
+    faults: list[object] = []
+
+    def search() -> None:
+        nonlocal answers
+        try:
+            with connect(dsn) as connection:
+                while not over.wait(0.01):
+                    if not rows_of(connection):
+                        continue
+                    hits = VectorTable(connection, "t", FakeEmbedder()).search("passage number", 5)
+                    faults.extend(hit for hit in hits if hit.text != f"passage number {hit.id[1:]}")
+                    answers += len(hits) > 0
+        except Exception as error:  # raised below, in the test's own thread
+            faults.append(error)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert faults == []
+    assert answers > 0
 
 
 def rows_of(connection: psycopg.Connection) -> int:
