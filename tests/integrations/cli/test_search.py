@@ -25,7 +25,10 @@ HITS = [
 def table_of_hits(fake_model, monkeypatch):
     class Table:
         def __init__(self, connection, name, embedder=None):
-            self.spec = type("Spec", (), {"model": "some/model", "revision": "abc"})
+            pass
+
+        def find_spec(self):
+            return type("Spec", (), {"model": "some/model", "revision": "abc"})
 
         def search(self, question, k, *, filter, candidates, group, after, hybrid, **fused):
             assert fused == {"kinds": None, "fusion": "rrf", "weights": None}
