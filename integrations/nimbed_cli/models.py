@@ -219,10 +219,11 @@ def _print_card(card: ModelCard, steps: list[str] | None) -> None:
         inner, total = card.parameters
         parameters = f"{total:,} million ({inner:,} without embeddings)"
     pooling = card.pooling if isinstance(card.pooling, str) else ", ".join(card.pooling)
+    unknown = "no public checkpoint is known" if steps is None else "the files that this describes"
     facts = {
         "model": card.id,
         "also called": ", ".join(card.aliases),
-        "weights": card.weights or "no public checkpoint is known",
+        "weights": card.weights or unknown,
         "vectors": ", ".join(card.kinds),
         "dimensions": ", ".join(map(str, card.sizes)),
         "longest input": f"{card.max_tokens:,} tokens",

@@ -173,6 +173,7 @@ def test_a_folder_is_described_from_its_json_files_alone(nimbed_command, folder)
     assert facts["pipeline"] == ["Transformer", "Pooling by cls", "unit length"]
     shown = nimbed_command("models", str(folder), "--check").out
     assert "can be loaded" in shown
+    assert "the files that this describes" in shown
     assert "sort 's: '" in shown
 
 
