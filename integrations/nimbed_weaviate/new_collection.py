@@ -270,7 +270,6 @@ class CollectionCopy:
         spec: Its contract; None where a module makes it, or nobody knows.
         without: The source's vector that the target has not.
         text: Makes the text of an object's properties.
-        module: What makes the target's vector.
     """
 
     def __init__(

@@ -128,6 +128,7 @@ class TextTokenizer:
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
         skip_head: Whether the special tokens before a prompt are left out with it.
         changes: What other files change of tokenizer.json.
+        markers: What stands before texts, each read as one token where the vocabulary has it.
         bare: Whether tokenizer.json puts its special tokens around no text.
     """
 
