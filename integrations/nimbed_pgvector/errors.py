@@ -6,7 +6,7 @@ No connection string gets into a message.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import psycopg
@@ -144,21 +144,21 @@ def _keeps_its_server(connection: psycopg.Connection) -> bool:
 
 
 @contextmanager
-def translate_errors(doing: str, *, rights: str = "") -> Generator[None]:
-    """Turn whatever psycopg raises inside into an error of nimbed; ``rights`` are the least."""
+def translate_errors(doing: str, *, rights: Callable[[], str] | None = None) -> Generator[None]:
+    """Turn whatever psycopg raises inside into an error of nimbed; ``rights`` says the least."""
     try:
         yield
     except psycopg.Error as error:
         raise _translated(error, doing, rights) from error
 
 
-def _translated(error: psycopg.Error, doing: str, rights: str) -> NimbedError:
+def _translated(error: psycopg.Error, doing: str, rights: Callable[[], str] | None) -> NimbedError:
     """Return the error of nimbed that says what an error of psycopg means."""
     said = _first_line(error)
     if isinstance(error, errors.DiskFull):
         return BackendError(f"the server's disk is full while {doing}; make room: {_SAFE} ({said})")
     if isinstance(error, errors.InsufficientPrivilege):
-        needs = f"; {rights}" if rights else ""
+        needs = "" if rights is None else f"; {rights()}"
         return ConfigurationError(f"the database role may not do this while {doing}: {said}{needs}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ConfigurationError(

@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -27,14 +27,7 @@ from nimbed.stores.kinds import MULTI_VECTORS
 from nimbed_pgvector.columns import Also, Layout, float_twin
 from nimbed_pgvector.errors import translate_errors
 from nimbed_pgvector.index import IndexProgress, watching
-from nimbed_pgvector.schema import (
-    Table,
-    beside,
-    check_embedder,
-    existing,
-    find,
-    identifier,
-)
+from nimbed_pgvector.schema import Table, check_embedder, existing, find, identifier, least_rights
 from nimbed_pgvector.sparse import MOST_INDEXED, sparse_spec_of
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,
@@ -340,17 +333,12 @@ class TableOperations(Generic[S]):
         return self._fitting
 
 
-def _least_rights(name: str) -> str:
-    """Return the statements that let a role search a table, and load into it."""
-    table, spec, ledger = (
-        each.as_string(None)
-        for each in (identifier(name), beside(name, "nimbed_spec"), beside(name, "nimbed_ledger"))
-    )
-    return (
-        f"to search needs GRANT SELECT ON {table}, {spec}; to load, GRANT SELECT, INSERT, UPDATE "
-        f"ON {table}, GRANT SELECT ON {spec} and GRANT SELECT, INSERT ON {ledger}, once the table "
-        f"is made"
-    )
+def _telling(runner: SyncRunner | AsyncRunner, doing: str) -> AbstractContextManager[None]:
+    """Return what turns an operation's faults into errors that say what it did, and needs."""
+    rights = None
+    if isinstance(runner, TableOperations):
+        rights = functools.partial(least_rights, runner._name)
+    return translate_errors(f"{doing} the table {runner._name}", rights=rights)
 
 
 class SyncRunner:
@@ -383,8 +371,7 @@ class SyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
-        with translate_errors(f"{doing} the table {self._name}", rights=rights):
+        with _telling(self, doing):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)
@@ -429,8 +416,7 @@ class AsyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        rights = _least_rights(self._name) if isinstance(self, TableOperations) else ""
-        with translate_errors(f"{doing} the table {self._name}", rights=rights):
+        with _telling(self, doing):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)

@@ -34,6 +34,7 @@ __all__ = [
     "existing",
     "find",
     "identifier",
+    "least_rights",
     "lock_own_tables",
     "prepare_table",
     "same_table",
@@ -250,6 +251,19 @@ def lock_own_tables() -> Procedure[str]:
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock(hashtext('nimbed'))"))
     yield from _require_utf8()
     return (yield from _extension())[1]
+
+
+def least_rights(name: str) -> str:
+    """Return the statements that let a role search a table, and load into it."""
+    table, spec, ledger = (
+        each.as_string(None)
+        for each in (identifier(name), beside(name, "nimbed_spec"), beside(name, "nimbed_ledger"))
+    )
+    return (
+        f"to search needs GRANT SELECT ON {table}, {spec}; to load, GRANT SELECT, INSERT, UPDATE "
+        f"ON {table}, GRANT SELECT ON {spec} and GRANT SELECT, INSERT ON {ledger}, once the table "
+        f"is made"
+    )
 
 
 def create_statements(name: str, layout: Layout) -> list[sql.Composed]:
