@@ -333,18 +333,22 @@ class TableOperations(Generic[S]):
         return self._fitting
 
 
-def _telling(runner: SyncRunner | AsyncRunner, doing: str) -> AbstractContextManager[None]:
-    """Return what turns an operation's faults into errors that say what it did, and needs."""
-    rights = None
-    if isinstance(runner, TableOperations):
-        rights = functools.partial(least_rights, runner._name)
-    return translate_errors(f"{doing} the table {runner._name}", rights=rights)
-
-
-class SyncRunner:
-    """Performs steps on a connection, or on one lent by a pool."""
+class _Runner:
+    """Names the table in the errors of what is done to it."""
 
     _name: str
+
+    def _telling(self, doing: str) -> AbstractContextManager[None]:
+        """Return what turns an operation's faults into errors that say what it did, and needs."""
+        rights = None
+        if isinstance(self, TableOperations):
+            rights = functools.partial(least_rights, self._name)
+        return translate_errors(f"{doing} the table {self._name}", rights=rights)
+
+
+class SyncRunner(_Runner):
+    """Performs steps on a connection, or on one lent by a pool."""
+
     _source: psycopg.Connection[Any] | ConnectionSource
 
     def perform(self, step: Step) -> Any:
@@ -371,7 +375,7 @@ class SyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with _telling(self, doing):
+        with self._telling(doing):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)
@@ -384,10 +388,9 @@ class SyncRunner:
                     failed = error
 
 
-class AsyncRunner:
+class AsyncRunner(_Runner):
     """Performs steps on an async connection, and everything but its statements in a thread."""
 
-    _name: str
     _source: psycopg.AsyncConnection[Any] | AsyncConnectionSource
 
     async def perform(self, step: Step) -> Any:
@@ -416,7 +419,7 @@ class AsyncRunner:
         """Perform the steps of an operation, and return what it returns."""
         done: Any = None
         failed: psycopg.Error | None = None
-        with _telling(self, doing):
+        with self._telling(doing):
             while True:
                 try:
                     step = steps.send(done) if failed is None else steps.throw(failed)
