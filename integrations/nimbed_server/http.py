@@ -18,10 +18,8 @@ from typing import Any, Protocol
 from nimbed_server.wire.errors import HttpError
 
 __all__ = [
-    "CONNECTION",
     "CapacityLimit",
     "ClientDisconnected",
-    "Connection",
     "Receive",
     "Request",
     "Scope",
@@ -34,9 +32,6 @@ __all__ = [
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-#: Key of a request's :class:`Connection` in ``scope["state"]``; absent under a foreign server.
-CONNECTION = "nimbed.connection"
 
 _JSON = b"application/json"
 _CLOSE = ((b"connection", b"close"),)
@@ -59,16 +54,6 @@ class ClientDisconnected(Exception):
     """The client has gone; nobody waits for an answer."""
 
 
-class Connection(Protocol):
-    """What a request tells the connection that carries it.
-
-    Attributes:
-        joins_writes: Whether the next piece that is written waits for the one behind it.
-    """
-
-    joins_writes: bool
-
-
 class Request:
     """What a route reads from and responds to.
 
@@ -85,7 +70,6 @@ class Request:
         request_id: The client's, if it is safe to repeat, else a new one.
         client: Address of the peer.
         status: The status sent, or 0.
-        connection: Told how far the request is; None under a foreign server.
     """
 
     def __init__(
@@ -113,8 +97,6 @@ class Request:
         self._watcher: asyncio.Task[None] | None = None
         self._reading = self._gone = False
         self._extra: list[tuple[bytes, bytes]] = []
-        state: dict[str, Any] | None = scope.get("state")
-        self.connection: Connection | None = state.get(CONNECTION) if state else None
 
     def check_head(self) -> None:
         """Refuse a head that two readers would understand differently.
@@ -264,8 +246,6 @@ class Request:
             lines.append((b"content-length", b"%d" % len(body)))
         if body:
             lines.append((b"content-type", content_type))
-        if self.connection is not None and body and self.method != "HEAD":
-            self.connection.joins_writes = True
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
         message = {"type": "http.response.body", "body": b"" if self.method == "HEAD" else body}
         if not self._body_unread:
