@@ -20,9 +20,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 __all__ = ["BatchDelay", "FairQueue", "PriorityQueue", "QueuedRow", "Timed", "in_order"]
@@ -55,6 +55,7 @@ class QueuedRow(Generic[R]):
 
 
 _Entry: TypeAlias = tuple[float, int, QueuedRow[R]]  # (turn, serial number, row)
+_TOKENS = attrgetter("tokens")
 
 
 class FairQueue(Generic[R]):
@@ -68,24 +69,31 @@ class FairQueue(Generic[R]):
         self.tokens = 0
         self._heap: list[_Entry[R]] = []
         self._serials = itertools.count()
-        self._waiting: Counter[R] = Counter()  # rows of each request
+        self._waiting: dict[R, int] = {}  # rows of each request
         self._clock = 0.0  # tokens served to a request that has been here all along
 
     def __len__(self) -> int:
         return len(self._heap)
 
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
     def requests(self) -> list[R]:
         """Return every request with rows that wait."""
         return list(self._waiting)
 
-    def push(self, rows: Iterable[QueuedRow[R]]) -> None:
+    def push(self, rows: Sequence[QueuedRow[R]]) -> None:
         """Add the rows of one request."""
-        turn = self._clock
+        if not rows:
+            return
+        heap, serials, turn = self._heap, self._serials, self._clock
+        tokens = 0
         for row in rows:
-            heapq.heappush(self._heap, (turn, next(self._serials), row))
-            turn += row.tokens
-            self.tokens += row.tokens
-            self._waiting[row.request] += 1
+            heapq.heappush(heap, (turn + tokens, next(serials), row))
+            tokens += row.tokens
+        self.tokens += tokens
+        request = rows[0].request
+        self._waiting[request] = self._waiting.get(request, 0) + len(rows)
 
     def take(
         self, budget: int, *, look_ahead: int, is_alive: Callable[[R], bool]
@@ -106,6 +114,7 @@ class FairQueue(Generic[R]):
             return []
         self._clock = max(self._clock, candidates[0][0])
         sharing = len(self._waiting)
+        alive: dict[R, bool] = {}
         batch: list[QueuedRow[R]] = []
         room = budget
         for entry in self._ranked(candidates, budget, look_ahead):
@@ -115,18 +124,22 @@ class FairQueue(Generic[R]):
                 heapq.heappush(self._heap, entry)
                 continue
             self._remove(row)
-            if is_alive(row.request):
+            request = row.request
+            wanted = alive.get(request)
+            if wanted is None:
+                wanted = alive[request] = is_alive(request)
+            if wanted:
                 batch.append(row)
                 room -= row.tokens
-        self._clock += sum([row.tokens for row in batch]) / sharing
-        batch.sort(key=lambda row: -row.tokens)
+        self._clock += (budget - room) / sharing
+        batch.sort(key=_TOKENS, reverse=True)
         return batch
 
-    def pending(self) -> Counter[R]:
+    def pending(self) -> dict[R, int]:
         """Return the tokens that wait of each request; as slow as there are rows."""
-        tokens: Counter[R] = Counter()
+        tokens: dict[R, int] = {}
         for _, _, row in self._heap:
-            tokens[row.request] += row.tokens
+            tokens[row.request] = tokens.get(row.request, 0) + row.tokens
         return tokens
 
     def take_in_order(
@@ -157,15 +170,15 @@ class FairQueue(Generic[R]):
                 room -= row.tokens
         del self._heap[:taken]
         heapq.heapify(self._heap)
-        batch.sort(key=lambda row: -row.tokens)
+        batch.sort(key=_TOKENS, reverse=True)
         return batch
 
     def _pop_candidates(self, budget: int) -> list[_Entry[R]]:
         """Pop the rows next in turn: as many as the budget holds, and a few more."""
         candidates: list[_Entry[R]] = []
-        extra = _EXTRA_ROWS
-        while self._heap and extra:
-            entry = heapq.heappop(self._heap)
+        heap, extra = self._heap, _EXTRA_ROWS
+        while heap and extra:
+            entry = heapq.heappop(heap)
             candidates.append(entry)
             budget -= entry[2].tokens
             if budget <= 0:
@@ -192,8 +205,10 @@ class FairQueue(Generic[R]):
 
     def _remove(self, row: QueuedRow[R]) -> None:
         self.tokens -= row.tokens
-        self._waiting[row.request] -= 1
-        if not self._waiting[row.request]:
+        left = self._waiting[row.request] - 1
+        if left:
+            self._waiting[row.request] = left
+        else:
             del self._waiting[row.request]
 
 
@@ -211,6 +226,9 @@ class PriorityQueue(Generic[R]):
 
     def __len__(self) -> int:
         return len(self.urgent) + len(self.others)
+
+    def __bool__(self) -> bool:
+        return bool(self.urgent or self.others)
 
     @property
     def tokens(self) -> int:

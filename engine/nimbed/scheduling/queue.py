@@ -132,14 +132,14 @@ class Request:
         """Whether nobody waits for it any more."""
         return self.failed or self.waiter.cancelled()
 
-    def store(self, index: int, vector: NDArray[np.float32]) -> None:
-        """Keep the pooled vector of one row."""
-        if len(self.token_counts) == 1:
-            self.floats = vector[None]
-            return
+    def store(self, indices: Sequence[int], vectors: NDArray[np.float32]) -> None:
+        """Keep the pooled vectors of some rows."""
         if self.floats is None:
-            self.floats = np.empty((len(self.token_counts), len(vector)), np.float32)
-        self.floats[index] = vector
+            if len(indices) == 1 == len(self.token_counts):
+                self.floats = vectors
+                return
+            self.floats = np.empty((len(self.token_counts), vectors.shape[1]), np.float32)
+        self.floats[indices] = vectors
 
     def cancel(self) -> None:
         """Cancel it from any thread; its rows that still wait will be dropped."""
@@ -217,14 +217,13 @@ class RequestQueue:
                 "the scheduler's threads are in the process that this one was forked from; make a "
                 "scheduler here"
             )
-        coming = zip(data, counts, strict=True)
-        rows = [
-            [
-                QueuedRow(request, index, tokens, each)
-                for index, (each, tokens) in enumerate(itertools.islice(coming, request.missing))
-            ]
-            for request in requests
-        ]
+        rows: list[list[QueuedRow[Request]]] = []
+        start = 0
+        for request in requests:
+            stop = start + request.missing
+            own = zip(range(request.missing), counts[start:stop], data[start:stop], strict=True)
+            rows.append([QueuedRow(request, *each) for each in own])
+            start = stop
         with self._changed:
             if self._closed:
                 raise ConfigurationError("the scheduler is closed; make a new one")
@@ -369,14 +368,21 @@ class RequestQueue:
                 seconds=time.perf_counter() - begin,
             )
         ended = time.perf_counter()
-        served = [row.request for row in batch if not row.request.dead]
-        for row, vector in zip(batch, floats, strict=True):
-            row.request.store(row.index, vector)
+        places: dict[Request, list[int]] = {}  # in the batch
+        for place, row in enumerate(batch):
+            places.setdefault(row.request, []).append(place)
+        served = {request: held for request, held in places.items() if not request.dead}
+        for request, held in served.items():
+            if len(held) == 1:
+                place = held[0]
+                request.store([batch[place].index], floats[place : place + 1])
+            else:
+                request.store([batch[place].index for place in held], floats[held])
         finished: list[Request] = []
         with self._changed:  # two replicas may hold rows of one request
-            for request in served:
+            for request, held in served.items():
                 request.started = request.started or begin
-                request.missing -= 1
+                request.missing -= len(held)
                 if request.missing == 0:
                     finished.append(request)
                     if request.timings is not None:

@@ -201,11 +201,17 @@ class Scheduler:
         """Queue the calls of one turn of the loop, and what is too much for it in the next."""
         alike: dict[EmbedOptions, list[_Call]] = {}
         size = 0
+        last: EmbedOptions | None = None
+        group: list[_Call] = []
         while calls and size < _A_TURN:
             call = calls.popleft()
             if not call.waiter.done():
-                alike.setdefault(call.options, []).append(call)
-                size += sum([len(text) for text in call.inputs if isinstance(text, str)])
+                if call.options is not last:  # a server remembers them, and a hash takes a while
+                    last = call.options
+                    group = alike.setdefault(last, [])
+                group.append(call)
+                for text in call.inputs:
+                    size += len(text) if isinstance(text, str) else 0
         if calls:
             loop.call_soon(self._enqueue_gathered, loop, calls)
         for group in alike.values():
@@ -244,13 +250,15 @@ class Scheduler:
             urgent = queries and not call.patient and sum(prepared.counts[start:stop]) <= _SHORT
             if call.timings is not None:
                 call.timings.tokenizing = max(call.timings.tokenizing, since - begin)
-            cut = truncated[bisect_left(truncated, start) : bisect_left(truncated, stop)]
+            cut: Sequence[int] = ()
+            if truncated:
+                cut = truncated[bisect_left(truncated, start) : bisect_left(truncated, stop)]
             requests.append(
                 Request(
                     spec=spec,
                     input_type=options.input_type,
                     token_counts=token_counts[start:stop],
-                    truncated=tuple([row - start for row in cut]),
+                    truncated=tuple([row - start for row in cut]) if cut else (),
                     deadline=None if call.timeout is None else time.monotonic() + call.timeout,
                     waiter=call.waiter,
                     since=since,
