@@ -19,9 +19,18 @@ STATUS_LINES = {
     each.value: b"HTTP/1.1 %d %b\r\n" % (each.value, each.phrase.encode())
     for each in http.HTTPStatus
 }
-# What the name of a header may hold (RFC 9110, 5.6.2), and what its value.
+# Headers that say nothing of how an answer is framed, and whose names need no look.
+_PLAIN = frozenset(
+    {
+        *(b"content-type", b"date", b"retry-after", b"server-timing", b"vary", b"x-request-id"),
+        *(b"x-nimbed-encoding-format", b"x-nimbed-input-type", b"x-nimbed-truncate"),
+        b"x-nimbed-truncated",
+    }
+)
+# What the name of another may hold (RFC 9110, 5.6.2), and what a head: no control characters but
+# tabs and the ends of its lines.
 _IN_NAME = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_IN_VALUE = bytes({*range(256)} - {*range(9), *range(10, 32), 127})
+_IN_HEAD = bytes({*range(256)} - {*range(9), 11, 12, *range(14, 32), 127})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = (
     b"Internal Server Error",
@@ -138,13 +147,13 @@ class Exchange:
     def _rendered(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the head of an answer, and note how its body is framed."""
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        names: list[bytes] = []
-        values: list[bytes] = []
         framed = closes = False
         for name, value in (*self._connection.default_headers, *headers):
             lines.append(b"%b: %b\r\n" % (name, value))
-            names.append(name)
-            values.append(value)
+            if name in _PLAIN:
+                continue
+            if not name or name.translate(None, _IN_NAME):
+                raise RuntimeError("the name of a header holds what no name may")
             known = name.lower()
             if known == b"content-length":
                 self._left, framed = int(value), True
@@ -152,10 +161,6 @@ class Exchange:
                 self._chunked = framed = value.lower() == b"chunked"
             elif known == b"connection":
                 closes = b"close" in value.lower()
-        if b"".join(names).translate(None, _IN_NAME) or b"" in names:
-            raise RuntimeError("the name of a header holds what no name may")
-        if b"".join(values).translate(None, _IN_VALUE):
-            raise RuntimeError("the value of a header holds what no value may")
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:
@@ -166,7 +171,11 @@ class Exchange:
             self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
-        return b"".join(lines)
+        head = b"".join(lines)
+        breaks = head.count(b"\n"), head.count(b"\r")
+        if breaks != (len(lines), len(lines)) or head.translate(None, _IN_HEAD):
+            raise RuntimeError("the value of a header holds what no value may")
+        return head
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if self.scope["method"] == "HEAD":

@@ -165,7 +165,8 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[EmbeddingBatch] = loop.create_future()
-        options = EmbedOptions.given(options, keywords)
+        if options is None or keywords:
+            options = EmbedOptions.given(options, keywords)
         call = _Call(future, inputs, options, timeout, timings, patient)
         try:
             if not _is_quick(inputs):
@@ -199,22 +200,24 @@ class Scheduler:
 
     def _enqueue_gathered(self, loop: asyncio.AbstractEventLoop, calls: deque[_Call]) -> None:
         """Queue the calls of one turn of the loop, and what is too much for it in the next."""
-        alike: dict[EmbedOptions, list[_Call]] = {}
+        # A server remembers the options of its clients; to hash them takes a while.
+        the_same: dict[int, list[_Call]] = {}
         size = 0
-        last: EmbedOptions | None = None
-        group: list[_Call] = []
         while calls and size < _A_TURN:
             call = calls.popleft()
             if not call.waiter.done():
-                if call.options is not last:  # a server remembers them, and a hash takes a while
-                    last = call.options
-                    group = alike.setdefault(last, [])
-                group.append(call)
+                the_same.setdefault(id(call.options), []).append(call)
                 for text in call.inputs:
                     size += len(text) if isinstance(text, str) else 0
         if calls:
             loop.call_soon(self._enqueue_gathered, loop, calls)
-        for group in alike.values():
+        groups = list(the_same.values())
+        if len(groups) > 1:
+            equal: dict[EmbedOptions, list[_Call]] = {}
+            for group in groups:
+                equal.setdefault(group[0].options, []).extend(group)
+            groups = list(equal.values())
+        for group in groups:
             try:
                 self._enqueue(group)
             except Exception:  # at fault is one of them, or their number
