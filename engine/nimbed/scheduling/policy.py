@@ -68,15 +68,18 @@ class FairQueue(Generic[R]):
     def __init__(self) -> None:
         self.tokens = 0
         self._heap: list[_Entry[R]] = []
+        # What batches considered and left waiting, in order: back in the heap, a row would be
+        # sorted anew for every batch that considers it.
+        self._considered: list[_Entry[R]] = []
         self._serials = itertools.count()
         self._waiting: dict[R, int] = {}  # rows of each request
         self._clock = 0.0  # tokens served to a request that has been here all along
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._heap) + len(self._considered)
 
     def __bool__(self) -> bool:
-        return bool(self._heap)
+        return bool(self._heap or self._considered)
 
     def requests(self) -> list[R]:
         """Return every request with rows that wait."""
@@ -117,11 +120,12 @@ class FairQueue(Generic[R]):
         alive: dict[R, bool] = {}
         batch: list[QueuedRow[R]] = []
         room = budget
+        left: list[_Entry[R]] = []
         for entry in self._ranked(candidates, budget, look_ahead):
             row = entry[2]
             if batch and row.tokens > room:
                 row.skips += 1
-                heapq.heappush(self._heap, entry)
+                left.append(entry)
                 continue
             self._remove(row)
             request = row.request
@@ -131,6 +135,9 @@ class FairQueue(Generic[R]):
             if wanted:
                 batch.append(row)
                 room -= row.tokens
+        if left:
+            left.sort()
+            self._considered[:0] = left  # all of which come before what was not considered
         self._clock += (budget - room) / sharing
         batch.sort(key=_TOKENS, reverse=True)
         return batch
@@ -138,7 +145,7 @@ class FairQueue(Generic[R]):
     def pending(self) -> dict[R, int]:
         """Return the tokens that wait of each request; as slow as there are rows."""
         tokens: dict[R, int] = {}
-        for _, _, row in self._heap:
+        for _, _, row in itertools.chain(self._considered, self._heap):
             tokens[row.request] = tokens.get(row.request, 0) + row.tokens
         return tokens
 
@@ -156,6 +163,8 @@ class FairQueue(Generic[R]):
         Returns:
             The rows, longest first.
         """
+        self._heap += self._considered
+        self._considered.clear()
         self._heap.sort(key=lambda entry: (places.get(entry[2].request, -1), entry[1]))
         batch: list[QueuedRow[R]] = []
         taken, room = 0, budget
@@ -176,13 +185,19 @@ class FairQueue(Generic[R]):
     def _pop_candidates(self, budget: int) -> list[_Entry[R]]:
         """Pop the rows next in turn: as many as the budget holds, and a few more."""
         candidates: list[_Entry[R]] = []
-        heap, extra = self._heap, _EXTRA_ROWS
-        while heap and extra:
-            entry = heapq.heappop(heap)
+        heap, considered, extra = self._heap, self._considered, _EXTRA_ROWS
+        known, used = len(considered), 0
+        while extra and (used < known or heap):
+            if used < known and not (heap and heap[0] < considered[used]):
+                entry = considered[used]
+                used += 1
+            else:
+                entry = heapq.heappop(heap)
             candidates.append(entry)
             budget -= entry[2].tokens
             if budget <= 0:
                 extra -= 1
+        del considered[:used]
         return candidates
 
     def _ranked(self, candidates: list[_Entry[R]], budget: int, look_ahead: int) -> list[_Entry[R]]:
@@ -195,13 +210,14 @@ class FairQueue(Generic[R]):
         few_due = sum([row.tokens for _, _, row in due]) <= budget
         length = candidates[0][2].tokens
 
-        def rank(entry: _Entry[R]) -> int:
-            turn, _, row = entry
-            if row.skips >= _MAX_SKIPS or (few_due and turn <= self._clock):
-                return -1
-            return abs(row.tokens - length)
-
-        return sorted(candidates, key=rank)
+        ranks = [
+            -1
+            if row.skips >= _MAX_SKIPS or (few_due and turn <= self._clock)
+            else abs(row.tokens - length)
+            for turn, _, row in candidates
+        ]
+        order = sorted(range(len(candidates)), key=ranks.__getitem__)
+        return [candidates[place] for place in order]
 
     def _remove(self, row: QueuedRow[R]) -> None:
         self.tokens -= row.tokens
