@@ -108,3 +108,36 @@ def test_every_row_is_taken_once_in_a_batch_within_the_budget(requests, look_ahe
     assert queue.tokens == 0
     assert queue.requests() == []
     assert sorted(map(id, taken)) == sorted(map(id, waiting))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 150), min_size=1, max_size=12).map(lambda n: Request(*n)),
+            st.sampled_from(["fairly", "in order", "not at all"]),
+        ),
+        max_size=30,
+    )
+)
+def test_rows_that_a_batch_considered_and_left_still_wait(arrivals):
+    queue: FairQueue[Request] = FairQueue()
+    waiting: dict[Request, list[QueuedRow]] = {}
+    for request, taken in arrivals:
+        queue.push(request.rows)
+        waiting[request] = list(request.rows)
+        batch = []
+        if taken == "fairly":
+            batch = take(queue, look_ahead=4)
+        elif taken == "in order":
+            places = {each: place for place, each in enumerate(waiting)}
+            batch = queue.take_in_order(BUDGET, places, is_alive=lambda each: True)
+            first = next(iter(waiting))
+            assert all(row.request is first for row in batch) or not set(waiting[first]) - {*batch}
+        for row in batch:
+            waiting[row.request].remove(row)
+        waiting = {each: rows for each, rows in waiting.items() if rows}
+        assert queue.pending() == {each: sum(sizes(rows)) for each, rows in waiting.items()}
+        assert len(queue) == sum(map(len, waiting.values()))
+        assert bool(queue) == bool(waiting)
+        assert queue.tokens == sum(queue.pending().values())
+        assert set(queue.requests()) == set(waiting)
