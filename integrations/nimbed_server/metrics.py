@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -80,7 +80,7 @@ class Histogram:
         self.total += value
 
     @contextlib.contextmanager
-    def time(self) -> Iterator[None]:
+    def time(self) -> Generator[None]:
         """Count the seconds that a ``with`` takes."""
         begin = time.perf_counter()
         try:
