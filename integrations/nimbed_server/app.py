@@ -79,10 +79,9 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's event, as ASGI defines it."""
         if scope["type"] == "http":
-            request = Request(scope, receive, send, stopping=self._stopping)
             self._under_way += 1
             try:
-                await self._serve(request)
+                await self._serve(Request(scope, receive, send, stopping=self._stopping))
             finally:
                 self._under_way -= 1
         elif scope["type"] == "lifespan":

@@ -230,16 +230,18 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._read_on)
 
     def _begin(self, exchange: Exchange) -> None:
-        task = self._loop.create_task(self._serve(exchange))
+        task = exchange.task = self._loop.create_task(self._serve(exchange))
         self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except (Exception, asyncio.CancelledError):  # cancelled where a stop has lasted too long
             LOG.exception("the application failed")
-        exchange.fail()
+        if not exchange.complete:
+            exchange.fail()
+        # Not by a callback, for which the loop would have to turn once more.
+        self._server.tasks.discard(exchange.task)
 
     # What the parser calls.
 
@@ -367,7 +369,7 @@ class Connection(asyncio.Protocol):
         for start in range(0, len(data), _PARSED_AT_ONCE):
             if self._error is not None:
                 return
-            if self._answering:
+            if self._exchange is not None and self._answering:
                 self._unparsed = data[start:]
                 self._hold(True)
                 return

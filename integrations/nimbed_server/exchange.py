@@ -52,10 +52,11 @@ class Exchange:
         gone: Whether its client is.
         keep_alive: Whether the connection outlives it.
         awaits_continue: Whether its client sends the body when it is told to.
+        task: What runs the application for it.
     """
 
     __slots__ = (
-        *("awaits_continue", "complete", "gone", "keep_alive", "more_body", "scope"),
+        *("awaits_continue", "complete", "gone", "keep_alive", "more_body", "scope", "task"),
         *("_body", "_chunked", "_connection", "_event", "_head", "_left", "_news", "_started"),
     )
 
@@ -65,10 +66,11 @@ class Exchange:
         self.scope = scope
         self.keep_alive = keep_alive
         self.awaits_continue = expects
+        self.task: asyncio.Task[None] | None = None
         self.more_body = True
         self.complete = self.gone = False
         self._connection = connection
-        self._body = b""
+        self._body: bytes | bytearray = b""
         self._news = False  # since the application was last told
         self._event: asyncio.Event | None = None  # made where somebody has to wait
         self._started = self._chunked = False
@@ -79,7 +81,12 @@ class Exchange:
 
     def feed(self, body: bytes) -> int:
         """Take a piece of the body; return the bytes that the application has not read."""
-        self._body = self._body + body if self._body else body
+        if not self._body:
+            self._body = body
+        else:  # of which there may be thousands, a byte each
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
         self.wake()
         return len(self._body)
 
@@ -105,7 +112,7 @@ class Exchange:
                 self._event.clear()
         if self.gone or self.complete:
             return {"type": "http.disconnect"}
-        body, self._body = self._body, b""
+        body, self._body = bytes(self._body), b""
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Any) -> None:
@@ -132,8 +139,8 @@ class Exchange:
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
 
     def fail(self) -> None:
-        """End an answer whose application failed, or left it incomplete."""
-        if self.complete or self.gone:
+        """End an answer that is not complete, since the application failed or has left it so."""
+        if self.gone:
             return
         if self._started and not self._head:  # half of it is written
             self._connection.close()

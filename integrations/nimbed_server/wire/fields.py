@@ -11,7 +11,7 @@ import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import orjson
 
@@ -371,7 +371,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise HttpError(
             400, 'the body must be a JSON object such as {"model": ..., "input": [...]}'
         )
-    return cast("dict[str, Any]", value)
+    found: dict[str, Any] = value
+    return found
 
 
 def _diagnosis(body: bytes) -> str:

@@ -339,7 +339,7 @@ def test_what_waits_is_bounded_and_ends_in_time(serve):
 
 def test_the_readmes_example_works(server):
     page = Path(nimbed_server.__file__).with_name("README.md").read_text("utf-8")
-    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r"```bash\n(curl .*?)```", page, re.DOTALL)
     command, url, header, kind, option, body = shlex.split(block.replace("\\\n", " "))
     assert (command, header, kind, option) == ("curl", "-H", "Content-Type: application/json", "-d")
     path = url.removeprefix("http://localhost:8000")
