@@ -86,11 +86,8 @@ class Timings:
 
     def finished(self, since: float, started: float, ended: float) -> None:
         """Take note of a request that is embedded."""
-        # Without max(), of which each call takes as long as all the rest.
-        if started - since > self.queueing:
-            self.queueing = started - since
-        if ended - started > self.inference:
-            self.inference = ended - started
+        self.queueing = max(self.queueing, started - since)
+        self.inference = max(self.inference, ended - started)
 
 
 @dataclass(slots=True, eq=False)
