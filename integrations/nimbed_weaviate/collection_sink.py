@@ -6,9 +6,8 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter
@@ -59,8 +58,7 @@ C = TypeVar("C", bound=Sized)
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What is stored of a row beside its vector.
 
     Attributes:

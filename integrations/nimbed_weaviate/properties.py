@@ -90,10 +90,21 @@ def properties_of(columns: Mapping[str, Any], fields: Sequence[str] | None) -> d
     Raises:
         UnfitError: If a name or a value cannot be stored.
     """
-    names = columns if fields is None else [name for name in fields if name in columns]
-    return {
-        name: _plain(name, columns[name]) for name in sorted(names) if _kept(name, columns[name])
-    }
+    names = tuple(columns if fields is None else [name for name in fields if name in columns])
+    sound = _in_order(names)
+    if sound is None:
+        sound = tuple(name for name in sorted(names) if _kept(name, columns[name]))
+    return {name: _plain(name, value) for name in sound if (value := columns[name]) is not None}
+
+
+@functools.lru_cache(256)
+def _in_order(names: tuple[Any, ...]) -> tuple[str, ...] | None:
+    """Return names in their order, or None if one cannot be a property's: rows share theirs."""
+    return tuple(sorted(names)) if all(map(_may_be_named, names)) else None
+
+
+def _may_be_named(name: object) -> bool:
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in _RESERVED
 
 
 def _kept(name: object, value: object) -> bool:
@@ -108,6 +119,8 @@ def _kept(name: object, value: object) -> bool:
 
 
 def _plain(name: str, value: Any) -> Any:
+    if type(value) is str and value.isascii():  # what most are, and no kind of anything below
+        return value
     if isinstance(value, bool):
         return value
     if isinstance(value, int):

@@ -213,10 +213,11 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         if strange:
             said = f"no such prop with name '{min(strange)}' found in class '{request.collection}'"
             context.abort(grpc.StatusCode.UNKNOWN, said)
+        filtered = request.HasField("filters") and not _asks_for_ids(request)
         found: list[tuple[str, float | None]] = [
             (uuid, None)
             for uuid in self._candidates(request, held)
-            if (not request.HasField("filters") or matches(request.filters, uuid, held[uuid][0]))
+            if not filtered or matches(request.filters, uuid, held[uuid][0])
         ]
         if request.HasField("near_vector") or request.HasField("near_text"):
             found = self._nearest(request, [uuid for uuid, _ in found])
@@ -230,7 +231,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
 
     def _candidates(self, request: Any, held: dict[str, Object]) -> Iterable[str]:
         """Return what can be found at all, in Weaviate's order."""
-        if request.HasField("filters") and request.filters.target.property == "_id":
+        if _asks_for_ids(request):
             return sorted(each for each in request.filters.value_text_array.values if each in held)
         if not request.after:
             return sorted(held) if request.limit > 1 else held
@@ -324,6 +325,10 @@ _HEALTH = grpc.method_handlers_generic_handler(
         )
     },
 )
+
+
+def _asks_for_ids(request: Any) -> bool:
+    return bool(request.HasField("filters") and request.filters.target.property == "_id")
 
 
 def _properties(sent: Any) -> dict[str, Any]:
