@@ -49,6 +49,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         objects: By class and uuid: properties and vectors by name.
         updated: When an object was written, in milliseconds, if a test says so.
         batches: The uuids of each batch that came.
+        asked_for: How many uuids each request for objects by their uuids named.
         refuse: The error for an object (its properties), or None.
         break_at: Number of the batch, from 0, at which the connection breaks before storing.
         on_batch: Called with a batch's number, from 0, once it is stored.
@@ -68,6 +69,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.objects: dict[str, dict[str, Object]] = {}
         self.updated: dict[str, int] = {}
         self.batches: list[list[str]] = []
+        self.asked_for: list[int] = []
         self.headers: list[dict[str, str]] = []
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda properties: None
         self.break_at: int | None = None
@@ -232,6 +234,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
     def _candidates(self, request: Any, held: dict[str, Object]) -> Iterable[str]:
         """Return what can be found at all, in Weaviate's order."""
         if _asks_for_ids(request):
+            self.asked_for.append(len(request.filters.value_text_array.values))
             return sorted(each for each in request.filters.value_text_array.values if each in held)
         if not request.after:
             return sorted(held) if request.limit > 1 else held
