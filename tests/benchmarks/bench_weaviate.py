@@ -1,6 +1,7 @@
 """Imports into Weaviate against weaviate-client alone, with vectors that are ready.
 
-    python tests/benchmarks/bench_weaviate.py [--rows 10000] [--rounds 5]
+    python tests/benchmarks/bench_weaviate.py [--rows 10000] [--rounds 5] [--only plain ...]
+        [--takes 300]
     python tests/benchmarks/bench_weaviate.py --audit
 
 The server is the double of the tests, in a process of its own: it stores in Python what it is sent,
@@ -8,7 +9,9 @@ in less time than Weaviate takes, whose figures stand in RESULTS.md beside. ``pl
 objects with ``insert_many``, 256 at a time, of the same array of vectors; ``fill`` gives the second
 of two named vectors to objects that are there, by an import of the same rows; ``embed_stored`` does
 by a PATCH for each object, as ``plain update`` does with ``data.update``. What others do on the
-machine makes a round slower, never faster: read the lower fifth beside the medians.
+machine makes a round slower, never faster: read the lower fifth beside the medians. ``--takes``
+lets the server take so many microseconds an object, one message after another, as a Weaviate on
+other processors does.
 
 ``--audit`` says how long an audit of 100 objects takes with MiniLM, once it is loaded.
 """
@@ -17,8 +20,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,15 +58,30 @@ class Ready(FakeEmbedder):
         )
 
 
-def serve(pipe: Any) -> None:
-    double = Double()
+class Slow(Double):
+    """Takes a while for each object of a message, and one message at a time."""
+
+    def __init__(self, takes: float) -> None:
+        self._takes, self._turn = takes * 1e-6, threading.Lock()
+        super().__init__()
+
+    def BatchObjects(self, request: Any, context: Any) -> Any:
+        with self._turn:
+            end = time.perf_counter() + self._takes * len(request.objects)
+            answer = super().BatchObjects(request, context)
+            time.sleep(max(0.0, end - time.perf_counter()))
+        return answer
+
+
+def serve(pipe: Any, takes: float) -> None:
+    double = Slow(takes)
     pipe.send((double.url, double.grpc_port))
     while pipe.recv():
         pipe.send(time.process_time())
     double.stop()
 
 
-def measure(pipe: Any, count: int, rounds: int) -> None:
+def measure(pipe: Any, count: int, rounds: int, only: Sequence[str]) -> None:
     url, port = pipe.recv()
 
     def wall_and_processors() -> np.ndarray:
@@ -118,10 +137,20 @@ def measure(pipe: Any, count: int, rounds: int) -> None:
                 )
 
         def filled(how: Callable[[Any], object]) -> Callable[[int], object]:
-            ready = [fresh("a", "b") for _ in range(rounds + 1)]
-            for each in ready:
-                nimbed_weaviate.batch_import(each, rows(), embedder, vector="a")
-            return lambda _: how(ready.pop())
+            ready: list[Any] = []
+
+            def job(_: int) -> None:
+                how(ready.pop())
+
+            def prepare() -> None:
+                for _ in range(rounds + 1):
+                    ready.append(fresh("a", "b"))
+                    nimbed_weaviate.batch_import(ready[-1], rows(), embedder, vector="a")
+
+            preparing[job] = prepare
+            return job
+
+        preparing: dict[Callable[[int], object], Callable[[], None]] = {}
 
         jobs: dict[str, Callable[[int], object]] = {
             "plain": lambda _: plain(fresh("a")),
@@ -135,6 +164,9 @@ def measure(pipe: Any, count: int, rounds: int) -> None:
             ),
             "plain update": filled(update),
         }
+        jobs = {name: job for name, job in jobs.items() if name in (only or jobs)}
+        for job in jobs.values():
+            preparing.get(job, lambda: None)()
         clock: Any = wall_and_processors
         found = {name: np.array(each) for name, each in interleave(
             jobs, rounds=rounds, clock=clock
@@ -180,17 +212,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--takes", type=float, default=0, help="microseconds an object")
+    parser.add_argument("--only", nargs="*", default=(), help="these jobs, plain first")
     parser.add_argument("--audit", action="store_true", help="audits of 100 objects instead")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
-    server = context.Process(target=serve, args=(other,))
+    server = context.Process(target=serve, args=(other, options.takes))
     server.start()
     try:
         if options.audit:
             audit(pipe, options.rounds)
         else:
-            measure(pipe, options.rows, options.rounds)
+            measure(pipe, options.rows, options.rounds, options.only)
     finally:
         pipe.send(None)
         server.join()
