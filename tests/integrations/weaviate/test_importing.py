@@ -52,7 +52,7 @@ def test_rows_become_objects_with_the_vectors_of_passages(
         passages, rows(10), embedder, chunk_rows=4, on_progress=lambda now: told.append(now.read)
     )
     assert (report.loaded, report.unchanged, report.rejected) == (10, 0, 0)
-    assert [len(batch) for batch in double.batches] == [4, 4, 2]
+    assert sorted(len(batch) for batch in double.batches) == [2, 4, 4]
     assert told == sorted(told)
     assert told[-1] == 10
     expected = FakeEmbedder().embed([text for _, text, _ in rows(10)], input_type="passage")
