@@ -213,8 +213,7 @@ class SeenIds:
     def repeated(self, ids: Sequence[str]) -> set[int]:
         """Return the places of the ids that came before, here or in an earlier call."""
         hashes = list(map(hash, ids))
-        before = self._long_known(hashes)
-        here = set(hashes)
+        before, here = self._long_known(hashes), set(hashes)
         if len(here) < len(hashes) or not self._last.isdisjoint(here):
             seen = self._last.copy()
             for place, value in enumerate(hashes):
@@ -298,14 +297,12 @@ class PassageBatch(Generic[M, V]):
 
     def select(self, places: Sequence[int]) -> PassageBatch[M, V]:
         """Return the passages at the given places, in the given order."""
-        return PassageBatch(
-            [self.numbers[place] for place in places],
-            [self.ids[place] for place in places],
-            [self.texts[place] for place in places],
-            [self.metadata[place] for place in places],
-            [self.digests[place] for place in places],
-            None if self.vectors is None else [self.vectors[place] for place in places],
-        )
+
+        def of(column: list[Any]) -> list[Any]:
+            return [column[place] for place in places]
+
+        rows = (of(self.numbers), of(self.ids), of(self.texts), of(self.metadata), of(self.digests))
+        return PassageBatch(*rows, None if self.vectors is None else of(self.vectors))
 
     def with_vectors(self, vectors: list[V]) -> PassageBatch[M, V]:
         """Return the same passages with their vectors."""
@@ -319,16 +316,18 @@ class StoreResult:
     Attributes:
         stored: Passages stored, new or changed.
         unchanged: Passages that another job had stored meanwhile.
+        replaced: Stored ones that had other content there, which the look-up had not told.
         refused: Passages that the store did not take.
     """
 
     stored: int
     unchanged: int = 0
+    replaced: int = 0
     refused: Sequence[Reject] = ()
 
 
 class Sink(Protocol[M, V, E_in]):
-    """A database that takes passages; one thread at a time speaks to it."""
+    """A database that takes passages, from as many threads as the job was told."""
 
     def encode(self, batch: E_in) -> list[V]:
         """Return the vectors in the form that the store takes."""
@@ -404,11 +403,12 @@ def load_batches(
     on_reject: Callable[[Reject], None] = ignore,
     on_progress: Callable[[JobReport], None] = ignore,
     report: JobReport | None = None,
+    at_once: int = 1,
 ) -> JobReport:
     """Store every passage that is new or changed, embedding while the last batch is stored.
 
-    One worker thread owns the store, this one reads and embeds. Killed at any moment and run
-    again, it embeds and stores only what is missing.
+    Worker threads own the store, this one reads and embeds. Killed at any moment and run again,
+    it embeds and stores only what is missing.
 
     Args:
         batches: The input, with the rows that cannot be stored.
@@ -417,24 +417,26 @@ def load_batches(
         on_reject: Told each row that cannot be stored.
         on_progress: Told the report after each batch.
         report: What was done so far; it is carried on.
+        at_once: Batches that the store takes beside each other, once it has taken a first one.
 
     Raises:
         ConfigurationError: If a passage brings no vector and there is nothing to embed it with.
     """
     report = JobReport() if report is None else report
     start = time.perf_counter() - report.seconds
+    under_way = deque[Future[StoreResult]]()
 
-    def settle(storing: Future[StoreResult] | None) -> None:
-        if storing is not None:
-            result = storing.result()
+    def settle(most: int) -> None:
+        while len(under_way) > most:
+            result = under_way.popleft().result()
             report.loaded += result.stored
             report.unchanged += result.unchanged
+            report.replaced += result.replaced
             report.reject(result.refused, on_reject)
         report.seconds = time.perf_counter() - start
         on_progress(report)
 
-    with ThreadPoolExecutor(1, "nimbed-store") as store:
-        storing: Future[StoreResult] | None = None
+    with ThreadPoolExecutor(at_once, "nimbed-store") as store:
         for passages, rejects, found in _looked_up(store, batches, sink):
             known = found.result()
             report.reject(rejects, on_reject)
@@ -445,14 +447,13 @@ def load_batches(
                 passages = passages.select(todo)
             if passages and passages.vectors is None:
                 passages = _embedded(passages, sink, embed, report, on_reject)
-            job: Callable[[], StoreResult] | None = None
-            if passages:
-                there = 0 if not known else sum(name in known for name in passages.ids)
-                report.replaced += there
-                job = sink.storing(passages, replace=there > 0)
-            settle(storing)
-            storing = None if job is None else store.submit(job)
-        settle(storing)
+            there = sum(name in known for name in passages.ids) if known else 0
+            report.replaced += there
+            job = sink.storing(passages, replace=there > 0) if passages else None
+            settle(most=at_once - 1 if report.loaded else 0)
+            if job is not None:
+                under_way.append(store.submit(job))
+        settle(most=0)
         if report.loaded:
             store.submit(sink.finish).result()
     return report
@@ -464,8 +465,7 @@ def _looked_up(
     sink: Sink[M, V, Any],
 ) -> Iterator[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]:
     """Yield each batch with what is stored of it, while the next one is looked up."""
-    waiting: deque[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]
-    waiting = deque()
+    waiting = deque[tuple[PassageBatch[M, V], Sequence[Reject], Future[Mapping[str, bytes]]]]()
     for passages, rejects in batches:
         waiting.append((passages, rejects, store.submit(sink.look_up, passages)))
         if len(waiting) > 1:

@@ -269,7 +269,7 @@ def fill_stored(
             ),
         )  # fmt: skip
         own = known.get(setup.name, digest_property(setup.name))
-        seal(calls, collection, spec, own)
+        seal(calls, collection, config, spec, own)
         others = [name for name in known.values() if name != own]
         filled = FilledVector(setup.name, spec, own)
         sink = _StoredSink(calls, collection, filled)

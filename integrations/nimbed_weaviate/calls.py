@@ -8,6 +8,7 @@ import functools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
@@ -68,6 +69,7 @@ class Calls:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._away = False
+        self._calling = Counter[int]()  # by thread
 
     def __call__(self, call: Callable[[], T | Awaitable[T]]) -> T:
         """Make a call and return its answer.
@@ -129,19 +131,24 @@ class Calls:
         """
         own = threading.get_ident()
         logger = logging.getLogger("weaviate-client")
-
-        def others(record: logging.LogRecord) -> bool:
-            if record.thread != own:
-                return True
-            if "Retrying" in str(record.msg):
-                self._note(away=True)
-            return False
-
-        logger.addFilter(others)
+        with self._lock:
+            self._calling[own] += 1
+            logger.addFilter(self._of_others)
         try:
             yield
         finally:
-            logger.removeFilter(others)
+            with self._lock:
+                self._calling[own] -= 1
+                if not self._calling.total():
+                    logger.removeFilter(self._of_others)
+
+    def _of_others(self, record: logging.LogRecord) -> bool:
+        """Whether others wrote a line of the client's log; hear what it says where not."""
+        if not self._calling[record.thread or 0]:
+            return True
+        if "Retrying" in str(record.msg):
+            self._note(away=True)
+        return False
 
     def _note(self, *, away: bool) -> None:
         """Tell that Weaviate is away, or back; several threads notice, and one tells."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter
 from weaviate.collections import Collection
 from weaviate.exceptions import WeaviateInsertManyAllFailedError
-from weaviate.util import generate_uuid5
 
 from nimbed import EmbeddingBatch, stores
 from nimbed.bulk import PassageBatch, StoreResult
@@ -22,10 +21,20 @@ from nimbed.kinds import EmbeddingKinds
 from nimbed.rows import Reject
 from nimbed_weaviate.calls import Calls
 from nimbed_weaviate.filled_vectors import FilledVector
-from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, space_of
+from nimbed_weaviate.properties import ID, Digest, digest, encoded_row, object_uuid, space_of
 
-__all__ = ["MESSAGE_BYTES", "CollectionSink", "Content", "Passages", "messages", "refused"]
+__all__ = [
+    "AT_ONCE",
+    "MESSAGE_BYTES",
+    "CollectionSink",
+    "Content",
+    "Passages",
+    "messages",
+    "refused",
+]
 
+#: Batches that are stored beside each other: the client makes one while Weaviate stores another.
+AT_ONCE = 2
 #: Older servers take 10 MB a message; vectors and the wire's own bytes come on top.
 MESSAGE_BYTES = 4 * 2**20
 # A server that is killed loses about a second of what it had acknowledged.
@@ -41,12 +50,15 @@ class Sized(Protocol):
         ...
 
 
+# The digests of an object's other vectors, by property, and these vectors.
+_Kept = tuple[Mapping[str, Any], Mapping[str, Any]]
+_NOTHING: _Kept = MappingProxyType({}), MappingProxyType({})
+
 C = TypeVar("C", bound=Sized)
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What is stored of a row beside its vector.
 
     Attributes:
@@ -76,6 +88,8 @@ class CollectionSink:
         also: A multi-vector to fill beside it; None for none.
         others: The other vectors that no module makes, and the properties with their digests;
             empty for a vector that has none.
+        begun: Whether an object may have the vector already. Where none has, all have to be
+            stored, and what is there of an object is read once, before it is.
 
     Attributes:
         vector: The vector to fill.
@@ -91,6 +105,7 @@ class CollectionSink:
         also: FilledVector | None = None,
         *,
         others: Mapping[str, str] = MappingProxyType({}),
+        begun: bool = True,
     ) -> None:
         self._calls = calls
         self._collection = collection
@@ -105,11 +120,13 @@ class CollectionSink:
         # An empty collection needs no look-up.
         fetch = functools.partial(collection.query.fetch_objects, limit=1, return_properties=[])
         self.was_empty = not calls(fetch).objects
+        self._looks_up = not self.was_empty and (begun or not others)
         self._took_any = False
         # Ids of objects that have other vectors, from the look-up until they are stored.
         self._there: set[str] = set()
         self._recent: deque[Passages] = deque()
         self._interruptions = calls.interruptions
+        self._lock = threading.Lock()  # of what two batches at once remember
 
     def encode(self, batch: EmbeddingBatch | EmbeddingKinds) -> list[Any]:
         """Return the vectors in the form that Weaviate compares, pairs where there are two."""
@@ -126,12 +143,10 @@ class CollectionSink:
 
     def look_up(self, passages: Passages) -> Mapping[str, bytes]:
         """Return the digests of those passages whose objects the collection holds."""
-        if self.was_empty or not passages:
-            return {}
-        return self._digests_of(passages)
+        return self._digests_of(passages) if self._looks_up and passages else {}
 
     def _digests_of(self, passages: Passages) -> dict[str, bytes]:
-        places = {generate_uuid5(name): place for place, name in enumerate(passages.ids)}
+        places = {object_uuid(name): place for place, name in enumerate(passages.ids)}
         others = [name for name in self._others.values() if name]
         also = [] if self.also is None else [self.also.digests]
         known: dict[str, bytes] = {}
@@ -143,7 +158,7 @@ class CollectionSink:
             if stored.text and not stored.row:  # earlier versions made one digest of the row
                 encoded = encoded_row(passages.metadata[place].properties)
                 same = same or stored.text == digest(encoded, self._space)
-            row = Digest.parse(wanted.hex()).row
+            row = Digest.of(wanted).row
             if same and self.also is not None:
                 same = each.properties.get(self.also.digests) == self._also_digest(
                     passages.texts[place], row
@@ -176,8 +191,12 @@ class CollectionSink:
                 there.
         """
         refused_rows: list[Reject] = []
+        replaced = 0
         for message in messages(passages):
-            left_out = self._sent(message)
+            # Before it is sent: else it would be missed if Weaviate went away with it.
+            self._remember(message)
+            left_out, changed = self._sent(message)
+            replaced += changed
             if len(left_out) == len(message) > 1 and not self._took_any:
                 raise BackendError(
                     f"{self._collection.name} took none of the first {len(message)} rows: "
@@ -185,73 +204,95 @@ class CollectionSink:
                 )
             self._took_any |= len(left_out) < len(message)
             refused_rows += left_out
-            self._remember(message)
-        if self._calls.interruptions > self._interruptions:
-            self._interruptions = self._calls.interruptions
-            self._restore()
-        return StoreResult(stored=len(passages) - len(refused_rows), refused=refused_rows)
+        self._restore()
+        return StoreResult(
+            stored=len(passages) - len(refused_rows), replaced=replaced, refused=refused_rows
+        )
 
     def _remember(self, passages: Passages) -> None:
-        self._recent.append(passages)
-        numbers = [len(each) * _numbers((each.vectors or [[]])[0]) for each in self._recent]
-        while len(numbers) > 1 and sum(numbers) > _REMEMBERED_NUMBERS:
-            del numbers[0]
-            self._recent.popleft()
+        with self._lock:
+            self._recent.append(passages)
+            numbers = [len(each) * _numbers((each.vectors or [[]])[0]) for each in self._recent]
+            while len(numbers) > AT_ONCE and sum(numbers) > _REMEMBERED_NUMBERS:
+                del numbers[0]
+                self._recent.popleft()
 
     def _restore(self) -> None:
-        """Store again what Weaviate had acknowledged and lost when it went away."""
-        for passages in self._recent:
+        """Store again what Weaviate had acknowledged and lost, if it went away."""
+        with self._lock:
+            if self._calls.interruptions == self._interruptions:
+                return
+            self._interruptions = self._calls.interruptions
+            recent = list(self._recent)
+        for passages in recent:
             known = self._digests_of(passages)
             pairs = enumerate(zip(passages.ids, passages.digests, strict=True))
             lost = [place for place, (name, digest) in pairs if known.get(name) != digest]
             if lost:
                 self._sent(passages.select(lost))
 
-    def _sent(self, passages: Passages) -> list[Reject]:
-        """Send one message, and return what Weaviate refused."""
-        uuids = [generate_uuid5(name) for name in passages.ids]
-        there = self._there.intersection(passages.ids)
-        kept = self._kept(uuids) if there else {}
-        self._there -= there
+    def _sent(self, passages: Passages) -> tuple[list[Reject], int]:
+        """Send one message.
+
+        Returns:
+            What Weaviate refused, and how many objects had other content that no look-up told.
+        """
+        uuids = list(map(object_uuid, passages.ids))
+        kept, replaced = self._kept(passages, uuids)
+        objects = self._objects(passages, uuids, kept)
+        try:
+            errors = self._calls(lambda: self._collection.data.insert_many(objects)).errors
+            said = {place: error.message for place, error in sorted(errors.items())}
+        except WeaviateInsertManyAllFailedError as error:
+            # The client tells which reasons there are, not which is whose.
+            said = dict.fromkeys(range(len(passages)), error.message)
+        return refused(passages, said), replaced
+
+    def _objects(
+        self, passages: Passages, uuids: Sequence[str], kept: Mapping[str, _Kept]
+    ) -> list[DataObject[Any, Any]]:
         vectors = cast("list[Any]", passages.vectors)
         rows = zip(uuids, passages.ids, passages.metadata, passages.digests, vectors, strict=True)
         texts = iter(passages.texts)
         objects: list[DataObject[Any, Any]] = []
         for uuid, name, content, made, vector in rows:
-            properties, others = kept.get(uuid, ({}, {}))
+            said, others = kept.get(uuid, _NOTHING)
+            properties = {**said, **content.properties, ID: name, self._digests: made.hex()}
             if self.also is not None:
-                vector, others[self.also.name] = vector
-                said = self._also_digest(next(texts), Digest.parse(made.hex()).row)
-                properties[self.also.digests] = said
-            objects.append(
-                DataObject(
-                    uuid=uuid,
-                    properties={
-                        **properties,
-                        **content.properties,
-                        ID: name,
-                        self._digests: made.hex(),
-                    },
-                    vector={**others, self._vector: vector} if self._vector else vector,
-                )
-            )
-        try:
-            errors = self._calls(lambda: self._collection.data.insert_many(objects)).errors
-        except WeaviateInsertManyAllFailedError as error:
-            # The client tells which reasons there are, not which is whose.
-            return refused(passages, dict.fromkeys(range(len(passages)), error.message))
-        return refused(passages, {place: error.message for place, error in sorted(errors.items())})
+                vector, tokens = vector
+                others = {**others, self.also.name: tokens}
+                row = Digest.of(made).row
+                properties[self.also.digests] = self._also_digest(next(texts), row)
+            if self._vector:
+                vector = {**others, self._vector: vector}
+            objects.append(DataObject(uuid=uuid, properties=properties, vector=vector))
+        return objects
 
-    def _kept(self, uuids: Sequence[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """Return the other vectors of objects and their digests, by uuid."""
-        digests = [name for name in self._others.values() if name]
-        return {
+    def _kept(self, passages: Passages, uuids: Sequence[str]) -> tuple[dict[str, _Kept], int]:
+        """Return what objects keep, by uuid, and how many have other content, if none was told."""
+        looked_up = self._looks_up or self.was_empty
+        if looked_up:
+            there = self._there.intersection(passages.ids)
+            self._there.difference_update(there)
+            names = zip(passages.ids, uuids, strict=True)
+            uuids = [uuid for name, uuid in names if name in there]
+        if not uuids:
+            return {}, 0
+        digests = [self._digests, *filter(None, self._others.values())]
+        kept: dict[str, _Kept] = {
             str(each.uuid): (
                 {name: value for name, value in each.properties.items() if value is not None},
                 {name: each.vector[name] for name in self._others if each.vector.get(name)},
             )
             for each in self._fetched(uuids, digests, vectors=list(self._others))
         }
+        if looked_up:
+            return kept, 0
+        rows = zip(uuids, passages.digests, strict=True)
+        found = ((kept[uuid][0], Digest.of(made).row) for uuid, made in rows if uuid in kept)
+        return kept, sum(
+            all(Digest.parse(value).row != row for value in said.values()) for said, row in found
+        )
 
     def _fetched(
         self, uuids: Sequence[str], properties: Sequence[str], vectors: Sequence[str] = ()

@@ -16,7 +16,6 @@ from typing import Any, TypedDict, Unpack, cast
 from weaviate.classes.query import Filter
 from weaviate.collections import Collection, CollectionAsync
 from weaviate.outputs.config import CollectionConfig
-from weaviate.util import generate_uuid5
 
 from nimbed import Embedder, VectorSpec
 from nimbed.bulk import (
@@ -33,7 +32,7 @@ from nimbed.load import token_counter
 from nimbed.rows import Item, Reject
 from nimbed.spec import EmbeddingType, Int8Scale, TokenType, Truncate, check_literal
 from nimbed_weaviate.calls import RESTART_WAIT, Calls, in_thread
-from nimbed_weaviate.collection_sink import CollectionSink
+from nimbed_weaviate.collection_sink import AT_ONCE, CollectionSink
 from nimbed_weaviate.connection import translate_errors
 from nimbed_weaviate.filled_vectors import (
     FilledVector,
@@ -49,6 +48,7 @@ from nimbed_weaviate.properties import (
     contract_of,
     digest_properties,
     digest_property,
+    object_uuid,
     places_of,
     require_unmoved,
     seal,
@@ -235,6 +235,7 @@ def _import(
             embedding_vectors(embedder, sink.vector, sink.also, truncate=truncate),
             on_reject=tell,
             on_progress=on_progress,
+            at_once=AT_ONCE,
         )
         if not sink.was_empty:
             report.removed += _trim(calls, collection, ended)
@@ -300,6 +301,7 @@ def import_embedded(
             None,
             on_reject=tell,
             on_progress=on_progress,
+            at_once=AT_ONCE,
         )
 
 
@@ -353,12 +355,13 @@ def _opened(
         for each in setups
         if each.module == "none" and each.name not in taken
     }
-    sink = CollectionSink(calls, collection, vector, also, others=others)
+    begun = vector.name in known
+    sink = CollectionSink(calls, collection, vector, also, others=others, begun=begun)
     if not sink.was_empty:
         _require_kind(config, chunked=chunked)
     for each in (vector, also):
         if each is not None:
-            seal(calls, collection, each.spec, each.digests)
+            config = seal(calls, collection, config, each.spec, each.digests)
     return sink
 
 
@@ -419,11 +422,11 @@ def _imported(calls: Calls, collection: Any) -> Iterator[list[str]]:
         after = page[-1].uuid
         pairs = [(str(each.properties.get(ID) or ""), str(each.uuid)) for each in page]
         # Only an object whose uuid an import made is its own to remove.
-        yield [name for name, uuid in pairs if name and uuid == generate_uuid5(name)]
+        yield [name for name, uuid in pairs if name and uuid == object_uuid(name)]
 
 
 def _there(calls: Calls, collection: Any, names: Sequence[str]) -> list[str]:
-    by_uuid = {generate_uuid5(name): name for name in names}
+    by_uuid = {object_uuid(name): name for name in names}
     fetch = functools.partial(
         collection.query.fetch_objects,
         filters=Filter.by_id().contains_any(list(by_uuid)),
@@ -436,7 +439,7 @@ def _there(calls: Calls, collection: Any, names: Sequence[str]) -> list[str]:
 def _delete(calls: Calls, collection: Any, names: Sequence[str]) -> int:
     removed = 0
     for start in range(0, len(names), _PAGE):
-        uuids = [generate_uuid5(name) for name in names[start : start + _PAGE]]
+        uuids = [object_uuid(name) for name in names[start : start + _PAGE]]
         where = Filter.by_id().contains_any(uuids)
         removed += calls(functools.partial(collection.data.delete_many, where=where)).successful
     return removed

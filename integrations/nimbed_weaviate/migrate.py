@@ -248,7 +248,7 @@ def _migrate(
                 f"it, or give it up by a rollback"
             )
         sources = list(source_properties or sources_of(config, old, ours=contract is not None))
-        ensure_id(calls, home.collection)
+        ensure_id(calls, home.collection, config)
         now = replace(places, searched=old.name or None, next=None if moved else new)
         note_places(calls, home.collection, replace(now, next_collection=moved))
     texts: dict[str, Any] = {"template": template}

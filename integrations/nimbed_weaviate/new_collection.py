@@ -293,7 +293,7 @@ class CollectionCopy:
         if spec is not None:
             known = digest_properties(calls, target, to_config)
             self._digests = known.get(vector.name, self._digests)
-            seal(calls, target, spec, self._digests)
+            seal(calls, target, to_config, spec, self._digests)
         self._rows = list(digest_properties(calls, source, from_config).values())
         self._own = {self._digests, digest_properties(calls, source, from_config).get(without.name)}
         there = {each.name for each in vector_setups(from_config)} - {without.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ from nimbed_weaviate.collection_sink import MESSAGE_BYTES, Content, Passages
 from nimbed_weaviate.properties import (
     DIGEST,
     ID,
-    Digest,
     UnfitError,
     digest,
     encoded_row,
@@ -64,7 +64,8 @@ def prepare(
         made.metadata.append(Content(properties, len(encoded)))
         if made.vectors is not None and vectors is not None:
             made.vectors.append(vectors[place])
-        made.digests.append(Digest(digest(row.text.encode(), space), digest(encoded)).value)
+        # A Digest's value, without the object.
+        made.digests.append(digest(row.text.encode(), space) + digest(encoded))
     return made, rejects
 
 
@@ -79,14 +80,21 @@ def _content(
         properties = properties_of(row.columns, fields)
     except UnfitError as error:
         return str(error)
-    taken = {name for name in properties if name in (text_property, ID) or name.startswith(DIGEST)}
-    if taken:
-        return f"its field {min(taken)!r} would replace nimbed's own"
+    taken = _taken(tuple(properties), text_property)
+    if taken is not None:
+        return f"its field {taken!r} would replace nimbed's own"
     properties[text_property] = row.text
     encoded = encoded_row(properties)
     if len(encoded) > MESSAGE_BYTES:
         return f"it is {len(encoded):,} bytes long; a message holds {MESSAGE_BYTES:,}"
     return properties, encoded
+
+
+@functools.lru_cache(256)
+def _taken(names: tuple[str, ...], text_property: str) -> str | None:
+    """Return the first of a row's names that nimbed needs itself, or None: rows share theirs."""
+    own = (name for name in names if name in (text_property, ID) or name.startswith(DIGEST))
+    return min(own, default=None)
 
 
 def ready_batches(

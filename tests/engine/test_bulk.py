@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -24,7 +26,7 @@ from nimbed.bulk import (
     load_batches,
     read_batches,
 )
-from nimbed.errors import ConfigurationError, InputError
+from nimbed.errors import BackendError, ConfigurationError, InputError
 from nimbed.rows import BadRow, Reject, Row
 
 TEXTS = ["one", " ", "two", "word " * 600, "lone \ud800", "three"]
@@ -253,3 +255,48 @@ def test_the_later_row_is_the_one_that_is_told() -> None:
     kept, rejects = drop_repeated(SeenIds(), passages, [])
     assert (kept.ids, kept.texts) == (["a"], ["one"])
     assert rejects == [Reject(3, "a", "the id 'a' came before in this input")]
+
+
+def test_batches_are_stored_beside_each_other_once_a_first_one_was_taken() -> None:
+    class Meeting(Memory):
+        """Each batch but the first waits until the next one is being stored too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.under_way = 0
+            self.alone = False
+            self.pair = threading.Barrier(2, timeout=20)
+
+        def store(self, passages: Passages, how: str) -> StoreResult:
+            self.under_way += 1
+            if passages.ids == ["p0"]:
+                time.sleep(0.05)  # time enough for another one to come, if one may
+                self.alone = self.under_way == 1
+            else:
+                self.pair.wait()
+            self.under_way -= 1
+            return dataclasses.replace(super().store(passages, how), replaced=1)
+
+    sink, told = Meeting(), list[int]()
+    batches = read_batches([(f"p{n}", f"text {n}") for n in range(5)], prepare, rows=1)
+    report = load_batches(
+        batches, sink, embedding(), at_once=2, on_progress=lambda so_far: told.append(so_far.loaded)
+    )
+    assert sink.alone
+    assert (report.loaded, report.replaced, set(sink.held)) == (5, 5, {f"p{n}" for n in range(5)})
+    assert told == sorted(told)
+    assert told[-1] == 5
+
+
+def test_a_store_that_refuses_all_is_asked_for_no_second_batch_beside_the_first() -> None:
+    class Closed(Memory):
+        def store(self, passages: Passages, how: str) -> StoreResult:
+            super().store(passages, how)
+            time.sleep(0.05)
+            raise BackendError("closed")
+
+    sink = Closed()
+    batches = read_batches([(f"p{n}", f"text {n}") for n in range(5)], prepare, rows=1)
+    with pytest.raises(BackendError, match="closed"):
+        load_batches(batches, sink, embedding(), at_once=2)
+    assert set(sink.held) == {"p0"}

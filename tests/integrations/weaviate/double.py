@@ -49,6 +49,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         objects: By class and uuid: properties and vectors by name.
         updated: When an object was written, in milliseconds, if a test says so.
         batches: The uuids of each batch that came.
+        asked_for: How many uuids each request for objects by their uuids named.
         refuse: The error for an object (its properties), or None.
         break_at: Number of the batch, from 0, at which the connection breaks before storing.
         on_batch: Called with a batch's number, from 0, once it is stored.
@@ -68,6 +69,7 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         self.objects: dict[str, dict[str, Object]] = {}
         self.updated: dict[str, int] = {}
         self.batches: list[list[str]] = []
+        self.asked_for: list[int] = []
         self.headers: list[dict[str, str]] = []
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda properties: None
         self.break_at: int | None = None
@@ -213,10 +215,11 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
         if strange:
             said = f"no such prop with name '{min(strange)}' found in class '{request.collection}'"
             context.abort(grpc.StatusCode.UNKNOWN, said)
+        filtered = request.HasField("filters") and not _asks_for_ids(request)
         found: list[tuple[str, float | None]] = [
             (uuid, None)
             for uuid in self._candidates(request, held)
-            if (not request.HasField("filters") or matches(request.filters, uuid, held[uuid][0]))
+            if not filtered or matches(request.filters, uuid, held[uuid][0])
         ]
         if request.HasField("near_vector") or request.HasField("near_text"):
             found = self._nearest(request, [uuid for uuid, _ in found])
@@ -230,7 +233,8 @@ class Double(weaviate_pb2_grpc.WeaviateServicer):
 
     def _candidates(self, request: Any, held: dict[str, Object]) -> Iterable[str]:
         """Return what can be found at all, in Weaviate's order."""
-        if request.HasField("filters") and request.filters.target.property == "_id":
+        if _asks_for_ids(request):
+            self.asked_for.append(len(request.filters.value_text_array.values))
             return sorted(each for each in request.filters.value_text_array.values if each in held)
         if not request.after:
             return sorted(held) if request.limit > 1 else held
@@ -324,6 +328,10 @@ _HEALTH = grpc.method_handlers_generic_handler(
         )
     },
 )
+
+
+def _asks_for_ids(request: Any) -> bool:
+    return bool(request.HasField("filters") and request.filters.target.property == "_id")
 
 
 def _properties(sent: Any) -> dict[str, Any]:

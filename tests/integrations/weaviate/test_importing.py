@@ -6,12 +6,16 @@ import dataclasses
 import datetime
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from weaviate.util import generate_uuid5
 
 from nimbed import FakeEmbedder
@@ -19,6 +23,8 @@ from nimbed.errors import BackendError, ConfigurationError, SpaceMismatchError
 from nimbed.fake import FAKE_CARD
 from nimbed.rows import BadRow, Row
 from nimbed_weaviate import LoadReport, Reject, batch_import, connect, self_provided, vectorizer
+from nimbed_weaviate.calls import Calls
+from nimbed_weaviate.properties import UnfitError, object_uuid, properties_of
 
 from .double import Double
 
@@ -46,7 +52,7 @@ def test_rows_become_objects_with_the_vectors_of_passages(
         passages, rows(10), embedder, chunk_rows=4, on_progress=lambda now: told.append(now.read)
     )
     assert (report.loaded, report.unchanged, report.rejected) == (10, 0, 0)
-    assert [len(batch) for batch in double.batches] == [4, 4, 2]
+    assert sorted(len(batch) for batch in double.batches) == [2, 4, 4]
     assert told == sorted(told)
     assert told[-1] == 10
     expected = FakeEmbedder().embed([text for _, text, _ in rows(10)], input_type="passage")
@@ -305,3 +311,51 @@ def test_a_model_that_ranks_by_length_too_needs_its_own_distance(
     wrong = make("Wrong", self_provided(FakeEmbedder().spec()))
     with pytest.raises(ConfigurationError, match=f"ranks by the length .*as {theirs} does"):
         batch_import(wrong, rows(3), fake)
+
+
+@given(st.text())
+def test_a_rows_object_has_the_uuid_that_weaviate_makes_of_its_id(name: str) -> None:
+    assert object_uuid(name) == generate_uuid5(name)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "id", "my field", "nimbed_id", "text", "_x"]) | st.text(),
+        st.none() | st.booleans() | st.integers(-5, 5) | st.text("aé ", max_size=3),
+    )
+)
+def test_names_that_rows_share_are_judged_as_each_alone(columns: dict[str, Any]) -> None:
+    """What is remembered of names says the same the first time and the second."""
+
+    def judged(some: dict[str, Any]) -> Any:
+        try:
+            return properties_of(some, None)
+        except UnfitError as error:
+            return str(error)
+
+    first, again = judged(columns), judged(columns)
+    assert first == again
+    alone = [judged({name: columns[name]}) for name in sorted(columns)]
+    faults = [each for each in alone if isinstance(each, str)]
+    kept = {name: value for each in alone if isinstance(each, dict) for name, value in each.items()}
+    assert first == (faults[0] if faults else kept)
+
+
+def test_the_clients_log_is_kept_back_while_any_call_is_under_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("weaviate-client")
+    calls, ended = Calls(), threading.Event()
+
+    def long() -> None:
+        assert ended.wait(20)
+        logger.error("an object of the longer call")
+
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.ERROR, "weaviate-client"):
+        running = pool.submit(calls, long)
+        calls(lambda: logger.error("an object of the shorter call"))
+        logger.error("somebody else's")
+        ended.set()
+        running.result()
+        logger.error("what comes later")
+    assert caplog.messages == ["somebody else's", "what comes later"]

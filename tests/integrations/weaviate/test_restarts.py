@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,30 @@ def test_a_restart_is_waited_for_and_told_and_what_it_lost_is_stored_again(
         "Weaviate does not answer; waiting up to 120 s for it",
         "Weaviate answers again",
     ]
+
+
+def test_what_a_neighbour_was_acknowledged_and_lost_is_stored_again_too(
+    double: Double, make: Make, embedder: FakeEmbedder, no_pauses: list[float]
+) -> None:
+    """Two batches are under way; one notices that Weaviate was away, and the other one lost all."""
+    docs = make("Docs", self_provided(embedder.spec()))
+    texts = {f"r{n}": f"passage number {n}" for n in range(12)}
+    held = double.objects["Docs"]
+    restored = threading.Event()
+
+    def on_batch(number: int) -> None:
+        if number == 1:  # it is answered last, and has lost what it says it stored
+            for name in double.batches[1]:
+                del held[name]
+            double.away = 6  # for the batch beside it
+            assert restored.wait(20)
+        elif number > 1 and set(double.batches[1]) <= set(held):
+            restored.set()
+
+    double.on_batch = on_batch
+    report = batch_import(docs, rows(texts), embedder, chunk_rows=4)
+    assert (report.loaded, report.rejected) == (12, 0)
+    assert_state(held, texts, "default")
 
 
 def test_the_wait_has_a_limit(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from weaviate.classes.config import DataType, Property
+from weaviate.classes.data import DataObject
 from weaviate.util import generate_uuid5
 
 import nimbed_weaviate
@@ -73,6 +74,30 @@ def test_one_is_filled_and_the_other_stays(double: Double, two: Any, checked: Ch
     findings = checked("Two")
     assert "nimbed/other" in findings["b: contract"][1]
     assert {verdict for verdict, _ in findings.values()} == {"ok"}
+
+
+def test_a_vector_that_no_object_has_is_filled_with_one_look_at_each(
+    double: Double, two: Any
+) -> None:
+    batch_import(two, rows(10), FakeEmbedder(), vector="a")
+    two.data.insert_many([DataObject(uuid=generate_uuid5("r11"), properties={"text": "others'"})])
+    double.asked_for.clear()
+    # One row is changed, two are new, and one replaces what somebody else stored.
+    items = [*rows(13)[:2], ("r2", "another text", {"page": 2}), *rows(13)[3:]]
+    report = batch_import(two, items, FakeEmbedder(OTHER), vector="b", chunk_rows=5)
+    assert (report.loaded, report.replaced, report.unchanged) == (13, 2, 0)
+    assert sorted(double.asked_for) == [3, 5, 5]
+    right, old = vectors_of([text for _, text, _ in items], OTHER), rows(10)
+    for n, (name, text, _) in enumerate(items):
+        properties, vectors = double.objects["Two"][generate_uuid5(name)]
+        assert properties["text"] == text
+        np.testing.assert_array_equal(np.float32(vectors["b"]), right[n])
+        assert ("a" in vectors) == (n < 10)
+        if n < 10:
+            np.testing.assert_array_equal(np.float32(vectors["a"]), vectors_of([old[n][1]])[0])
+    again = FakeEmbedder()
+    report = batch_import(two, items, again, vector="a")
+    assert (report.loaded, report.replaced, report.unchanged, embedded(again)) == (4, 1, 9, 4)
 
 
 def test_each_keeps_its_own_contract(two: Any) -> None:
@@ -170,8 +195,6 @@ def articles(double: Double, make: Make) -> Any:
 
 
 def nimbed_weaviate_object(n: int, properties: dict[str, Any]) -> Any:
-    from weaviate.classes.data import DataObject
-
     return DataObject(uuid=uuid_of(n), properties=properties)
 
 
