@@ -203,15 +203,16 @@ FILES: Mapping[str, Keys] = {
     ),
     "tokenizer_config.json": Keys(
         read=words(
-            "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "
-            "added_tokens_decoder add_prefix_space bos_token eos_token unk_token sep_token "
-            "pad_token cls_token mask_token additional_special_tokens extra_special_tokens"
+            "model_max_length max_len do_lower_case strip_accents tokenize_chinese_chars "
+            "tokenizer_class added_tokens_decoder add_prefix_space bos_token eos_token unk_token "
+            "sep_token pad_token cls_token mask_token additional_special_tokens "
+            "extra_special_tokens"
         ),
         # Beginning and end tokens are as tokenizer.json has them (transformers takes the two
         # switches out where that file is); nothing is padded, and the caller says which end is cut.
         idle=words(
             "add_bos_token add_eos_token padding padding_side pad_to_multiple_of pad_token_type_id "
-            "pad_token_id truncation truncation_side truncation_strategy max_length stride max_len "
+            "pad_token_id truncation truncation_side truncation_strategy max_length stride "
             "clean_up_tokenization_spaces spaces_between_special_tokens name_or_path auto_map "
             "special_tokens_map_file tokenizer_file full_tokenizer_file vocab_file merges_file "
             "backend is_local local_files_only chat_template model_input_names legacy from_slow "

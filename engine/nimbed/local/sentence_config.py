@@ -301,8 +301,9 @@ def read_transformer(
     lowers = bool(config.get("do_lower_case"))
     if config.get("max_seq_length") is not None:
         return TransformerFile(config, task, size_of(config, where, "max_seq_length"), lowers)
-    where, key = weights / "tokenizer_config.json", "model_max_length"
+    where = weights / "tokenizer_config.json"
     tokenizer = read_json(where)
+    key = "model_max_length" if "model_max_length" in tokenizer else "max_len"  # its first name
     # transformers writes 10^30 where no length is known.
     length = tokenizer.get(key)
     endless = isinstance(length, int | float) and length > 1e9
