@@ -297,6 +297,11 @@ def table_width(folder: Path, sparse: Sparse | None) -> int:
     """
     if isinstance(sparse, TokenTable) and sparse.path.suffix == ".json":
         return 1 + max(read_vocabulary(folder).values())
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder} holds no model.safetensors, from which alone a table of words is read; "
+            f"SentenceTransformer(folder).save(folder) writes it"
+        )
     try:
         with (folder / "model.safetensors").open("rb") as file:
             head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))

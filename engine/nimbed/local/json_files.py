@@ -85,7 +85,7 @@ _TRANSFORMER = Keys(
         **dict.fromkeys(
             words(
                 "processing_kwargs model_args tokenizer_args config_args processor_args "
-                "track_media_counts"
+                "model_kwargs config_kwargs processor_kwargs track_media_counts"
             ),
             NOTHING,
         ),
@@ -106,13 +106,13 @@ FILES: Mapping[str, Keys] = {
     "modules.json": Keys(read=words("path type"), idle=words("idx name"), only={"kwargs": NOTHING}),
     "config_sentence_transformers.json": Keys(
         read=words("prompts default_prompt_name similarity_fn_name truncate_dim"),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={"model_type": ("SentenceTransformer",)},
     ),
     # The same file of a SparseEncoder
     "SparseEncoder": Keys(
         read=words("prompts default_prompt_name similarity_fn_name max_active_dims"),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={"model_type": ("SparseEncoder",)},
     ),
     # The same file of a MultiVectorEncoder, or of PyLate's ColBERT
@@ -122,7 +122,7 @@ FILES: Mapping[str, Keys] = {
             "query_length document_length do_query_expansion attend_to_expansion_tokens "
             "skiplist_words"
         ),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={
             "model_type": ("MultiVectorEncoder", "ColBERT", "SentenceTransformer"),
             "truncate_dim": (),

@@ -325,8 +325,13 @@ def read_prompts(folder: Path, *, told: bool = False) -> Prompts:
     where = folder / _FILE
     facts = read_json(where)
     prompts = facts.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise CheckpointError(f"{where} has bad prompts")
+    if not isinstance(prompts, dict) or not all(
+        isinstance(text, str | None) for text in prompts.values()
+    ):
+        raise CheckpointError(
+            f"{where} gives prompts {str(prompts)[:60]}, expected names and texts"
+        )
+    prompts = {name: text or "" for name, text in prompts.items()}
     query, passage = (
         _of_role(prompts, names, where) for names in (_QUERY_PROMPTS, _PASSAGE_PROMPTS)
     )

@@ -430,7 +430,14 @@ def _added(
         )
     known = {*has, *contents}
     if listed is None:
-        yield from _legacy_tokens(folder, has, special, known)
+        vocabulary = _vocabulary(tokenizer)
+        for token in _legacy_tokens(folder, has, special, known):
+            if made is not None and token.content not in vocabulary:  # all ids would shift
+                raise CheckpointError(
+                    f"{folder / 'added_tokens.json'} adds {token.content!r}, which tokenizer.json "
+                    f"lacks; save the tokenizer anew with transformers, or delete the file"
+                )
+            yield token
     for token in special:
         plain = AddedToken(content=token.content)
         own = has.get(token.content, {})
