@@ -10,8 +10,6 @@ refused, for then the file says one thing and the class another.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +22,8 @@ __all__ = [
     "NO_CHANGES",
     "AddedToken",
     "TokenizerChanges",
-    "read_special_ids",
-    "read_special_token",
     "read_tokenizer_changes",
     "read_vocabulary",
-    "vocabulary_hash",
 ]
 
 
@@ -59,10 +54,7 @@ class _TokenizerClass:
     bare: bool = False
 
 
-_BERT_SPECIAL = {
-    **{"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"},
-    **{"pad_token": "[PAD]", "mask_token": "[MASK]"},
-}
+_BERT_SPECIAL = {f"{use}_token": f"[{use.upper()}]" for use in ("cls", "sep", "unk", "pad", "mask")}
 _ROBERTA_SPECIAL = {
     **{"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"},
     **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
@@ -94,10 +86,7 @@ _CLASSES = {
         model="BPE",
         normalizers=("Replace",),
         splitters=("Split", "Metaspace"),
-        special={
-            **{"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"},
-            **{"pad_token": "<pad>", "mask_token": "<mask>"},
-        },
+        special={f"{use}_token": f"<{use}>" for use in ("bos", "eos", "unk", "pad", "mask")},
     ),
     "LlamaTokenizer": _TokenizerClass(
         model="BPE",
@@ -147,16 +136,6 @@ _CLASS_OF_TYPE = {
 # the class of the type, whatever they name.
 _READ_WHOLE = ("mistral", "ministral3", "mistral3", "modernbert")
 _CLASS_OF_TYPE_ALONE = ("qwen2",)
-
-# Tokens that say nothing of a text, and what they are called where no file names them.
-_MEANINGLESS = {
-    "cls_token": ("<s>", "[CLS]"),
-    "eos_token": ("</s>",),
-    "pad_token": ("<pad>", "[PAD]"),
-    "unk_token": ("<unk>", "[UNK]"),
-}
-_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
-_USUAL = _MEANINGLESS | _OTHERS
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -277,27 +256,24 @@ def _check_class(
     """Refuse a tokenizer.json that is not what its class makes of the vocabulary."""
     model = tokenizer.get("model") or {}
     splitters = _parts(tokenizer, "pre_tokenizer")
-    types = {
-        "model": [model.get("type", made.model)],  # which older files leave out
-        "normalizer": [
-            part.get("type") if _blanks(part) else f"{part['type']} of {part.get('pattern')}"
-            for part in _parts(tokenizer, "normalizer")
-        ],
-        "pre_tokenizer": [part.get("type") for part in splitters],
-    }
-    allowed = {
-        "model": (made.model,),
-        "normalizer": made.normalizers,
-        "pre_tokenizer": made.splitters,
-    }
+    normalizers = [
+        part.get("type") if _blanks(part) else f"{part['type']} of {part.get('pattern')}"
+        for part in _parts(tokenizer, "normalizer")
+    ]
+    types = [part.get("type") for part in splitters]
+    kinds = (
+        ("model", [model.get("type", made.model)], (made.model,)),  # which older files leave out
+        ("normalizer", normalizers, made.normalizers),
+        ("pre_tokenizer", types, made.splitters),
+    )
     differs = {
         part: ", ".join(map(str, found))
-        for part, found in types.items()
-        if not set(found) <= set(allowed[part])
+        for part, found, allowed in kinds
+        if not set(found) <= set(allowed)
     }
     if made.around is not None:  # the others take what is before and behind from the file
         if not splitters or (made.prefix_space and _prefix_space(tokenizer) is None):
-            differs.setdefault("pre_tokenizer", ", ".join(types["pre_tokenizer"]) or "none")
+            differs.setdefault("pre_tokenizer", ", ".join(map(str, types)) or "none")
         names = [_named_token(config, folder, key, made) for key in made.around]
         found = _around(tokenizer)
         vocabulary = _vocabulary(tokenizer)
@@ -372,15 +348,13 @@ def _parts(tokenizer: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     left = [tokenizer.get(name) or {}]
     while left:
         part = left.pop(0)
-        inner = [part[key] for key in _SEQUENCES if isinstance(part.get(key), list)]
+        sequences = ("normalizers", "pretokenizers", "processors")
+        inner = [part[key] for key in sequences if isinstance(part.get(key), list)]
         if inner:
             left = [*inner[0], *left]
         elif part:
             parts.append(part)
     return parts
-
-
-_SEQUENCES = ("normalizers", "pretokenizers", "processors")
 
 
 def _bert_normalizer(
@@ -523,37 +497,3 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
         words = {word: number for number, (word, _) in enumerate(words)}
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
     return {str(word): int(number) for word, number in {**words, **added}.items()}
-
-
-def vocabulary_hash(folder: Path) -> str:
-    """Return 16 hex digits that name the tokens of tokenizer.json and their ids."""
-    tokens = sorted((number, word) for word, number in read_vocabulary(folder).items())
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
-
-
-def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
-    """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
-
-    Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
-
-    Args:
-        folder: With tokenizer.json and, if there are any, the files that name special tokens.
-        every: Whether tokens that separate and mask are among them, too.
-    """
-    vocabulary = read_vocabulary(folder)
-    keys = _MEANINGLESS | (_OTHERS if every else {})
-    names = [name for key in keys for name in _special_names(folder, key)]
-    return sorted({vocabulary[name] for name in names if name in vocabulary})
-
-
-def read_special_token(folder: Path, key: str) -> str | None:
-    """Return the special token that a key such as ``mask_token`` names, or the usual one."""
-    vocabulary = read_vocabulary(folder)
-    return next((name for name in _special_names(folder, key) if name in vocabulary), None)
-
-
-def _special_names(folder: Path, key: str) -> tuple[str, ...]:
-    files = ("tokenizer_config.json", "special_tokens_map.json")
-    token = next((said for name in files if (said := read_json(folder / name).get(key))), None)
-    content = token.get("content") if isinstance(token, dict) else token
-    return _USUAL[key] if content is None else (str(content),)
