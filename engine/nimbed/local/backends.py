@@ -238,13 +238,14 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
     beyond = [device for device in devices if device not in ("auto", "cpu")]
     if beyond:
         return f"device {beyond[0]!r} needs torch; ONNX Runtime runs on the CPU here"
-    if not weight_files(checkpoint.folder, "model.safetensors") and weight_files(
-        checkpoint.folder, "pytorch_model.bin"
-    ):
-        return (
-            f"{checkpoint.folder} holds its weights as pytorch_model.bin, which torch alone reads; "
-            f"a checkpoint with model.safetensors needs no torch"
-        )
+    modules = [path.parent for path in checkpoint.pipeline.module_weights]
+    for folder in (checkpoint.folder, *modules):
+        pickled = weight_files(folder, "pytorch_model.bin")
+        if pickled and not weight_files(folder, "model.safetensors"):
+            return (
+                f"{folder} holds its weights as pytorch_model.bin, which torch alone reads; a "
+                f"checkpoint with model.safetensors needs no torch"
+            )
     return ""
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nimbed.cards import ModelCard
 from nimbed.errors import CheckpointError
-from nimbed.local.head_config import ColBert, Expansion, TokenPooling
+from nimbed.local.head_config import ColBert, Expansion, TokenPooling, read_special_token
 from nimbed.local.json_files import (
     FILES,
     check_keys,
@@ -32,7 +32,7 @@ from nimbed.local.pipeline import (
     weights_in,
 )
 from nimbed.local.sentence_config import Prompts, TransformerFile, listed_modules, read_transformer
-from nimbed.local.tokenizer_config import read_special_token, read_vocabulary
+from nimbed.local.tokenizer_config import read_vocabulary
 from nimbed.spec import InputType
 
 if TYPE_CHECKING:  # which import tokenizers

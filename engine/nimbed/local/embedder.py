@@ -120,7 +120,8 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
             prompt_name=prompt_name,
             role=route,
         )
-        check_backend(backend, self._checkpoint, devices=self._devices, dtype=dtype)
+        if route is None or self._checkpoint.card.architecture != "static":
+            self.check_backend()  # a table of words beside a network is numpy's, wherever that is
         self._loaded: Loaded | None = None
         self._tokens: ModelTokens | None = None
         self._heads: list[Heads] | None = None
@@ -157,6 +158,15 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
         return chosen_backend(
             self._asked_backend, self._checkpoint, devices=self._devices, dtype=self._dtype
         )
+
+    def check_backend(self) -> None:
+        """Refuse a backend, device or dtype that the model does not run with.
+
+        Raises:
+            ConfigurationError: If it does not.
+        """
+        asked = self._asked_backend
+        check_backend(asked, self._checkpoint, devices=self._devices, dtype=self._dtype)
 
     def __reduce__(self) -> tuple[Callable[..., LocalEmbedder], tuple[str | ModelCard | None]]:
         """Pickle the arguments; the other side reads the weights itself when it needs them."""

@@ -5,6 +5,7 @@ What is described here is read and computed by :mod:`nimbed.local.heads`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from nimbed.errors import CheckpointError
+from nimbed.local.json_files import read_json
 from nimbed.local.models.fields import whole
 from nimbed.local.tokenizer_config import read_vocabulary
 from nimbed.spec import InputType
@@ -29,8 +31,21 @@ __all__ = [
     "TokenWeights",
     "check_masked_model",
     "m3_heads",
+    "read_special_ids",
+    "read_special_token",
     "table_width",
+    "vocabulary_hash",
 ]
+
+# Tokens that say nothing of a text, and what they are called where no file names them.
+_MEANINGLESS = {
+    "cls_token": ("<s>", "[CLS]"),
+    "eos_token": ("</s>",),
+    "pad_token": ("<pad>", "[PAD]"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
+_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
+_USUAL = _MEANINGLESS | _OTHERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +312,11 @@ def table_width(folder: Path, sparse: Sparse | None) -> int:
     """
     if isinstance(sparse, TokenTable) and sparse.path.suffix == ".json":
         return 1 + max(read_vocabulary(folder).values())
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder} holds no model.safetensors, from which alone a table of words is read; "
+            f"SentenceTransformer(folder).save(folder) writes it"
+        )
     try:
         with (folder / "model.safetensors").open("rb") as file:
             head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
@@ -311,3 +331,37 @@ def table_width(folder: Path, sparse: Sparse | None) -> int:
             f"embeddings, and no weight of tokens ({error!r})"
         ) from error
     return whole({"width": width}, "width")
+
+
+def vocabulary_hash(folder: Path) -> str:
+    """Return 16 hex digits that name the tokens of tokenizer.json and their ids."""
+    tokens = sorted((number, word) for word, number in read_vocabulary(folder).items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+
+
+def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
+    """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
+
+    Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
+
+    Args:
+        folder: With tokenizer.json and, if there are any, the files that name special tokens.
+        every: Whether tokens that separate and mask are among them, too.
+    """
+    vocabulary = read_vocabulary(folder)
+    keys = _MEANINGLESS | (_OTHERS if every else {})
+    names = [name for key in keys for name in _special_names(folder, key)]
+    return sorted({vocabulary[name] for name in names if name in vocabulary})
+
+
+def read_special_token(folder: Path, key: str) -> str | None:
+    """Return the special token that a key such as ``mask_token`` names, or the usual one."""
+    vocabulary = read_vocabulary(folder)
+    return next((name for name in _special_names(folder, key) if name in vocabulary), None)
+
+
+def _special_names(folder: Path, key: str) -> tuple[str, ...]:
+    files = ("tokenizer_config.json", "special_tokens_map.json")
+    token = next((said for name in files if (said := read_json(folder / name).get(key))), None)
+    content = token.get("content") if isinstance(token, dict) else token
+    return _USUAL[key] if content is None else (str(content),)

@@ -27,12 +27,13 @@ from nimbed.local.head_config import (
     Splade,
     TokenVectors,
     TokenWeights,
+    read_special_ids,
 )
 from nimbed.local.linear import Dense, dense, read_affine
 from nimbed.local.models.fields import real, whole
 from nimbed.local.norms import LayerNorm
 from nimbed.local.pooling import Module, invariant_product, pool, read_modules
-from nimbed.local.tokenizer_config import read_special_ids, read_vocabulary
+from nimbed.local.tokenizer_config import read_vocabulary
 from nimbed.local.weights import open_tensors
 from nimbed.spec import InputType
 

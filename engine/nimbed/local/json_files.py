@@ -85,7 +85,7 @@ _TRANSFORMER = Keys(
         **dict.fromkeys(
             words(
                 "processing_kwargs model_args tokenizer_args config_args processor_args "
-                "track_media_counts"
+                "model_kwargs config_kwargs processor_kwargs track_media_counts"
             ),
             NOTHING,
         ),
@@ -106,13 +106,13 @@ FILES: Mapping[str, Keys] = {
     "modules.json": Keys(read=words("path type"), idle=words("idx name"), only={"kwargs": NOTHING}),
     "config_sentence_transformers.json": Keys(
         read=words("prompts default_prompt_name similarity_fn_name truncate_dim"),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={"model_type": ("SentenceTransformer",)},
     ),
     # The same file of a SparseEncoder
     "SparseEncoder": Keys(
         read=words("prompts default_prompt_name similarity_fn_name max_active_dims"),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={"model_type": ("SparseEncoder",)},
     ),
     # The same file of a MultiVectorEncoder, or of PyLate's ColBERT
@@ -122,7 +122,7 @@ FILES: Mapping[str, Keys] = {
             "query_length document_length do_query_expansion attend_to_expansion_tokens "
             "skiplist_words"
         ),
-        idle=words("__version__"),
+        idle=words("__version__ requirements"),
         only={
             "model_type": ("MultiVectorEncoder", "ColBERT", "SentenceTransformer"),
             "truncate_dim": (),
@@ -203,15 +203,16 @@ FILES: Mapping[str, Keys] = {
     ),
     "tokenizer_config.json": Keys(
         read=words(
-            "model_max_length do_lower_case strip_accents tokenize_chinese_chars tokenizer_class "
-            "added_tokens_decoder add_prefix_space bos_token eos_token unk_token sep_token "
-            "pad_token cls_token mask_token additional_special_tokens extra_special_tokens"
+            "model_max_length max_len do_lower_case strip_accents tokenize_chinese_chars "
+            "tokenizer_class added_tokens_decoder add_prefix_space bos_token eos_token unk_token "
+            "sep_token pad_token cls_token mask_token additional_special_tokens "
+            "extra_special_tokens"
         ),
         # Beginning and end tokens are as tokenizer.json has them (transformers takes the two
         # switches out where that file is); nothing is padded, and the caller says which end is cut.
         idle=words(
             "add_bos_token add_eos_token padding padding_side pad_to_multiple_of pad_token_type_id "
-            "pad_token_id truncation truncation_side truncation_strategy max_length stride max_len "
+            "pad_token_id truncation truncation_side truncation_strategy max_length stride "
             "clean_up_tokenization_spaces spaces_between_special_tokens name_or_path auto_map "
             "special_tokens_map_file tokenizer_file full_tokenizer_file vocab_file merges_file "
             "backend is_local local_files_only chat_template model_input_names legacy from_slow "

@@ -17,10 +17,9 @@ from nimbed.errors import ConfigurationError, install_line
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import tokenizing_as
-from nimbed.local.head_config import AutoEncoder, ColBert
+from nimbed.local.head_config import AutoEncoder, ColBert, vocabulary_hash
 from nimbed.local.hub import head_revision, latent_hash
 from nimbed.local.models.fields import whole
-from nimbed.local.tokenizer_config import vocabulary_hash
 from nimbed.options import KindOptions, SpecOptions
 from nimbed.spec import InputType, Kind, MultiVectorSpec, SparseSpec, VectorSpec
 

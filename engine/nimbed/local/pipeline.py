@@ -445,10 +445,13 @@ class _Reader:
     def _of_transformer(self) -> tuple[int | None, bool]:
         """Return the longest text, and whether capitals are lowered.
 
-        A sentence_*_config.json outranks the tokenizer's own length.
+        A sentence_*_config.json outranks the tokenizer's own length. A table of words has neither,
+        and cuts where tokenizer.json does.
         """
         if self._static and self._sparse is None:
-            return None, False
+            where = self._weights / "tokenizer.json"
+            cut = read_json(where).get("truncation")
+            return size_of(cut, where, "max_length") if isinstance(cut, dict) else None, False
         said = read_transformer(self._weights, "Transformer", task=self._task)
         self._task = said.task
         return said.max_tokens, said.do_lower_case

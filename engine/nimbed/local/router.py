@@ -65,6 +65,8 @@ class RoutedEmbedder(EmbedBase, HybridBase, Managed):
         if len({embedder.card.kinds for embedder in routes.values()}) > 1:
             kinds = {role: " and ".join(each.card.kinds) for role, each in routes.items()}
             raise CheckpointError(f"{model} gives other kinds of vectors to each role: {kinds}")
+        if {embedder.card.architecture for embedder in routes.values()} == {"static"}:
+            routes["query"].check_backend()
         specs: list[VectorSpec | SparseSpec] = [
             embedder.spec() if "dense" in embedder.card.kinds else embedder.sparse_spec()
             for embedder in routes.values()
@@ -73,6 +75,13 @@ class RoutedEmbedder(EmbedBase, HybridBase, Managed):
             raise CheckpointError(
                 f"{model} gives queries {specs[0].dimensions} dimensions and passages "
                 f"{specs[1].dimensions}; they could not be compared"
+            )
+        metrics = {role: embedder.card.metric for role, embedder in routes.items()}
+        if len(set(metrics.values())) > 1:
+            raise CheckpointError(
+                f"{model} ranks queries by {metrics['query']} and passages by "
+                f"{metrics['passage']}: by similarity_fn_name its vectors keep their length, which "
+                f"Normalize takes away in one of its routes alone; give both a Normalize, or none"
             )
         if len({spec.vocabulary for spec in specs if isinstance(spec, SparseSpec)}) > 1:
             raise CheckpointError(
@@ -103,6 +112,11 @@ class RoutedEmbedder(EmbedBase, HybridBase, Managed):
     def arithmetic(self) -> str | None:
         """What passages are computed in and where; None before their route is loaded."""
         return self._routes["passage"].arithmetic
+
+    @property
+    def backend(self) -> str:
+        """What runs the passages' route; see :attr:`LocalEmbedder.backend`."""
+        return self._routes["passage"].backend
 
     def _spec(self, options: SpecOptions) -> VectorSpec:
         """Return the contract, the same for both routes."""
@@ -164,6 +178,23 @@ class RoutedEmbedder(EmbedBase, HybridBase, Managed):
             _RoutedReplica({role: each[n % len(each)] for role, each in routes.items()})
             for n in range(max(map(len, routes.values())))
         ]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest passage that the model reads; see :class:`LocalEmbedder`."""
+        return self._routes["passage"].text_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the tokens of each text as its role's route reads it; loads no weights."""
+        return self._route(input_type).count_tokens(texts, input_type=input_type)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each passage alone begin and end: (tokens, 2)."""
+        return self._routes["passage"].token_spans(texts)
+
+    def require_context(self) -> None:
+        """Refuse late chunking if passages' route cannot; see :class:`LocalEmbedder`."""
+        self._routes["passage"].require_context()
 
     def tokenize(
         self, texts: Sequence[str], *, input_type: InputType | None = None, special: bool = True

@@ -301,8 +301,9 @@ def read_transformer(
     lowers = bool(config.get("do_lower_case"))
     if config.get("max_seq_length") is not None:
         return TransformerFile(config, task, size_of(config, where, "max_seq_length"), lowers)
-    where, key = weights / "tokenizer_config.json", "model_max_length"
+    where = weights / "tokenizer_config.json"
     tokenizer = read_json(where)
+    key = "model_max_length" if "model_max_length" in tokenizer else "max_len"  # its first name
     # transformers writes 10^30 where no length is known.
     length = tokenizer.get(key)
     endless = isinstance(length, int | float) and length > 1e9
@@ -324,8 +325,13 @@ def read_prompts(folder: Path, *, told: bool = False) -> Prompts:
     where = folder / _FILE
     facts = read_json(where)
     prompts = facts.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise CheckpointError(f"{where} has bad prompts")
+    if not isinstance(prompts, dict) or not all(
+        isinstance(text, str | None) for text in prompts.values()
+    ):
+        raise CheckpointError(
+            f"{where} gives prompts {str(prompts)[:60]}, expected names and texts"
+        )
+    prompts = {name: text or "" for name, text in prompts.items()}
     query, passage = (
         _of_role(prompts, names, where) for names in (_QUERY_PROMPTS, _PASSAGE_PROMPTS)
     )

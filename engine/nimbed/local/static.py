@@ -260,7 +260,10 @@ def _module(module: DenseModule | NormModule) -> Module:
 def _read(folder: Path) -> dict[str, NDArray[Any]]:
     files = weight_files(folder, "model.safetensors")
     if not files:
-        raise CheckpointError(f"{folder} holds no model.safetensors, which alone is read here")
+        raise CheckpointError(
+            f"{folder} holds no model.safetensors, which alone is read here; "
+            f"SentenceTransformer(folder).save(folder) writes it"
+        )
     owner = safetensors_names(files, "numpy")
     from safetensors import safe_open
 

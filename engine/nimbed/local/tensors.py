@@ -136,7 +136,7 @@ class NamedTensors(ABC, Generic[Array]):
         """
         stored = self._stored.get(name)
         if stored is None:
-            raise CheckpointError(f"{self._folder} lacks the tensor {name}")
+            raise CheckpointError(f"{self._folder} lacks the tensor {name}{self._instead(name)}")
         self._used.add(stored)
         if self._unreturned >= _GIVE_BACK_EVERY:
             give_back()
@@ -170,6 +170,23 @@ class NamedTensors(ABC, Generic[Array]):
             raise CheckpointError(f"{self._folder}: {stored} holds NaN or infinity")
         self._unreturned += tensor.nbytes
         return tensor
+
+    def _instead(self, name: str) -> str:
+        """Return what to do about a tensor that goes by another name, if one does."""
+        layer, _, parameter = name.rpartition(".")
+        for stored in self._stored.values():
+            if stored.endswith(f"{layer}.base_layer.{parameter}"):
+                return (
+                    f", but has {stored}: an adapter that was never merged; save the model anew "
+                    f"after peft's merge_and_unload()"
+                )
+            if stored.endswith(f".{name}"):
+                prefix = stored.removesuffix(name)
+                return (
+                    f", but has {stored}; take {prefix!r} off the names, or load the weights into "
+                    f"the model that was trained and save that with save_pretrained()"
+                )
+        return ""
 
     def _unscaled(self, name: str, tensor: Array) -> Array:
         """Return a float8 weight as float32; its scale is one number, or one an output."""

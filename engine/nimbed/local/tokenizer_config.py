@@ -2,15 +2,16 @@
 
 transformers reads tokenizer.json, then lets tokenizer_config.json have its way with capitals,
 accents and added tokens; sentence-transformers lowers capitals by a key of its own. Where the files
-say the same, which is the rule, nothing is changed.
+say the same, which is the rule, nothing is changed. Some of its classes take no more than the
+vocabulary from tokenizer.json and make the rest themselves: what they would make otherwise is
+refused, for then the file says one thing and the class another.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,120 @@ __all__ = [
     "NO_CHANGES",
     "AddedToken",
     "TokenizerChanges",
-    "read_special_ids",
-    "read_special_token",
     "read_tokenizer_changes",
     "read_vocabulary",
-    "vocabulary_hash",
 ]
 
-# Classes that make BERT's normalizer anew from the configuration, and the types whose default they
-# are. Their capitals are lowered unless the configuration says otherwise.
-_BERTS = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer", "ElectraTokenizer")
-_OF_TYPE = ("bert", "distilbert", "mpnet")
 
-# Tokens that say nothing of a text, and what they are called where no file names them.
-_MEANINGLESS = {
-    "cls_token": ("<s>", "[CLS]"),
-    "eos_token": ("</s>",),
-    "pad_token": ("<pad>", "[PAD]"),
-    "unk_token": ("<unk>", "[UNK]"),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TokenizerClass:
+    """A class of transformers that makes a tokenizer's parts itself, from the vocabulary.
+
+    Attributes:
+        model: What cuts words; a type of tokenizer.json.
+        options: Of the model, where tokenizer.json might say otherwise.
+        normalizers: Types of normalizers that come to what the class makes.
+        splitters: Likewise of pre-tokenizers; one of them at least is there.
+        pattern: The expression by which a Split splits, if there is one.
+        around: Which special tokens stand before and behind a text; None for tokenizer.json's.
+        prefix_space: Whether a space is put before a text where no file says.
+        special: Its special tokens where no file names them.
+        bare: Whether special tokens lose what the files say of blanks beside them.
+    """
+
+    model: str
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+    normalizers: tuple[str, ...] = ()
+    splitters: tuple[str, ...] = ()
+    pattern: str | None = None
+    around: tuple[str, str] | None = None
+    prefix_space: bool | None = None
+    special: Mapping[str, str] = field(default_factory=dict[str, str])
+    bare: bool = False
+
+
+_BERT_SPECIAL = {f"{use}_token": f"[{use.upper()}]" for use in ("cls", "sep", "unk", "pad", "mask")}
+_ROBERTA_SPECIAL = {
+    **{"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"},
+    **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
 }
-_OTHERS = {"sep_token": ("</s>", "[SEP]"), "mask_token": ("<mask>", "[MASK]")}
-_USUAL = _MEANINGLESS | _OTHERS
+# BERT's capitals, accents and Chinese characters are as the configuration says.
+_BERT = _TokenizerClass(
+    model="WordPiece",
+    options={"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+    normalizers=("BertNormalizer",),
+    splitters=("BertPreTokenizer",),
+    around=("cls_token", "sep_token"),
+    special=_BERT_SPECIAL,
+)
+# Spaces are gathered in several ways, which come to the same.
+_XLM_ROBERTA = _TokenizerClass(
+    model="Unigram",
+    normalizers=("Precompiled", "Replace", "Strip"),
+    splitters=("Metaspace", "WhitespaceSplit"),
+    around=("bos_token", "eos_token"),
+    prefix_space=True,
+    special=_ROBERTA_SPECIAL,
+)
+_CLASSES = {
+    "BertTokenizer": _BERT,
+    "CamembertTokenizer": _XLM_ROBERTA,
+    "DistilBertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "GemmaTokenizer": _TokenizerClass(
+        model="BPE",
+        normalizers=("Replace",),
+        splitters=("Split", "Metaspace"),
+        special={f"{use}_token": f"<{use}>" for use in ("bos", "eos", "unk", "pad", "mask")},
+    ),
+    "LlamaTokenizer": _TokenizerClass(
+        model="BPE",
+        normalizers=("Prepend", "Replace"),
+        splitters=("Metaspace",),
+        special={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    ),
+    "MPNetTokenizer": dataclasses.replace(
+        _BERT, special={**_ROBERTA_SPECIAL, "unk_token": "[UNK]"}
+    ),
+    "Qwen2Tokenizer": _TokenizerClass(
+        model="BPE",
+        options={"ignore_merges": False},
+        normalizers=("NFC",),
+        splitters=("Split", "ByteLevel"),
+        pattern=(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        prefix_space=False,
+        special=dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+        bare=True,
+    ),
+    "RobertaTokenizer": _TokenizerClass(
+        model="BPE",
+        options={"ignore_merges": False},
+        splitters=("ByteLevel",),
+        around=("cls_token", "sep_token"),
+        prefix_space=False,
+        special=_ROBERTA_SPECIAL,
+    ),
+    "XLMRobertaTokenizer": _XLM_ROBERTA,
+}
+
+# The class of a type of models where no file names one.
+_CLASS_OF_TYPE = {
+    **dict.fromkeys(("bert", "distilbert", "nomic_bert"), "BertTokenizer"),
+    **dict.fromkeys(("gte", "jina_embeddings_v3", "xlm-roberta"), "XLMRobertaTokenizer"),
+    **dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer"),
+    "camembert": "CamembertTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+}
+
+# Types whose published files name wrong classes: transformers reads tokenizer.json whole, or takes
+# the class of the type, whatever they name.
+_READ_WHOLE = ("mistral", "ministral3", "mistral3", "modernbert")
+_CLASS_OF_TYPE_ALONE = ("qwen2",)
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -111,76 +205,256 @@ def _compared(
     do_lower_case: bool,
 ) -> TokenizerChanges:
     where = folder / "tokenizer_config.json"
-    prefix = _prefix_space(tokenizer)
-    if prefix is not None and config.get("add_prefix_space") not in (None, prefix):
+    if (tokenizer.get("model") or {}).get("dropout"):
         raise CheckpointError(
-            f"{where} gives add_prefix_space {config['add_prefix_space']!r}, and tokenizer.json "
-            f"{prefix!r}; save the tokenizer anew with transformers, or take the key out"
+            f"{folder / 'tokenizer.json'} gives dropout {tokenizer['model']['dropout']!r}: it cuts "
+            f"words at random, and a text would have another vector each time; set it to null"
+        )
+    named = _class_name(config, tokenizer, folder, model_type)
+    made = _CLASSES.get(named)
+    if made is not None:
+        _check_class(named, made, config, tokenizer, folder, model_type)
+    prefix = _prefix_space(tokenizer)
+    default = None if made is None else made.prefix_space
+    asked = config.get("add_prefix_space", default)
+    if prefix is not None and asked not in (None, prefix):
+        raise CheckpointError(
+            f"{where} gives add_prefix_space {asked!r}, and tokenizer.json {prefix!r}; save the "
+            f"tokenizer anew with transformers, or take the key out"
         )
     normalizer = tokenizer.get("normalizer") or {}
-    bert = _bert_normalizer(config, normalizer, where, model_type)
+    bert = _bert_normalizer(config, normalizer) if made and made.model == "WordPiece" else ()
     lowers = dict(bert)["lowercase"] if bert else _lowers(normalizer)
     return TokenizerChanges(
         bert_normalizer=bert,
         lowercase=do_lower_case and not lowers,
-        added=tuple(_added(config, tokenizer, folder)),
+        added=tuple(_added(config, tokenizer, folder, made)),
     )
 
 
+def _class_name(
+    config: Mapping[str, Any], tokenizer: Mapping[str, Any], folder: Path, model_type: str
+) -> str:
+    """Return which class of transformers reads a tokenizer; empty where it reads the file whole."""
+    own = _CLASS_OF_TYPE.get(model_type, "")
+    if model_type in _READ_WHOLE or model_type in _CLASS_OF_TYPE_ALONE:
+        return own
+    said = config.get("tokenizer_class") or read_json(folder / "config.json").get("tokenizer_class")
+    named = own if said is None else str(said).removesuffix("Fast")
+    byte_level = "ByteLevel" in {part.get("type") for part in _parts(tokenizer, "pre_tokenizer")}
+    return "" if named == "LlamaTokenizer" and byte_level else named
+
+
+def _check_class(
+    named: str,
+    made: _TokenizerClass,
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    folder: Path,
+    model_type: str,
+) -> None:
+    """Refuse a tokenizer.json that is not what its class makes of the vocabulary."""
+    model = tokenizer.get("model") or {}
+    splitters = _parts(tokenizer, "pre_tokenizer")
+    normalizers = [
+        part.get("type") if _blanks(part) else f"{part['type']} of {part.get('pattern')}"
+        for part in _parts(tokenizer, "normalizer")
+    ]
+    types = [part.get("type") for part in splitters]
+    kinds = (
+        ("model", [model.get("type", made.model)], (made.model,)),  # which older files leave out
+        ("normalizer", normalizers, made.normalizers),
+        ("pre_tokenizer", types, made.splitters),
+    )
+    differs = {
+        part: ", ".join(map(str, found))
+        for part, found, allowed in kinds
+        if not set(found) <= set(allowed)
+    }
+    if made.around is not None:  # the others take what is before and behind from the file
+        if not splitters or (made.prefix_space and _prefix_space(tokenizer) is None):
+            differs.setdefault("pre_tokenizer", ", ".join(map(str, types)) or "none")
+        names = [_named_token(config, folder, key, made) for key in made.around]
+        found = _around(tokenizer)
+        vocabulary = _vocabulary(tokenizer)
+        if found != [(name, vocabulary.get(str(name))) for name in names]:
+            around = " and ".join(f"{name} ({number})" for name, number in found) or "nothing"
+            differs["post_processor"] = f"{around} around a text"
+    if model.get("type", made.model) == made.model:
+        for option, value in made.options.items():
+            if model.get(option, value) != value:
+                differs[option] = repr(model[option])
+        unknown = model.get("unk_token")
+        if made.model == "WordPiece" and unknown != _named_token(config, folder, "unk_token", made):
+            differs["unk_token"] = repr(unknown)
+    patterns = [part.get("pattern") for part in splitters if part.get("type") == "Split"]
+    if made.pattern is not None and patterns != [{"Regex": made.pattern}]:
+        differs["pre_tokenizer"] = "another expression to split by"
+    if differs:
+        said = "; ".join(f"{part}: {found}" for part, found in differs.items())
+        cure = (
+            ", or write tokenizer_class PreTrainedTokenizerFast into tokenizer_config.json to have "
+            "tokenizer.json followed as it is"
+        )
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} is not what transformers' {named} makes of its "
+            f"vocabulary ({said}), and releases of transformers follow one or the other. Save the "
+            f"tokenizer anew with the release that the model was trained with"
+            f"{cure if model_type not in _CLASS_OF_TYPE_ALONE else ''}"
+        )
+
+
+def _blanks(normalizer: Mapping[str, Any]) -> bool:
+    """Whether a normalizer replaces nothing, or nothing but spaces."""
+    pattern = (normalizer.get("pattern") or {}).values()
+    return normalizer.get("type") != "Replace" or all(
+        not set(each) - set(" +{2,}") for each in pattern
+    )
+
+
+def _named_token(
+    config: Mapping[str, Any], folder: Path, key: str, made: _TokenizerClass
+) -> str | None:
+    """Return the special token that the files name, or the one that a class has by itself."""
+    files = (config, {} if "added_tokens_decoder" in config else _special_tokens_map(folder))
+    token: Any = made.special.get(key)
+    for file in files:  # the last has the last word
+        token = file.get(key, token)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _special_tokens_map(folder: Path) -> dict[str, Any]:
+    where = folder / "special_tokens_map.json"
+    legacy = read_json(where)
+    check_keys(legacy, where, FILES["special_tokens_map.json"])
+    return legacy
+
+
+def _around(tokenizer: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the special tokens that a post-processor puts before and behind a text, and ids."""
+    for part in _parts(tokenizer, "post_processor"):
+        if part.get("type") == "TemplateProcessing":
+            pieces = [piece.get("SpecialToken", {}).get("id") for piece in part.get("single") or ()]
+            ids = part.get("special_tokens") or {}
+            return [(piece, ids[piece]["ids"][0]) for piece in pieces if piece is not None]
+        if part.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return [(part[key][0], part[key][1]) for key in ("cls", "sep")]
+    return []
+
+
+def _parts(tokenizer: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the parts of a normalizer or the like, those of its sequences one by one."""
+    parts: list[Mapping[str, Any]] = []
+    left = [tokenizer.get(name) or {}]
+    while left:
+        part = left.pop(0)
+        sequences = ("normalizers", "pretokenizers", "processors")
+        inner = [part[key] for key in sequences if isinstance(part.get(key), list)]
+        if inner:
+            left = [*inner[0], *left]
+        elif part:
+            parts.append(part)
+    return parts
+
+
 def _bert_normalizer(
-    config: Mapping[str, Any], normalizer: Mapping[str, Any], where: Path, model_type: str
+    config: Mapping[str, Any], normalizer: Mapping[str, Any]
 ) -> tuple[tuple[str, bool | None], ...]:
     """Return the normalizer that the configuration makes, or nothing if it is the file's own."""
-    named = config.get("tokenizer_class")
-    if named is None:
-        made_anew = model_type in _OF_TYPE
-    else:
-        made_anew = str(named).removesuffix("Fast") in _BERTS
-    asked = config.get("do_lower_case")
-    if not made_anew or normalizer.get("type", "BertNormalizer") != "BertNormalizer":
-        if asked is not None and bool(asked) != _lowers(normalizer) and normalizer:
-            keeps = "keeps" if asked else "lowers"
-            raise CheckpointError(
-                f"{where} gives do_lower_case {asked!r}, but tokenizer.json {keeps} capitals; save "
-                f"the tokenizer anew with transformers, or take the key out"
-            )
-        return ()
     wanted = {
         "clean_text": True,
         "handle_chinese_chars": config.get("tokenize_chinese_chars", True) is not False,
         "strip_accents": config.get("strip_accents"),
-        "lowercase": asked is not False,
+        "lowercase": config.get("do_lower_case") is not False,
     }
-    same = all(normalizer.get(name) == value for name, value in wanted.items())
+    parts = _parts({"normalizer": normalizer}, "normalizer")
+    same = len(parts) == 1 and all(parts[0].get(name) == value for name, value in wanted.items())
     return () if same else tuple(wanted.items())
 
 
 def _added(
-    config: Mapping[str, Any], tokenizer: Mapping[str, Any], folder: Path
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    folder: Path,
+    made: _TokenizerClass | None,
 ) -> Iterator[AddedToken]:
     """Yield the tokens that tokenizer.json lacks or has with other flags, as transformers does."""
+    where = folder / "tokenizer_config.json"
     has: dict[str, dict[str, Any]] = {
         token["content"]: token for token in tokenizer.get("added_tokens") or ()
     }
-    listed = config.get("added_tokens_decoder") or {}
-    legacy = read_json(folder / "special_tokens_map.json")
-    check_keys(legacy, folder / "special_tokens_map.json", FILES["special_tokens_map.json"])
-    named = config if listed else {**config, **legacy}
-    for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+    listed = config.get("added_tokens_decoder")
+    legacy = _special_tokens_map(folder)
+    named = {**(made.special if made else {}), **config, **(legacy if listed is None else {})}
+    padding = tokenizer.get("padding") or {}
+    if padding.get("pad_token") and "pad_token" not in named:
+        named["pad_token"] = padding["pad_token"]
+    special = list(_special(named))
+    for _, token in sorted((listed or {}).items(), key=lambda item: int(item[0])):
         own = has.get(token["content"], {})
         if any(bool(token.get(flag, False)) != own.get(flag) for flag in _FLAGS):
             flags = {flag: bool(token.get(flag, False)) for flag in _FLAGS}
             yield AddedToken(content=token["content"], **flags)
-    known = {*has, *(token["content"] for token in listed.values())}
-    for key, value in named.items():
-        several = key in ("additional_special_tokens", "extra_special_tokens")
-        if not key.endswith("_token") and not several:
-            continue
-        for token in value if isinstance(value, list) else [value]:
-            content = token.get("content") if isinstance(token, dict) else token
-            if isinstance(content, str) and content not in known:
-                known.add(content)
-                yield AddedToken(content=content)
+    contents = {token["content"] for token in (listed or {}).values()}
+    lost = sorted(set(has) - contents - {token.content for token in special})
+    if listed is not None and made is not None and lost:
+        raise CheckpointError(
+            f"{where} gives added_tokens_decoder without {lost[0]!r}, which tokenizer.json adds; "
+            f"save the tokenizer anew with transformers, or take the key out"
+        )
+    known = {*has, *contents}
+    if listed is None:
+        vocabulary = _vocabulary(tokenizer)
+        for token in _legacy_tokens(folder, has, special, known):
+            if made is not None and token.content not in vocabulary:  # all ids would shift
+                raise CheckpointError(
+                    f"{folder / 'added_tokens.json'} adds {token.content!r}, which tokenizer.json "
+                    f"lacks; save the tokenizer anew with transformers, or delete the file"
+                )
+            yield token
+    for token in special:
+        plain = AddedToken(content=token.content)
+        own = has.get(token.content, {})
+        if made is not None and made.bare and any(own.get(f) != getattr(plain, f) for f in _FLAGS):
+            yield plain
+        elif token.content not in known:
+            known.add(token.content)
+            yield token
+
+
+def _legacy_tokens(
+    folder: Path, has: Mapping[str, Mapping[str, Any]], special: list[AddedToken], known: set[str]
+) -> Iterator[AddedToken]:
+    """Yield what added_tokens.json adds, and note it among what is known."""
+    where = folder / "added_tokens.json"
+    numbers = {token["id"] for token in has.values()}
+    names = {token.content for token in special}
+    for content, number in sorted(read_json(where).items(), key=lambda item: int(item[1])):
+        if content not in known and number not in numbers:
+            known.add(content)
+            yield AddedToken(
+                content=content, normalized=content not in names, special=content in names
+            )
+
+
+def _special(named: Mapping[str, Any]) -> Iterator[AddedToken]:
+    """Yield the special tokens of a configuration, in the order in which they get their ids."""
+    usual = [f"{use}_token" for use in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    others = [key for key in named if key.endswith("_token") and key not in usual]
+    for key in (*usual, *others):
+        yield from _special_token(named.get(key))
+    several: Any = named.get("extra_special_tokens") or named.get("additional_special_tokens") or ()
+    for token in several.values() if isinstance(several, dict) else several:
+        yield from _special_token(token)
+
+
+def _special_token(token: Any) -> Iterator[AddedToken]:
+    """Yield the token that a file names, if it names one: there are switches by such names, too."""
+    if isinstance(token, str):
+        yield AddedToken(content=token)
+    elif isinstance(token, dict):
+        flags = {flag: bool(token.get(flag, False)) for flag in _FLAGS[:-1]}
+        yield AddedToken(content=token["content"], **flags)
 
 
 def _lowers(normalizer: Any) -> bool:
@@ -193,11 +467,13 @@ def _lowers(normalizer: Any) -> bool:
 
 
 def _prefix_space(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Return whether a byte-level tokenizer puts a space before a text; None for other kinds."""
-    first = tokenizer.get("pre_tokenizer") or {}
-    for part in first.get("pretokenizers") or [first]:
+    """Return whether a tokenizer puts a space before a text; None if it does not say."""
+    for part in _parts(tokenizer, "pre_tokenizer"):
         if part.get("type") == "ByteLevel":
             return part.get("add_prefix_space") is True
+        if part.get("type") == "Metaspace":
+            scheme = part.get("prepend_scheme")
+            return part.get("add_prefix_space") is True if scheme is None else scheme == "always"
     return None
 
 
@@ -210,44 +486,14 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
     where = folder / "tokenizer.json"
     tokenizer = read_json(where, required=True)
     try:
-        words = tokenizer["model"]["vocab"]
-        if isinstance(words, list):  # of a Unigram model, with a score each
-            words = {word: number for number, (word, _) in enumerate(words)}
-        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
-        return {str(word): int(number) for word, number in {**words, **added}.items()}
+        return _vocabulary(tokenizer)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} holds no vocabulary: {error!r}") from error
 
 
-def vocabulary_hash(folder: Path) -> str:
-    """Return 16 hex digits that name the tokens of tokenizer.json and their ids."""
-    tokens = sorted((number, word) for word, number in read_vocabulary(folder).items())
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
-
-
-def read_special_ids(folder: Path, *, every: bool = False) -> list[int]:
-    """Return the ids of the tokens that begin, end, pad and replace, but stand for no word.
-
-    Those that FlagEmbedding leaves out of bge-m3's sparse vectors.
-
-    Args:
-        folder: With tokenizer.json and, if there are any, the files that name special tokens.
-        every: Whether tokens that separate and mask are among them, too.
-    """
-    vocabulary = read_vocabulary(folder)
-    keys = _MEANINGLESS | (_OTHERS if every else {})
-    names = [name for key in keys for name in _special_names(folder, key)]
-    return sorted({vocabulary[name] for name in names if name in vocabulary})
-
-
-def read_special_token(folder: Path, key: str) -> str | None:
-    """Return the special token that a key such as ``mask_token`` names, or the usual one."""
-    vocabulary = read_vocabulary(folder)
-    return next((name for name in _special_names(folder, key) if name in vocabulary), None)
-
-
-def _special_names(folder: Path, key: str) -> tuple[str, ...]:
-    files = ("tokenizer_config.json", "special_tokens_map.json")
-    token = next((said for name in files if (said := read_json(folder / name).get(key))), None)
-    content = token.get("content") if isinstance(token, dict) else token
-    return _USUAL[key] if content is None else (str(content),)
+def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    words = tokenizer["model"]["vocab"]
+    if isinstance(words, list):  # of a Unigram model, with a score each
+        words = {word: number for number, (word, _) in enumerate(words)}
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+    return {str(word): int(number) for word, number in {**words, **added}.items()}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 
 import nimbed
-from nimbed.local.backends import why_torch
+from nimbed.errors import ConfigurationError, TooLongError
 
 TEXTS = ["what is nvidia", "a cat sleeps under the warm sky", "the lazy dogs jumped over york"]
+#: Examples of the property tests of folders; for a search through the night, set it to thousands.
+EXAMPLES = int(os.environ.get("FOLDER_EXAMPLES", "15"))
 MODES = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
@@ -61,28 +66,61 @@ def assert_same(
     texts: Sequence[str] = TEXTS,
     atol: float = 1e-5,
     alone: bool = True,
+    passages: str = "document",
 ) -> Any:
     """Compare a folder's vectors with sentence-transformers', in both roles, packed and alone.
+
+    The token ids, too, and what is cut at which end, and that nothing is cut unasked.
 
     Returns:
         Our embedder, of torch where there is a network.
     """
-    ours: Any = nimbed.load(str(folder), device="cpu", dtype="float32")
-    if ours.backend != "numpy":
-        ours = nimbed.load(str(folder), device="cpu", dtype="float32", backend="torch")
+    embedders = list(_on_every_backend(folder))
+    ours = embedders[0]
     unit = ours.card.metric == "cosine"
-    embedders = [ours]
-    if not why_torch(ours._checkpoint, devices=("cpu",), dtype="float32"):
-        embedders.append(nimbed.load(str(folder), backend="onnxruntime"))
-    for role, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
-        expected = np.asarray(encode(list(texts), normalize_embeddings=unit))
+    for role, task in (("query", "query"), ("passage", passages)):
+        prompt = next((p for n in _PROMPTS[role] if (p := theirs.prompts.get(n)) is not None), None)
+        asked: dict[str, Any] = {"prompt": prompt, "task": task}
+        expected = np.asarray(theirs.encode(list(texts), normalize_embeddings=unit, **asked))
+        ids = [their_ids(theirs, text, **asked) for text in texts]
         for embedder in embedders:
-            got = embedder.embed(texts, input_type=role, truncate="END").vectors
+            batch = embedder.embed(texts, input_type=role, truncate="END")
+            got = batch.vectors
             assert got.shape == expected.shape
             np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-6)
+            assert batch.token_counts.tolist() == [len(row) for row in ids]
+            assert batch.spec == ours.spec()
             for row, text in enumerate(texts if alone else ()):
                 one = embedder.embed([text], input_type=role, truncate="END").vectors[0]
                 np.testing.assert_allclose(one, expected[row], atol=atol, rtol=1e-6)
                 if embedder is not ours:
                     np.testing.assert_array_equal(one, got[row])
+        whole = [[token.id for token in row] for row in ours.tokenize(texts, input_type=role)]
+        for row, tokens in enumerate(whole):
+            if len(tokens) > len(ids[row]):
+                with pytest.raises(TooLongError):
+                    ours.embed([texts[row]], input_type=role)
+            else:
+                assert tokens == ids[row]
     return ours
+
+
+# The prompts of encode_query and encode_document, the first that there is.
+_PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+
+
+def _on_every_backend(folder: Path) -> Iterator[Any]:
+    """Yield a folder's embedder on each backend that runs it, torch's first."""
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    ours: Any = nimbed.load(str(folder), **options)
+    if ours.backend != "numpy":
+        ours = nimbed.load(str(folder), **options, backend="torch")
+    yield ours
+    with contextlib.suppress(ConfigurationError):  # what it says is tested where it is made
+        yield nimbed.load(str(folder), **options, backend="onnxruntime")
+
+
+def their_ids(theirs: SentenceTransformer, text: str, **asked: Any) -> list[int]:
+    """Return the token ids that sentence-transformers gives a text."""
+    ids: list[int] = theirs.preprocess([text], **asked)["input_ids"].reshape(-1).tolist()
+    return ids

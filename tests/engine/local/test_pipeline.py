@@ -391,6 +391,8 @@ def test_an_adapter_is_refused(network, tmp_path):
 def test_cls_without_a_token_before_the_text_is_refused(network, tmp_path):
     saved(tmp_path / "model", [transformer(network), Pooling(width_of(network), "cls")])
     edit(tmp_path / "model" / "tokenizer.json", lambda t: {**t, "post_processor": None})
+    whole = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    edit(tmp_path / "model" / "tokenizer_config.json", lambda config: {**config, **whole})
     with pytest.raises(CheckpointError, match="puts no token before a text"):
         nimbed.load(str(tmp_path / "model"), device="cpu").warmup()
 

@@ -10,7 +10,7 @@ import pytest
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tests.engine.local.checkpoints import tiny_bert
-from tests.engine.local.sentence_folders import TEXTS, edit, saved, transformer
+from tests.engine.local.sentence_folders import TEXTS, assert_same, edit, saved, transformer
 from tests.engine.local.tiny_tokenizers import bert_tokenizer
 
 import nimbed
@@ -130,3 +130,51 @@ def test_routes_of_two_widths_are_refused(network, tmp_path):
     assert json.loads((folder / "modules.json").read_text("utf-8"))
     with pytest.raises(CheckpointError, match="gives queries 16 dimensions and passages 32"):
         nimbed.load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {"dtype": "bfloat16"}])
+def test_a_table_for_queries_takes_no_choice_from_a_network_for_passages(
+    network, options, tmp_path
+):
+    theirs = saved(tmp_path / "model", two_networks(network))
+    ours = nimbed.load(str(tmp_path / "model"), **{"device": "cpu", **options})
+    assert ours.backend == "torch"
+    queries = ours.embed(TEXTS, input_type="query").vectors
+    np.testing.assert_allclose(queries, theirs.encode_query(TEXTS), atol=1e-5, rtol=0)
+    passages = ours.embed(TEXTS, input_type="passage").vectors
+    assert (passages * theirs.encode_document(TEXTS)).sum(1).min() > 0.999
+    saved(tmp_path / "tables", [Router.for_query_document([words(32)], [words(32)])])
+    with pytest.raises(ConfigurationError, match="a table of words, whose means numpy takes"):
+        nimbed.load(str(tmp_path / "tables"), **options)
+
+
+def test_tokens_are_counted_as_each_role_reads_them(network, tmp_path):
+    saved(tmp_path / "model", two_networks(network), prompts={"query": "ask: ", "document": ""})
+    ours = nimbed.load(str(tmp_path / "model"), device="cpu")
+    for role in ("query", "passage"):
+        counts = ours.embed(TEXTS, input_type=role).token_counts.tolist()
+        assert ours.count_tokens(TEXTS, input_type=role) == counts
+    assert ours.text_tokens == ours.card.max_tokens == 128
+    long = " ".join(TEXTS * 8)
+    chunks = nimbed.chunks.Splitter(ours, tokens=40).split(long)
+    assert "".join(chunk.text for chunk in chunks).split() == long.split()
+    assert len(chunks) > 1
+    assert max(ours.count_tokens([c.text for c in chunks], input_type="passage")) <= 40
+    with pytest.raises(ConfigurationError, match="late chunking takes the mean .* pools by cls"):
+        nimbed.chunks.LateSplitter(ours, tokens=40)
+
+
+def test_routes_of_two_metrics_are_refused(network, tmp_path):
+    passages = [transformer(network), Pooling(32), Normalize()]
+    modules = [Router.for_query_document([words(32)], passages)]
+    saved(tmp_path / "model", modules, similarity_fn_name="dot")
+    with pytest.raises(CheckpointError, match="queries by dot and passages by cosine.*Normalize"):
+        nimbed.load(str(tmp_path / "model"), device="cpu")
+
+
+def test_a_table_is_cut_where_its_tokenizer_cuts(tmp_path):
+    table = words(16)
+    table.tokenizer.enable_truncation(4)
+    theirs = saved(tmp_path / "model", [table, Normalize()])
+    ours = assert_same(tmp_path / "model", theirs)
+    assert ours.card.max_tokens == 4

@@ -16,7 +16,7 @@ from tests.engine.local.checkpoints import (
     write,
     write_json,
 )
-from tests.engine.local.tiny_tokenizers import llama3_tokenizer, mistral_tokenizer
+from tests.engine.local.tiny_tokenizers import llama3_tokenizer, mistral_tokenizer, qwen_tokenizer
 from tokenizers import Tokenizer, processors
 
 __all__ = [
@@ -113,7 +113,7 @@ def tiny_causal(
         seed: Of the weights.
         **changes: To config.json.
     """
-    tokenizer = llama3_tokenizer(merged=kind == "qwen2")
+    tokenizer = qwen_tokenizer() if kind == "qwen2" else llama3_tokenizer()
     end = tokenizer.token_to_id("<|end_of_text|>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <|end_of_text|>", special_tokens=[("<|end_of_text|>", end)]

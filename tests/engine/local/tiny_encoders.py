@@ -124,6 +124,7 @@ def tiny_nomic_moe(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         for name, shape in {**products, "norm1": (WIDTH,), "norm2": (WIDTH,)}.items():
             shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
     write(folder, config, random_weights(shapes, seed=seed), tokenizer)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
     sentence_transformers_files(folder, pooling="mean", prompts=PROMPTS, longest=180)
     return folder
 

@@ -14,10 +14,11 @@ from tests.engine.local.oracles import (
     padded_mean_vectors,
     token_ids,
 )
+from tests.engine.local.sentence_folders import edit
 from tests.engine.local.tiny_tokenizers import xlmr_tokenizer
 from tokenizers import Tokenizer, normalizers
 
-from nimbed.errors import InputError
+from nimbed.errors import CheckpointError, InputError
 
 
 @pytest.mark.parametrize(("pooling", "pooled"), [("mean", mean_vectors), ("cls", cls_vectors)])
@@ -81,10 +82,13 @@ def test_two_of_the_positions_are_no_room_for_tokens(tmp_path):
 
 
 def test_the_tokenizer_file_is_obeyed_down_to_its_normalizer(tmp_path):
-    """transformers 5 rebuilds XLM-R's tokenizer and forgets the file's own normalizer."""
+    """Unless it names XLM-R's class, which transformers 5 makes anew and transformers 4 did not."""
     tokenizer = xlmr_tokenizer()
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     folder = tiny_xlmr(tmp_path / "model", tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match="not what transformers' XLMRobertaTokenizer makes"):
+        embed(folder, ["a cat"])
+    edit(folder / "tokenizer_config.json", lambda c: {**c, "tokenizer_class": "TokenizersBackend"})
     texts = ["\uff23\uff21\uff34", "What IS \u2460"]  # full-width CAT, a circled 1
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = [own.encode(text).ids for text in texts]
