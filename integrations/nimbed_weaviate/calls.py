@@ -143,7 +143,7 @@ class Calls:
                     logger.removeFilter(self._of_others)
 
     def _of_others(self, record: logging.LogRecord) -> bool:
-        """Whether others wrote a line of the client's log; hear what it says where not."""
+        """Return whether others wrote a line of the log; of these calls' own, hear of retries."""
         if not self._calling[record.thread or 0]:
             return True
         if "Retrying" in str(record.msg):

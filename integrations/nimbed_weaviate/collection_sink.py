@@ -195,7 +195,7 @@ class CollectionSink:
         for message in messages(passages):
             # Before it is sent: else it would be missed if Weaviate went away with it.
             self._remember(message)
-            left_out, changed = self._sent(message)
+            left_out, changed = self._sent(message, told=self._looks_up or self.was_empty)
             replaced += changed
             if len(left_out) == len(message) > 1 and not self._took_any:
                 raise BackendError(
@@ -229,16 +229,21 @@ class CollectionSink:
             pairs = enumerate(zip(passages.ids, passages.digests, strict=True))
             lost = [place for place, (name, digest) in pairs if known.get(name) != digest]
             if lost:
-                self._sent(passages.select(lost))
+                # What the look-up told may be used up by the batch itself, if it is under way.
+                self._sent(passages.select(lost), told=False)
 
-    def _sent(self, passages: Passages) -> tuple[list[Reject], int]:
+    def _sent(self, passages: Passages, *, told: bool) -> tuple[list[Reject], int]:
         """Send one message.
+
+        Args:
+            passages: What it holds.
+            told: Whether a look-up told which objects have other vectors; else all are looked at.
 
         Returns:
             What Weaviate refused, and how many objects had other content that no look-up told.
         """
         uuids = list(map(object_uuid, passages.ids))
-        kept, replaced = self._kept(passages, uuids)
+        kept, replaced = self._kept(passages, uuids, told=told)
         objects = self._objects(passages, uuids, kept)
         try:
             errors = self._calls(lambda: self._collection.data.insert_many(objects)).errors
@@ -268,15 +273,16 @@ class CollectionSink:
             objects.append(DataObject(uuid=uuid, properties=properties, vector=vector))
         return objects
 
-    def _kept(self, passages: Passages, uuids: Sequence[str]) -> tuple[dict[str, _Kept], int]:
+    def _kept(
+        self, passages: Passages, uuids: Sequence[str], *, told: bool
+    ) -> tuple[dict[str, _Kept], int]:
         """Return what objects keep, by uuid, and how many have other content, if none was told."""
-        looked_up = self._looks_up or self.was_empty
-        if looked_up:
+        if told:
             there = self._there.intersection(passages.ids)
             self._there.difference_update(there)
             names = zip(passages.ids, uuids, strict=True)
             uuids = [uuid for name, uuid in names if name in there]
-        if not uuids:
+        if not uuids or not self._others:
             return {}, 0
         digests = [self._digests, *filter(None, self._others.values())]
         kept: dict[str, _Kept] = {
@@ -286,7 +292,7 @@ class CollectionSink:
             )
             for each in self._fetched(uuids, digests, vectors=list(self._others))
         }
-        if looked_up:
+        if told:
             return kept, 0
         rows = zip(uuids, passages.digests, strict=True)
         found = ((kept[uuid][0], Digest.of(made).row) for uuid, made in rows if uuid in kept)

@@ -88,6 +88,40 @@ def test_what_a_neighbour_was_acknowledged_and_lost_is_stored_again_too(
     assert_state(held, texts, "default")
 
 
+def test_a_batch_that_its_neighbour_restores_while_it_is_sent_keeps_its_other_vectors(
+    double: Double, make: Make, no_pauses: list[float]
+) -> None:
+    """The neighbour finds it not stored yet, and stores it as well."""
+    spec = FakeEmbedder().spec()
+    docs = make("Docs", [self_provided(spec, name="a"), self_provided(spec, name="b")])
+    texts = {f"r{n}": f"passage number {n}" for n in range(12)}
+    for vector in "ab":
+        batch_import(docs, rows(texts), FakeEmbedder(), vector=vector)
+    held = double.objects["Docs"]
+    changed = {name: f"{text}, changed" for name, text in texts.items()}
+    double.batches.clear()
+    restored = threading.Event()
+    refuse = double.refuse
+
+    def late(properties: dict[str, Any]) -> str | None:
+        """Hold the second batch back before anything of it is stored."""
+        number = len(double.batches)
+        if number == 2 and not restored.is_set():
+            double.away = 6
+            assert restored.wait(20)
+        return refuse(properties)
+
+    def on_batch(number: int) -> None:
+        if number > 1 and all(held[each][0]["text"].endswith("changed") for each in held):
+            restored.set()
+
+    double.refuse, double.on_batch = late, on_batch
+    report = batch_import(docs, rows(changed), FakeEmbedder(), vector="a", chunk_rows=4)
+    assert (report.loaded, report.rejected) == (12, 0)
+    assert_state(held, changed, "a")
+    assert all("b" in vectors for _, vectors in held.values())
+
+
 def test_the_wait_has_a_limit(
     double: Double, make: Make, embedder: FakeEmbedder, no_pauses: list[float]
 ) -> None:
