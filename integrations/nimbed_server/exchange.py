@@ -27,10 +27,12 @@ _PLAIN = frozenset(
         b"x-nimbed-truncated",
     }
 )
-# What the name of another may hold (RFC 9110, 5.6.2), and what a head: no control characters but
-# tabs and the ends of its lines.
+# What the name of another may hold (RFC 9110, 5.6.2).
 _IN_NAME = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_IN_HEAD = bytes({*range(256)} - {*range(9), 11, 12, *range(14, 32), 127})
+# Changes a head that holds control characters other than tabs and the ends of its lines.
+_CLEANED = bytes(
+    byte if byte in b"\t\r\n" or 32 <= byte != 127 else ord("?") for byte in range(256)
+)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = (
     b"Internal Server Error",
@@ -180,7 +182,7 @@ class Exchange:
         lines.append(b"\r\n")
         head = b"".join(lines)
         breaks = head.count(b"\n"), head.count(b"\r")
-        if breaks != (len(lines), len(lines)) or head.translate(None, _IN_HEAD):
+        if breaks != (len(lines), len(lines)) or head.translate(_CLEANED) != head:
             raise RuntimeError("the value of a header holds what no value may")
         return head
 

@@ -401,11 +401,11 @@ class TimeLimit:
 
     def start(self, timed: Timed) -> None:
         """Start the time of something; where it has started before, that moment counts."""
-        loop = asyncio.get_running_loop()
-        self._ends.setdefault(timed, loop.time() + self._seconds)
-        if self._timer is None or loop is not self._loop:
-            self._loop = loop
+        loop = self._loop  # to ask which one runs is a call of the system
+        if self._timer is None or loop is None or not loop.is_running():
+            loop = self._loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._seconds, self._check)
+        self._ends.setdefault(timed, loop.time() + self._seconds)
 
     def stop(self, timed: Timed) -> None:
         """Say that something has ended in time, or that its time never started."""

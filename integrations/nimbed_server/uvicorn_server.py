@@ -75,18 +75,14 @@ class Server(uvicorn.Server):
         self._app.state.draining = True
         self.should_exit = True
 
-    async def on_tick(self, counter: int) -> bool:
-        """Return whether to close the door; until then whoever comes is told that it stops.
-
-        uvicorn asks every tenth of a second.
-        """
-        if not await super().on_tick(counter):
-            return False
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was accepted, and tell whoever comes that it stops; then close the door."""
+        while self._app.busy and not self.force_exit and time.monotonic() < self._drain_end:
+            await self.on_tick(0)  # which keeps the date
+            await asyncio.sleep(0.1)
         left = self._drain_end - time.monotonic()
-        if self._app.busy and left > 0 and not self.force_exit:
-            return False
         self.config.timeout_graceful_shutdown = max(1, round(left))
-        return True
+        await super().shutdown(sockets)
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -79,11 +79,20 @@ def test_an_answer_arrives_however_it_is_sent(events):
     "events",
     [
         (start(LENGTH, (b"x-name", b"a\r\nset-cookie: b")), piece(b"whole")),
+        (start(LENGTH, (b"x-name", b"a\nset-cookie: b")), piece(b"whole")),
+        (start(LENGTH, (b"x-name", b"a\rset-cookie: b")), piece(b"whole")),
+        (start(LENGTH, (b"x-name", b"a\x00")), piece(b"whole")),
+        (start(LENGTH, (b"content-type", b"a\x7f")), piece(b"whole")),
         (start(LENGTH, (b"x-name\r\nset-cookie", b"b")), piece(b"whole")),
+        (start(LENGTH, (b"set cookie", b"b")), piece(b"whole")),
+        (start(LENGTH, (b"", b"b")), piece(b"whole")),
         (start((b"content-length", b"4")), piece(b"whole")),
         (start((b"content-length", b"6")), piece(b"whole")),
     ],
-    ids=["value", "name", "too long", "too short"],
+    ids=[
+        *("value", "line feed", "carriage return", "null", "delete"),
+        *("name", "blank in a name", "no name", "too long", "too short"),
+    ],
 )
 def test_an_answer_that_is_no_http_never_arrives_whole(events):
     with under(answering(*events)) as client:
