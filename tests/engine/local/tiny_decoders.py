@@ -146,7 +146,7 @@ def tiny_causal(
         if kind == "qwen2":
             shapes |= {f"{own}.{x}_proj.bias": shapes[f"{own}.{x}_proj.weight"][:1] for x in "qkv"}
     write(folder, config, random_weights(shapes, seed=seed), tokenizer)
-    special = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
+    special = {f"{use}_token": "<|end_of_text|>" for use in ("eos", "pad", "unk")}
     write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", **special},
