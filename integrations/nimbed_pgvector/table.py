@@ -52,7 +52,7 @@ from nimbed_pgvector.operations import (
     sync_method,
 )
 from nimbed_pgvector.schema import Table, find, prepare_table
-from nimbed_pgvector.searches import SearchOperations, SyncSpec
+from nimbed_pgvector.search_operations import SearchOperations, SyncSpec
 from nimbed_pgvector.sparse import embedding_kinds, sparse_column
 from nimbed_pgvector.statements import (
     AsyncConnectionSource,

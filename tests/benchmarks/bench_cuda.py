@@ -14,7 +14,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -156,7 +158,7 @@ def cut_page(page: PIL.Image.Image) -> None:
 
 
 def served(shape: Shape, tokenizer: Path | None) -> None:
-    """Print tokens/s over HTTP at 128 connections, and single queries a second."""
+    """Print inputs/s over HTTP at 128 connections, by one process and by several of gunicorn's."""
     from bench_server import started
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -165,26 +167,51 @@ def served(shape: Shape, tokenizer: Path | None) -> None:
         words += ["--dtype", "bfloat16", "--served-name", "m", "--truncate", "END"]
         words += ["--max-queue", "100000", "--max-queue-tokens", "100000000"]
         texts, asked = passages(16384, seed=21), queries(8192, seed=22)
-        say("### served over HTTP, MiniLM, 128 connections, one server process\n")
+        loads = (
+            ("one query a request", asked, 1),
+            ("32 queries a request", asked, 32),
+            ("8 passages a request", texts, 8),
+            ("64 passages a request", texts, 64),
+        )
+        rates: dict[tuple[str, str], float] = {}
         with started({"nimbed": [sys.executable, "-m", "nimbed_cli.main", *words]}) as servers:
-            port = servers["nimbed"].port
-            rates = {
-                what: answered(port, inputs, each)
-                for what, inputs, each in (
-                    ("one query a request", asked, 1),
-                    ("32 queries a request", asked, 32),
-                    ("8 passages a request", texts, 8),
-                    ("64 passages a request", texts, 64),
-                )
-            }
+            for what, inputs, each in loads:
+                rates[what, "nimbed serve"] = answered(servers["nimbed"].port, inputs, each)
+        for workers in (2, 4):
+            with survived(f"{workers} processes"), gunicorn(temporary, workers) as port:
+                for what, inputs, each in loads:
+                    rates[what, f"{workers} processes"] = answered(port, inputs, each)
+        say("### served over HTTP, MiniLM, 128 connections\n")
         with nimbed.load(temporary, device="cuda", dtype="bfloat16") as embedder:
             embedder.warmup()
-            for what, rate in rates.items():
+            for (what, how), rate in rates.items():
                 inputs = asked if "quer" in what else texts
                 own = len(inputs) / min(
                     timed(lambda i=inputs: embedder.embed(i, **ROLE)) for _ in range(3)
                 )
-                say(f"| {what} | {rate:,.0f} inputs/s | {rate / own:.2f} of embed in process |")
+                say(f"| {what} | {how} | {rate:,.0f} inputs/s | {rate / own:.2f} of embed |")
+
+
+@contextlib.contextmanager
+def gunicorn(folder: str, workers: int) -> Generator[int]:
+    """Run so many processes, each with a copy of the model; yield their port once all answer."""
+    from bench_server import free_port, wait_until_ready
+
+    port, here = free_port(), Path(__file__).parent
+    words = [sys.executable, "-m", "gunicorn", "on_cuda:app", "--workers", str(workers)]
+    words += ["--worker-class", "uvicorn_worker.UvicornWorker", "--bind", f"127.0.0.1:{port}"]
+    path = os.pathsep.join([str(here / "servers"), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, "BENCHMARK_FOLDER": folder, "PYTHONPATH": path}
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until_ready("gunicorn", port)
+        time.sleep(3 + workers)  # one has answered, and the others began with it
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def answered(port: int, inputs: list[str], each: int) -> float:

@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dsn")
+    parser.add_argument(
+        "--apart", action="store_true", help="migrate: a core for the searches, one for the rest"
+    )
     options = parser.parse_args()
     if not PARTS.keys() >= set(options.parts):
         parser.error(f"the parts are {', '.join(PARTS)}")

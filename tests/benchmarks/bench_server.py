@@ -96,7 +96,7 @@ def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, Started]]:
             )
             servers[name] = Started(port, processes[-1].pid)
         for name, server in servers.items():
-            _wait(name, server.port)
+            wait_until_ready(name, server.port)
         yield servers
     finally:
         for process in processes:
@@ -105,7 +105,8 @@ def started(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, Started]]:
             process.wait(60)
 
 
-def _wait(name: str, port: int) -> None:
+def wait_until_ready(name: str, port: int) -> None:
+    """Return once a server answers; leave if it does not within two minutes."""
     end = time.monotonic() + 120
     body = request(json.dumps({"model": "m", "input": ["ready?"]}).encode())
     while time.monotonic() < end:

@@ -160,6 +160,15 @@ ON_CUDA = {
         dtypes=("bfloat16", "float8"),
         batches=(8,),
     ),
+    **{
+        name: replace(ON_CPU[name], texts=texts, dtypes=("bfloat16",), batches=(32, 128))
+        for name, texts in (
+            ("mpnet-base", 16384),
+            ("modernbert-base", 16384),
+            ("embedding-gemma", 8192),
+            ("qwen3-0.6b", 8192),
+        )
+    },
 }
 
 

@@ -56,7 +56,9 @@ class Padded:
         # MPNet, whose scores have a bias, attends by plain products alone.
         assert self._model.config._attn_implementation == "sdpa" or config.model_type == "mpnet"
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(min(8192, config.max_position_embeddings))
+        # MPNet's first positions are those of its padding.
+        longest = config.max_position_embeddings - 2 * (config.model_type == "mpnet")
+        self._tokenizer.enable_truncation(min(8192, longest))
         self._tokenizer.no_padding()
 
     def count(self, texts: Sequence[str]) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import Manager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +50,12 @@ def migrate(dsn: str, options: argparse.Namespace) -> None:
     rows, _ = made("bit", options.rows)
     old, new = StubEmbedder("old"), StubEmbedder("the new one")
     print(f"\n## Migration, {options.rows} rows of {DIMENSIONS} floats")
+    if options.apart:
+        print("searches and their server process have a core of their own")
     for indexed in (False, True):
         with psycopg.connect(dsn, autocommit=True) as connection:
+            if options.apart:
+                keep_to({0}, connection, with_children=True)
             connection.execute("DROP TABLE IF EXISTS t, nimbed_spec, nimbed_ledger CASCADE")
             begin = time.perf_counter()
             batch = old.embed([row.text for row in rows], input_type="passage")
@@ -60,9 +66,9 @@ def migrate(dsn: str, options: argparse.Namespace) -> None:
                 table.index()
             # In a process of its own, as somebody else's searches are.
             with ProcessPoolExecutor(1) as reader, Manager() as manager:
-                alone = reader.submit(searched, dsn, old, 3.0).result()
-                over = manager.Event()
-                asking = reader.submit(searched, dsn, old, 1e9, over)
+                over, apart = manager.Event(), options.apart
+                alone = reader.submit(searched, dsn, old, 3.0, over, apart).result()
+                asking = reader.submit(searched, dsn, old, 1e9, over, apart)
                 done = table.migrate(new, switch=False)
                 over.set()
                 told = asking.result()
@@ -77,18 +83,36 @@ def migrate(dsn: str, options: argparse.Namespace) -> None:
 
 
 def searched(
-    dsn: str, embedder: StubEmbedder, seconds: float, over: threading.Event | None = None
+    dsn: str, embedder: StubEmbedder, seconds: float, over: threading.Event, apart: bool
 ) -> list[float]:
     """Return the seconds of one search after the other."""
     spent: list[float] = []
     with psycopg.connect(dsn, autocommit=True) as connection:
+        if apart:
+            keep_to({1}, connection)
         table, end = VectorTable(connection, "t", embedder), time.perf_counter() + seconds
-        while time.perf_counter() < end and not (over is not None and over.is_set()):
+        while time.perf_counter() < end and not over.is_set():
             begin = time.perf_counter()
             table.search(f"question {len(spent)}", 10)
             spent.append(time.perf_counter() - begin)
             time.sleep(0.01)
     return spent
+
+
+def keep_to(
+    cores: set[int], connection: psycopg.Connection[Any], *, with_children: bool = False
+) -> None:
+    """Keep this process and its server process to some cores, later server processes too if asked.
+
+    The server has to run on this machine, as this user.
+    """
+    server = connection.info.backend_pid
+    pids = [0, server]
+    if with_children:
+        status = Path(f"/proc/{server}/status").read_text()
+        pids.append(int(status.split("PPid:")[1].split()[0]))
+    for pid in pids:
+        os.sched_setaffinity(pid, cores)
 
 
 def sync(dsn: str, options: argparse.Namespace) -> None:

@@ -61,12 +61,15 @@ class DistanceBias:
     """What is added to a score for how far behind its query a key stands, head by head.
 
     Args:
-        added: Of shape (heads, 2 * longest - 1): for keys from longest - 1 before the query to as
-            many behind it.
+        added: Contiguous, of shape (heads, 2 * longest - 1): for keys from longest - 1 before the
+            query to as many behind it.
+
+    Attributes:
+        added: The same.
     """
 
     def __init__(self, added: torch.Tensor) -> None:
-        self._added = added
+        self.added = added
         self._layout: Layout | None = None
         self._made: dict[int, torch.Tensor] = {}
 
@@ -76,7 +79,7 @@ class DistanceBias:
         On the CPU it is made once a batch, and serves every layer. Elsewhere it is made anew: it
         costs little, and a batch of many lengths would keep gigabytes.
         """
-        if not self._added.is_cpu:
+        if not self.added.is_cpu:
             return self._between(length)
         if self._layout is not layout:
             self._layout, self._made = layout, {}
@@ -85,8 +88,8 @@ class DistanceBias:
         return self._made[length]
 
     def _between(self, length: int) -> torch.Tensor:
-        nearest = self._added.shape[1] // 2
-        around = self._added[:, nearest + 1 - length : nearest + length]
+        nearest = self.added.shape[1] // 2
+        around = self.added[:, nearest + 1 - length : nearest + length]
         return around.unfold(1, length, 1).flip(1)[None]
 
 
@@ -96,6 +99,7 @@ def attention_for(
     causal: bool = False,
     window: int | None = None,
     bias: DistanceBias | None = None,
+    head_dim: int | None = None,
 ) -> Attention:
     """Choose the implementation for a device and dtype.
 
@@ -106,7 +110,8 @@ def attention_for(
             None for all. transformers' ``sliding_window`` counts the same in bidirectional models,
             and the token itself besides in causal ones.
         bias: What is added to the scores; for bidirectional attention to every token. On CUDA
-            such a model attends length by length.
+            torch has no kernel for it: without our own, such a model attends length by length.
+        head_dim: Width of a head, where there is a bias.
     """
     assert bias is None or not (causal or window is not None)
     plain: Attention = functools.partial(by_length, causal=causal, window=window, bias=bias)
@@ -115,9 +120,11 @@ def attention_for(
         # Without AMX torch's fused kernel multiplies bfloat16 at float32 speed; oneDNN's batched
         # products use AVX512-BF16 (measured 1.9x at 64 to 512 tokens).
         return ByRectangle()
-    if placement.device.type == "cuda" and placement.dtype != torch.float32 and bias is None:
-        return ByVarlen.if_available(causal=causal, window=window) or plain
-    return plain
+    if placement.device.type != "cuda" or placement.dtype == torch.float32:
+        return plain
+    if bias is not None and not (head_dim in _FUSED_SIZES and kernels.usable(placement.device)):
+        return plain
+    return ByVarlen.if_available(causal=causal, window=window, bias=bias) or plain
 
 
 def follow_rows(attentions: Iterable[Attention]) -> bool:
@@ -222,8 +229,10 @@ class ByVarlen:
         *,
         causal: bool = False,
         window: int | None = None,
+        bias: DistanceBias | None = None,
     ) -> None:
-        self._kernel, self._causal, self._window = kernel, causal, window
+        self._kernel, self._causal, self._window, self._bias = kernel, causal, window, bias
+        self._by_length = functools.partial(by_length, causal=causal, window=window, bias=bias)
         known = inspect.signature(kernel).parameters
         self._groups_heads = "enable_gqa" in known
         self._options: dict[str, Any] = {"num_splits": 1} if "num_splits" in known else {}
@@ -234,7 +243,13 @@ class ByVarlen:
             self._options["is_causal"] = True
 
     @classmethod
-    def if_available(cls, *, causal: bool = False, window: int | None = None) -> ByVarlen | None:
+    def if_available(
+        cls,
+        *,
+        causal: bool = False,
+        window: int | None = None,
+        bias: DistanceBias | None = None,
+    ) -> ByVarlen | None:
         """Return it where this torch has the kernel (2.10 and later, windows later), else None."""
         try:
             module = importlib.import_module("torch.nn.attention.varlen")
@@ -243,14 +258,14 @@ class ByVarlen:
         kernel = module.varlen_attn
         if window is not None and "window_size" not in inspect.signature(kernel).parameters:
             return None
-        return cls(kernel, causal=causal, window=window)
+        return cls(kernel, causal=causal, window=window, bias=bias)
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Attend within each sequence; see :class:`Attention`."""
         if layout.seen is not None:
-            return by_length(q, k, v, layout, causal=self._causal, window=self._window)
+            return self._by_length(q, k, v, layout)
         if q.shape[2] in _FUSED_SIZES and kernels.usable(q.device):
             from nimbed.local.kernels.varlen_attention import attend
 
@@ -258,6 +273,7 @@ class ByVarlen:
                 *(q, k, v, layout.spans, layout.longest_span),
                 causal=self._causal,
                 window=self._window,
+                added=None if self._bias is None else self._bias.added,
             )
         options: dict[str, Any] = dict(self._options)
         if self._groups_heads and q.shape[1] != k.shape[1]:

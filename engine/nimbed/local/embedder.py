@@ -20,7 +20,14 @@ from nimbed.embedder import HybridBase, Managed, Prepared, Replica, Token
 from nimbed.errors import ConfigurationError
 from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds
-from nimbed.local.backends import Loaded, check_backend, check_context, chosen_backend, read_model
+from nimbed.local.backends import (
+    Loaded,
+    check_backend,
+    check_context,
+    chosen_backend,
+    read_model,
+    tokenizer_beside,
+)
 from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
 from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
@@ -180,11 +187,10 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
                 f"facts of {own.id} load it with the card: nimbed.load(card)"
             )
         loaded = self._load()
-        from nimbed.local.tokenizer import read_tokenizer
-
         other = LocalEmbedder(self._model, **self._arguments)
         other._checkpoint = dataclasses.replace(self._checkpoint, card=card)
-        other._loaded = loaded._replace(tokenizer=read_tokenizer(other._checkpoint))
+        tokenizer = tokenizer_beside(other._checkpoint, on_host=loaded.engines[0].on_host)
+        other._loaded = loaded._replace(tokenizer=tokenizer)
         return other
 
     def _spec(self, options: SpecOptions) -> VectorSpec:

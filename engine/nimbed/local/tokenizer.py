@@ -132,6 +132,9 @@ class TextTokenizer:
         bare: Whether tokenizer.json puts its special tokens around no text.
     """
 
+    #: Characters up to which texts are tokenized one after the other, in this thread.
+    few = _FEW
+
     def __init__(
         self,
         path: Path,
@@ -346,7 +349,7 @@ class TextTokenizer:
 
     def _encoded(self, prompted: list[str], first_row: int) -> list[Row]:
         try:
-            if sum(map(len, prompted)) <= _FEW:
+            if sum(map(len, prompted)) <= self.few:
                 return [self._tokenizer.encode(text) for text in prompted]
             return list(self._tokenizer.encode_batch_fast(prompted))
         except BaseException as error:

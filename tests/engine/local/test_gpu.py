@@ -13,6 +13,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tests.engine.local.families import FAMILIES, TEXTS
 from tests.engine.local.sentence_folders import saved, weighted_layers, width_of
 from tests.engine.local.sparse_folders import array, masked, mlm, save
+from tests.engine.local.tiny_encoders import wide_mpnet
 
 import nimbed
 from nimbed.local.attention import attention_for
@@ -35,7 +36,10 @@ def several_layers(folder):
     return folder
 
 
-@pytest.fixture(params=[*FAMILIES.values(), several_layers], ids=[*FAMILIES, "several layers"])
+@pytest.fixture(
+    params=[*FAMILIES.values(), several_layers, wide_mpnet],
+    ids=[*FAMILIES, "several layers", "wide mpnet"],
+)
 def folder(request, tmp_path):
     return request.param(tmp_path / "model")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.local.families import FAMILIES, TEXTS
+from tests.engine.local.tiny_encoders import wide_mpnet
 from tests.engine.local.varlen import attend_as_on_cuda
 
 import nimbed
@@ -87,9 +88,15 @@ def through_kernels(monkeypatch):
 
 
 # Those left out run no kernel that the others do not, and the interpreter is slow.
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"distilbert", "gte", "nomic-moe"}))
-def test_every_family_gives_the_same_through_the_kernels(family, tmp_path, request):
-    folder = str(FAMILIES[family](tmp_path / "model"))
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(FAMILIES[name] for name in sorted(FAMILIES.keys() - {"distilbert", "gte", "nomic-moe"})),
+        wide_mpnet,
+    ],
+)
+def test_every_family_gives_the_same_through_the_kernels(make, tmp_path, request):
+    folder = str(make(tmp_path / "model"))
     halves = {"query": TEXTS[::2], "passage": TEXTS[1::2]}  # the interpreter's time is the texts'
     theirs = nimbed.load(folder, device="cpu", dtype="float32", backend="torch")
     expected = [theirs.embed(some, input_type=role).vectors for role, some in halves.items()]
@@ -132,6 +139,34 @@ def test_attention_follows_the_definition_whatever_lies_around_a_sequence(
         )
         torch.testing.assert_close(
             got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=2e-3, rtol=2e-3
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_added_by_distance_follows_the_definition_and_ends_with_its_table(dtype):
+    from nimbed.local.kernels.varlen_attention import attend
+
+    lengths = [70, 1, 100, 150]  # the last is padding, longer than any text may be
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (
+        torch.randn(sum(lengths), 3, 2, 32, generator=generator)
+        .to(DEVICE, torch.float16)
+        .unbind(dim=1)
+    )
+    added = torch.randn(2, 2 * 100 - 1, generator=generator).to(DEVICE, dtype)
+    ends = np.cumsum(lengths)
+    spans = torch.tensor([0, *ends], dtype=torch.int32, device=DEVICE)
+    got = attend(q, k, v, spans, 150, added=added)
+    assert got.isfinite().all()
+    for start, end in list(zip(ends - lengths, ends, strict=True))[:-1]:
+        query, key, value = (x[start:end].double().transpose(0, 1) for x in (q, k, v))
+        place = torch.arange(end - start, device=DEVICE)
+        bias = added.double()[:, 99 + place[None] - place[:, None]]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias
+        )
+        torch.testing.assert_close(
+            got[start:end].double(), expected.transpose(0, 1).flatten(1), atol=3e-3, rtol=3e-3
         )
 
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, to
 
 @pytest.fixture(params=["varlen", "by_length"])
 def attention(request, monkeypatch):
-    def attend(placement, causal=False, window=None, bias=None):
+    def attend(placement, causal=False, window=None, bias=None, head_dim=None):
         if request.param == "by_length" or bias is not None:
             return functools.partial(by_length, causal=causal, window=window, bias=bias)
         attend = ByVarlen.if_available(causal=causal, window=window)

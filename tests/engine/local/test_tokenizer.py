@@ -13,6 +13,8 @@ from tests.engine.local.tiny_tokenizers import (
 )
 
 from nimbed.errors import CheckpointError, InputError, TooLongError
+from nimbed.local.backends import tokenizer_beside
+from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
 from nimbed.local.tokenizer import TextTokenizer
 
@@ -42,6 +44,32 @@ def test_few_texts_and_many_are_tokenized_as_the_library_does_it_one_by_one(raw,
     texts = [f"text {n} for naïve münchen 東京 {'und so weiter ' * (n % 7)}" for n in range(count)]
     ids = TextTokenizer(PATH, max_tokens=256).encode(texts, prompt="query: ", truncate="NONE").ids
     assert ids == [raw.encode(f"query: {text}").ids for text in texts]
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_beside_a_gpu_few_texts_wait_for_no_lock_and_have_the_same_tokens(
+    on_host, raw, monkeypatch
+):
+    ours = tokenizer_beside(read_checkpoint(locate(None), revision=None), on_host=on_host)
+    texts = [f"text {n} for naïve münchen 東京" for n in range(32)]
+    one_by_one = []
+    monkeypatch.setattr(ours, "_tokenizer", Watched(ours._tokenizer, one_by_one))
+    for some in (texts[:2], texts):
+        ids = ours.encode(some, prompt="", truncate="NONE").ids
+        assert ids == [raw.encode(text).ids for text in some]
+    assert one_by_one == (texts[:2] + texts if on_host else texts[:2])
+
+
+class Watched:
+    """A tokenizer, and what was tokenized under the interpreter's lock."""
+
+    def __init__(self, tokenizer, seen):
+        self._tokenizer, self._seen = tokenizer, seen
+        self.encode_batch_fast = tokenizer.encode_batch_fast
+
+    def encode(self, text):
+        self._seen.append(text)
+        return self._tokenizer.encode(text)
 
 
 def test_end_keeps_the_beginning_and_the_special_tokens(raw):

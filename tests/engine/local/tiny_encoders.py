@@ -65,6 +65,11 @@ def tiny_mpnet(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return _write(folder, "MPNet", config, xlmr_tokenizer(), seed=seed)
 
 
+def wide_mpnet(folder: Path) -> Path:
+    """Write an MPNet whose heads are as wide as the kernels for CUDA want them."""
+    return tiny_mpnet(folder, hidden_size=64, num_attention_heads=2)
+
+
 def tiny_distilbert(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a DistilBERT."""
     config = {"dim": WIDTH, "hidden_dim": INNER, "n_heads": HEADS, "n_layers": LAYERS, **changes}

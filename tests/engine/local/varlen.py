@@ -49,12 +49,12 @@ def varlen(
 
 
 def attend_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every model attend by offsets; one that adds a bias attends by length there, too."""
+    """Have every model attend by offsets; one that adds a bias, by a kernel of ours if any."""
 
-    def attend(placement, causal=False, window=None, bias=None):
-        if bias is not None:
+    def attend(placement, causal=False, window=None, bias=None, head_dim=None):
+        if bias is not None and head_dim not in (32, 64, 128):
             return functools.partial(by_length, bias=bias)
-        return ByVarlen(varlen, causal=causal, window=window)
+        return ByVarlen(varlen, causal=causal, window=window, bias=bias)
 
     for module in (bert, gemma3, llama, modernbert, rotary_bert):
         monkeypatch.setattr(module, "attention_for", attend)

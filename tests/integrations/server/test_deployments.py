@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,6 +21,7 @@ from nimbed import FakeEmbedder
 
 from .conftest import MODEL, free_port, wait_until
 
+ROOT = Path(__file__).parents[3]
 TEXTS = [f"text {n}" for n in range(20)]
 
 
@@ -45,16 +48,16 @@ def started(tmp_path):
 def test_gunicorns_workers_serve_the_application(started, tmp_path, flags):
     pytest.importorskip("gunicorn")
     pytest.importorskip("uvicorn_worker")
+    page = (ROOT / "integrations/nimbed_server/README.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n# asgi.py\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"```bash\n(gunicorn .*?)\n```", page)
     (tmp_path / "asgi.py").write_text(
-        "import nimbed\n"
-        "from nimbed_server import create_app\n"
-        "app = create_app({'minilm': nimbed.load(device='cpu', dtype='float32')})\n"
+        program.replace('load("minilm")', 'load("minilm", device="cpu", dtype="float32")')
     )
     url = f"http://127.0.0.1:{(port := free_port())}"
-    process = started(
-        *(sys.executable, "-m", "gunicorn", "asgi:app", "--workers", "2", *flags),
-        *("--worker-class", "uvicorn_worker.UvicornWorker", "--bind", f"127.0.0.1:{port}"),
-    )
+    shown = shlex.split(command.replace("--workers 4", "--workers 2"))
+    shown[shown.index("0.0.0.0:8000")] = f"127.0.0.1:{port}"
+    process = started(sys.executable, "-m", *shown, *flags)
     log = tmp_path / "log"
 
     def ready():  # each worker reads the weights itself

@@ -79,11 +79,11 @@ class Bert:
     ) -> None:
         tensors = tensors.stripped("bert.")
         self._placement = placement
-        self._attention = attention_for(placement, bias=bias)
-        self.attentions = (self._attention,)
         self._heads = whole(config, "num_attention_heads")
         width, eps = whole(config, "hidden_size"), real(config, "layer_norm_eps", default=1e-12)
         heads_fit(width, self._heads)
+        self._attention = attention_for(placement, bias=bias, head_dim=width // self._heads)
+        self.attentions = (self._attention,)
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm.read(tensors, name, width, placement, eps=eps)
