@@ -63,7 +63,7 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="auto|float32|bfloat16|float16|float8",
+        metavar="auto|float32|bfloat16|float16|float8|int8",
         help="Precision that a local model computes in.",
     ),
 ]

@@ -119,7 +119,7 @@ class Settings:
         metavar="DEVICE",
     )
     dtype: str = _setting(
-        "auto", "float32, bfloat16, float16, float8 or auto.", "NIM_ENGINE_PRECISION"
+        "auto", "float32, bfloat16, float16, float8, int8 or auto.", "NIM_ENGINE_PRECISION"
     )
     backend: str = _setting(
         "auto", "What runs the models: torch, onnxruntime or auto, the faster of those installed."

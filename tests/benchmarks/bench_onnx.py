@@ -169,7 +169,7 @@ def jobs() -> Iterator[tuple[str, list[str], list[list[int]]]]:
 
 def calls(rounds: int, shape: str | None) -> None:
     """Print milliseconds of `embed` whole, each in a process of its own, and of the session."""
-    ours = ["onnxruntime float32", "torch float32"]
+    ours = ["onnxruntime float32", "onnxruntime int8", "torch float32"]
     if place("cpu").name == "bfloat16":
         ours.append("torch bfloat16")
     if not shape:

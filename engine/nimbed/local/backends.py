@@ -36,12 +36,6 @@ _GRAPHS = ("bert", "distilbert", "gte", "modernbert", "mpnet", "nomic_bert", "xl
 # Those of them whose positions are rotations.
 _ROTATED = ("gte", "modernbert", "nomic_bert")
 
-_NO_INT8 = (
-    "dtype 'int8' is not offered: no operator of torch or ONNX Runtime has a scale a token, is "
-    "exact on every processor and much faster than float32; take bfloat16, or for vectors of "
-    "bytes embedding_type='int8'"
-)
-
 _TORCH_ALONE = (
     "(on a machine without a GPU first: pip install torch "
     "--index-url https://download.pytorch.org/whl/cpu)"
@@ -75,11 +69,18 @@ def check_backend(
         ConfigurationError: If there is no such backend, or it does not run the model so.
     """
     check_literal("backend", backend, Backend)
-    if dtype == "int8":
-        raise ConfigurationError(_NO_INT8)
     if checkpoint.card.architecture == "static":
         _check_static(checkpoint, backend, devices, dtype)
         return
+    if dtype == "int8":
+        why = why_torch(checkpoint, devices=devices, dtype=dtype)
+        if backend == "torch":
+            why = "backend 'torch' was asked for"
+        if why:
+            raise ConfigurationError(
+                f"dtype 'int8' is an encoder's on a CPU, by ONNX Runtime, and {why}; leave out one "
+                f"or the other (for vectors of bytes, of any model: embedding_type='int8')"
+            )
     if backend == "onnxruntime":
         why = why_torch(checkpoint, devices=devices, dtype=dtype)
         if why:
@@ -91,16 +92,16 @@ def chosen_backend(
 ) -> str:
     """Return ``torch`` or ``onnxruntime``: what was asked for, or what suits; reads no weights.
 
-    ``auto`` is ONNX Runtime where a model comes to float32 on a CPU, where it is the faster
-    (decision 0013), and torch for everything else: GPUs, bfloat16, what has no graph, and models
-    with other kinds of vectors. What is not installed does not count. A table of words needs
+    ``auto`` is ONNX Runtime for int8, and where a model comes to float32 on a CPU, where it is the
+    faster (decision 0013), and torch for everything else: GPUs, bfloat16, what has no graph, and
+    models with other kinds of vectors. What is not installed does not count. A table of words needs
     ``numpy`` alone.
     """
     if checkpoint.card.architecture == "static":
         return "numpy"
     if asked != "auto":
         return asked
-    if not _installed("torch"):
+    if dtype == "int8" or not _installed("torch"):
         return "onnxruntime"
     if not _installed("onnxruntime", "onnx") or checkpoint.card.kinds != ("dense",):
         return "torch"
@@ -203,14 +204,14 @@ def _read_onnx(backend: str, checkpoint: Checkpoint, devices: Sequence[str], dty
 
         tokenizer = read_tokenizer(checkpoint)
     except ImportError as error:
-        if backend == "onnxruntime":
+        if backend == "onnxruntime" or dtype == "int8":
             raise missing_extra("light", needs=error.name or "onnxruntime") from error
         raise MissingExtraError(
             f"a local model needs a backend, and {error.name} is not installed; run: "
             f"{install_line('light')} (ONNX Runtime: encoders on the CPU, in float32) or "
             f"{install_line('local')} {_TORCH_ALONE}"
         ) from error
-    engines = tuple(OnnxEngine(checkpoint) for _ in devices)
+    engines = tuple(OnnxEngine(checkpoint, int8=dtype == "int8") for _ in devices)
     return Loaded(tokenizer, engines, lambda: None)
 
 
@@ -233,8 +234,8 @@ def why_torch(checkpoint: Checkpoint, *, devices: Sequence[str], dtype: str) -> 
     scaled = scaled_rotation(config) if card.architecture in _ROTATED else None
     if scaled:
         return f"{card.id} has {scaled!r} rotary positions, which run in torch alone"
-    if dtype not in ("auto", "float32"):
-        return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 here"
+    if dtype not in ("auto", "float32", "int8"):
+        return f"dtype {dtype!r} needs torch; ONNX Runtime computes in float32 or int8 here"
     beyond = [device for device in devices if device not in ("auto", "cpu")]
     if beyond:
         return f"device {beyond[0]!r} needs torch; ONNX Runtime runs on the CPU here"

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from english import passages, queries
+from onnx import TensorProto
+from safetensors.numpy import save_file as save_numpy
 from tests.engine.local.checkpoints import change_config, tiny_m3
 from tests.engine.local.families import FAMILIES, ON_ONNX, TEXTS, load
 
 import nimbed
-from nimbed.errors import ConfigurationError, NimbedError
+from nimbed.errors import ConfigurationError, MissingExtraError, NimbedError
 from nimbed.local.device import multiplies_bfloat16
-from nimbed.local.onnx.session import blocks
+from nimbed.local.onnx.graph import Reader
+from nimbed.local.onnx.session import _session as make_session
+from nimbed.local.onnx.session import blocks, int8_weights
+from nimbed.local.onnx.weights import open_arrays, quantized
 
 LONG = [" ".join(TEXTS) * 3, *TEXTS, "a " * 90]
 
@@ -26,6 +33,12 @@ LONG = [" ".join(TEXTS) * 3, *TEXTS, "a " * 90]
 @pytest.fixture(scope="module")
 def minilm():
     with nimbed.load(backend="onnxruntime") as embedder:
+        yield embedder
+
+
+@pytest.fixture(scope="module")
+def minilm_int8():
+    with nimbed.load(dtype="int8") as embedder:
         yield embedder
 
 
@@ -124,7 +137,9 @@ def test_minilm_is_that_of_torch_and_of_sentence_transformers(minilm):
     np.testing.assert_allclose(got, theirs.encode(texts, normalize_embeddings=True), atol=2e-6)
 
 
-def test_a_vector_is_the_same_to_the_bit_in_any_company(minilm):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_vector_is_the_same_to_the_bit_in_any_company(dtype, request):
+    minilm = request.getfixturevalue("minilm" if dtype == "float32" else "minilm_int8")
     texts = [text[: 40 + 22 * n] for n, text in enumerate(passages(16, seed=33))]
     texts += queries(30, seed=34)
     together = minilm.embed(texts, input_type="passage", truncate="END").vectors
@@ -325,11 +340,134 @@ def test_what_a_nomic_bert_may_have_beyond_the_graph_is_refused(facts, message, 
         load(folder, backend="onnxruntime").embed(["a"], input_type="query")
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch", "onnxruntime"])
-def test_int8_arithmetic_is_refused_with_its_reason(backend, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("bert", {"backend": "torch"}, r"backend 'torch' was asked for"),
+        ("bert", {"device": "cuda"}, r"device 'cuda' needs torch"),
+        ("llama", {}, r"llama.*torch alone"),
+        ("llama", {"backend": "onnxruntime"}, r"llama.*torch alone"),
+        ("bge-m3", {}, r"pytorch_model\.bin, which torch alone reads"),
+    ],
+)
+def test_int8_arithmetic_is_refused_where_it_cannot_be_had(family, options, message, tmp_path):
+    folder = FAMILIES[family](tmp_path / "model")
+    cure = r"leave out one or the other .*embedding_type='int8'"
+    with pytest.raises(ConfigurationError, match=f"'int8' is an encoder's.*{message}.*{cure}"):
+        load(folder, **{"dtype": "int8", "backend": "auto", **options})
+
+
+def test_int8_without_onnx_runtime_says_what_to_install(tmp_path, monkeypatch):
     folder = FAMILIES["bert"](tmp_path / "model")
-    with pytest.raises(ConfigurationError, match=r"'int8' is not offered: .*embedding_type='int8'"):
-        load(folder, dtype="int8", backend=backend)
+    monkeypatch.setitem(sys.modules, "nimbed.local.onnx.session", None)
+    embedder = load(folder, dtype="int8", backend="auto")
+    with pytest.raises(MissingExtraError, match=r"\[light\]"):
+        embedder.warmup()
+
+
+def test_int8_keeps_minilms_vectors_and_ranking(minilm, minilm_int8):
+    """The gate that decided it: decision 0013."""
+    texts, asked = [text[:150] for text in passages(200, seed=5)], queries(300, seed=6)
+    exact, narrow = (
+        {
+            role: each.embed(given, input_type=role, truncate="END").vectors
+            for role, given in (("passage", texts), ("query", asked))
+        }
+        for each in (minilm, minilm_int8)
+    )
+    cosines = np.concatenate([(exact[role] * narrow[role]).sum(1) for role in exact])
+    assert cosines.mean() >= 0.998
+    assert cosines.min() >= 0.99
+    nearest, theirs = (
+        np.argsort(-(each["query"] @ each["passage"].T), 1)[:, :10] for each in (exact, narrow)
+    )
+    kept = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, theirs, strict=True)])
+    assert kept >= 0.97
+    assert not np.array_equal(exact["query"], narrow["query"])
+    assert minilm_int8.spec().fingerprint == minilm.spec().fingerprint
+
+
+@pytest.mark.parametrize("family", ON_ONNX)
+def test_int8_is_near_float32_and_the_same_to_the_bit_in_any_company(family, tmp_path):
+    folder = FAMILIES[family](tmp_path / "model")
+    exact, narrow = (load(folder, backend="auto", dtype=dtype) for dtype in ("float32", "int8"))
+    assert narrow.backend == "onnxruntime"
+    given = {"input_type": "passage", "truncate": "END"}
+    together = narrow.embed(LONG, **given).vectors
+    assert (together * exact.embed(LONG, **given).vectors).sum(1).min() > 0.998
+    alone = [narrow.embed([text], **given).vectors[0] for text in LONG]
+    np.testing.assert_array_equal(alone, together)
+    np.testing.assert_array_equal(narrow.embed(LONG[::-1], **given).vectors, together[::-1])
+    again = pickle.loads(pickle.dumps(narrow))
+    np.testing.assert_array_equal(again.embed(LONG, **given).vectors, together)
+    assert "computing in int8 on cpu by onnxruntime" in repr(again)
+
+
+@pytest.mark.parametrize("behind", ["norm", "gelu", "gate"])
+@pytest.mark.parametrize("rows", [1, 2, 19, 300])
+def test_a_product_of_bytes_is_that_of_whole_numbers(behind, rows, tmp_path):
+    """Numbers at both ends of the bytes, whose sums would not fit in 16 bits."""
+    random, size = np.random.default_rng(3), 384
+    tensors = {
+        "up.weight": np.sign(random.standard_normal((50, size)))
+        * random.uniform(0.9, 1, 50)[:, None],
+        "norm.weight": np.exp(random.standard_normal(size)),
+        "norm.bias": random.standard_normal(size),
+    }
+    tensors["up.weight"][7] = 0
+    save_numpy(
+        {name: each.astype(np.float32) for name, each in tensors.items()},
+        tmp_path / "model.safetensors",
+    )
+    x = random.choice([-1, -0.9, 0.1, 1], (1, rows, size)).astype(np.float32)
+    x = np.maximum(x, np.float32(-0.16)) if behind == "gelu" else x * tensors["norm.weight"]
+    x = x.astype(np.float32)
+    with open_arrays(tmp_path) as read:
+        reader = Reader(read, size, 1e-5, int8=int8_weights())
+        norm = "norm" if behind == "norm" else None
+        taken = reader.quantized("x", size, norm=norm, gelu=behind == "gelu")
+        out = reader.product(taken, "up", 50, size)
+        weight = read.floats("up.weight", 50, size)
+    ids = ("ids", TensorProto.INT32, ["texts", "tokens"])
+    states = ("x", TensorProto.FLOAT, ["texts", "tokens", size])
+    session = make_session(reader.graph.model([ids, states], out), reader.graph.weights, 2)
+    (got,) = session.run(None, {"ids": np.zeros((1, rows), np.int32), "x": x})
+    smoothing = np.ones(size, np.float32) if norm is None else taken.smoothing
+    assert (np.log2(smoothing) % 1 == 0).all()
+    expected = np.zeros((rows, 50))
+    for columns in np.split(np.arange(size), 1 if norm else 4):
+        part = x[0][:, columns] / smoothing[columns]
+        zero = 32 if behind == "gelu" else 128
+        scale = np.abs(part).max(1, keepdims=True) * np.float32(1 / (255 - zero))
+        if behind == "gelu":
+            scale = np.maximum(scale, np.float32(0.17 / 32))
+        codes = np.clip(np.rint(part / scale), -zero, 255 - zero).astype(np.int64)
+        made = quantized(weight[:, columns] * smoothing[columns], np.uint8)
+        weights = made.codes.astype(np.int64) - made.zeros
+        expected += (codes @ weights) * made.scales.astype(np.float64) * scale
+    np.testing.assert_allclose(got[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(got[0][:, 7], 0)
+    # And near the product of floats: each number is within half a step.
+    plain = x[0].astype(np.float64) @ weight.T
+    assert np.abs(got[0] - plain).max() < 0.03 * np.abs(x[0]).max() * np.sqrt(size)
+
+
+def test_both_types_of_codes_are_the_same_numbers():
+    weight = np.random.default_rng(4).standard_normal((9, 32)).astype(np.float32)
+    weight[2], weight[3] = np.abs(weight[2]) + 5, 0
+    signed, unsigned = (quantized(weight, kind) for kind in (np.int8, np.uint8))
+    np.testing.assert_array_equal(signed.codes.astype(int) + 128, unsigned.codes)
+    np.testing.assert_array_equal(signed.zeros.astype(int) + 128, unsigned.zeros)
+    back = ((unsigned.codes.astype(float) - unsigned.zeros) * unsigned.scales).T
+    assert (np.abs(back - weight) <= unsigned.scales[:, None] * 0.501).all()
+
+
+def test_weights_are_signed_where_the_processor_adds_their_products_in_32_bits():
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("only Linux on x86-64 says here what the processor has")
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    expected = {"avx512_vnni", "avx_vnni"} & set(flags)
+    assert int8_weights() is (np.int8 if expected else np.uint8)
 
 
 def test_an_unknown_backend_and_one_beside_a_server_are_refused():

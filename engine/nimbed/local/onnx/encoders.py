@@ -29,14 +29,27 @@ __all__ = ["encoder"]
 _MOST_PAIRS = 1024
 
 
-def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def encoder(
+    architecture: str,
+    config: dict[str, Any],
+    tensors: ArrayTensors,
+    *,
+    int8: type[np.int8 | np.uint8] | None = None,
+) -> Encoder:
     """Build the graph of a checkpoint.
+
+    Args:
+        architecture: Of the checkpoint.
+        config: Its config.json.
+        tensors: Its weights.
+        int8: Of which type the weights of the MLPs are, whose products then are of bytes; None
+            leaves them in float32.
 
     Raises:
         CheckpointError: If a weight is missing or misshapen, or the configuration asks for
             something that the architecture does not do.
     """
-    made = _ENCODERS[architecture](config, tensors)
+    made = _ENCODERS[architecture](config, tensors, int8)
     tensors.refuse_leftovers()
     return made
 
@@ -44,6 +57,7 @@ def encoder(architecture: str, config: dict[str, Any], tensors: ArrayTensors) ->
 def _bert(
     config: dict[str, Any],
     tensors: ArrayTensors,
+    int8: type[np.int8 | np.uint8] | None,
     *,
     padding: int | None = None,
     distances: Floats | None = None,
@@ -52,7 +66,7 @@ def _bert(
     tensors = tensors.stripped("bert.")
     heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     heads_fit(width, heads)
-    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
+    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12), int8=int8)
     graph = reader.graph
     words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
     places = whole(config, "max_position_embeddings")
@@ -83,9 +97,11 @@ def _bert(
             )
         output = f"{at}.attention.output"
         x = reader.after(f"{output}.LayerNorm", attended, f"{output}.dense", width, x)
-        up = reader.product(x, f"{at}.intermediate.dense", inner, width)
+        before = reader.quantized(x, width, norm=f"{output}.LayerNorm")
+        up = reader.product(before, f"{at}.intermediate.dense", inner, width)
         up = graph.node("BiasGelu", up, reader.bias(f"{at}.intermediate.dense", inner), own=True)
-        x = reader.after(f"{at}.output.LayerNorm", up, f"{at}.output.dense", inner, x)
+        bent = reader.quantized(up, inner, gelu=True)
+        x = reader.after(f"{at}.output.LayerNorm", bent, f"{at}.output.dense", inner, x)
     learnt = places - (0 if padding is None else padding + 1)
     inputs = [*token_inputs(words), ("positions", TensorProto.INT32, ["texts", "tokens"])]
     if distances is not None:
@@ -94,29 +110,37 @@ def _bert(
     return Encoder(model, graph.weights, words, learnt, padding, distances)
 
 
-def _xlm_roberta(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def _xlm_roberta(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """XLM-R, whose positions begin behind the padding id."""
     tensors = tensors.stripped("roberta.", "xlm_roberta.")
-    return _bert(config, tensors, padding=first_position(config) - 1)
+    return _bert(config, tensors, int8, padding=first_position(config) - 1)
 
 
-def _distilbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def _distilbert(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """DistilBERT: BERT without token types, under other names."""
     tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
-    return _bert({**config, "type_vocab_size": 0}, tensors)
+    return _bert({**config, "type_vocab_size": 0}, tensors, int8)
 
 
-def _mpnet(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def _mpnet(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """MPNet, as :func:`nimbed.local.models.bert.mpnet` has it."""
     tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
     first, heads = first_position(config), whole(config, "num_attention_heads")
     longest = whole(config, "max_position_embeddings") - first
     table = tensors.floats("encoder.relative_attention_bias.weight", MPNET_BUCKETS, heads)
     added = table[mpnet_buckets(longest)].T
-    return _bert({**config, "type_vocab_size": 0}, tensors, padding=first - 1, distances=added)
+    return _bert(
+        {**config, "type_vocab_size": 0}, tensors, int8, padding=first - 1, distances=added
+    )
 
 
-_ENCODERS: dict[str, Callable[[dict[str, Any], ArrayTensors], Encoder]] = {
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
     "bert": _bert,
     "distilbert": _distilbert,
     "gte": gte,

@@ -17,32 +17,57 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from nimbed.errors import CheckpointError
-from nimbed.local.onnx.weights import ArrayTensors, open_arrays
+from nimbed.local.onnx.weights import Array, ArrayTensors, Codes, open_arrays, quantized
 from nimbed.local.pipeline import DenseModule, NormModule
 
-__all__ = ["Encoder", "Floats", "Graph", "Reader", "modules_graph", "token_inputs"]
+__all__ = ["Encoder", "Floats", "Graph", "Quantized", "Reader", "modules_graph", "token_inputs"]
 
 Floats = NDArray[np.float32]
 
 _OPSET = 17
 _IR = 8  # of that opset; a younger one would refuse older runtimes without need
 
+# GELU goes no lower than -0.16998, so its codes need few places below their zero.
+_GELU_LEAST, _GELU_ZERO = 0.17, 32
+
+# Which power of what a norm makes expect its columns are divided by: all of it would make the
+# weights' columns as uneven as the states' were.
+_SMOOTHED = 0.75
+
+# Parts of the columns behind an activation that have a scale each.
+_PARTS = 4
+
 
 class Graph:
     """A graph in the making: nodes, and the weights that they name.
 
     Attributes:
-        weights: By name, in float32; they are handed over beside the model, not in it.
+        weights: By name; they are handed over beside the model, not in it.
     """
 
     def __init__(self) -> None:
-        self.weights: dict[str, Floats] = {}
+        self.weights: dict[str, Array] = {}
         self._nodes: list[Any] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def weight(self, name: str, values: Floats) -> str:
-        """Add a weight; returns its name."""
+        """Add a weight in float32; returns its name."""
         self.weights[name] = np.ascontiguousarray(values, np.float32)
         return name
+
+    def codes(self, name: str, values: Codes) -> str:
+        """Add a quantised weight, or the zeros of one; returns its name."""
+        self.weights[name] = values
+        return name
+
+    def constant(self, values: Array) -> str:
+        """Add a few numbers that the model itself holds, once; returns their name."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            value = helper.make_tensor("value", kind, values.shape, key[2], raw=True)
+            self._constants[key] = self.node("Constant", value=value)
+        return self._constants[key]
 
     def node(
         self, operator: str, *inputs: str, own: bool = False, outputs: int = 1, **attributes: Any
@@ -67,6 +92,13 @@ class Graph:
         )
         return name
 
+    def split(self, x: str, parts: int) -> list[str]:
+        """Divide the last axis into equal parts; returns their names."""
+        if parts == 1:
+            return [x]
+        first = self.node("Split", x, axis=-1, outputs=parts)
+        return [first, *(f"{first}_{place}" for place in range(1, parts))]
+
     def model(self, inputs: Sequence[tuple[str, int, Sequence[str | int]]], output: str) -> bytes:
         """Return the model as ONNX writes it, without its weights.
 
@@ -78,7 +110,7 @@ class Graph:
         for name, values in self.weights.items():
             tensor = TensorProto(
                 name=name,
-                data_type=TensorProto.FLOAT,
+                data_type=helper.np_dtype_to_tensor_dtype(values.dtype),
                 dims=values.shape,
                 data_location=TensorProto.EXTERNAL,
             )
@@ -121,13 +153,31 @@ class Encoder:
     """
 
     model: bytes
-    weights: dict[str, Floats]
+    weights: dict[str, Array]
     words: Floats
     learnt: int
     padding: int | None = None
     distances: Floats | None = None
     window: int | None = None
     turns: Mapping[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """States as bytes: what :meth:`Reader.quantized` adds to a graph.
+
+    Attributes:
+        codes: Names of the bytes, uint8 of shape (texts, tokens, columns), a part of the columns
+            each.
+        scales: Names of the scales of each part, of shape (texts, tokens, 1).
+        zero: The code that stands for nothing.
+        smoothing: What each column was divided by before, or None.
+    """
+
+    codes: Sequence[str]
+    scales: Sequence[str]
+    zero: int
+    smoothing: Floats | None
 
 
 class Reader:
@@ -138,22 +188,124 @@ class Reader:
         width: Of the states.
         eps: Of the norms.
         norm_bias: Whether they have a shift.
+        int8: Of which type the weights of quantised products are; None quantises nothing.
     """
 
     def __init__(
-        self, tensors: ArrayTensors, width: int, eps: float, *, norm_bias: bool = True
+        self,
+        tensors: ArrayTensors,
+        width: int,
+        eps: float,
+        *,
+        norm_bias: bool = True,
+        int8: type[np.int8 | np.uint8] | None = None,
     ) -> None:
         self.graph = Graph()
         self._tensors, self._width, self._eps = tensors, width, eps
         self._norm_parts = ("weight", "bias") if norm_bias else ("weight",)
+        self._int8 = int8
+        self._shapes: dict[int, str] = {}
 
-    def product(self, x: str, name: str, outputs: int, inputs: int) -> str:
+    def quantized(
+        self, x: str, size: int, *, norm: str | None = None, gelu: bool = False
+    ) -> str | Quantized:
+        """Add what makes bytes of the states that an MLP's product takes.
+
+        Each token has a scale of its own, by its largest number, so that its bytes depend on no
+        other token. Two things make the steps finer. A norm gives some columns far larger numbers
+        than others; they are first divided by what the norm's gain and shift make expect, and the
+        weights multiplied by it, by powers of two, which round nothing. And what comes out of an
+        activation, few large numbers among many small ones, has a scale for each quarter of its
+        columns.
+
+        Args:
+            x: The states.
+            size: Their columns.
+            norm: The norm that they come from, if any.
+            gelu: Whether they come from a GELU.
+
+        Returns:
+            The states as they are, where nothing is quantised.
+        """
+        if self._int8 is None:
+            return x
+        graph, smoothing, parts = self.graph, None, 1
+        if norm is not None:
+            smoothing = self._smoothing(norm)
+            x = graph.node("Mul", x, graph.weight(f"{norm}.smoothing", np.reciprocal(smoothing)))
+        elif size % _PARTS == 0:
+            parts = _PARTS
+        # QuantizeLinear takes a scale a row of a matrix, and the zero of each.
+        matrix = graph.node("Reshape", x, graph.constant(np.array([-1, size // parts])))
+        zero = _GELU_ZERO if gelu else 128
+        largest = matrix if gelu else graph.node("Abs", matrix)
+        rows = graph.node("ReduceMax", largest, axes=[1], keepdims=0)
+        rows = graph.node("Mul", rows, graph.constant(np.array(1 / (255 - zero), np.float32)))
+        if gelu:
+            least = np.array(_GELU_LEAST / zero, np.float32)
+            rows = graph.node("Max", rows, graph.constant(least))
+        value = helper.make_tensor("value", TensorProto.UINT8, [1], [zero])
+        zeros = graph.node("ConstantOfShape", graph.node("Shape", rows), value=value)
+        codes = graph.node("QuantizeLinear", matrix, rows, zeros, axis=0)
+        return Quantized(
+            graph.split(graph.node("Reshape", codes, self._shape(size)), parts),
+            graph.split(graph.node("Reshape", rows, self._shape(parts)), parts),
+            zero,
+            smoothing,
+        )
+
+    def _shape(self, columns: int) -> str:
+        """Return the name of the shape (texts, tokens, columns)."""
+        if columns not in self._shapes:
+            counted = self.graph.node("Shape", "ids")
+            last = self.graph.constant(np.array([columns]))
+            self._shapes[columns] = self.graph.node("Concat", counted, last, axis=0)
+        return self._shapes[columns]
+
+    def _smoothing(self, norm: str) -> Floats:
+        parts = [self._tensors.floats(f"{norm}.{part}", self._width) for part in self._norm_parts]
+        expected = np.sqrt(np.square(parts, dtype=np.float64).sum(0))
+        middle = np.median(expected) or 1.0
+        powers = np.rint(np.log2(np.maximum(expected / middle, 1e-9)) * _SMOOTHED)
+        smoothing: Floats = np.exp2(np.clip(powers, -6, 6)).astype(np.float32)
+        return smoothing
+
+    def _multiply(self, x: str | Quantized, name: str, weight: Floats) -> str:
+        """Add x·Wᵀ, in integers where x is quantised."""
+        graph = self.graph
+        if isinstance(x, str):
+            return graph.node("MatMul", x, graph.weight(name, weight.T))
+        assert self._int8 is not None
+        if x.smoothing is not None:
+            weight = weight * x.smoothing
+        products = []
+        for place, part in enumerate(np.split(weight, len(x.codes), axis=1)):
+            made, own = quantized(part, self._int8), f"{name}, {place}"
+            product = graph.node(
+                "MatMulIntegerToFloat",
+                x.codes[place],
+                graph.codes(own, made.codes),
+                graph.constant(np.array(1, np.float32)),
+                graph.weight(f"{own}.scales", made.scales),
+                graph.constant(np.array(x.zero, np.uint8)),
+                graph.codes(f"{own}.zeros", made.zeros),
+                own=True,
+            )
+            products.append(graph.node("Mul", product, x.scales[place]))
+        return products[0] if len(products) == 1 else graph.node("Sum", *products)
+
+    def product(self, x: str | Quantized, name: str, outputs: int, inputs: int) -> str:
         """Add x·Wᵀ."""
-        weight = self._tensors.floats(f"{name}.weight", outputs, inputs)
-        return self.graph.node("MatMul", x, self.graph.weight(name, weight.T))
+        return self._multiply(x, name, self._tensors.floats(f"{name}.weight", outputs, inputs))
 
     def products(
-        self, x: str, name: str, sizes: Sequence[int], inputs: int | None = None, *, bias: bool
+        self,
+        x: str | Quantized,
+        name: str,
+        sizes: Sequence[int],
+        inputs: int | None = None,
+        *,
+        bias: bool,
     ) -> list[str]:
         """Add products of one input, which the checkpoint stores as one.
 
@@ -169,8 +321,7 @@ class Reader:
         biases = np.split(self._tensors.floats(f"{name}.bias", total), ends) if bias else []
         made = []
         for place, part in enumerate(np.split(weight, ends)):
-            own = self.graph.weight(f"{name}.{place}", part.T)
-            product = self.graph.node("MatMul", x, own)
+            product = self._multiply(x, f"{name}.{place}", part)
             if bias:
                 shift = self.graph.weight(f"{name}.{place}.bias", biases[place])
                 product = self.graph.node("Add", product, shift)
@@ -209,7 +360,14 @@ class Reader:
         )
 
     def after(
-        self, norm: str, x: str, name: str, inputs: int, residual: str, *, bias: bool = True
+        self,
+        norm: str,
+        x: str | Quantized,
+        name: str,
+        inputs: int,
+        residual: str,
+        *,
+        bias: bool = True,
     ) -> str:
         """Add a product, its bias and what came before it, normed in one operation."""
         product = self.product(x, name, self._width, inputs)
@@ -227,7 +385,7 @@ def token_inputs(words: Floats) -> list[tuple[str, int, Sequence[str | int]]]:
     ]
 
 
-def modules_graph(modules: Sequence[DenseModule | NormModule]) -> tuple[bytes, dict[str, Floats]]:
+def modules_graph(modules: Sequence[DenseModule | NormModule]) -> tuple[bytes, dict[str, Array]]:
     """Build the graph of what follows the pooling, from ``pooled`` to the vectors.
 
     Returns:

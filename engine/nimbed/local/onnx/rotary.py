@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from nimbed.local.models.fields import (
     FULL,
@@ -23,18 +23,21 @@ from nimbed.local.models.fields import (
     rope_parameters,
     whole,
 )
-from nimbed.local.onnx.graph import Encoder, Floats, Graph, Reader, token_inputs
+from nimbed.local.onnx.graph import Encoder, Floats, Graph, Quantized, Reader, token_inputs
 from nimbed.local.onnx.weights import ArrayTensors
 
 __all__ = ["gte", "modernbert", "nomic_bert"]
 
 
-def nomic_bert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def nomic_bert(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """NomicBERT, as :mod:`nimbed.local.models.rotary_bert` has it."""
     config = nomic_settings(config)
     return _rotary_bert(
         config,
         tensors.stripped("bert.", "nomic_bert.", renamed=NOMIC_NAMES),
+        int8,
         places=whole(config, "max_position_embeddings", default=2048),
         attention_bias=config["qkv_proj_bias"],
         up_bias=config["mlp_fc1_bias"],
@@ -42,11 +45,14 @@ def nomic_bert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
     )
 
 
-def gte(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def gte(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """Alibaba's "new" encoder, as :mod:`nimbed.local.models.rotary_bert` has it."""
     return _rotary_bert(
         gte_settings(config),
         tensors.stripped("new.", "gte.", renamed=GTE_NAMES),
+        int8,
         places=whole(config, "max_position_embeddings"),
         attention_bias=True,
         up_bias=False,
@@ -57,6 +63,7 @@ def gte(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
 def _rotary_bert(
     config: dict[str, Any],
     tensors: ArrayTensors,
+    int8: type[np.int8 | np.uint8] | None,
     *,
     places: int,
     attention_bias: bool,
@@ -68,6 +75,7 @@ def _rotary_bert(
     Args:
         config: config.json of the checkpoint, with what it leaves unsaid.
         tensors: Under transformers' names.
+        int8: As :func:`nimbed.local.onnx.encoders.encoder` has it.
         places: Tokens of the longest text.
         attention_bias: Whether the products around attention have biases.
         up_bias: Whether those into the MLP have.
@@ -75,7 +83,7 @@ def _rotary_bert(
     """
     heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     inner, head_dim = whole(config, "intermediate_size"), heads_fit(width, heads)
-    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12))
+    reader = Reader(tensors, width, real(config, "layer_norm_eps", default=1e-12), int8=int8)
     graph = reader.graph
     words = tensors.floats("embeddings.word_embeddings.weight", whole(config, "vocab_size"), width)
     x = graph.node("Gather", "words", "ids")
@@ -87,7 +95,9 @@ def _rotary_bert(
     turn = _Turn(graph, config, head_dim, heads)
     activation = gate_activation(config)
 
-    def parts(x: str, at: str, joined: str, names: list[str], size: int, bias: bool) -> list[str]:
+    def parts(
+        x: str | Quantized, at: str, joined: str, names: list[str], size: int, bias: bool
+    ) -> list[str]:
         """Add products of one input, stored apart or as one."""
         if f"{at}.{joined}.weight" in tensors:
             return reader.products(x, f"{at}.{joined}", [size] * len(names), bias=bias)
@@ -103,15 +113,18 @@ def _rotary_bert(
         norm, output = f"{at}.post_attention_layernorm", f"{at}.self_attn.o_proj"
         x = reader.after(norm, attended, output, width, x, bias=attention_bias)
         names = ["up_proj", "gate_proj"]
-        up, gate = parts(x, f"{at}.mlp", "up_gate_proj", names, inner, up_bias)
-        gated = reader.gated(gate, up, activation)
+        before = reader.quantized(x, width, norm=norm)
+        up, gate = parts(before, f"{at}.mlp", "up_gate_proj", names, inner, up_bias)
+        gated = reader.quantized(reader.gated(gate, up, activation), inner)
         norm, down = f"{at}.post_mlp_layernorm", f"{at}.mlp.down_proj"
         x = reader.after(norm, gated, down, inner, x, bias=down_bias)
     model = graph.model([*token_inputs(words), *turn.inputs], x)
     return Encoder(model, graph.weights, words, places, turns=turn.frequencies)
 
 
-def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
+def modernbert(
+    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
+) -> Encoder:
     """ModernBERT, as :class:`nimbed.local.models.modernbert.ModernBert` has it.
 
     ONNX Runtime's windows on a CPU are those of decoders, so a layer with a window gathers blocks
@@ -126,7 +139,9 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
     norm_bias, attention_bias, mlp_bias = (
         bool(config.get(name)) for name in ("norm_bias", "attention_bias", "mlp_bias")
     )
-    reader = Reader(tensors, width, real(config, "norm_eps", default=1e-5), norm_bias=norm_bias)
+    reader = Reader(
+        tensors, width, real(config, "norm_eps", default=1e-5), norm_bias=norm_bias, int8=int8
+    )
     graph = reader.graph
     kinds = modernbert_layers(config)
     turns = {
@@ -134,7 +149,7 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
         for kind in dict.fromkeys(kinds)
     }
     window = whole(config, "local_attention", default=128) // 2 if SLIDING in kinds else None
-    flat = _integers(graph, "flat", [-1, width])
+    flat = graph.constant(np.array([-1, width]))
 
     def near(x: str, rows: str) -> str:
         """Add the rows of texts that an input names."""
@@ -160,8 +175,9 @@ def modernbert(config: dict[str, Any], tensors: ArrayTensors) -> Encoder:
         (out,) = reader.products(attended, f"{at}.attn.Wo", [width], width, bias=attention_bias)
         x = graph.node("Add", x, out)
         normed = reader.normalized(x, f"{at}.mlp_norm")
-        gate, up = reader.products(normed, f"{at}.mlp.Wi", [inner] * 2, bias=mlp_bias)
-        gated = reader.gated(gate, up, activation)
+        before = reader.quantized(normed, width, norm=f"{at}.mlp_norm")
+        gate, up = reader.products(before, f"{at}.mlp.Wi", [inner] * 2, bias=mlp_bias)
+        gated = reader.quantized(reader.gated(gate, up, activation), inner)
         (down,) = reader.products(gated, f"{at}.mlp.Wo", [width], inner, bias=mlp_bias)
         x = graph.node("Add", x, down)
     x = reader.normalized(x, "final_norm")
@@ -210,7 +226,7 @@ class _Turn:
         self.inputs: list[tuple[str, int, Sequence[str | int]]] = [
             (table, TensorProto.FLOAT, ["tokens", head_dim // 2]) for table in self._tables
         ]
-        self._begin = _integers(graph, "begin", [0])
+        self._begin = graph.constant(np.array([0]))
 
     def __call__(self, x: str) -> str:
         """Add the rotation of every head, by its token's place in the text."""
@@ -234,9 +250,3 @@ def _frequencies(config: dict[str, Any], head_dim: int) -> Floats:
     plain = np.float32(1.0) / powers.astype(np.float32)
     frequencies: Floats = plain / np.float32(scale ** (2 / head_dim))
     return frequencies
-
-
-def _integers(graph: Graph, name: str, values: Sequence[int]) -> str:
-    """Add a list that never changes."""
-    value = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-    return graph.node("Constant", value=value)

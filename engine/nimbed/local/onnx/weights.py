@@ -8,7 +8,7 @@ import math
 import mmap
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # comes with onnx
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from nimbed.errors import CheckpointError
 from nimbed.local.tensors import NamedTensors, safetensors_names, weight_files
 
-__all__ = ["ArrayTensors", "open_arrays"]
+__all__ = ["Array", "ArrayTensors", "Codes", "QuantizedWeight", "open_arrays", "quantized"]
 
 Array = NDArray[Any]
+Codes = NDArray[np.int8] | NDArray[np.uint8]
 
 # safetensors' names of dtypes. What is not here is read as bytes, and refused by its name.
 _DTYPES: dict[str, Any] = {
@@ -108,3 +109,37 @@ class _Mapped:
         flat = part.view(dtype)
         shaped: Array = flat.reshape(entry["shape"]) if entry["dtype"] in _DTYPES else flat
         return shaped
+
+
+class QuantizedWeight(NamedTuple):
+    """A product's weight in bytes, each output in steps of its own.
+
+    Attributes:
+        codes: Of shape (inputs, outputs).
+        scales: The step of each output.
+        zeros: The code of each output that stands for nothing.
+    """
+
+    codes: Codes
+    scales: NDArray[np.float32]
+    zeros: Codes
+
+
+def quantized(weight: NDArray[np.float32], kind: type[np.int8 | np.uint8]) -> QuantizedWeight:
+    """Return a weight in bytes, whose least and largest numbers are the ends of each output.
+
+    Args:
+        weight: Of shape (outputs, inputs).
+        kind: Of the codes. Both are the same numbers, and int8 begins 128 lower.
+    """
+    least = np.minimum(weight.min(1), 0)
+    # A row of nothing has a step all the same, so that nothing is divided by nothing.
+    scales = np.maximum((np.maximum(weight.max(1), 0) - least) / 255, np.float32(1e-30))
+    zeros = np.rint(-least / scales)
+    codes = weight.T / scales  # the one large array of floats: what follows is done in place
+    np.rint(codes, out=codes)
+    codes += zeros
+    np.clip(codes, 0, 255, out=codes)
+    first = np.iinfo(kind).min
+    codes += first
+    return QuantizedWeight(codes.astype(kind, order="C"), scales, (zeros + first).astype(kind))
