@@ -17,7 +17,7 @@ import uvicorn
 
 from nimbed.errors import ConfigurationError
 from nimbed_server.app import App
-from nimbed_server.connection import guarded
+from nimbed_server.http_connection import guarded
 from nimbed_server.logging import LOG, traced
 from nimbed_server.settings import Settings
 

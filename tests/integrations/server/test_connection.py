@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from nimbed_server import Settings
-from nimbed_server.connection import guarded
+from nimbed_server.http_connection import guarded
 from nimbed_server.uvicorn_server import bind
 
 from .conftest import wait_until

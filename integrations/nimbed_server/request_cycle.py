@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nimbed_server.connection import Connection
+    from nimbed_server.http_connection import Connection
 
-__all__ = ["STATUS_LINES", "Exchange"]
+__all__ = ["STATUS_LINES", "RequestCycle"]
 
 # Bytes that are copied behind their head quicker than two pieces are handed to the system.
 _COPIED = 64 * 1024
@@ -44,7 +44,7 @@ _FAILED = (
 )
 
 
-class Exchange:
+class RequestCycle:
     """One request and its answer; its methods are ASGI's ``receive`` and ``send``.
 
     Attributes:

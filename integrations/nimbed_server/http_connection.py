@@ -15,9 +15,9 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from nimbed_server.exchange import STATUS_LINES, Exchange
 from nimbed_server.http import TimeLimit, new_request_id
 from nimbed_server.logging import LOG
+from nimbed_server.request_cycle import STATUS_LINES, RequestCycle
 from nimbed_server.settings import Settings
 from nimbed_server.wire.errors import HttpError, render_error
 
@@ -102,8 +102,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects = False
         # The last request that was parsed, and those that wait for the answer to one before them.
-        self._exchange: Exchange | None = None
-        self._pipelined: deque[Exchange] = deque()
+        self._cycle: RequestCycle | None = None
+        self._pipelined: deque[RequestCycle] = deque()
         # What is bounded.
         self._progressed = False  # whether a head, a message or a piece of a body was complete
         self._idle_bytes = 0  # since then
@@ -137,10 +137,10 @@ class Connection(asyncio.Protocol):
             limit.stop(self)
         self._answer_time.stop(self._unread)
         self._unparsed = b""
-        for exchange in (*self._pipelined, self._exchange):
-            if exchange is not None:
-                exchange.gone = not exchange.complete
-                exchange.wake()
+        for cycle in (*self._pipelined, self._cycle):
+            if cycle is not None:
+                cycle.gone = not cycle.complete
+                cycle.wake()
         self._pipelined.clear()
         self.resume_writing()
         if exc is None:
@@ -164,10 +164,10 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """End with the request that is under way, or at once."""
-        if self._exchange is None or self._exchange.complete:
+        if self._cycle is None or self._cycle.complete:
             self._transport.close()
         else:
-            self._exchange.keep_alive = False
+            self._cycle.keep_alive = False
 
     # What a request calls.
 
@@ -212,10 +212,10 @@ class Connection(asyncio.Protocol):
         """Give up a head that does not come, or whoever asks nothing."""
         self.close()
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self, cycle: RequestCycle) -> None:
         """Go on with what came while a request was being answered."""
         self._server.total_requests += 1
-        if not exchange.keep_alive:
+        if not cycle.keep_alive:
             self.close()
         if self._transport.is_closing():
             return
@@ -229,19 +229,19 @@ class Connection(asyncio.Protocol):
         if self._unparsed or self._error is not None:
             self._loop.call_soon(self._read_on)
 
-    def _begin(self, exchange: Exchange) -> None:
-        task = exchange.task = self._loop.create_task(self._serve(exchange))
+    def _begin(self, cycle: RequestCycle) -> None:
+        task = cycle.task = self._loop.create_task(self._serve(cycle))
         self._server.tasks.add(task)
 
-    async def _serve(self, exchange: Exchange) -> None:
+    async def _serve(self, cycle: RequestCycle) -> None:
         try:
-            await self._app(exchange.scope, exchange.receive, exchange.send)
+            await self._app(cycle.scope, cycle.receive, cycle.send)
         except (Exception, asyncio.CancelledError):  # cancelled where a stop has lasted too long
             LOG.exception("the application failed")
-        if not exchange.complete:
-            exchange.fail()
+        if not cycle.complete:
+            cycle.fail()
         # Not by a callback, for which the loop would have to turn once more.
-        self._server.tasks.discard(exchange.task)
+        self._server.tasks.discard(cycle.task)
 
     # What the parser calls.
 
@@ -288,24 +288,24 @@ class Connection(asyncio.Protocol):
         }
         if version != "1.1":
             scope["http_version"] = version
-        before = self._exchange
-        self._exchange = exchange = Exchange(
+        before = self._cycle
+        self._cycle = cycle = RequestCycle(
             self,
             scope,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             expects=self._expects,
         )
         if before is None or before.complete:
-            self._begin(exchange)
+            self._begin(cycle)
         else:
-            self._pipelined.append(exchange)
+            self._pipelined.append(cycle)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body; of a request that is answered already nobody wants it."""
         self._progressed = True
-        exchange = self._exchange
-        assert exchange is not None
-        if not exchange.complete and exchange.feed(body) > _UNREAD_BODY:
+        cycle = self._cycle
+        assert cycle is not None
+        if not cycle.complete and cycle.feed(body) > _UNREAD_BODY:
             self._crowded = True
             self._read_or_pause()
 
@@ -314,11 +314,11 @@ class Connection(asyncio.Protocol):
         if self._parser.should_upgrade():
             return  # its body comes yet
         self._progressed = True
-        exchange = self._exchange
-        assert exchange is not None
-        exchange.more_body = False
-        if not exchange.complete:
-            exchange.wake()
+        cycle = self._cycle
+        assert cycle is not None
+        cycle.more_body = False
+        if not cycle.complete:
+            cycle.wake()
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
@@ -357,8 +357,8 @@ class Connection(asyncio.Protocol):
     @property
     def _answering(self) -> bool:
         """Whether a request has arrived whole and is not answered."""
-        exchange = self._exchange
-        return exchange is not None and not (exchange.complete or exchange.more_body)
+        cycle = self._cycle
+        return cycle is not None and not (cycle.complete or cycle.more_body)
 
     def _time_head(self) -> None:
         self._head_timed = True
@@ -369,7 +369,7 @@ class Connection(asyncio.Protocol):
         for start in range(0, len(data), _PARSED_AT_ONCE):
             if self._error is not None:
                 return
-            if self._exchange is not None and self._answering:
+            if self._cycle is not None and self._answering:
                 self._unparsed = data[start:]
                 self._hold(True)
                 return
