@@ -76,9 +76,8 @@ class RequestCycle:
         self._news = False  # since the application was last told
         self._event: asyncio.Event | None = None  # made where somebody has to wait
         self._started = self._chunked = False
-        self._head = (
-            b""  # it goes out with what is behind it: alone it wakes the client for nothing
-        )
+        # It goes out with what is behind it: alone it wakes the client for nothing.
+        self._head = b""
         self._left = 0  # bytes of the answer that are announced and not written
 
     def feed(self, body: bytes) -> int:
