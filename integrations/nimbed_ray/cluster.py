@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from nimbed.embedder import Embedder
 from nimbed.errors import ConfigurationError, missing_extra
 from nimbed.local.embedder import LocalEmbedder
+from nimbed.local.router import RoutedEmbedder
 
 __all__ = [
     "Actors",
@@ -200,7 +201,8 @@ def plan_actors(
     """
     available = machines()
     if gpus is None:
-        gpus = isinstance(embedder, LocalEmbedder) and any(each.gpus >= 1 for each in available)
+        here = isinstance(embedder, LocalEmbedder | RoutedEmbedder)
+        gpus = here and any(each.gpus >= 1 for each in available)
     return actors_for(available, on_gpus=gpus, count=count, threads=threads)
 
 

@@ -17,6 +17,7 @@ from nimbed.errors import ConfigurationError, DeadlineError, InputError, TooLong
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
+from nimbed.local.router import RoutedEmbedder
 from nimbed.options import EmbedOptions, KindOptions
 from nimbed.scheduling import QueueState, Scheduler, Timings
 from nimbed.spec import Contract, EmbeddingType, InputType, Int8Scale, Kind, VectorSpec
@@ -104,7 +105,8 @@ class Backend:
     @property
     def runtime(self) -> str | None:
         """What runs the model in this process, ``torch`` or ``onnxruntime``; None if nothing."""
-        return self._embedder.backend if isinstance(self._embedder, LocalEmbedder) else None
+        embedder = self._embedder
+        return embedder.backend if isinstance(embedder, LocalEmbedder | RoutedEmbedder) else None
 
     @property
     def arithmetic(self) -> str | None:

@@ -3,9 +3,14 @@ import subprocess
 import sys
 
 import pytest
+from sentence_transformers.base.modules import Dense, Normalize, Router
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tests.engine.local.checkpoints import tiny_bert
+from tests.engine.local.sentence_folders import saved, transformer
 
+import nimbed
 from nimbed.errors import ConfigurationError
-from nimbed_ray import Actors, Machine, actors_for
+from nimbed_ray import Actors, Machine, actors_for, cluster
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 16, 96])
@@ -62,3 +67,13 @@ def test_threads_are_limited_before_and_after_torch_is_there():
         [sys.executable, "-c", script], env=clean, capture_output=True, timeout=60, check=True
     )
     assert done.stdout.split() == [b"1", b"2", b"2"]
+
+
+def test_whatever_runs_here_gets_the_gpus_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "machines", lambda: [Machine(cpus=8, gpus=1)])
+    network = tiny_bert(tmp_path / "network")
+    ends = Router({"query": [Dense(32, 8)], "document": [Dense(32, 8)]})
+    saved(tmp_path / "routed", [transformer(network), Pooling(32), ends, Normalize()])
+    embedders = (nimbed.load(str(network)), nimbed.load(str(tmp_path / "routed")))
+    for embedder, gpus in ((embedders[0], 1), (embedders[1], 1), (nimbed.FakeEmbedder(), 0)):
+        assert cluster.plan_actors(embedder, count=None, threads=None, gpus=None).gpus == gpus

@@ -7,6 +7,8 @@ import pytest
 from tests.engine.local.families import FAMILIES, TEXTS, load
 
 from nimbed_server import Settings, parse_alias
+from nimbed_server.backends import backend_for
+from nimbed_server.metrics import Metrics
 
 from .conftest import running
 
@@ -113,3 +115,25 @@ def test_what_is_too_long_is_refused_or_cut(served, theirs):
 def test_it_says_what_computes(served, backend):
     (computed_in,) = served.client.get("/v1/metadata").json()["computedIn"].values()
     assert computed_in == f"float32 on cpu by {backend}"
+
+
+def test_what_runs_a_model_of_two_routes_is_told(tmp_path):
+    from sentence_transformers.base.modules import Dense, Normalize, Router
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from tests.engine.local.sentence_folders import saved, transformer
+
+    network = FAMILIES["bert"](tmp_path / "network")
+    ends = Router({"query": [Dense(32, 8)], "document": [Dense(32, 8)]})
+    saved(tmp_path / "routed", [transformer(network), Pooling(32), ends, Normalize()])
+    with load(tmp_path / "routed", backend="torch") as routed:
+        assert (
+            backend_for(
+                routed,
+                Metrics().of_model("m"),
+                max_items=1,
+                max_tokens=1,
+                max_wait=0,
+                queries_first=True,
+            ).runtime
+            == "torch"
+        )
