@@ -295,6 +295,8 @@ def test_a_tokenizer_that_gives_up_refuses_one_text_and_serves_the_others(serve,
     breakable = Tokenizer.from_file(str(folder / "tokenizer.json"))
     breakable.pre_tokenizer = Split(Regex(r"(?:a|aa|aaa)+$"), "isolated")
     breakable.save(str(folder / "tokenizer.json"))
+    read_whole = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(read_whole))
     server = serve({MODEL: nimbed.load(str(folder), device="cpu")})
     for path, name in (("/v1/embeddings", "input"), ("/tokenize", "inputs")):
         answer = server.client.post(path, json={name: ["the fox", "a" * 60 + "b"]})
