@@ -91,31 +91,26 @@ def properties_of(columns: Mapping[str, Any], fields: Sequence[str] | None) -> d
         UnfitError: If a name or a value cannot be stored.
     """
     names = tuple(columns if fields is None else [name for name in fields if name in columns])
-    sound = _in_order(names)
-    if sound is None:
-        sound = tuple(name for name in sorted(names) if _kept(name, columns[name]))
-    return {name: _plain(name, value) for name in sound if (value := columns[name]) is not None}
+    return {
+        name: _plain(name, value)
+        for name in _in_order(names)
+        if (value := columns[name]) is not None
+    }
 
 
 @functools.lru_cache(256)
-def _in_order(names: tuple[Any, ...]) -> tuple[str, ...] | None:
-    """Return names in their order, or None if one cannot be a property's: rows share theirs."""
-    return tuple(sorted(names)) if all(map(_may_be_named, names)) else None
-
-
-def _may_be_named(name: object) -> bool:
-    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in _RESERVED
-
-
-def _kept(name: object, value: object) -> bool:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UnfitError(
-            f"{name!r} cannot be the name of a property, which has letters, digits and _ and "
-            f"does not begin with a digit; rename the field"
-        )
-    if name in _RESERVED:
-        raise UnfitError(f"Weaviate keeps the name {name!r} for itself; rename the field")
-    return value is not None
+def _in_order(names: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return names of properties in their order, each judged; once, for rows share theirs."""
+    ordered = tuple(sorted(names))
+    for name in ordered:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UnfitError(
+                f"{name!r} cannot be the name of a property, which has letters, digits and _ and "
+                f"does not begin with a digit; rename the field"
+            )
+        if name in _RESERVED:
+            raise UnfitError(f"Weaviate keeps the name {name!r} for itself; rename the field")
+    return ordered
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -141,8 +136,8 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
             key: _plain(f"{name}.{key}", each)
-            for key, each in sorted(value.items())
-            if _kept(key, each)
+            for key in _in_order(tuple(value))
+            if (each := value[key]) is not None
         }
     if isinstance(value, (list, tuple)):
         return _plain_list(name, value)
