@@ -210,13 +210,13 @@ def _compared(
             f"{folder / 'tokenizer.json'} gives dropout {tokenizer['model']['dropout']!r}: it cuts "
             f"words at random, and a text would have another vector each time; set it to null"
         )
+    legacy = _special_tokens_map(folder)
     named = _class_name(config, tokenizer, folder, model_type)
     made = _CLASSES.get(named)
     if made is not None:
-        _check_class(named, made, config, tokenizer, folder, model_type)
+        _check_class(named, made, config, legacy, tokenizer, folder, model_type)
     prefix = _prefix_space(tokenizer)
-    default = None if made is None else made.prefix_space
-    asked = config.get("add_prefix_space", default)
+    asked = config.get("add_prefix_space", made.prefix_space if made else None)
     if prefix is not None and asked not in (None, prefix):
         raise CheckpointError(
             f"{where} gives add_prefix_space {asked!r}, and tokenizer.json {prefix!r}; save the "
@@ -228,7 +228,7 @@ def _compared(
     return TokenizerChanges(
         bert_normalizer=bert,
         lowercase=do_lower_case and not lowers,
-        added=tuple(_added(config, tokenizer, folder, made)),
+        added=tuple(_added(config, legacy, tokenizer, folder, made)),
     )
 
 
@@ -249,6 +249,7 @@ def _check_class(
     named: str,
     made: _TokenizerClass,
     config: Mapping[str, Any],
+    legacy: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     folder: Path,
     model_type: str,
@@ -274,7 +275,7 @@ def _check_class(
     if made.around is not None:  # the others take what is before and behind from the file
         if not splitters or (made.prefix_space and _prefix_space(tokenizer) is None):
             differs.setdefault("pre_tokenizer", ", ".join(map(str, types)) or "none")
-        names = [_named_token(config, folder, key, made) for key in made.around]
+        names = [_named_token(config, legacy, key, made) for key in made.around]
         found = _around(tokenizer)
         vocabulary = _vocabulary(tokenizer)
         if found != [(name, vocabulary.get(str(name))) for name in names]:
@@ -285,7 +286,7 @@ def _check_class(
             if model.get(option, value) != value:
                 differs[option] = repr(model[option])
         unknown = model.get("unk_token")
-        if made.model == "WordPiece" and unknown != _named_token(config, folder, "unk_token", made):
+        if made.model == "WordPiece" and unknown != _named_token(config, legacy, "unk_token", made):
             differs["unk_token"] = repr(unknown)
     patterns = [part.get("pattern") for part in splitters if part.get("type") == "Split"]
     if made.pattern is not None and patterns != [{"Regex": made.pattern}]:
@@ -313,10 +314,10 @@ def _blanks(normalizer: Mapping[str, Any]) -> bool:
 
 
 def _named_token(
-    config: Mapping[str, Any], folder: Path, key: str, made: _TokenizerClass
+    config: Mapping[str, Any], legacy: Mapping[str, Any], key: str, made: _TokenizerClass
 ) -> str | None:
     """Return the special token that the files name, or the one that a class has by itself."""
-    files = (config, {} if "added_tokens_decoder" in config else _special_tokens_map(folder))
+    files = (config, {} if "added_tokens_decoder" in config else legacy)
     token: Any = made.special.get(key)
     for file in files:  # the last has the last word
         token = file.get(key, token)
@@ -374,6 +375,7 @@ def _bert_normalizer(
 
 def _added(
     config: Mapping[str, Any],
+    legacy: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     folder: Path,
     made: _TokenizerClass | None,
@@ -384,7 +386,6 @@ def _added(
         token["content"]: token for token in tokenizer.get("added_tokens") or ()
     }
     listed = config.get("added_tokens_decoder")
-    legacy = _special_tokens_map(folder)
     named = {**(made.special if made else {}), **config, **(legacy if listed is None else {})}
     padding = tokenizer.get("padding") or {}
     if padding.get("pad_token") and "pad_token" not in named:
