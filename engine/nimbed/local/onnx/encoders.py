@@ -20,7 +20,7 @@ from nimbed.local.models.fields import (
 )
 from nimbed.local.onnx.graph import Encoder, Floats, Reader, token_inputs
 from nimbed.local.onnx.rotary import gte, modernbert, nomic_bert
-from nimbed.local.onnx.weights import ArrayTensors
+from nimbed.local.onnx.weights import ArrayTensors, CodeType
 
 __all__ = ["encoder"]
 
@@ -34,7 +34,7 @@ def encoder(
     config: dict[str, Any],
     tensors: ArrayTensors,
     *,
-    int8: type[np.int8 | np.uint8] | None = None,
+    int8: CodeType | None = None,
 ) -> Encoder:
     """Build the graph of a checkpoint.
 
@@ -57,7 +57,7 @@ def encoder(
 def _bert(
     config: dict[str, Any],
     tensors: ArrayTensors,
-    int8: type[np.int8 | np.uint8] | None,
+    int8: CodeType | None,
     *,
     padding: int | None = None,
     distances: Floats | None = None,
@@ -110,25 +110,19 @@ def _bert(
     return Encoder(model, graph.weights, words, learnt, padding, distances)
 
 
-def _xlm_roberta(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def _xlm_roberta(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """XLM-R, whose positions begin behind the padding id."""
     tensors = tensors.stripped("roberta.", "xlm_roberta.")
     return _bert(config, tensors, int8, padding=first_position(config) - 1)
 
 
-def _distilbert(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def _distilbert(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """DistilBERT: BERT without token types, under other names."""
     tensors = tensors.stripped("distilbert.", renamed=DISTILBERT_NAMES)
     return _bert({**config, "type_vocab_size": 0}, tensors, int8)
 
 
-def _mpnet(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def _mpnet(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """MPNet, as :func:`nimbed.local.models.bert.mpnet` has it."""
     tensors = tensors.stripped("mpnet.", renamed=MPNET_NAMES)
     first, heads = first_position(config), whole(config, "num_attention_heads")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from nimbed.errors import CheckpointError
-from nimbed.local.onnx.weights import Array, ArrayTensors, Codes, open_arrays, quantized
+from nimbed.local.onnx.weights import Array, ArrayTensors, Codes, CodeType, open_arrays, quantized
 from nimbed.local.pipeline import DenseModule, NormModule
 
 __all__ = ["Encoder", "Floats", "Graph", "Quantized", "Reader", "modules_graph", "token_inputs"]
@@ -198,7 +198,7 @@ class Reader:
         eps: float,
         *,
         norm_bias: bool = True,
-        int8: type[np.int8 | np.uint8] | None = None,
+        int8: CodeType | None = None,
     ) -> None:
         self.graph = Graph()
         self._tensors, self._width, self._eps = tensors, width, eps

@@ -24,14 +24,12 @@ from nimbed.local.models.fields import (
     whole,
 )
 from nimbed.local.onnx.graph import Encoder, Floats, Graph, Quantized, Reader, token_inputs
-from nimbed.local.onnx.weights import ArrayTensors
+from nimbed.local.onnx.weights import ArrayTensors, CodeType
 
 __all__ = ["gte", "modernbert", "nomic_bert"]
 
 
-def nomic_bert(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def nomic_bert(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """NomicBERT, as :mod:`nimbed.local.models.rotary_bert` has it."""
     config = nomic_settings(config)
     return _rotary_bert(
@@ -45,9 +43,7 @@ def nomic_bert(
     )
 
 
-def gte(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def gte(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """Alibaba's "new" encoder, as :mod:`nimbed.local.models.rotary_bert` has it."""
     return _rotary_bert(
         gte_settings(config),
@@ -63,7 +59,7 @@ def gte(
 def _rotary_bert(
     config: dict[str, Any],
     tensors: ArrayTensors,
-    int8: type[np.int8 | np.uint8] | None,
+    int8: CodeType | None,
     *,
     places: int,
     attention_bias: bool,
@@ -122,9 +118,7 @@ def _rotary_bert(
     return Encoder(model, graph.weights, words, places, turns=turn.frequencies)
 
 
-def modernbert(
-    config: dict[str, Any], tensors: ArrayTensors, int8: type[np.int8 | np.uint8] | None
-) -> Encoder:
+def modernbert(config: dict[str, Any], tensors: ArrayTensors, int8: CodeType | None) -> Encoder:
     """ModernBERT, as :class:`nimbed.local.models.modernbert.ModernBert` has it.
 
     ONNX Runtime's windows on a CPU are those of decoders, so a layer with a window gathers blocks

@@ -24,7 +24,7 @@ from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.onnx.encoders import encoder
 from nimbed.local.onnx.graph import Floats, Graph, modules_graph
-from nimbed.local.onnx.weights import Array, open_arrays
+from nimbed.local.onnx.weights import Array, CodeType, open_arrays
 from nimbed.local.plan import HostResults, Results
 from nimbed.local.tensors import give_back
 from nimbed.local.tokenizer import Row, ids_of
@@ -293,7 +293,7 @@ def threads() -> int:
 
 
 @functools.cache
-def int8_weights() -> type[np.int8 | np.uint8]:
+def int8_weights() -> CodeType:
     """Return the type of weights whose products with uint8 are exact, and fast, on this processor.
 
     ONNX Runtime multiplies uint8 by int8 fastest. But without VNNI or AMX a processor of Intel's or

@@ -8,7 +8,7 @@ import math
 import mmap
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import ml_dtypes  # comes with onnx
 import numpy as np
@@ -17,10 +17,20 @@ from numpy.typing import NDArray
 from nimbed.errors import CheckpointError
 from nimbed.local.tensors import NamedTensors, safetensors_names, weight_files
 
-__all__ = ["Array", "ArrayTensors", "Codes", "QuantizedWeight", "open_arrays", "quantized"]
+__all__ = [
+    "Array",
+    "ArrayTensors",
+    "CodeType",
+    "Codes",
+    "QuantizedWeight",
+    "open_arrays",
+    "quantized",
+]
 
 Array = NDArray[Any]
 Codes = NDArray[np.int8] | NDArray[np.uint8]
+#: Of which type the codes of a weight are.
+CodeType: TypeAlias = type[np.int8 | np.uint8]
 
 # safetensors' names of dtypes. What is not here is read as bytes, and refused by its name.
 _DTYPES: dict[str, Any] = {
@@ -125,7 +135,7 @@ class QuantizedWeight(NamedTuple):
     zeros: Codes
 
 
-def quantized(weight: NDArray[np.float32], kind: type[np.int8 | np.uint8]) -> QuantizedWeight:
+def quantized(weight: NDArray[np.float32], kind: CodeType) -> QuantizedWeight:
     """Return a weight in bytes, whose least and largest numbers are the ends of each output.
 
     Args:
