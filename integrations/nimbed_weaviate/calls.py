@@ -8,7 +8,7 @@ import functools
 import logging
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
@@ -36,6 +36,8 @@ _GONE = (
     httpx.TransportError,
 )
 _GATEWAY = (502, 503, 504)
+# gRPC's words for it. Nobody here cancels a call: a server that shuts down does.
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
 class Calls:
@@ -50,7 +52,8 @@ class Calls:
             None for a sync client.
 
     Attributes:
-        interruptions: How often Weaviate was away so far.
+        interruptions: How often Weaviate was away so far; a restart that two calls saw may count
+            twice.
     """
 
     def __init__(
@@ -68,8 +71,8 @@ class Calls:
         self._loop = loop
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._away = False
-        self._calling = Counter[int]()  # by thread
+        self._away, self._changed = False, 0.0  # and when that was seen
+        self._calling = defaultdict[int, list[float]](list)  # since when, by thread
 
     def __call__(self, call: Callable[[], T | Awaitable[T]]) -> T:
         """Make a call and return its answer.
@@ -77,18 +80,19 @@ class Calls:
         Raises:
             weaviate.exceptions.WeaviateBaseError: What the client raises, once the budget is spent.
         """
-        began = time.monotonic()
+        end = time.monotonic() + self._budget
         while True:
+            began = time.monotonic()
             try:
                 answer = self._once(call)
             except Exception as error:
-                left = began + self._budget - time.monotonic()
+                left = end - time.monotonic()
                 if not is_outage(error) or left <= 0:
                     raise
-                self._note(away=True)
+                self._note(away=True, began=began)
                 self._stopped.wait(min(_PAUSE, left))
             else:
-                self._note(away=False)
+                self._note(away=False, began=began)
                 return answer
 
     def together(
@@ -129,33 +133,41 @@ class Calls:
         It logs whole objects, texts and vectors, that a batch left out; and that it tries again,
         for a quarter of a minute, before it says anything else of a server that is away.
         """
-        own = threading.get_ident()
+        own, began = threading.get_ident(), time.monotonic()
         logger = logging.getLogger("weaviate-client")
         with self._lock:
-            self._calling[own] += 1
+            self._calling[own].append(began)
             logger.addFilter(self._of_others)
         try:
             yield
         finally:
             with self._lock:
-                self._calling[own] -= 1
-                if not self._calling.total():
+                self._calling[own].remove(began)
+                if not any(self._calling.values()):
                     logger.removeFilter(self._of_others)
 
     def _of_others(self, record: logging.LogRecord) -> bool:
         """Return whether others wrote a line of the log; of these calls' own, hear of retries."""
-        if not self._calling[record.thread or 0]:
+        began = self._calling.get(record.thread or 0)
+        if not began:
             return True
         if "Retrying" in str(record.msg):
-            self._note(away=True)
+            self._note(away=True, began=min(began))
         return False
 
-    def _note(self, *, away: bool) -> None:
-        """Tell that Weaviate is away, or back; several threads notice, and one tells."""
+    def _note(self, *, away: bool, began: float) -> None:
+        """Tell that Weaviate is away, or back; several threads notice, and one tells.
+
+        What a call sees that began before the last change says nothing against it. A failure may
+        be another restart's all the same, so that whoever restores what was lost looks again.
+        """
         with self._lock:
             if away == self._away:
                 return
-            self._away = away
+            if began < self._changed:
+                self.interruptions += away
+                return
+            self._away, self._changed = away, time.monotonic()
             self.interruptions += not away
             if self._budget:
                 wait = f"Weaviate does not answer; waiting up to {self._budget:g} s for it"
@@ -213,7 +225,7 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(cause, exceptions.WeaviateRetryError):
         return True
     code = getattr(cause, "code", None)
-    return callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+    return callable(code) and getattr(code(), "name", "") in _AWAY
 
 
 async def in_thread(job: Callable[[], T], calls: Calls) -> T:

@@ -7,16 +7,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import grpc
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weaviate.exceptions import WeaviateQueryError
 from weaviate.util import generate_uuid5
 
 import nimbed_weaviate
 from nimbed import FakeEmbedder
 from nimbed.errors import BackendError
 from nimbed_weaviate import backfill, batch_import, embed_stored, self_provided
+from nimbed_weaviate.calls import Calls
 
 from .double import Double
 
@@ -231,3 +235,59 @@ def _run(double: Double, docs: Any, texts: dict[str, str], step: dict[str, Any])
             batch_import(docs, items, FakeEmbedder(), vector=step["how"][-1], **options)
     except Killed:
         pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_began_before_weaviate_went_or_came_tells_nothing(
+    fails: bool, no_pauses: list[float]
+) -> None:
+    told: list[str] = []
+    calls = Calls(tell=told.append)
+    begun, goes_on = threading.Event(), threading.Event()
+    slow_tries, tries = [0], [0]
+
+    def slow() -> None:
+        slow_tries[0] += 1
+        begun.set()
+        goes_on.wait(10)
+        if fails and slow_tries[0] == 1:
+            raise httpx.ConnectError("it was away when this was asked")
+
+    def asked() -> None:
+        tries[0] += 1
+        if tries[0] == 2 and not fails:  # an answer from before: Weaviate is still away
+            goes_on.set()
+            other.join()
+        if tries[0] <= 2:
+            raise httpx.ConnectError("it is away")
+
+    other = threading.Thread(target=calls, args=(slow,))
+    other.start()
+    assert begun.wait(10)
+    calls(asked)
+    goes_on.set()
+    other.join()
+    assert [line.split(";")[0] for line in told] == [
+        "Weaviate does not answer",
+        "Weaviate answers again",
+    ]
+    assert calls.interruptions == 1 + fails  # for it may have been away again
+
+
+class Cancelled(Exception):
+    """What gRPC says of a call that a server which shuts down cancelled."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.CANCELLED
+
+
+def test_a_call_that_a_stopping_server_cancelled_is_made_again(no_pauses: list[float]) -> None:
+    tries = [0]
+
+    def ask() -> int:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise WeaviateQueryError("CANCELLED", "GRPC batch") from Cancelled()
+        return tries[0]
+
+    assert Calls()(ask) == 2
