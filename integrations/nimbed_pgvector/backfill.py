@@ -10,13 +10,14 @@ rows: those of one batch come from as many pages as can be. No index may be on t
 
 from __future__ import annotations
 
+import functools
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from psycopg import errors, sql
+from psycopg import sql
 
 from nimbed import EmbeddingBatch
 from nimbed.bulk import JobReport, embed_accepted, ignore
@@ -31,6 +32,7 @@ from nimbed_pgvector.statements import (
     Rows,
     Runner,
     binary_copy,
+    run_again,
     trusted,
 )
 
@@ -38,7 +40,6 @@ __all__ = ["Embed", "Pending", "backfill", "embedded", "pending", "staged", "sto
 
 Embed = Callable[[Sequence[str]], EmbeddingBatch]
 
-_ATTEMPTS = 5
 # Batches that the ids are dealt out to: as many as there are rows of a usual length in a page, but
 # of no fewer rows than this.
 _DEALT, _FEWEST = 32, 64
@@ -271,19 +272,9 @@ def backfill(
             page, following = following.result(), next(reading, None)
             ready = embedded(page, layout, counting, refuse)
             settle(storing)
-            storing = server.submit(stored_again, run, table, layout, ready)
+            storing = server.submit(run_again, run, functools.partial(store, table, layout, ready))
         settle(storing)
     return report
-
-
-def stored_again(run: Runner, table: Table, layout: Layout, rows: Rows) -> int:
-    """Store vectors, again where another transaction was in the way."""
-    for attempt in range(_ATTEMPTS - 1):
-        try:
-            return run(store(table, layout, rows))
-        except (errors.DeadlockDetected, errors.SerializationFailure):
-            time.sleep(0.05 * 2**attempt)
-    return run(store(table, layout, rows))
 
 
 def _field(data: bytes) -> bytes:

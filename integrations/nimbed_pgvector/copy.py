@@ -33,7 +33,7 @@ from nimbed.inputs import ContextText
 from nimbed.rows import Reject, Row, id_fault, row_id, text_fault
 from nimbed_pgvector.columns import TEXT_BYTES, encode_json, json_fault
 from nimbed_pgvector.schema import Table, beside
-from nimbed_pgvector.statements import Copy, Procedure, Query, Runner, binary_copy
+from nimbed_pgvector.statements import Copy, Procedure, Query, Runner, binary_copy, run_again
 
 __all__ = [
     "BATCH_ROWS",
@@ -59,7 +59,6 @@ Ready = tuple[Sequence[Row], EmbeddingBatch | SparseBatch | EmbeddingKinds]
 
 #: Rows a transaction: one commit costs as much as a few hundred rows.
 BATCH_ROWS = 1024
-_ATTEMPTS = 5
 # A B-tree entry holds at most 2,704 bytes.
 _LONGEST_ID = 2_000
 # Bytes of ready vectors a transaction: a commit costs as much as some hundred kilobytes, a kill
@@ -135,12 +134,7 @@ class TableSink:
                 self._copies = False  # a policy for rows holds for INSERT, and forbids COPY
             except (errors.UniqueViolation, errors.DeadlockDetected):
                 pass  # another loader, or an earlier run, was faster with one of these ids
-        for attempt in range(_ATTEMPTS - 1):
-            try:
-                return self.run(_merge(self.table, self.source, numbers, rows))
-            except (errors.DeadlockDetected, errors.SerializationFailure):
-                time.sleep(0.05 * 2**attempt)
-        return self.run(_merge(self.table, self.source, numbers, rows))
+        return run_again(self.run, lambda: _merge(self.table, self.source, numbers, rows))
 
 
 def first_good(

@@ -7,13 +7,14 @@ A procedure is a generator that yields statements and gets their rows back; :fun
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
@@ -38,12 +39,15 @@ __all__ = [
     "require_idle",
     "require_primary",
     "run",
+    "run_again",
     "trusted",
 ]
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
 Statement = sql.SQL | sql.Composed
+
+_ATTEMPTS = 5
 
 
 class Wire(bytes):
@@ -209,6 +213,28 @@ def run(
             # A pipeline of the caller's gives no description yet.
             if (each_alone and not asked.silent) or cursor.description:
                 rows = cursor.fetchall()
+
+
+def run_again(
+    run: Runner,
+    make: Callable[[], Procedure[T]],
+    *,
+    conflicts: tuple[type[psycopg.Error], ...] = (),
+) -> T:
+    """Run a procedure in one transaction, and again where another one was in its way.
+
+    Args:
+        run: Runs a procedure in a transaction.
+        make: Makes the procedure, anew for each attempt.
+        conflicts: Errors that mean this too, besides a deadlock and a failure to serialize.
+    """
+    conflicts += (errors.DeadlockDetected, errors.SerializationFailure)
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return run(make())
+        except conflicts:
+            time.sleep(0.05 * 2**attempt)
+    return run(make())
 
 
 async def arun(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
 from nimbed import Embedder
 from nimbed.bulk import JobReport, embedding_passages, ignore
@@ -52,11 +53,13 @@ from nimbed_pgvector.statements import (
     Rows,
     Runner,
     Transaction,
+    run_again,
     trusted,
 )
 
 __all__ = [
     "AsyncSyncedTable",
+    "BroughtUp",
     "SyncedTable",
     "bring_up",
     "enqueue_missing",
@@ -246,15 +249,20 @@ def worker(
     def work(run: Runner, ticks: Iterator[Any]) -> JobReport:
         report, start = JobReport(), time.perf_counter()
         for _ in ticks:
-            taken = run(bring_up(source, layout, embed, batch_rows, report, on_reject))
+            done = run_again(
+                run,
+                lambda: bring_up(source, layout, embed, batch_rows),
+                conflicts=(errors.ForeignKeyViolation,),  # a row was deleted meanwhile
+            )
+            done.tell(report, on_reject)
             report.seconds = time.perf_counter() - start
-            if taken:
+            if done.changes:
                 on_progress(report)
             if stop is not None and stop():
                 break
-            if stop is None and taken < batch_rows:
+            if stop is None and done.changes < batch_rows:
                 break  # all that waited; where rows change all the time, more waits by now
-            if not taken:
+            if not done.changes:
                 time.sleep(_WAIT)
         return report
 
@@ -292,15 +300,43 @@ def enqueue_missing(source: SourceTable) -> Procedure[None]:
     )
 
 
-def bring_up(
-    source: SourceTable,
-    layout: Layout,
-    embed: Embed,
-    rows: int,
-    report: JobReport,
-    on_reject: Callable[[Reject], None],
-) -> Procedure[int]:
-    """Take keys from the queue, and bring their vectors up to date; return how many were taken.
+@dataclass(frozen=True, slots=True)
+class BroughtUp:
+    """What became of changes that were taken from the queue.
+
+    Attributes:
+        changes: How many were taken.
+        rows: How many rows they were changes of.
+        stored: Rows whose vector was stored.
+        replaced: Those of them that had one.
+        refused: Why rows cannot be embedded, by their keys.
+    """
+
+    changes: int = 0
+    rows: int = 0
+    stored: int = 0
+    replaced: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def tell(self, report: JobReport, on_reject: Callable[[Reject], None]) -> None:
+        """Add these counts to a report; tell each row that cannot be embedded."""
+        report.loaded += self.stored
+        report.replaced += self.replaced
+        report.unchanged += self.rows - self.stored - len(self.refused)
+        report.reject(
+            [
+                Reject(report.rejected + number, name, why)
+                for number, (name, why) in enumerate(self.refused.items(), 1)
+            ],
+            on_reject,
+        )
+
+
+def bring_up(source: SourceTable, layout: Layout, embed: Embed, most: int) -> Procedure[BroughtUp]:
+    """Take changes from the queue, at most so many, and bring the vectors of their rows up to date.
+
+    Two workers may hold changes of one row. Whoever comes last, the vector (or the note that there
+    is none) is that of the row's last text.
 
     Raises:
         SpaceMismatchError: If a migration has put others in the place of these vectors.
@@ -335,17 +371,17 @@ def bring_up(
         "store": identifier(source.stored_in),
         "vector": sql.Identifier(source.vector),
         "text": source.text,
-        "rows": sql.Literal(rows),
+        "most": sql.Literal(most),
     }
     taken = yield Query(
         sql.SQL(
             "DELETE FROM {queue} WHERE change IN (SELECT change FROM {queue}"
-            " WHERE target = {target} ORDER BY backfill, change LIMIT {rows}"
+            " WHERE target = {target} ORDER BY backfill, change LIMIT {most}"
             " FOR UPDATE SKIP LOCKED) RETURNING id, change"
         ).format(**places)
     )
     if not taken:
-        return 0
+        return BroughtUp()
     last = {name: change for name, change in sorted(taken, key=lambda row: row[1])}
     digest = "(SELECT s.digest FROM {store} s WHERE s.{key} = a.{key})"
     places["digest"] = trusted("NULL" if source.column else digest).format(**places)
@@ -356,7 +392,12 @@ def bring_up(
         ).format(**places),
         (list(last),),
     )
-    changed = [Pending(*row) for *row, before in found if before is None or row[2] != before]
+    rows = [Pending(*row) for *row, _ in found]
+    changed = [
+        row
+        for row, (*_, before) in zip(rows, found, strict=True)
+        if before is None or row.digest != before
+    ]
     refused: dict[str, str] = {}
 
     def refuse(row: Pending, why: str) -> None:
@@ -366,18 +407,8 @@ def bring_up(
     stored = replaced = 0
     if ready:
         stored, replaced = yield from _stored(source, layout, ready, last, places)
-    yield from _settle(source, places, [row[0] for row in found], refused)
-    report.loaded += stored
-    report.replaced += replaced
-    report.unchanged += len(last) - stored - len(refused)
-    report.reject(
-        [
-            Reject(report.rejected + n, name, why)
-            for n, (name, why) in enumerate(refused.items(), 1)
-        ],
-        on_reject,
-    )
-    return len(taken)
+    yield from _settle(source, places, rows, last, refused)
+    return BroughtUp(len(taken), len(last), stored, replaced, refused)
 
 
 def _stored(
@@ -421,27 +452,47 @@ def _stored(
 def _settle(
     source: SourceTable,
     places: dict[str, sql.Composable],
-    names: list[str],
+    rows: Sequence[Pending],
+    changes: dict[str, int],
     refused: dict[str, str],
 ) -> Procedure[None]:
-    """Note the rows that cannot be embedded, without the vector of an earlier text."""
+    """Note the rows that cannot be embedded, without the vector of an earlier text.
+
+    Where a row's text is another by now, whoever holds that change says what becomes of it.
+    """
+    same = sql.SQL("a.{key} = r.id::{type} AND md5({text}) IS NOT DISTINCT FROM r.digest")
+    places["same"] = same.format(**places)
+    places["read"] = sql.SQL(
+        "unnest(%s::text[], %s::text[], %s::text[], %s::bigint[]) AS r (id, digest, reason, change)"
+    )
+    still = sql.SQL("(SELECT a.{key} AS found, r.* FROM {table} a JOIN {read} ON {same}) AS r")
+    places["still"] = still.format(**places)
+
+    def values(rows: Sequence[Pending]) -> tuple[list[Any], ...]:
+        ids, _, digests = zip(*rows, strict=True) if rows else ((), (), ())
+        reasons, last = [refused.get(name) for name in ids], [changes[name] for name in ids]
+        return [*ids], [*digests], reasons, last
+
     yield Query(
-        sql.SQL("DELETE FROM {rejects} WHERE target = {target} AND id = ANY (%s)").format(**places),
-        (names,),
+        sql.SQL(
+            "DELETE FROM {rejects} o USING {still} WHERE o.target = {target} AND o.id = r.id"
+        ).format(**places),
+        values(rows),
     )
     if not refused:
         return
+    without = values([row for row in rows if row.id in refused])
     yield Query(
         sql.SQL(
-            "INSERT INTO {rejects} (target, id, reason)"
-            " SELECT {target}, r.id, r.reason FROM unnest(%s::text[], %s::text[]) AS r (id, reason)"
+            "INSERT INTO {rejects} (target, id, reason) SELECT {target}, r.id, r.reason"
+            " FROM {still} ORDER BY r.id"
             " ON CONFLICT (target, id) DO UPDATE SET reason = EXCLUDED.reason, at = now()"
         ).format(**places),
-        (list(refused), list(refused.values())),
+        without,
     )
     cleared = (
-        "UPDATE {table} SET {vector} = NULL WHERE {key} = ANY (%s::text[]::{type}[])"
+        "UPDATE {table} a SET {vector} = NULL FROM {read} WHERE {same}"
         if source.column
-        else "DELETE FROM {store} WHERE {key} = ANY (%s::text[]::{type}[])"
+        else "DELETE FROM {store} o USING {still} WHERE o.{key} = r.found AND o.change < r.change"
     )
-    yield Query(trusted(cleared).format(**places), (list(refused),))
+    yield Query(trusted(cleared).format(**places), without)

@@ -332,9 +332,10 @@ def _switch(
     if waiting > most:
         return False
     while waiting:
-        taken = yield from bring_up(target, layout, embed, waiting, report, on_reject)
+        done = yield from bring_up(target, layout, embed, waiting)
+        done.tell(report, on_reject)
         ((waiting,),) = yield Query(count, (target.target,))
-        if waiting and not taken:
+        if waiting and not done.changes:
             return False  # another worker has some in hand
     yield from _require_all(source, target)
     plain = source.view.rpartition(".")[2]

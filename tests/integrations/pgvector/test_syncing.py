@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.integrations.pgvector.test_crash import PROCESSES
 from typer.testing import CliRunner
 
 import nimbed
-from nimbed import FakeEmbedder
+from nimbed import EmbeddingBatch, FakeEmbedder
 from nimbed.errors import ConfigurationError, SpaceMismatchError
 from nimbed.rows import Reject
 from nimbed_cli.sync import sync
@@ -45,9 +46,8 @@ def articles(connection: psycopg.Connection) -> psycopg.Connection:
 
 
 def synced(connection: Any, column: str | None = None, **more: Any) -> SyncedTable:
-    return SyncedTable(
-        connection, "articles", FakeEmbedder(), text_fields=["title", "body"], column=column, **more
-    )
+    more.setdefault("embedder", FakeEmbedder())
+    return SyncedTable(connection, "articles", text_fields=["title", "body"], column=column, **more)
 
 
 def expected(connection: psycopg.Connection) -> dict[str, np.ndarray]:
@@ -289,6 +289,101 @@ async def test_the_async_face_does_the_same(articles: psycopg.Connection, dsn: s
         assert await table.index()
         assert len(await table.grants()) == 4
     assert converged(articles)
+
+
+class Meddler(FakeEmbedder):
+    """Does something on the way, once the texts are read and before their vectors are stored."""
+
+    def __init__(self, *doings: Callable[[], object]) -> None:
+        super().__init__()
+        self.doings = list(doings)
+
+    def embed(self, *arguments: Any, **options: Any) -> EmbeddingBatch:
+        if self.doings:
+            self.doings.pop(0)()
+        return super().embed(*arguments, **options)
+
+
+@pytest.fixture
+def other(dsn: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(dsn, autocommit=True) as other:
+        yield other
+
+
+def once_it_waits(watching: psycopg.Connection, act: Callable[[], object]) -> None:
+    """Act when a statement of this database waits for a lock, in a thread of its own."""
+
+    def wait() -> None:
+        deadline, waits = time.monotonic() + 30, [(0,)]
+        while waits == [(0,)] and time.monotonic() < deadline:
+            waits = watching.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ).fetchall()
+        act()
+
+    threading.Thread(target=wait).start()
+
+
+def test_a_row_that_is_deleted_while_its_vector_is_stored_is_left_alone(
+    articles: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    def delete() -> None:
+        other.execute("BEGIN")
+        other.execute("DELETE FROM articles WHERE id = 3")  # seen by nobody yet
+        once_it_waits(other, other.commit)
+
+    table = synced(articles, embedder=Meddler(delete))
+    table.prepare()
+    report = table.run()
+    assert (report.loaded, report.rejected) == (199, 0)
+    assert converged(articles)
+
+
+def test_the_victim_of_a_deadlock_begins_anew(
+    articles: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    synced(articles).prepare()
+    synced(articles).run()
+    articles.execute("UPDATE articles SET body = 'new' WHERE id IN (1, 2)")
+
+    def delete() -> None:
+        other.execute("BEGIN")
+        other.execute("SET LOCAL deadlock_timeout = '20s'")  # so that the worker notices first
+        other.execute("DELETE FROM articles WHERE id = 2")
+
+        def delete_more() -> None:
+            other.execute("DELETE FROM articles WHERE id = 1")
+            other.commit()
+
+        once_it_waits(other, delete_more)
+
+    assert synced(articles, embedder=Meddler(delete)).run().unchanged == 2
+    assert converged(articles)
+
+
+@INTO
+@pytest.mark.parametrize("long_first", [True, False])
+def test_of_two_workers_the_one_with_the_last_text_wins(
+    articles: psycopg.Connection, other: psycopg.Connection, column: str | None, long_first: bool
+) -> None:
+    synced(articles, column).prepare()
+    synced(articles, column).run()
+    texts = ["word " * 600, "short"]
+    first, last = texts if long_first else texts[::-1]
+    write = "UPDATE articles SET body = %s WHERE id = 7"
+    articles.execute("UPDATE articles SET body = 'bystander' WHERE id = 8")
+    articles.execute(write, (first,))
+
+    def overtake() -> None:
+        other.execute(write, (last,))
+        synced(other, column).run()
+
+    synced(articles, column, embedder=Meddler(overtake)).run()
+    assert converged(articles)
+    noted = articles.execute("SELECT id FROM nimbed_rejects").fetchall()
+    assert noted == ([] if long_first else [("7",)])
+    assert articles.execute("SELECT count(*) FROM nimbed_queue").fetchall() == [(0,)]
 
 
 @INTO
