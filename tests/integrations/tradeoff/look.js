@@ -1,5 +1,6 @@
 // Runs in the browser that kaleido's wheel carries, in place of the plotting library it expects:
-// opens a page in a frame of some width and says what a reader would see there.
+// opens a page in a frame of some width, so high that nothing scrolls, and says what a reader would
+// see there.
 window.Plotly = {
   version: "2.0.0",
   toImage: function (asked) {
@@ -7,7 +8,7 @@ window.Plotly = {
     return new Promise(function (resolve) {
       var frame = document.createElement("iframe");
       frame.style.cssText =
-        "position:fixed;left:0;top:0;border:0;z-index:9;height:4000px;width:" + width + "px";
+        "position:fixed;left:0;top:0;border:0;z-index:9;height:12000px;width:" + width + "px";
       frame.onload = function () {
         var seen;
         try { seen = look(frame.contentWindow); } catch (fault) { seen = { fault: String(fault) }; }
