@@ -75,13 +75,13 @@ _OTHER_COMMANDS = (
 def quickstart(
     passages: Annotated[
         int, typer.Option(metavar="N", min=50, help="How many passages to embed.")
-    ] = 3000,
+    ] = 1000,
 ) -> None:
     """Embed and search Python's documentation.
 
-    A few thousand docstrings of the standard library, searched by floats, by bits, and in a
-    PostgreSQL of their own. Up to a thousand of them stay behind in passages.jsonl, for the
-    commands that are shown at the end.
+    Docstrings of the standard library, searched by floats, by bits, and in a PostgreSQL of their
+    own. Up to a thousand of them stay behind in passages.jsonl, for the commands that are shown
+    at the end.
     """
     from rich.console import Console
 

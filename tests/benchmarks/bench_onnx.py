@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -209,19 +209,14 @@ def serving() -> None:
             url = server.stderr.readline().split()[-1]
             while "is ready" not in server.stderr.readline():
                 pass
-            body = {"input": ["hello"], "model": "minilm", "input_type": "query"}
-            request = urllib.request.Request(
-                f"{url}/v1/embeddings",
-                json.dumps(body).encode(),
-                {"content-type": "application/json"},
-            )
-            urllib.request.urlopen(request).read()
-            first = time.perf_counter() - begin
+            host, _, port = url.removeprefix("http://").partition(":")
+            connection = socket.create_connection((host, int(port)))
+            first = ask(connection, "hello") - begin
+            # As many tokens as the table's second row has.
             times = []
             for _ in range(200):
                 begin = time.perf_counter()
-                urllib.request.urlopen(request).read()
-                times.append(time.perf_counter() - begin)
+                times.append(ask(connection, "retrieval " * 15) - begin)
             memory = {
                 line.split()[0]: int(line.split()[1]) / 1024
                 for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
@@ -229,12 +224,27 @@ def serving() -> None:
             }
             print(
                 f"serve --backend {backend}: first answer after {first:.2f} s, "
-                f"{memory['VmRSS:']:.0f} MiB, at most {memory['VmHWM:']:.0f}; one query "
-                f"{1e3 * median(times):.2f} ms, at best {1e3 * min(times):.2f}"
+                f"{memory['VmRSS:']:.0f} MiB, at most {memory['VmHWM:']:.0f}; one query of 17 "
+                f"tokens {1e3 * median(times):.2f} ms, at best {1e3 * min(times):.2f}"
             )
         finally:
             server.terminate()
             server.communicate()
+
+
+def ask(connection: socket.socket, text: str) -> float:
+    """Send a query over a connection that stays open, and return when its answer was there."""
+    body = json.dumps({"input": [text], "model": "minilm", "input_type": "query"}).encode()
+    connection.sendall(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    answer = connection.recv(2**16)
+    while not answer.endswith(b"}"):
+        answer += connection.recv(2**16)
+    seconds = time.perf_counter()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    return seconds
 
 
 def main() -> None:

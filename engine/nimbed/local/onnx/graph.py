@@ -55,6 +55,10 @@ class Graph:
         self.weights[name] = np.ascontiguousarray(values, np.float32)
         return name
 
+    def product(self, x: str, name: str, weight: Floats) -> str:
+        """Add x·Wᵀ; a weight as checkpoints store it is packed from where it lies."""
+        return self.node("FusedMatMul", x, self.weight(name, weight), own=True, transB=1)
+
     def codes(self, name: str, values: Codes) -> str:
         """Add a quantised weight, or the zeros of one; returns its name."""
         self.weights[name] = values
@@ -274,7 +278,7 @@ class Reader:
         """Add x·Wᵀ, in integers where x is quantised."""
         graph = self.graph
         if isinstance(x, str):
-            return graph.node("MatMul", x, graph.weight(name, weight.T))
+            return graph.product(x, name, weight)
         assert self._int8 is not None
         if x.smoothing is not None:
             weight = weight * x.smoothing
@@ -414,7 +418,7 @@ def _dense(graph: Graph, x: str, module: DenseModule, tensors: ArrayTensors, at:
     weight = tensors.floats("linear.weight", module.outputs, module.inputs)
     if not module.bias and "linear.bias" in tensors:
         raise CheckpointError(f"{module.folder} has a bias that its config.json denies")
-    out = graph.node("MatMul", x, graph.weight(f"{at}weight", weight.T))
+    out = graph.product(x, f"{at}weight", weight)
     if module.bias:
         bias = graph.weight(f"{at}bias", tensors.floats("linear.bias", module.outputs))
         out = graph.node("Add", out, bias)
@@ -423,7 +427,7 @@ def _dense(graph: Graph, x: str, module: DenseModule, tensors: ArrayTensors, at:
         return out
     if module.inputs != module.outputs:
         projection = tensors.floats("residual.weight", module.outputs, module.inputs)
-        x = graph.node("MatMul", x, graph.weight(f"{at}residual", projection.T))
+        x = graph.product(x, f"{at}residual", projection)
     return graph.node("Add", out, x)
 
 

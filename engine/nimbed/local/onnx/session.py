@@ -175,11 +175,12 @@ class _Network:
         with open_arrays(checkpoint.folder) as tensors:
             kind = int8_weights() if int8 else None
             built = encoder(card.architecture, checkpoint.config, tensors, int8=kind)
+            tensors.drop_pages()  # what was looked at, the table of words above all
+            self._encoder = _session(built.model, built.weights, threads())
         self._words = built.words
         self._learnt, self._padding = built.learnt, built.padding
         self._distances, self._window = built.distances, built.window
         self._turns = built.turns
-        self._encoder = _session(built.model, built.weights, threads())
         self._takes = [each.name for each in self._encoder.get_inputs()]
         del built  # ONNX Runtime has laid out copies of its own
         self._modules: onnxruntime.InferenceSession | None = None

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import mmap
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -52,6 +52,12 @@ _DTYPES: dict[str, Any] = {
 class ArrayTensors(NamedTensors[Array]):
     """The tensors of a checkpoint, mapped from their files."""
 
+    _read: _Files
+
+    def drop_pages(self) -> None:
+        """Let go of what was read so far; what is used again comes back from the file."""
+        self._read.drop_pages()
+
     def floats(self, name: str, *shape: int) -> NDArray[np.float32]:
         """Return one tensor in float32; where it is stored so, it stays mapped from its file.
 
@@ -83,11 +89,29 @@ def open_arrays(folder: Path) -> Generator[ArrayTensors]:
     if not files:
         raise CheckpointError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     owner = safetensors_names(files, "np")  # which checks that the files are what they say
-    maps = {path: _Mapped(path) for path in files}
+    read = _Files(owner)
     try:
-        yield ArrayTensors(owner, lambda name: maps[owner[name]].tensor(name), folder=folder)
+        yield ArrayTensors(owner, read, folder=folder)
     finally:
-        for each in maps.values():
+        read.drop_pages()
+
+
+class _Files:
+    """The weights' files in memory; called, they give the tensor of a name.
+
+    Args:
+        owner: The file of each tensor.
+    """
+
+    def __init__(self, owner: Mapping[str, Path]) -> None:
+        self._owner = owner
+        self._maps = {path: _Mapped(path) for path in set(owner.values())}
+
+    def __call__(self, name: str) -> Array:
+        return self._maps[self._owner[name]].tensor(name)
+
+    def drop_pages(self) -> None:
+        for each in self._maps.values():
             each.drop_pages()
 
 
@@ -105,7 +129,6 @@ class _Mapped:
         self._bytes = np.frombuffer(self._map, np.uint8, offset=8 + length)
 
     def drop_pages(self) -> None:
-        """Let go of what was read; of what stays mapped, pages come back as they are used."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
