@@ -5,6 +5,8 @@ Enumerations are plain strings here: the engine checks its own words, before any
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -208,13 +210,19 @@ def load_embedder(
     dtype: str,
     backend: str,
     table_spec: VectorSpec | SparseSpec | MultiVectorSpec | None = None,
+    one_question: bool = False,
 ) -> Embedder:
     """Load the model that was asked for, or else the one that made a table's vectors.
+
+    To start is most of what one question takes. An encoder that would come to bfloat16 by torch on
+    a CPU has by then answered in float32 by ONNX Runtime, so that is taken where nothing is said
+    and both are installed.
 
     Raises:
         ConfigurationError: If no such model is known, or an option is wrong.
     """
     import nimbed
+    from nimbed.errors import ConfigurationError, MissingExtraError
 
     # As the engine's Literals; it refuses any other word.
     placement: dict[str, Any] = {
@@ -225,8 +233,25 @@ def load_embedder(
         "backend": backend,
     }
     if model is None and table_spec is not None and card is None:
-        return nimbed.load(table_spec.model, revision=table_spec.revision, **placement)
-    return nimbed.load(model, card=card, **placement)
+        load = functools.partial(nimbed.load, table_spec.model, revision=table_spec.revision)
+    else:
+        load = functools.partial(nimbed.load, model, card=card)
+    embedder = load(**placement)
+    if one_question and dtype == backend == "auto" and _on_cpu_by_torch(embedder, device):
+        with contextlib.suppress(ConfigurationError, MissingExtraError):
+            return load(**{**placement, "backend": "onnxruntime"})
+    return embedder
+
+
+def _on_cpu_by_torch(embedder: Embedder, device: str) -> bool:
+    """Return whether torch would make the one dense vector, with no GPU to help it."""
+    from nimbed.local.device import may_have_gpu
+
+    return (
+        getattr(embedder, "backend", None) == "torch"
+        and embedder.card.kinds == ("dense",)
+        and (device == "cpu" or (device == "auto" and not may_have_gpu()))
+    )
 
 
 def listed(option: str | None) -> list[str] | None:

@@ -101,8 +101,9 @@ def search(
 ) -> None:
     """Search a table of PostgreSQL or a collection of Weaviate by meaning.
 
-    The question is embedded as a query, by the model that made the vectors. In a pipe the answers
-    are tab-separated lines.
+    The question is embedded as a query, by the model that made the vectors; on a CPU by ONNX
+    Runtime in float32, where that is installed and nothing else is said, since it starts soonest.
+    In a pipe the answers are tab-separated lines.
     """
     from nimbed.errors import ConfigurationError, InputError, TooLongError
     from nimbed_cli.terminal import Column, print_table
@@ -133,6 +134,7 @@ def search(
         device=device,
         dtype=dtype,
         backend=backend,
+        one_question=True,
     )
     hits: Sequence[TableHit | CollectionHit]
     try:

@@ -6,8 +6,10 @@ import json
 from contextlib import contextmanager
 
 import pytest
+from tests.engine.local.families import FAMILIES
 
 import nimbed_pgvector
+from nimbed_cli import options
 from nimbed_pgvector import Hit
 
 HITS = [
@@ -122,3 +124,32 @@ def test_control_characters_are_shown_and_not_obeyed(
     line = nimbed_command(*SEARCH, "--json").out
     assert not set("\x1b\a\x9b\x7f") & set(line)
     assert json.loads(line)["text"] == odd
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "gpu", "runs_on"),
+    [
+        ("bert", {}, False, "onnxruntime"),
+        ("bert", {"device": "cpu"}, True, "onnxruntime"),
+        ("bert", {}, True, "torch"),
+        ("bert", {"dtype": "bfloat16"}, False, "torch"),
+        ("bert", {"backend": "torch"}, False, "torch"),
+        ("llama", {}, False, "torch"),
+        ("bge-m3", {}, False, "torch"),  # which of its kinds is asked for, the table says
+    ],
+)
+def test_one_question_is_embedded_by_what_starts_sooner(
+    family, said, gpu, runs_on, tmp_path, monkeypatch
+):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.undo()  # of the model that is none
+    for module in ("backends", "device"):
+        monkeypatch.setattr(f"nimbed.local.{module}.may_have_gpu", lambda: gpu)
+    monkeypatch.setattr("nimbed.local.backends._float32_on_cpu", lambda *_: False)
+    asked = {"base_url": None, "device": "auto", "dtype": "auto", "backend": "auto", **said}
+    folder = str(FAMILIES[family](tmp_path / "model"))
+    with options.load_embedder(folder, **asked, one_question=True) as embedder:
+        assert embedder.backend == runs_on
+    with options.load_embedder(folder, **asked) as embedder:
+        assert embedder.backend == "torch"
