@@ -183,8 +183,8 @@ def load(
         dtype: Arithmetic of a local model; ``auto`` is bfloat16 where the device is fast at it.
             ``float8`` multiplies in float8 (decoders alone, on GPUs from Ada and Hopper on),
             ``int8`` the products of MLPs in bytes (encoders alone, by ONNX Runtime on a CPU: on
-            one thread a question in 0.65 to 0.9 of float32's time, MiniLM at a mean cosine of
-            0.9997 to it).
+            one thread, or with VNNI, a question in 0.65 to 0.9 of float32's time, MiniLM at a mean
+            cosine of 0.9997 to it).
         backend: What runs a local model: ``torch``, or ``onnxruntime``, which runs encoders on the
             CPU in float32 or int8 and takes a tenth of the space. ``auto`` is ONNX Runtime for
             int8, and where a model that it runs comes to float32 on a CPU, since it is faster
