@@ -486,11 +486,10 @@ def _embedded(
 
     def refuse(places: list[int], error: InputError) -> None:
         # The embedder counts from the start of the batch; a person counts rows of the input.
-        said, counted = str(error), name_rows(error.rows)
         numbers, ids = passages.numbers, passages.ids
         rejects = [
-            Reject(numbers[at], ids[at], said.replace(counted, name_rows([numbers[at]])))
-            for at in places
+            Reject(numbers[at], ids[at], error.about(place, name_rows([numbers[at]])))
+            for place, at in enumerate(places)
         ]
         report.reject(rejects, on_reject)
 

@@ -18,7 +18,7 @@ A message says what was asked, what is possible and how to mend it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,18 @@ class InputError(NimbedError, ValueError):
         super().__init__(message)
         self.rows = tuple(rows)
 
+    def about(self, place: int, name: str = "") -> str:
+        """Return the message about one of the offending inputs.
+
+        Args:
+            place: Which of ``rows``, counted from 0.
+            name: What its reader knows it by, such as ``line 3``; empty if that stands beside.
+        """
+        named, said = name_rows(self.rows), str(self)
+        if not name:
+            said = said.replace(f" ({named})", "")
+        return said.replace(named, name or "it")
+
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every attribute when the error crosses a process border."""
         return _rebuild, (type(self), str(self), dict(self.__dict__))
@@ -78,18 +90,41 @@ class TooLongError(InputError):
 
     Attributes:
         rows: The caller's row numbers of the offending inputs, ascending.
-        length: Tokens of the first of them.
+        lengths: Tokens of each; characters of one that is too long to be tokenized.
         limit: Tokens that the model reads.
     """
 
-    def __init__(self, *, length: int, limit: int, rows: Sequence[int], mend: str) -> None:
-        super().__init__(
-            f"input length {length} exceeds maximum allowed token size {limit} "
-            f"({name_rows(rows)}); {mend}",
-            rows=rows,
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int],
+        limit: int,
+        rows: Sequence[int],
+        mend: str,
+        untokenized: Collection[int] = (),
+    ) -> None:
+        """Say what to do about rows of these lengths, some of which were not tokenized."""
+        self.lengths, self.limit, self._mend = tuple(lengths), limit, mend
+        self._untokenized = tuple(row in untokenized for row in rows)
+        super().__init__(self._sentence(0, name_rows(rows)), rows=rows)
+
+    @property
+    def length(self) -> int:
+        """Length of the first of them."""
+        return self.lengths[0]
+
+    def about(self, place: int, name: str = "") -> str:
+        """Return the message about one of the offending inputs, with its own length."""
+        return self._sentence(place, name)
+
+    def _sentence(self, place: int, name: str) -> str:
+        where, counted = f" ({name})" if name else "", ""
+        if self._untokenized[place]:
+            counted = "its characters were counted, which are too many to tokenize; "
+        return (
+            f"input length {self.lengths[place]} exceeds maximum allowed token size "
+            f"{self.limit}{where}; {counted}{self._mend}"
         )
-        self.length = length
-        self.limit = limit
 
 
 class SpaceMismatchError(NimbedError, ValueError):

@@ -182,7 +182,7 @@ class FakeEmbedder(EmbedBase, HybridBase, Managed):
         too_long = [row for row, split in enumerate(words) if len(split) > room]
         if too_long and options.truncate == "NONE":
             raise TooLongError(
-                length=len(words[too_long[0]]) + card.max_tokens - room,
+                lengths=[len(words[row]) + card.max_tokens - room for row in too_long],
                 limit=card.max_tokens,
                 rows=too_long,
                 mend="split the text, or pass truncate='END' or 'START'",

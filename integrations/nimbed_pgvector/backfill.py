@@ -130,8 +130,8 @@ def embedded(
             sound.append(row)
 
     def refused(places: list[int], error: InputError) -> None:
-        for place in places:
-            refuse(sound[place], str(error))
+        for place, at in enumerate(places):
+            refuse(sound[at], error.about(place))
 
     if not sound:
         return []

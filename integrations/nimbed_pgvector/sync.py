@@ -276,13 +276,18 @@ def stored_table(source: SourceTable, column: Column) -> Procedure[Table]:
 
 
 def enqueue_missing(source: SourceTable) -> Procedure[None]:
-    """Put the keys of rows that lack their vector in the queue, behind all changes."""
+    """Put the keys of rows that lack their vector in the queue, behind all changes.
+
+    What is noted of rows that are gone is forgotten.
+    """
     yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
-    places: dict[str, sql.Composable] = {
-        **source.places,
-        "queue": source.own(QUEUE),
-        "target": sql.Literal(source.target),
-    }
+    places = _places(source)
+    yield Query(
+        sql.SQL(
+            "DELETE FROM {rejects} r WHERE r.target = {target} AND NOT EXISTS"
+            " (SELECT 1 FROM {table} a WHERE a.{key} = r.id::{type})"
+        ).format(**places)
+    )
     if source.column:
         lacks = sql.SQL("a.{vector} IS NULL").format(**places)
     else:
@@ -298,6 +303,16 @@ def enqueue_missing(source: SourceTable) -> Procedure[None]:
             " AND q.id = a.{key}::text)"
         ).format(**places, lacks=lacks)
     )
+
+
+def _places(source: SourceTable) -> dict[str, sql.Composable]:
+    return {
+        **source.places,
+        "queue": source.own(QUEUE),
+        "rejects": source.own(REJECTS),
+        "target": sql.Literal(source.target),
+        "type": trusted(source.key_type),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,13 +338,8 @@ class BroughtUp:
         report.loaded += self.stored
         report.replaced += self.replaced
         report.unchanged += self.rows - self.stored - len(self.refused)
-        report.reject(
-            [
-                Reject(report.rejected + number, name, why)
-                for number, (name, why) in enumerate(self.refused.items(), 1)
-            ],
-            on_reject,
-        )
+        numbered = enumerate(self.refused.items(), report.rejected + 1)
+        report.reject([Reject(number, *row) for number, row in numbered], on_reject)
 
 
 def bring_up(source: SourceTable, layout: Layout, embed: Embed, most: int) -> Procedure[BroughtUp]:
@@ -361,18 +371,7 @@ def bring_up(source: SourceTable, layout: Layout, embed: Embed, most: int) -> Pr
             f"{searched} shows vectors of another model than {layout.spec.model} by "
             f"now; sync with the model that it names"
         )
-    places: dict[str, sql.Composable] = {
-        "queue": source.own(QUEUE),
-        "rejects": source.own(REJECTS),
-        "target": sql.Literal(source.target),
-        "key": sql.Identifier(source.key),
-        "type": trusted(source.key_type),
-        "table": identifier(source.name),
-        "store": identifier(source.stored_in),
-        "vector": sql.Identifier(source.vector),
-        "text": source.text,
-        "most": sql.Literal(most),
-    }
+    places = _places(source) | {"most": sql.Literal(most)}
     taken = yield Query(
         sql.SQL(
             "DELETE FROM {queue} WHERE change IN (SELECT change FROM {queue}"

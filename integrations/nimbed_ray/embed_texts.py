@@ -204,7 +204,7 @@ class EmbedTexts:
             if isinstance(row, Row):
                 rows.append(row)
             else:
-                self._reject(table, reasons, [row.number], row.reason)
+                self._reject(table, reasons, {row.number: row.reason})
         rows, batch = self._embed_valid(table, rows, reasons)
         positions = np.array([row.number for row in rows], np.int64)
         if self.on_error == "null":
@@ -240,22 +240,20 @@ class EmbedTexts:
             except InputError as error:
                 if not error.rows:
                     raise
-                reason = str(error).replace(f" ({name_rows(error.rows)})", "")
-                refused = set(error.rows)
-                self._reject(table, reasons, [rows[at].number for at in error.rows], reason)
-                rows = [row for at, row in enumerate(rows) if at not in refused]
+                refused = {rows[at].number: error.about(n) for n, at in enumerate(error.rows)}
+                self._reject(table, reasons, refused)
+                rows = [row for row in rows if row.number not in refused]
 
-    def _reject(
-        self, table: Table, reasons: dict[int, str], numbers: list[int], reason: str
-    ) -> None:
+    def _reject(self, table: Table, reasons: dict[int, str], refused: dict[int, str]) -> None:
         if self.on_error != "raise":
-            reasons.update(dict.fromkeys(numbers, reason))
+            reasons.update(refused)
             return
+        numbers = list(refused)
         where = f"{name_rows(numbers)} of a block of {table.num_rows}"
         if self.label.id_field is not None:
             first = table[self.label.id_field][numbers[0]].as_py()
             where = f"the row with {self.label.id_field} {first!r}"
-        raise InputError(f"{where}: {reason}", rows=numbers)
+        raise InputError(f"{where}: {refused[numbers[0]]}", rows=numbers)
 
 
 def limit_threads(threads: int | None) -> None:

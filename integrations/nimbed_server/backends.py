@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from nimbed.batch import EmbeddingBatch
 from nimbed.cards import ModelCard
 from nimbed.embedder import Embedder, Schedulable, Token, Tokenizing
-from nimbed.errors import ConfigurationError, DeadlineError, InputError, TooLongError
+from nimbed.errors import (
+    ConfigurationError,
+    DeadlineError,
+    InputError,
+    TooLongError,
+    renumber,
+)
 from nimbed.inputs import Input
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.embedder import LocalEmbedder
@@ -309,7 +315,7 @@ class Backend:
                     timings=timings,
                 )
             except InputError as error:
-                error.rows = tuple(rows[n] for n in error.rows)
+                renumber(error, rows)
                 raise
             return self._counted(batch, signs, timings)
 

@@ -20,6 +20,7 @@ from nimbed.errors import (
     DeadlineError,
     InputError,
     OverloadedError,
+    renumber,
 )
 from nimbed.kinds import EmbeddingKinds, MultiVectorBatch, SparseBatch
 from nimbed.options import EmbedOptions, KindOptions
@@ -123,7 +124,7 @@ class KindsEmbedder:
                     try:
                         found = await self._embed(part, keywords, timings)
                     except InputError as error:
-                        error.rows = tuple(start + row for row in error.rows)
+                        renumber(error, range(start, start + len(part)))
                         raise
                     parts.append(found)
                     numbers += count_numbers(found)

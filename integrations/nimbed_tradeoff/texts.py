@@ -160,8 +160,7 @@ def embed_texts(
         # The embedder counts from the first text; a person counts lines.
         numbers = [source.numbers[place] for place in places]
         where = name_rows(numbers).replace("row", source.unit, 1)
-        reason = str(error).replace(f" ({name_rows(error.rows)})", "")
-        raise InputError(f"{where} of {source.name}: {reason}", rows=numbers) from error
+        raise InputError(f"{where} of {source.name}: {error.about(0)}", rows=numbers) from error
 
     def embed(texts: Sequence[str]) -> EmbeddingKinds:
         asked: dict[str, Any] = {

@@ -47,12 +47,31 @@ def test_rows_and_server_facts_survive_a_process_border():
 
 
 def test_a_text_that_is_too_long_says_by_how_much():
-    made = errors.TooLongError(length=548, limit=512, rows=[3], mend="split the text")
+    made = errors.TooLongError(lengths=[548], limit=512, rows=[3], mend="split the text")
     error = pickle.loads(pickle.dumps(made))
     assert (error.length, error.limit, error.rows) == (548, 512, (3,))
     assert str(error) == (
         "input length 548 exceeds maximum allowed token size 512 (row 3); split the text"
     )
+
+
+def test_each_of_several_inputs_has_a_sentence_of_its_own():
+    made = errors.TooLongError(
+        lengths=[600, 90_000], limit=512, rows=[3, 7], mend="split the text", untokenized=[7]
+    )
+    errors.renumber(made, range(10, 20))
+    error = pickle.loads(pickle.dumps(made))
+    assert error.rows == (13, 17)
+    assert error.about(0, "line 14") == (
+        "input length 600 exceeds maximum allowed token size 512 (line 14); split the text"
+    )
+    assert error.about(1) == (
+        "input length 90000 exceeds maximum allowed token size 512; its characters were counted, "
+        "which are too many to tokenize; split the text"
+    )
+    blank = errors.InputError("a text must not be blank; rows 3, 7 is; leave it out", rows=[3, 7])
+    assert blank.about(1, "line 8") == "a text must not be blank; line 8 is; leave it out"
+    assert blank.about(1) == "a text must not be blank; it is; leave it out"
 
 
 def test_a_missing_extra_comes_with_its_pip_line():

@@ -21,7 +21,7 @@ from nimbed.chunks import (
     split_rows,
 )
 from nimbed.embedder import Embedder
-from nimbed.errors import ConfigurationError, InputError, name_rows
+from nimbed.errors import ConfigurationError, InputError
 from nimbed.files.arrow import RESERVED, FileContract
 from nimbed.files.ipc import open_ipc
 from nimbed.files.parquet import ArrowTable, Carried, ChunkTable, open_parquet
@@ -292,23 +292,24 @@ class _Rejects:
         if self._file is not None:
             self._file.close()
 
-    def reject(self, rows: Sequence[Row | BadRow], reason: str) -> None:
-        """Stop the job, or list the rows.
+    def reject(self, rows: Sequence[Row | BadRow], *reasons: str) -> None:
+        """Stop the job, or list the rows, a reason each.
 
         Raises:
             InputError: If bad rows stop the job.
         """
         if self._on_error == "raise":
             numbers = [row.number for row in rows]
-            # A reason for several rows names them; here they stand before it.
-            shorter = reason.replace(f" ({self._reader.places(numbers)})", "")
+            # A reason may name its row; here it stands before it.
+            shorter = reasons[0].replace(f" ({self._reader.places(numbers[:1])})", "")
             raise InputError(f"{self._reader.where(numbers)}: {shorter}", rows=numbers)
         if self._file is None:
             place = self._staging.place(self._target)
             self._file = place.open("w", encoding="utf-8", newline="\n")
             self._report.skipped_list = self._target
         listed = [
-            Reject(row.number, row.id if isinstance(row, Row) else None, reason) for row in rows
+            Reject(row.number, row.id if isinstance(row, Row) else None, reason)
+            for row, reason in zip(rows, reasons, strict=True)
         ]
         self._file.writelines(reject.to_json() + "\n" for reject in listed)
         self._report.reject(listed, ignore)
@@ -341,8 +342,8 @@ class _Rejects:
         def refuse(places: list[int], error: InputError) -> None:
             refused = [rows[place] for place in places]
             # The embedder counts from the start of the batch; a person counts lines.
-            counted = self._reader.places([row.number for row in refused])
-            self.reject(refused, str(error).replace(name_rows(error.rows), counted))
+            lines = [self._reader.places([row.number]) for row in refused]
+            self.reject(refused, *(error.about(place, line) for place, line in enumerate(lines)))
 
         texts = [row.text for row in rows]
         places, batch = embed_accepted(texts, lambda some: embed(some, progress=tell), refuse)

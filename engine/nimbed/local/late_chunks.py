@@ -72,7 +72,7 @@ def embed_in_context(
         ends = np.maximum.accumulate([token.stop - len(prompt) for token in read])
         if len(tokens) > tokenizer.max_tokens:
             raise TooLongError(
-                length=len(tokens),
+                lengths=[len(tokens)] * len(own),
                 limit=tokenizer.max_tokens,
                 rows=own,
                 mend="let nimbed.chunks.LateSplitter divide the document",

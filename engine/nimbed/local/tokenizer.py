@@ -235,15 +235,12 @@ class TextTokenizer:
             row for row, length in enumerate(lengths) if length > self._max_tokens or row in huge
         ]
         if too_long and truncate == "NONE":
-            first = too_long[0]
-            mend = "split the text, or pass truncate='END' or 'START'"
-            if first in huge:
-                mend = f"its characters were counted, which are too many to tokenize; {mend}"
             raise TooLongError(
-                length=len(texts[first]) if first in huge else lengths[first],
+                lengths=[len(texts[row]) if row in huge else lengths[row] for row in too_long],
                 limit=self._max_tokens,
                 rows=[first_row + row for row in too_long],
-                mend=mend,
+                mend="split the text, or pass truncate='END' or 'START'",
+                untokenized=[first_row + row for row in huge],
             )
         # Where the prompt's end merges with the text there may be fewer tokens than it has alone.
         skips = [min(skip, len(row) - 1) for row in rows] if skip else None
@@ -324,7 +321,8 @@ class TextTokenizer:
         long = [row for row, ids in enumerate(rows) if len(ids) > most]
         if long:
             mend = "token ids are not cut: send fewer, or the text"
-            raise TooLongError(length=len(rows[long[0]]), limit=most, rows=long, mend=mend)
+            lengths = [len(rows[row]) for row in long]
+            raise TooLongError(lengths=lengths, limit=most, rows=long, mend=mend)
         found = [self._text(ids) for ids in rows]
         foreign = [row for row, text in enumerate(found) if not text]
         if not foreign:

@@ -80,6 +80,22 @@ def test_skipping_drops_the_bad_rows_alone_and_lists_them(embedder, write_jsonl,
     assert next(entry for entry in listed if entry["number"] == 2)["id"] == 2
 
 
+def test_of_several_bad_rows_of_a_batch_each_is_listed_with_its_own_length(
+    embedder, write_jsonl, tmp_path
+):
+    lengths = {n: 600 + n for n in (2, 5, 9)}
+    source = write_jsonl([{"text": "word " * lengths.get(n, 1)} for n in range(1, 11)])
+    report = embed_file(
+        embedder, source, tmp_path / "out.npy", input_type="passage", on_error="skip"
+    )
+    assert report.skipped_list is not None
+    listed = map(json.loads, report.skipped_list.read_text().splitlines())
+    assert {each["number"]: each["reason"].partition(";")[0] for each in listed} == {
+        n: f"input length {length + 1} exceeds maximum allowed token size 512 (line {n})"
+        for n, length in lengths.items()
+    }
+
+
 def test_a_run_without_bad_rows_removes_the_list_of_an_earlier_one(embedder, write_jsonl, tmp_path):
     options = {"input_type": "passage", "on_error": "skip"}
     output = tmp_path / "out.npy"

@@ -98,19 +98,26 @@ def test_bad_lines_are_listed_with_their_reasons(dsn: str) -> None:
     lines[120] = json.dumps({"id": 120})
     lines[130] = json.dumps({"id": 7, "text": "the id of another", "lang": "en"})
     lines[140] = json.dumps({"id": 140, "text": "a nul \0 inside"})
+    lines[150], lines[152] = (
+        json.dumps({"id": number, "text": "word " * length})
+        for number, length in ((150, 600), (152, 700))
+    )
     file = written("rows.jsonl", lines)
     done = typed("load", dsn, "--table", "t", file, "--id-field", "id", "--metadata-field", "lang")
     assert done.exit_code == 0, done.output
-    assert "10,046 new, 0 changed, 0 unchanged, 4 left out" in done.output
+    assert "10,044 new, 0 changed, 0 unchanged, 6 left out" in done.output
     listed = [json.loads(line) for line in Path("t.rejects.jsonl").read_text().splitlines()]
     by_number = {reject["number"]: reject["reason"] for reject in listed}
-    assert sorted(by_number) == [121, 131, 141, 10_000]
+    assert sorted(by_number) == [121, 131, 141, 151, 153, 10_000]
     assert "'7' came before" in by_number[131]
     assert "NUL" in by_number[141]
+    for number, length in ((151, 601), (153, 701)):
+        said = f"input length {length} exceeds maximum allowed token size 512 (row {number});"
+        assert by_number[number].startswith(said)
     mended = typed(
         "load", dsn, "--table", "t", written("good.jsonl", rows(10_050)), "--id-field", "id"
     )
-    assert "t: 4 new, 0 changed, 10,046 unchanged" in mended.output
+    assert "t: 6 new, 0 changed, 10,044 unchanged" in mended.output
 
 
 def test_a_file_without_ids_gets_ids_of_its_name_and_rows(dsn: str) -> None:

@@ -128,19 +128,20 @@ def test_a_bad_text_stops_the_job_and_names_its_row(bad, reason):
 
 
 def test_null_keeps_bad_rows_with_a_reason():
-    given = texts_with(None, LONG, "good")
+    given = texts_with(None, LONG, "good", "word " * 700)
     embed = EmbedTexts(nimbed.FakeEmbedder(), input_type="passage", on_error="null")
     made = embed(given)
     assert made.schema.equals(embed.schema(given.schema), check_metadata=True)
-    assert made["id"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert made["id"].to_pylist() == [0, 1, 2, 3, 4, 5, 6]
     for name in ("embedding", "embedding_tokens", "embedding_truncated"):
         assert [value is None for value in made[name].to_pylist()] == [
             *(False, False, False),
-            *(True, True, False),
+            *(True, True, False, True),
         ]
     reasons = made[ERROR_FIELD].to_pylist()
     assert reasons[:4] == [None, None, None, "the text is null, expected a string"]
     assert reasons[4].startswith("input length 601 exceeds")
+    assert reasons[6].startswith("input length 701 exceeds")
     assert "row" not in reasons[4]
     wanted = nimbed.FakeEmbedder().embed(["good"], input_type="passage").vectors[0]
     assert made["embedding"][5].as_py() == wanted.tolist()

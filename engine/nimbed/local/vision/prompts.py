@@ -176,8 +176,9 @@ class VisionTokenizer:
                 rows=[row],
             )
         room, length = most - len(head) - len(tail), len(head) + len(ids) + len(tail)
-        if len(read) < len(body):
-            length = len(body)  # in characters; it is too long to be tokenized
+        untokenized = [row] if len(read) < len(body) else []
+        if untokenized:
+            length = len(body)  # in characters
         if length <= most:
             return [*head, *ids, *tail], False
         if truncate == "NONE" or room < 1:
@@ -186,7 +187,9 @@ class VisionTokenizer:
                 if room > 0
                 else "the image fills them alone and cannot be cut"
             )
-            raise TooLongError(length=length, limit=most, rows=[row], mend=mend)
+            raise TooLongError(
+                lengths=[length], limit=most, rows=[row], mend=mend, untokenized=untokenized
+            )
         return [*head, *(ids[:room] if truncate == "END" else ids[-room:]), *tail], True
 
     @functools.cached_property
