@@ -238,8 +238,9 @@ def load_embedder(
         load = functools.partial(nimbed.load, model, card=card)
     embedder = load(**placement)
     if one_question and dtype == backend == "auto" and _on_cpu_by_torch(embedder, device):
+        placement["backend"] = "onnxruntime"
         with contextlib.suppress(ConfigurationError, MissingExtraError):
-            return load(**{**placement, "backend": "onnxruntime"})
+            return load(**placement)
     return embedder
 
 
