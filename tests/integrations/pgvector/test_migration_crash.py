@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import multiprocessing.process
 import random
 import signal
 import threading
@@ -113,22 +115,39 @@ class Traffic:
                 thread.join()
 
 
+# multiprocessing looks after all children when it starts one. Of two threads that look at the same
+# child, the second is told that it ended with 255.
+_LOOKING = threading.Lock()
+
+
 def killed_again_and_again(work: Callable[..., None], dsn: str, kills: int, most: float) -> int:
     """Run a migration to its end, killed at random moments before; return how often it was."""
     chance, killed = random.Random(kills), 0
     while True:
         process = PROCESSES.Process(target=work, args=(dsn, 50))
-        process.start()
-        process.join(0.15 + chance.random() * most if killed < kills else None)
-        if process.exitcode is None:
+        with _LOOKING:
+            process.start()
+        code = ended(process, 0.15 + chance.random() * most if killed < kills else math.inf)
+        if code is None:
             process.kill()
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)  # it may have ended just before
-            killed += process.exitcode != 0
+            code = ended(process, math.inf)
+            assert code in (0, -signal.SIGKILL)  # it may have ended just before
+            killed += code != 0
         else:
-            assert process.exitcode == 0
-        if process.exitcode == 0:
+            assert code == 0
+        if code == 0:
             return killed
+
+
+def ended(process: multiprocessing.process.BaseProcess, seconds: float) -> int | None:
+    """Wait for a process to end, and return its exit code, or None if it goes on."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with _LOOKING:
+            code = process.exitcode
+        if code is not None or time.monotonic() > deadline:
+            return code
+        time.sleep(0.005)
 
 
 def migrate_under_fire(dsn: str, *, rows: int, kills: int) -> None:
