@@ -92,6 +92,10 @@ class TooLongError(InputError):
         rows: The caller's row numbers of the offending inputs, ascending.
         lengths: Tokens of each; characters of one that is too long to be tokenized.
         limit: Tokens that the model reads.
+
+    Args:
+        mend: What can be done about it.
+        untokenized: Those of ``rows`` whose characters were counted.
     """
 
     def __init__(
@@ -103,7 +107,6 @@ class TooLongError(InputError):
         mend: str,
         untokenized: Collection[int] = (),
     ) -> None:
-        """Say what to do about rows of these lengths, some of which were not tokenized."""
         self.lengths, self.limit, self._mend = tuple(lengths), limit, mend
         self._untokenized = tuple(row in untokenized for row in rows)
         super().__init__(self._sentence(0, name_rows(rows)), rows=rows)

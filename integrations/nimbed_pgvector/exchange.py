@@ -263,7 +263,6 @@ def _usual_rows(table: Table) -> Procedure[None]:
 
 def require_not_null(table: Table) -> Procedure[None]:
     """Look whether every row has a vector in the columns that are searched; writers go on."""
-    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     for column in table.layout.columns:
         found = yield Query(
             sql.SQL("SELECT 1 FROM pg_constraint WHERE conrelid = %s AND conname = %s"),

@@ -115,7 +115,6 @@ def plan_index(
             f"ef_construction must lie between 2 m = {2 * m} and 1000; got {ef_construction}"
         )
     exists = yield from _exists(table, column)
-    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     counted = yield Query(sql.SQL("SELECT count(*) FROM {}").format(table.identifier))
     server = yield Query(
         sql.SQL(

@@ -367,9 +367,9 @@ class SyncRunner(_Runner):
                 require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
-                return run(connection, step.procedure, each_alone=step.each_alone)
+                return run(connection, step.statements(), each_alone=step.each_alone)
             with watching(connection, step.on_progress):
-                return run(connection, step.procedure, each_alone=step.each_alone)
+                return run(connection, step.statements(), each_alone=step.each_alone)
 
     def steps(self, doing: str, steps: Operation[T]) -> T:
         """Perform the steps of an operation, and return what it returns."""
@@ -411,9 +411,9 @@ class AsyncRunner(_Runner):
                 require_primary(connection)
                 require_idle(connection)
             if step.on_progress is None:
-                return await arun(connection, step.procedure, each_alone=step.each_alone)
+                return await arun(connection, step.statements(), each_alone=step.each_alone)
             with watching(connection, step.on_progress):
-                return await arun(connection, step.procedure, each_alone=step.each_alone)
+                return await arun(connection, step.statements(), each_alone=step.each_alone)
 
     async def steps(self, doing: str, steps: Operation[T]) -> T:
         """Perform the steps of an operation, and return what it returns."""

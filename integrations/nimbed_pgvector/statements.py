@@ -111,6 +111,12 @@ class Transaction:
     each_alone: bool = False
     on_progress: Callable[[int, int], None] | None = None
 
+    def statements(self) -> Procedure[Any]:
+        """Return the procedure; one that commits is free of a limit that stops long statements."""
+        if self.commits and not self.each_alone:
+            yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
+        return (yield from self.procedure)
+
 
 def binary_copy(rows: Iterable[bytes]) -> Iterator[bytes]:
     """Yield what a binary COPY is sent: rows, each as bytes of its fields, between their frame."""

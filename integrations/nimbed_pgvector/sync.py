@@ -280,7 +280,6 @@ def enqueue_missing(source: SourceTable) -> Procedure[None]:
 
     What is noted of rows that are gone is forgotten.
     """
-    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     places = _places(source)
     yield Query(
         sql.SQL(

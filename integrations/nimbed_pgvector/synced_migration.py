@@ -50,7 +50,7 @@ from nimbed_pgvector.source_table import (
     remove_source,
 )
 from nimbed_pgvector.statements import Procedure, Query, Transaction
-from nimbed_pgvector.sync import bring_up, enqueue_missing, stored_table, worker
+from nimbed_pgvector.sync import BroughtUp, bring_up, enqueue_missing, stored_table, worker
 
 __all__ = ["SyncedMigrations"]
 
@@ -182,14 +182,17 @@ class SyncedMigrations(AuditOperations[S]):
         """
         for done in range(_ROUNDS):
             most = _UNDER_LOCK if done < _PATIENT else 2**31 - 1
-            switching = functools.partial(
-                _switch, source, target, layout, embed, report, on_reject, most=most
-            )
-            if (yield from self._locking(switching)):
+            switching = functools.partial(_switch, source, target, layout, embed, most=most)
+            switched, brought = yield from self._locking(switching)
+            for each in brought:
+                each.tell(report, on_reject)
+            if switched:
                 self._forget()
                 return
             more: JobReport = yield worker(target, layout.embedding, embed, on_reject=on_reject)
             report.loaded += more.loaded
+            report.replaced += more.replaced
+            report.rejected += more.rejected
         raise BackendError(
             f"other workers always have rows of {source.name} in hand, so nothing is switched; "
             f"stop those that sync it with {layout.spec.model}, and run this again"
@@ -316,12 +319,14 @@ def _switch(
     target: SourceTable,
     layout: Layout,
     embed: Embed,
-    report: JobReport,
-    on_reject: Callable[[Reject], None],
     *,
     most: int,
-) -> Procedure[bool]:
-    """Let two views change names, if the incoming one has all rows; return whether they did."""
+) -> Procedure[tuple[bool, list[BroughtUp]]]:
+    """Let two views change names, if the incoming one has all rows.
+
+    Returns:
+        Whether they did, and what was done for that.
+    """
     yield from brief_locks()
     # Writers wait, readers do not.
     yield Query(
@@ -329,14 +334,14 @@ def _switch(
     )
     count = sql.SQL("SELECT count(*) FROM {} WHERE target = %s").format(target.own(QUEUE))
     ((waiting,),) = yield Query(count, (target.target,))
+    done: list[BroughtUp] = []
     if waiting > most:
-        return False
+        return False, done
     while waiting:
-        done = yield from bring_up(target, layout, embed, waiting)
-        done.tell(report, on_reject)
+        done.append((yield from bring_up(target, layout, embed, waiting)))
         ((waiting,),) = yield Query(count, (target.target,))
-        if waiting and not done.changes:
-            return False  # another worker has some in hand
+        if waiting and not done[-1].changes:
+            return False, done  # another worker has some in hand
     yield from _require_all(source, target)
     plain = source.view.rpartition(".")[2]
     between = f"{source.view}_nimbed"
@@ -348,7 +353,7 @@ def _switch(
         yield Query(
             sql.SQL("ALTER VIEW {} RENAME TO {}").format(identifier(view), sql.Identifier(name))
         )
-    return True
+    return True, done
 
 
 def _dropped(source: SourceTable) -> Procedure[None]:

@@ -225,7 +225,6 @@ def test_policies_of_a_synced_table_hold_for_who_searches_its_view(
 def test_a_statement_timeout_stops_no_load_and_is_named_where_it_stops_a_search(
     connection: psycopg.Connection,
 ) -> None:
-    connection.execute("CREATE EXTENSION vector")  # which takes about as long by itself
     connection.execute("SET statement_timeout = '30ms'")
     table = VectorTable(connection, "t", FakeEmbedder())
     table.load(ITEMS)
