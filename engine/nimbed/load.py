@@ -386,9 +386,9 @@ def token_counter(embedder: Embedder, tokenizer: str | None = None) -> TokenCoun
     """
     if tokenizer is None and isinstance(embedder, TokenCounter):
         return embedder
+    from nimbed.local.backends import ModelTokens
     from nimbed.local.checkpoint import read_checkpoint
     from nimbed.local.hub import locate
-    from nimbed.local.token_counts import ModelTokens
 
     name = embedder.card.id if tokenizer is None else tokenizer
     try:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nimbed.cards import ModelCard
 from nimbed.embedder import Backend
 from nimbed.errors import ConfigurationError, MissingExtraError, install_line, missing_extra
@@ -14,7 +17,7 @@ from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.device import may_have_gpu, multiplies_bfloat16, place, release
 from nimbed.local.models.fields import scaled_rotation
 from nimbed.local.tensors import weight_files
-from nimbed.spec import check_literal
+from nimbed.spec import InputType, check_literal
 
 if TYPE_CHECKING:  # which import the tokenizers library
     from nimbed.local.plan import Engine
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # which import the tokenizers library
 
 __all__ = [
     "Loaded",
+    "ModelTokens",
     "check_backend",
     "check_context",
     "chosen_backend",
@@ -138,6 +142,38 @@ def tokenizer_beside(checkpoint: Checkpoint, *, on_host: bool) -> InputTokenizer
     if isinstance(tokenizer, TextTokenizer) and not on_host:
         tokenizer.few = _FEW_BESIDE_GPU
     return tokenizer
+
+
+class ModelTokens:
+    """Counts tokens as a checkpoint's model reads them; weights are not needed.
+
+    A :class:`nimbed.chunks.TokenCounter`.
+
+    Raises:
+        MissingExtraError: If tokenizers is not installed.
+        CheckpointError: If tokenizer.json is damaged or does not suit the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        try:
+            from nimbed.local.tokenizer import read_tokenizer
+        except ImportError as error:
+            raise missing_extra("local", needs=error.name or "tokenizers") from error
+        self._card = checkpoint.card
+        self.tokenizer = read_tokenizer(checkpoint)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text, prompt and special tokens included."""
+        return self.tokenizer.max_tokens
+
+    def count_tokens(self, texts: Sequence[str], *, input_type: InputType) -> list[int]:
+        """Return the tokens of each text, prompt and special tokens included, however many."""
+        return self.tokenizer.count(texts, prompt=self._card.prompt(input_type))
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return where the tokens of each text alone begin and end; see TextTokenizer.spans."""
+        return self.tokenizer.spans(texts)
 
 
 def read_model(

@@ -1,4 +1,4 @@
-"""Batches of packed sequences: where each lies in its batch.
+"""Batches of packed sequences: where each lies in its batch, and what a network over them is.
 
 Sequences stand end to end in one row of tokens, without padding between them; the tail is padded
 to a size that the matrix products have seen before.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +21,19 @@ from numpy.typing import NDArray
 
 from nimbed.local.transfer import Staging
 
-__all__ = ["Group", "Layout", "Shape", "on_device", "pack", "padded_total"]
+if TYPE_CHECKING:
+    from nimbed.local.attention import Attention
+
+__all__ = [
+    "Group",
+    "LayeredModel",
+    "Layout",
+    "Model",
+    "Shape",
+    "on_device",
+    "pack",
+    "padded_total",
+]
 
 # (up to this many tokens, round to a multiple of this)
 _STEPS = ((128, 16), (512, 32), (1024, 64), (4096, 128))
@@ -237,3 +251,55 @@ def _groups(lengths: Sequence[int]) -> tuple[Group, ...]:
         groups.append(Group(start, count, length))
         start += count * length
     return tuple(groups)
+
+
+class Model(Protocol):
+    """A network over packed sequences."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids it knows."""
+        ...
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """What its layers attend with."""
+        ...
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return states of shape (layout.rows, width) for packed ids of shape (layout.rows,)."""
+        ...
+
+
+class LayeredModel(ABC):
+    """A network that gives the states of all its layers.
+
+    Attributes:
+        vocabulary: How many token ids it knows.
+        attentions: What its layers attend with.
+    """
+
+    vocabulary: int
+    attentions: tuple[Attention, ...]
+
+    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the states of the last layer.
+
+        Args:
+            ids: Packed token ids of shape (layout.rows,).
+            layout: Where the sequences lie.
+
+        Returns:
+            Tensor of shape (layout.rows, width).
+
+        Raises:
+            ConfigurationError: If a sequence is longer than the positions that were learnt.
+        """
+        return deque(self.layers(ids, layout), maxlen=1).pop()
+
+    @abstractmethod
+    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
+        """Yield what the first layer begins with, and what each gives; the last as a call does.
+
+        The next layer may overwrite them.
+        """

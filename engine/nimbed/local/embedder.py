@@ -22,6 +22,7 @@ from nimbed.inputs import ContextText, Input, check_inputs
 from nimbed.kinds import EmbeddingKinds
 from nimbed.local.backends import (
     Loaded,
+    ModelTokens,
     check_backend,
     check_context,
     chosen_backend,
@@ -32,7 +33,6 @@ from nimbed.local.checkpoint import read_checkpoint
 from nimbed.local.hub import locate
 from nimbed.local.kinds import KindEngine, KindResults, KindSpecs, encoder_of, offered_kinds
 from nimbed.local.plan import Launcher, run_all
-from nimbed.local.token_counts import ModelTokens
 from nimbed.options import EmbedBase, EmbedOptions, KindOptions, SpecOptions
 from nimbed.reports import Progress
 from nimbed.spec import (

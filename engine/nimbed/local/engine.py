@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nimbed.cards import Pooling
 from nimbed.errors import BackendError, CheckpointError, ConfigurationError
 from nimbed.local.attention import follow_rows
-from nimbed.local.batching import Layout, on_device
+from nimbed.local.batching import LayeredModel, Layout, Model, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
@@ -31,7 +31,7 @@ from nimbed.local.heads import TokenStates
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
 from nimbed.local.models.nemotron_vl import NemotronVL
-from nimbed.local.models.registry import MODELS, TOO_COARSE, Layered, Model
+from nimbed.local.models.registry import MODELS, TOO_COARSE
 from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.pooling import Module, WeightedLayers, pool, read_modules
 from nimbed.local.tensors import give_back
@@ -403,7 +403,7 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         tensors.refuse_leftovers()
         layers = checkpoint.pipeline.layers
         if layers is not None:
-            assert isinstance(model, Layered)  # others were refused with the configuration
+            assert isinstance(model, LayeredModel)  # others were refused with the configuration
             model = WeightedLayers(model, layers)
         pooled = checkpoint.pipeline.modules if checkpoint.pipeline.dense else ()
         modules = read_modules(pooled, placement.device)

@@ -13,10 +13,9 @@ from nimbed.cards import Pooling
 from nimbed.errors import CheckpointError
 from nimbed.local import kernels
 from nimbed.local.attention import Attention
-from nimbed.local.batching import Layout, padded_total
+from nimbed.local.batching import LayeredModel, Layout, padded_total
 from nimbed.local.device import Placement
 from nimbed.local.linear import dense
-from nimbed.local.models.registry import Layered
 from nimbed.local.pipeline import DenseModule, LayerWeights, NormModule
 from nimbed.local.weights import Tensors, open_tensors
 
@@ -125,7 +124,7 @@ class WeightedLayers:
         CheckpointError: If the weights are missing, misshapen, damaged, or sum to nothing.
     """
 
-    def __init__(self, model: Layered, layers: LayerWeights) -> None:
+    def __init__(self, model: LayeredModel, layers: LayerWeights) -> None:
         self._model, self._first = model, layers.first
         with open_tensors(layers.folder) as tensors:
             stored = tensors.get("layer_weights", layers.last + 1 - layers.first).double()

@@ -6,7 +6,6 @@ of ``transformers.BertModel`` and its kin.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 from nimbed.errors import ConfigurationError
 from nimbed.local.attention import Attention, DistanceBias, attention_for
-from nimbed.local.batching import Layout
+from nimbed.local.batching import LayeredModel, Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, dense
 from nimbed.local.models.fields import (
@@ -52,7 +51,7 @@ class _Layer:
         return self.down_norm.after(self.down, self.up.gelu(x), x)
 
 
-class Bert:
+class Bert(LayeredModel):
     """A BERT encoder on one device.
 
     Args:
@@ -131,21 +130,6 @@ class Bert:
                     down_norm=norm(f"{at}.output.LayerNorm"),
                 )
             )
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the last layer's states.
-
-        Args:
-            ids: Packed token ids of shape (layout.rows,).
-            layout: Where the sequences lie.
-
-        Returns:
-            Tensor of shape (layout.rows, width).
-
-        Raises:
-            ConfigurationError: If a sequence is longer than the positions that were learnt.
-        """
-        return deque(self.layers(ids, layout), maxlen=1).pop()
 
     def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         """Yield what the layers begin with, and the states of each; see :meth:`__call__`.

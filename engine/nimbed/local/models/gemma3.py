@@ -7,7 +7,6 @@ beyond what float16 holds. The state dict is that of ``transformers.Gemma3TextMo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.batching import Layout
+from nimbed.local.batching import LayeredModel, Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Dense, Gated, gated, read_affine, read_dense
 from nimbed.local.models.fields import gemma3_is_causal, heads_fit, only, real, whole
@@ -48,7 +47,7 @@ class _Layer:
     down_norm: OffsetRmsNorm
 
 
-class Gemma3:
+class Gemma3(LayeredModel):
     """A Gemma 3 text model on one device.
 
     Args:
@@ -96,18 +95,6 @@ class Gemma3:
         self._layers = [self._layer(f"layers.{n}", kind) for n, kind in enumerate(kinds)]
         self._norm = self._read_norm("norm")
         del self._tensors
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the normed states of the last layer.
-
-        Args:
-            ids: Packed token ids of shape (layout.rows,).
-            layout: Where the sequences lie.
-
-        Returns:
-            Tensor of shape (layout.rows, width).
-        """
-        return deque(self.layers(ids, layout), maxlen=1).pop()
 
     def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         """Yield what each layer begins with, and the normed states of the last.

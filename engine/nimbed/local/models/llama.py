@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.batching import Layout
+from nimbed.local.batching import LayeredModel, Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activation, Affine, Dense, Gated, gated, read_affine, read_dense
 from nimbed.local.models.fields import (
@@ -56,7 +56,7 @@ def llama(config: dict[str, Any], tensors: Tensors, placement: Placement) -> Lla
     return Llama(config, tensors, placement, causal=is_causal(config))
 
 
-class Llama:
+class Llama(LayeredModel):
     """A Llama, or a network that differs from it in a few details, on one device.
 
     Args:
@@ -131,18 +131,6 @@ class Llama:
                 tensors, "norm", width, placement, eps=shape.eps, before_product=False
             ),
         )
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the normed states of the last layer.
-
-        Args:
-            ids: Packed token ids of shape (layout.rows,).
-            layout: Where the sequences lie.
-
-        Returns:
-            Tensor of shape (layout.rows, width).
-        """
-        return deque(self.layers(ids, layout), maxlen=1).pop()
 
     def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         """Yield what each layer begins with, and the normed states of the last.

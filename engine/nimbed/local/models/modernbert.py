@@ -7,7 +7,6 @@ that of ``transformers.ModernBertModel``.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.batching import Layout
+from nimbed.local.batching import LayeredModel, Layout
 from nimbed.local.device import Placement
 from nimbed.local.linear import Affine, Dense, Gated, dense, gated
 from nimbed.local.models.fields import (
@@ -47,7 +46,7 @@ class _Layer:
     down: Dense
 
 
-class ModernBert:
+class ModernBert(LayeredModel):
     """A ModernBERT encoder on one device.
 
     Args:
@@ -121,18 +120,6 @@ class ModernBert:
                 )
             )
         self._last_norm = norm("final_norm")
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the normed states of the last layer.
-
-        Args:
-            ids: Packed token ids of shape (layout.rows,).
-            layout: Where the sequences lie.
-
-        Returns:
-            Tensor of shape (layout.rows, width).
-        """
-        return deque(self.layers(ids, layout), maxlen=1).pop()
 
     def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         """Yield what each layer begins with, and the normed states of the last.

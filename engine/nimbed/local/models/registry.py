@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
-import torch
-
-from nimbed.local.attention import Attention
-from nimbed.local.batching import Layout
+from nimbed.local.batching import Model
 from nimbed.local.device import Placement
 from nimbed.local.models.bert import Bert, distilbert, mpnet, xlm_roberta
 from nimbed.local.models.gemma3 import Gemma3
@@ -20,37 +17,7 @@ from nimbed.local.models.nvembed import NvEmbed
 from nimbed.local.models.rotary_bert import gte, jina_v3, nomic_bert
 from nimbed.local.weights import Tensors
 
-__all__ = ["MODELS", "TOO_COARSE", "Layered", "Model"]
-
-
-class Model(Protocol):
-    """A network over packed sequences."""
-
-    @property
-    def vocabulary(self) -> int:
-        """How many token ids it knows."""
-        ...
-
-    @property
-    def attentions(self) -> tuple[Attention, ...]:
-        """What its layers attend with."""
-        ...
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return states of shape (layout.rows, width) for packed ids of shape (layout.rows,)."""
-        ...
-
-
-@runtime_checkable
-class Layered(Model, Protocol):
-    """A network that gives the states of all its layers."""
-
-    def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
-        """Yield what the first layer begins with, and what each gives; the last as a call does.
-
-        The next layer may overwrite them.
-        """
-        ...
+__all__ = ["MODELS", "TOO_COARSE"]
 
 
 MODELS: dict[str, Callable[[dict[str, Any], Tensors, Placement], Model]] = {

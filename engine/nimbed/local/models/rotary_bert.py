@@ -8,7 +8,6 @@ publishers' own code or under transformers'.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 
 from nimbed.errors import CheckpointError
 from nimbed.local.attention import Attention, attention_for
-from nimbed.local.batching import Layout, padded_total
+from nimbed.local.batching import LayeredModel, Layout, padded_total
 from nimbed.local.device import Placement
 from nimbed.local.linear import Activations, Affine, Dense, Gated, Product, dense, gated
 from nimbed.local.models.fields import (
@@ -60,7 +59,7 @@ class _Layer:
         return self.down_norm.after(self.down, self.mlp(x), x)
 
 
-class RotaryBert:
+class RotaryBert(LayeredModel):
     """A post-norm encoder with rotary positions on one device.
 
     Args:
@@ -154,18 +153,6 @@ class RotaryBert:
                     down_norm=norm(f"{at}.post_mlp_layernorm"),
                 )
             )
-
-    def __call__(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return the last layer's states.
-
-        Args:
-            ids: Packed token ids of shape (layout.rows,).
-            layout: Where the sequences lie.
-
-        Returns:
-            Tensor of shape (layout.rows, width).
-        """
-        return deque(self.layers(ids, layout), maxlen=1).pop()
 
     def layers(self, ids: torch.Tensor, layout: Layout) -> Iterator[torch.Tensor]:
         """Yield what the layers begin with, and the states of each; see :meth:`__call__`.
