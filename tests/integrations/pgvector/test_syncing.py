@@ -351,10 +351,11 @@ def test_the_victim_of_a_deadlock_begins_anew(
     synced(articles).prepare()
     synced(articles).run()
     articles.execute("UPDATE articles SET body = 'new' WHERE id IN (1, 2)")
+    articles.execute("SET deadlock_timeout = '3s'")  # the worker notices first, and not too early
 
     def delete() -> None:
         other.execute("BEGIN")
-        other.execute("SET LOCAL deadlock_timeout = '20s'")  # so that the worker notices first
+        other.execute("SET LOCAL deadlock_timeout = '60s'")
         other.execute("DELETE FROM articles WHERE id = 2")
 
         def delete_more() -> None:
