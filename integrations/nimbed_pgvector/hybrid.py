@@ -345,7 +345,6 @@ def index_words(table: Table, language: str) -> Procedure[None]:
         ConfigurationError: If there is no such text search configuration.
     """
     yield from _check_language(language)
-    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     rows = yield Query(
         sql.SQL(
             "SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisvalid"

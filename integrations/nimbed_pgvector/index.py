@@ -154,7 +154,6 @@ def build(table: Table, plan: IndexPlan) -> Procedure[bool]:
     yield Query(
         sql.SQL(
             "SELECT set_config('maintenance_work_mem', %s, true),"
-            " set_config('statement_timeout', '0', true),"
             " set_config('max_parallel_maintenance_workers', %s, true)"
         ),
         (f"{plan.memory // 1024}kB", str(plan.workers)),
@@ -195,7 +194,6 @@ def create_index(
     if concurrently:
         return (yield from _in_session(_UNLIMITED, creating))
     keys = sql.SQL("(hashtext('nimbed index'), {}::oid::int)").format(sql.Literal(table.oid))
-    yield _set(_UNLIMITED, local=True)
     yield Query(sql.SQL("SELECT pg_advisory_xact_lock{}").format(keys))
     return (yield from creating)
 
@@ -243,8 +241,8 @@ def _in_session(settings: Mapping[str, str], steps: Procedure[T]) -> Procedure[T
     )[0]
     if answers != began_with:
         return (yield from steps)
-    back = _set(dict(zip(settings, before, strict=True)), local=False)
-    yield _set(settings, local=False)
+    back = _set(dict(zip(settings, before, strict=True)))
+    yield _set(settings)
     try:
         done = yield from steps
     except psycopg.Error:
@@ -260,13 +258,11 @@ def _pause() -> Rows:
     return []
 
 
-def _set(settings: Mapping[str, str], *, local: bool) -> Query:
-    setting = sql.SQL("set_config({}, {}, {})")
+def _set(settings: Mapping[str, str]) -> Query:
+    setting = sql.SQL("set_config({}, {}, false)")
     return Query(
         sql.SQL("SELECT {}").format(
-            sql.SQL(", ").join(
-                setting.format(*map(sql.Literal, (*each, local))) for each in settings.items()
-            )
+            sql.SQL(", ").join(setting.format(*map(sql.Literal, each)) for each in settings.items())
         )
     )
 
@@ -301,7 +297,6 @@ def drop_indexes(table: Table, *, concurrently: bool) -> Procedure[None]:
     if concurrently:
         yield from _in_session(_UNLIMITED, dropping())
     else:
-        yield _set(_UNLIMITED, local=True)
         yield from dropping()
 
 
@@ -335,7 +330,6 @@ def _indexes(table: Table, column: AnyColumn) -> Procedure[Rows]:
 
 def analyze(table: Table) -> Procedure[None]:
     """Refresh the planner's statistics, without which it may scan the whole table."""
-    yield Query(sql.SQL("SELECT set_config('statement_timeout', '0', true)"))
     yield Query(sql.SQL("ANALYZE {}").format(table.identifier))
 
 

@@ -283,21 +283,22 @@ class _Operations(SearchOperations[S]):
         for plan in plans:
             built.append((yield from self._built(table, plan, on_progress)))
         if words is not None:
-            yield Transaction(procedure=index_words(table, words))
-        yield Transaction(procedure=analyze(table))
+            yield Transaction(procedure=index_words(table, words), commits=True)
+        yield Transaction(procedure=analyze(table), commits=True)
         return built[:1] == [True]
 
     def _built(
         self, table: Table, plan: IndexPlan, on_progress: IndexProgress | None
     ) -> Operation[bool]:
         built = False
+        step = functools.partial(Transaction, commits=True, on_progress=on_progress)
         if not plan.exists:
             try:
-                built = yield Transaction(procedure=build(table, plan), on_progress=on_progress)
+                built = yield step(procedure=build(table, plan))
             except errors.DiskFull:
                 # A container's small /dev/shm cannot hold what parallel workers share.
-                building = build(table, dataclasses.replace(plan, workers=0))
-                built = yield Transaction(procedure=building, on_progress=on_progress)
+                alone = dataclasses.replace(plan, workers=0)
+                built = yield step(procedure=build(table, alone))
         return built
 
 
