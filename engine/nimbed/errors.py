@@ -109,7 +109,7 @@ class TooLongError(InputError):
     ) -> None:
         self.lengths, self.limit, self._mend = tuple(lengths), limit, mend
         self._untokenized = tuple(row in untokenized for row in rows)
-        super().__init__(self._sentence(0, name_rows(rows)), rows=rows)
+        super().__init__(self.about(0, name_rows(rows)), rows=rows)
 
     @property
     def length(self) -> int:
@@ -118,9 +118,6 @@ class TooLongError(InputError):
 
     def about(self, place: int, name: str = "") -> str:
         """Return the message about one of the offending inputs, with its own length."""
-        return self._sentence(place, name)
-
-    def _sentence(self, place: int, name: str) -> str:
         where, counted = f" ({name})" if name else "", ""
         if self._untokenized[place]:
             counted = "its characters were counted, which are too many to tokenize; "
