@@ -34,7 +34,7 @@ from nimbed.local.models.nemotron_vl import NemotronVL
 from nimbed.local.models.registry import MODELS, TOO_COARSE
 from nimbed.local.plan import HostResults, Results, micro_batches
 from nimbed.local.pooling import Module, WeightedLayers, pool, read_modules
-from nimbed.local.tensors import give_back
+from nimbed.local.tensors import give_back, keep_freed
 from nimbed.local.tokenizer import Row, ids_of
 from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.reader import ImageReader, images_of
@@ -49,6 +49,8 @@ _RECORDED = 2.5e12
 
 # Tokens that fill a GPU whatever the model; more win nothing and cost memory.
 _FULL = 32768
+# Bytes of activations of a micro-batch on the CPU, where those are 1,024 tokens or more.
+_CACHE = 1 << 25
 # Share of the memory that is free after loading that a batch's activations may take.
 _ACTIVATIONS = 0.5
 
@@ -158,10 +160,7 @@ class Engine:
         self._lock = threading.Lock()
         self._lost = False
         _engines.add(self)
-        # Tokens a micro-batch. On the CPU 512 a thread keep its cache warm (measured flat from
-        # 512 to 2048, worse beyond).
-        threads = min(torch.get_num_threads(), 16)
-        self.budget = max(1024, 512 * threads) if placement.on_cpu else _room(placement, cost)
+        self.budget = (_cached if placement.on_cpu else _room)(placement, cost)
 
     @property
     def placement(self) -> Placement:
@@ -408,6 +407,8 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         pooled = checkpoint.pipeline.modules if checkpoint.pipeline.dense else ()
         modules = read_modules(pooled, placement.device)
     give_back()
+    if placement.on_cpu:
+        keep_freed()
     if placement.device.type == "cuda":
         torch.cuda.synchronize(placement.device)  # the weights were copied on another stream
     return Engine(
@@ -440,6 +441,18 @@ def _forward(
 ) -> Callable[[torch.Tensor, Layout], torch.Tensor]:
     """Join both halves without a reference to the engine, whose memory a cycle would keep."""
     return lambda packed, layout: pooled(model(packed, layout), layout)
+
+
+def _cached(placement: Placement, cost: TokenCost) -> int:
+    """Return how many tokens a micro-batch on the CPU has: its activations stay in the cache.
+
+    Measured on an AMD EPYC (32 MiB of third-level cache, 2 cores): MiniLM in bfloat16 takes 35.0 µs
+    a passage's token in batches of 1,024 and 34.0 in 2,048, a query's 33.3 and 32.0; in float32,
+    and e5-large in either, as long in both.
+    """
+    each = max(1, cost.activations * placement.dtype.itemsize)
+    threads = min(torch.get_num_threads(), 16)
+    return max(1024, 512 * threads, min(2048, _CACHE // each))
 
 
 def _room(placement: Placement, cost: TokenCost) -> int:

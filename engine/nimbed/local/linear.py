@@ -4,12 +4,12 @@ On the CPU the weight is laid out once for oneDNN, which also fuses the activati
 residual into the product. On CUDA it is torch's own product, in float8 where that was asked for.
 
 **Numbers of rows.** A library of matrix products chooses its kernel, and so the order of a row's
-sums, by the number of rows too. Batches come in multiples of 16 rows, where no product on AVX2 or
-AVX512 was seen to differ. On processors with AMX, oneDNN's bfloat16 product of 1,536 inputs has
-another kernel from 33 rows on, and a vector would depend on what it is embedded with. There it is
-measured, once for each size of weight, when a product is first used; so are MKL's products, which
-promise nothing. Too few rows are padded, which costs little: it happens in small batches alone, and
-only in the products that need it.
+sums, by the number of rows too. On AVX2 and AVX512 oneDNN treats one row apart and no other number;
+batches come in multiples of 4. On processors with AMX, oneDNN's bfloat16 product of 1,536 inputs
+has another kernel from 33 rows on, and a vector would depend on what it is embedded with. There it
+is measured, once for each size of weight, when a product is first used; so are MKL's products,
+which promise nothing. Too few rows are padded, which costs little: it happens in small batches
+alone, and only in the products that need it.
 """
 
 from __future__ import annotations
@@ -393,8 +393,9 @@ def _onednn_gates(dtype: torch.dtype, activation: Activation) -> bool:
     return torch.allclose(fused.float(), plain, rtol=loose, atol=loose)
 
 
-# Of the sizes that batches are padded to (nimbed.local.batching); larger ones take the kernel of
-# the largest. Large weights are measured with fewer rows, so that each takes some 10 ms on AMX.
+# Of the sizes that batches are padded to (nimbed.local.batching), those in multiples of the first;
+# larger ones take the kernel of the largest. Large weights are measured with fewer rows, so that
+# each takes some 10 ms on AMX.
 _SIZES = (16, 32, 48, 64, 128, 256, 1024)
 _LARGE_WEIGHT, _FEW = 4_000_000, 256
 # Where no number of rows agrees with the larger ones, all products are made in blocks of as many.
@@ -435,12 +436,13 @@ def in_agreeing_rows(
         widths = [each.shape[1] for each in operands]
         known = measured_rows(operation, widths, first.dtype, outputs=outputs)
         _measured[key, first.shape[1], outputs, first.dtype] = known
-    rows = len(first)
     if known.block:
         return _in_blocks(operation, operands, known.block)
-    if rows >= known.least:
+    rows = len(first)
+    measured = max(known.least, -(-rows // _SIZES[0]) * _SIZES[0])
+    if rows == measured:
         return operation(*operands)
-    return operation(*(_with_rows(each, known.least) for each in operands))[:rows]
+    return operation(*(_with_rows(each, measured) for each in operands))[:rows]
 
 
 def measured_rows(

@@ -205,7 +205,7 @@ def invariant_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Module
         return made
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        return made(F.pad(x, (0, 0, 0, padded_total(len(x)) - len(x))))[: len(x)]
+        return made(F.pad(x, (0, 0, 0, padded_total(len(x), x.device) - len(x))))[: len(x)]
 
     return product
 

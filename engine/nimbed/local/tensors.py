@@ -14,16 +14,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
+
 from nimbed.errors import CheckpointError, missing_extra
 from nimbed.local.json_files import read_json
 
-__all__ = ["NamedTensors", "give_back", "safetensors_names", "weight_files"]
+__all__ = ["NamedTensors", "give_back", "keep_freed", "safetensors_names", "weight_files"]
 
 #: ``torch.Tensor`` or a numpy array: both have shape, ndim, nbytes and arithmetic.
 Array = TypeVar("Array", bound=Any)
 
 # Bytes read between two calls of the C library, which take a millisecond or so each.
 _GIVE_BACK_EVERY = 1 << 26
+
+# The largest block that glibc learns from (mallopt(3): M_MMAP_THRESHOLD is at most 32 MiB in a
+# program of 64 bits), less what it adds to one.
+_LARGEST_LEARNT = (32 << 20) - (64 << 10)
 
 _READABLE = ("float32", "float64", "bfloat16", "float16")
 
@@ -268,6 +274,17 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def keep_freed() -> None:
+    """Have the C heap keep what one batch frees for the next, where its library learns from use.
+
+    glibc takes a large block from the system and returns it when it is freed, so that the
+    activations of every layer would be faulted in anew, page by page. Once it has seen such a block
+    freed it keeps others of that size, up to twice as much in all (mallopt(3), M_MMAP_THRESHOLD):
+    one that nobody wrote to teaches it. Where a process has set these limits, its own hold.
+    """
+    np.empty(_LARGEST_LEARNT, np.uint8)
 
 
 @functools.cache

@@ -28,7 +28,8 @@ MASKS = {
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     "AVX512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
 }
-SIZES = sorted({padded_total(tokens) for tokens in range(1, 1100)} | {2048})
+CPU = torch.device("cpu")
+SIZES = sorted({padded_total(tokens, CPU) for tokens in range(1, 1100)} | {2048})
 TEXTS = [
     " ".join(["one two three four five six"] * 20)[:length] for length in (3, 30, 90, 170, 520)
 ]
@@ -112,9 +113,9 @@ def test_rows_of_a_real_width_are_the_same_in_any_number(width: int, biased: boo
     weight = torch.randn(2 * width, width, generator=generator)
     bias = torch.randn(2 * width, generator=generator) if biased else None
     x = torch.randn(SIZES[-1], width, generator=generator)
-    product = linear.dense(weight, bias, Placement(torch.device("cpu"), torch.float32))
+    product = linear.dense(weight, bias, Placement(CPU, torch.float32))
     gate = linear.Affine(weight, bias)
-    gated = linear.gated(gate, gate, "gelu", Placement(torch.device("cpu"), torch.float32))
+    gated = linear.gated(gate, gate, "gelu", Placement(CPU, torch.float32))
     sums = torch.randn(SIZES[-1], 2 * width, generator=generator)
     operations: list[Callable[[slice], Any]] = [
         lambda rows: product(x[rows]),
@@ -134,7 +135,7 @@ def test_mkl_multiplies_wide_float32_where_there_is_no_avx512(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def kind(width: int, dtype: torch.dtype) -> str:
-        product = linear.dense(torch.randn(768, width), None, Placement(torch.device("cpu"), dtype))
+        product = linear.dense(torch.randn(768, width), None, Placement(CPU, dtype))
         return type(product).__name__
 
     if not (torch.backends.mkl.is_available() and linear._onednn_takes(torch.float32)):

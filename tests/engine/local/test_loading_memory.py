@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +85,30 @@ def test_a_large_table_of_words_is_never_twice_in_memory(tmp_path):
     change_tensors(large, lambda tensors: tensors.update({"embed_tokens.weight": table}))
     assert table.nbytes > 300e6
     assert peak(large, "float32") - peak(tiny, "float32") <= 1.25 * table.nbytes
+
+
+FAULTS = """
+import resource, sys, nimbed
+with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        embedder.embed(["a river " * 100] * 12, input_type="passage")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc learns from use")
+def test_a_batch_finds_the_memory_of_the_last_one_unless_the_process_set_limits():
+    faults = {}
+    for limit in ("", "131072"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env={**os.environ, **({"MALLOC_MMAP_THRESHOLD_": limit} if limit else {})},
+        )
+        faults[limit] = int(done.stdout)
+    assert faults[""] < 2000
+    assert faults["131072"] > 5000

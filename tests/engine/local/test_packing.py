@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,11 +40,15 @@ def test_no_rows_need_no_plan():
     assert list(micro_batches([], budget=10)) == []
 
 
-@given(st.integers(1, 100_000))
-def test_padding_is_small_and_sizes_are_few(tokens):
-    padded = padded_total(tokens)
-    assert tokens <= padded <= max(tokens + 15, 1.25 * tokens)
-    assert padded_total(padded) == padded
+@pytest.mark.parametrize(
+    ("device", "amx", "most"), [(None, False, 15), (CPU, True, 15), (CPU, False, 3)]
+)
+@given(tokens=st.integers(1, 100_000))
+def test_padding_is_small_and_sizes_are_few(tokens, device, amx, most):
+    with mock.patch("nimbed.local.batching.has_amx", return_value=amx):
+        padded = padded_total(tokens, device)
+        assert tokens <= padded <= max(tokens + most, 1.25 * tokens)
+        assert padded_total(padded, device) == padded
 
 
 @given(lengths)
@@ -53,7 +58,7 @@ def test_a_layout_says_where_each_sequence_lies(counts):
     assert layout.offsets.tolist() == [0, *ends.tolist()]
     assert layout.starts.tolist() == (ends - counts).tolist()
     assert layout.tokens == ends[-1]
-    assert layout.rows == padded_total(layout.tokens)
+    assert layout.rows == padded_total(layout.tokens, CPU)
     expected = np.concatenate([np.arange(n) for n in counts])
     np.testing.assert_array_equal(layout.positions[: layout.tokens].numpy(), expected)
     covered = [g.length for g in layout.groups for _ in range(g.sequences)]

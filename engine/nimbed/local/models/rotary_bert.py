@@ -254,7 +254,7 @@ class Experts:
             rows, places = torch.where(experts == number)
             if len(rows):
                 # Products of few shapes, and of enough rows for each to be independent of them.
-                filled = F.pad(rows, (0, padded_total(len(rows)) - len(rows)))
+                filled = F.pad(rows, (0, padded_total(len(rows), x.device) - len(rows)))
                 made = down(up.gelu(x[filled]))[: len(rows)].float()
                 out.index_add_(0, rows, made * shares[rows, places, None])
         return out.add_(self.bias).to(x.dtype)
