@@ -21,6 +21,8 @@ __all__ = ["ByRectangle", "Rectangle", "rectangles"]
 
 _Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
+_LOG2_E = math.log2(math.e)  # e^x = 2^(x · log2 e)
+
 # Softmax subtracts the row's maximum only so that exp neither overflows nor vanishes. Where every
 # row's sum of exp lies between these, neither has happened to anything that counts, and values up
 # to 30,000 do not overflow either. MiniLM's sums reach 5e33.
@@ -65,7 +67,7 @@ def _within(of: Rectangle, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     # The scale and the two masks ride on copies that have to be made anyway.
     query = q.new_empty(count, key_heads, share, length, width)
     by_head = q.view(count, length, key_heads, share, width).permute(0, 2, 3, 1, 4)
-    torch.mul(by_head, width**-0.5, out=query)
+    torch.mul(by_head, width**-0.5 * _LOG2_E, out=query)
     key = k.view(count, length, key_heads, width).transpose(1, 2).flatten(0, 1)
     value = v.new_empty(count, key_heads, length, width + _ONES)
     by_head = v.view(count, length, key_heads, width).transpose(1, 2)
@@ -84,14 +86,14 @@ def _within(of: Rectangle, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return exp(query·keyᵀ)·value, and beside it the sums that make a softmax of it.
+    """Return 2^(query·keyᵀ)·value, and beside it the sums that make a softmax of it.
 
-    torch's bfloat16 softmax costs more than both products around it. Where the sums allow it, exp
-    runs without the shift by the row's maximum, and the division waits until after the second
-    product.
+    torch's bfloat16 softmax costs more than both products around it. Where the sums allow it, the
+    powers are taken without the shift by the row's maximum, and the division waits until after the
+    second product. Powers of two take a fifth less time than those of e.
 
     Args:
-        query: Scaled, of shape (batch, queries, width).
+        query: Scaled for powers of two, of shape (batch, queries, width).
         key: Of shape (batch, keys, width).
         value: Of shape (batch, keys, width + _ONES), the last columns 1; a row of zeros for a key
             that does not count.
@@ -106,15 +108,18 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     if len(parts) > batch:  # a head is cut, and each of its products would lay its keys out anew
         key = key.contiguous()
     for heads, rows in parts:
-        weights = torch.bmm(query[heads, rows], key[heads]).exp_()
+        weights = torch.bmm(query[heads, rows], key[heads]).exp2_()
         torch.bmm(weights, value[heads], out=total[heads, rows])
     sums = total[..., width : width + 1]
     lowest, highest = torch.aminmax(sums)
     if float(lowest) > _LEAST_SUM and float(highest) < _MOST_SUM:  # both false for NaN
         return total
     outside = value[..., None, :, -1] == 0
-    weights = torch.bmm(query, key).masked_fill_(outside, -math.inf).softmax(-1)
-    return torch.bmm(weights, value)
+    weights = torch.bmm(query, key).mul_(1 / _LOG2_E)
+    weights = weights.masked_fill_(outside, -math.inf).softmax(-1)
+    # Each row by its own sum alone, so that it is the same in any company.
+    sound = (sums > _LEAST_SUM) & (sums < _MOST_SUM)
+    return torch.where(sound, total, torch.bmm(weights, value))
 
 
 class _Part(NamedTuple):

@@ -81,6 +81,21 @@ def test_scores_beyond_the_range_of_exp_fall_back_to_a_shifted_softmax(scale):
     )
 
 
+def test_a_sequence_beyond_the_range_of_exp_changes_no_bit_of_its_neighbours():
+    lengths = [40, 38, 37, 36]
+    layout = Layout.of(lengths, torch.device("cpu"))
+    torch.manual_seed(2)
+    q, k, v = (3 * torch.randn(layout.rows, 3, 4, 8)).unbind(1)
+    expected = ByRectangle()(q, k, v, layout)
+    q[78:115] *= 1000  # the third
+    got = ByRectangle()(q, k, v, layout)
+    torch.testing.assert_close(
+        got[78:115].double(), reference(q, k, v, lengths)[78:115], atol=1e-4, rtol=1e-4
+    )
+    others = [*range(78), *range(115, layout.rows)]
+    assert torch.equal(got[others], expected[others])
+
+
 def test_inputs_are_left_as_they_were():
     q, k, v, layout = tensors(1, torch.bfloat16)
     before = [x.clone() for x in (q, k, v)]

@@ -115,7 +115,7 @@ def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request)
     request.getfixturevalue("through_kernels")
     ours = nimbed.load(folder, device="cpu", dtype="float8")
     got = ours.embed(TEXTS[:3], input_type="query").vectors
-    assert (got * expected).sum(1).min() >= 0.93  # the interpreter halves some numbers
+    assert (got * expected).sum(1).min() >= 0.9  # the interpreter halves some numbers
 
 
 @pytest.mark.parametrize(("head_dim", "key_heads", "causal"), HEADS)
