@@ -21,9 +21,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from english import passages
+from turns import in_turn, take_turns
 
 import nimbed
 from nimbed.local.device import place
@@ -86,20 +88,18 @@ def peer_session() -> Callable[[np.ndarray, np.ndarray], object]:
     return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})
 
 
-def turn_taker(name: str, folder: str | None) -> None:
-    """Do as standard input says, a line of JSON a turn, and write the seconds of each call.
-
-    A process of its own: the threads of torch and of ONNX Runtime, which spin while they wait,
-    disturb each other within one.
-    """
+def contender(name: str, folder: str | None) -> Callable[[Any], list[float]]:
+    """Return what embeds a turn's texts, or runs its tokens, and tells the seconds of each call."""
     engine, _, dtype = name.partition(" ")
     embedder = nimbed.load(folder, backend=engine, dtype=dtype, device="cpu") if dtype else None
     session = None if embedder else peer_session()
-    for line in sys.stdin:
-        texts, tokens, calls = json.loads(line)
+
+    def turn(work: tuple[Any, list[tuple[int, int]] | None, int]) -> list[float]:
+        texts, tokens, calls = work
         spent = []
         if embedder is None:
             assert session is not None
+            assert tokens is not None
             padded = [np.full(shape, 1500) for shape in tokens]
             masks = [
                 (np.arange(ids.shape[1]) < np.array(own)[:, None]).astype(np.int64)
@@ -113,7 +113,9 @@ def turn_taker(name: str, folder: str | None) -> None:
                 for ids, mask in zip(padded, masks, strict=True):
                     session(ids, mask)
             spent.append(time.perf_counter() - begin)
-        print(json.dumps(spent), flush=True)
+        return spent
+
+    return turn
 
 
 def medians(
@@ -123,33 +125,17 @@ def medians(
 
     Each turn is a few calls after one that does not count, so that caches and threads are warm.
     """
-    command = [sys.executable, __file__, "--folder", folder or "", "--turns-of"]
-    processes = {
-        name: subprocess.Popen(
-            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for name in names
-    }
-    try:
+    with in_turn(names, __file__, "--folder", folder or "") as turns:
         for job, texts, batches in jobs():
             calls = 1 if len(texts) > 8 else 2 if len(texts) > 1 else 9
             spent: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(rounds):
-                for name, process in processes.items():
-                    assert process.stdin is not None
-                    assert process.stdout is not None
+                for name, turn in turns.items():
                     for_session = name == "session"
                     given = batches if for_session else texts
                     padded = [(len(own), max(own)) for own in batches] if for_session else None
-                    # The threads of whoever was last spin on for some 50 ms, on the same cores.
-                    time.sleep(0.2)
-                    process.stdin.write(json.dumps([given, padded, calls + 1]) + "\n")
-                    process.stdin.flush()
-                    spent[name] += json.loads(process.stdout.readline())[1:]
+                    spent[name] += turn([given, padded, calls + 1])[1:]
             yield job, {name: median(each) for name, each in spent.items()}
-    finally:
-        for process in processes.values():
-            process.communicate()
 
 
 def jobs() -> Iterator[tuple[str, list[str], list[list[int]]]]:
@@ -257,7 +243,7 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.turns_of:
-        turn_taker(given.turns_of, given.folder or None)
+        take_turns(contender(given.turns_of, given.folder or None))
         return
     if given.only != "serve":
         calls(given.rounds, given.shape)

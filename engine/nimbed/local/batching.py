@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # (up to this many tokens, round to a multiple of this)
-_STEPS = ((128, 16), (512, 32), (1024, 64), (4096, 128))
+_STEPS = ((128, 16), (512, 32), (2048, 64), (4096, 128))
 # Before them on a CPU that multiplies rows one by one: a lone question takes what its rows take.
 _FINE_STEPS = ((32, 4), (64, 8))
 
