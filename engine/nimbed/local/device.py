@@ -10,9 +10,11 @@ import ctypes
 import functools
 import platform
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nimbed.errors import ConfigurationError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "HostThread",
     "Placement",
     "has_amx",
     "may_have_gpu",
@@ -27,6 +30,8 @@ __all__ = [
     "place",
     "release",
 ]
+
+T = TypeVar("T")
 
 # What a dtype's name stands for: the activations' dtype, and whether products are in float8.
 _DTYPES = {
@@ -69,6 +74,33 @@ class Placement:
     def on_cpu(self) -> bool:
         """Whether the model runs on the host's processor."""
         return self.device.type == "cpu"
+
+
+class HostThread:
+    """The thread in which one model computes on the CPU, whoever asks.
+
+    OpenMP keeps a team of threads for every thread that ever asked for one. Where all teams have
+    more threads than there are cores, GNU's sends each to sleep after every operation, and a
+    question takes twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do work with no gradients kept, and with as many threads as the caller's torch takes."""
+        import torch
+
+        return self._pool.submit(_inferred, work, torch.get_num_threads()).result()
+
+
+def _inferred(work: Callable[[], T], threads: int) -> T:
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return work()
 
 
 def place(device: str = "auto", dtype: str = "auto") -> Placement:

@@ -404,7 +404,10 @@ class LocalEmbedder(EmbedBase, HybridBase, Managed):
         engines = [each for each in self._load().engines if isinstance(each, TorchEngine)]
         with self._loading:
             if self._heads is None:
-                self._heads = [read_heads(self._checkpoint, each.placement) for each in engines]
+                self._heads = [
+                    each.compute(functools.partial(read_heads, self._checkpoint, each.placement))
+                    for each in engines
+                ]
             return list(zip(engines, self._heads, strict=True))
 
     def _text_tokenizer(self) -> TextTokenizer:

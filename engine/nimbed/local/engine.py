@@ -11,9 +11,9 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from nimbed.local.batching import LayeredModel, Layout, Model, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
-from nimbed.local.device import Placement
+from nimbed.local.device import HostThread, Placement
 from nimbed.local.heads import TokenStates
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
@@ -42,6 +42,7 @@ from nimbed.local.weights import open_tensors
 
 __all__ = ["Engine", "build_engine"]
 
+T = TypeVar("T")
 
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
 # take the host about as long, whatever the model.
@@ -114,6 +115,7 @@ class Engine:
         dimensions: Width of a vector.
         max_tokens: Tokens of the longest text.
         cost: What a token takes.
+        thread: Which computes on the CPU; None elsewhere.
     """
 
     def __init__(
@@ -126,8 +128,10 @@ class Engine:
         dimensions: int,
         max_tokens: int,
         cost: TokenCost,
+        thread: HostThread | None,
     ) -> None:
         self._model = model
+        self._thread = thread
         self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
@@ -181,12 +185,13 @@ class Engine:
         """Know that this is a child of the process that made the engine."""
         self._lock = threading.Lock()
         self._lost = self._stream is not None
+        if self._thread is not None:
+            self._thread = HostThread()
 
     def warm_up(self) -> None:
         """Do what the first batches would otherwise have to wait for."""
         if self._graphs is not None:
-            with self.current():
-                self._graphs.record_all()
+            self.compute(self._graphs.record_all)
 
     def run(
         self,
@@ -292,9 +297,12 @@ class Engine:
     ) -> bool:
         chosen = rows.tolist()
         skipped = None if skip is None else [skip[row] for row in chosen]
+
+        def put() -> None:
+            transfer.put(rows + first_row, outputs([ids[row] for row in chosen], skipped))
+
         try:
-            with self.current():
-                transfer.put(rows + first_row, outputs([ids[row] for row in chosen], skipped))
+            self.compute(put)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -316,30 +324,36 @@ class Engine:
         self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
     ) -> NDArray[np.float32]:
         """Return vectors of parts of documents; see :class:`nimbed.local.plan.ContextEngine`."""
-        with self.current():
-            try:
-                found = self.states(documents, None)
-            except torch.OutOfMemoryError as error:
-                raise BackendError(
-                    f"{sum(map(len, documents))} tokens do not fit the memory of "
-                    f"{self._placement.device}; split the documents, or use a larger device"
-                ) from error
-            starts = np.cumsum([0, *found.layout.lengths]).tolist()
-            parts = [
-                (first + start, stop + start)
-                for own, start in zip(ranges, starts, strict=False)
-                for first, stop in own
-            ]
-            # Parts may overlap, so that their tokens are taken out one after the other.
-            taken = torch.from_numpy(np.concatenate([np.arange(*part) for part in parts]))
-            states = found.states[taken.to(found.states.device)]
-            lengths = [stop - first for first, stop in parts]
-            vectors = self.pooled(states, Layout.of(lengths, states.device))
-            return np.asarray(vectors.float().cpu())
+        try:
+            return self.compute(lambda: self._ranges(documents, ranges))
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"{sum(map(len, documents))} tokens do not fit the memory of "
+                f"{self._placement.device}; split the documents, or use a larger device"
+            ) from error
 
-    @contextmanager
-    def current(self) -> Generator[None]:
-        """Let this thread, and no other, launch on this engine's device and stream.
+    def _ranges(
+        self, documents: Sequence[list[int]], ranges: Sequence[Sequence[tuple[int, int]]]
+    ) -> NDArray[np.float32]:
+        found = self.states(documents, None)
+        starts = np.cumsum([0, *found.layout.lengths]).tolist()
+        parts = [
+            (first + start, stop + start)
+            for own, start in zip(ranges, starts, strict=False)
+            for first, stop in own
+        ]
+        # Parts may overlap, so that their tokens are taken out one after the other.
+        taken = torch.from_numpy(np.concatenate([np.arange(*part) for part in parts]))
+        states = found.states[taken.to(found.states.device)]
+        lengths = [stop - first for first, stop in parts]
+        vectors = self.pooled(states, Layout.of(lengths, states.device))
+        return np.asarray(vectors.float().cpu())
+
+    def compute(self, work: Callable[[], T]) -> T:
+        """Do work on this engine's device and stream, while nobody else launches there.
+
+        Args:
+            work: Run with no gradients kept.
 
         Raises:
             BackendError: In a child of the process that made an engine on CUDA.
@@ -349,9 +363,11 @@ class Engine:
                 "CUDA does not survive a fork; load the model in the child process, or start it by "
                 "multiprocessing.get_context('spawn')"
             )
+        if self._thread is not None:
+            return self._thread.run(work)
         stream = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with self._lock, torch.inference_mode(), stream:
-            yield
+            return work()
 
     def _pooled(self, ids: Sequence[Row], skip: Sequence[int] | None) -> torch.Tensor:
         flat, lengths = self._flat(ids), [len(row) for row in ids]
@@ -391,6 +407,13 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         CheckpointError: If the weights are damaged or do not fit the configuration.
         ConfigurationError: If the model does not bear the placement's dtype.
     """
+    if not placement.on_cpu:
+        return _engine(checkpoint, placement, None)
+    thread = HostThread()
+    return thread.run(functools.partial(_engine, checkpoint, placement, thread))
+
+
+def _engine(checkpoint: Checkpoint, placement: Placement, thread: HostThread | None) -> Engine:
     card, config = checkpoint.card, checkpoint.config
     if placement.float8 and card.architecture in TOO_COARSE:
         raise ConfigurationError(
@@ -419,6 +442,7 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         dimensions=card.dimensions,
         max_tokens=card.max_tokens,
         cost=TokenCost.of(config),
+        thread=thread,
     )
 
 

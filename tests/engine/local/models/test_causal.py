@@ -61,8 +61,7 @@ def test_a_text_that_is_cut_keeps_its_end_token(folder, truncate):
 def test_a_token_sees_nothing_behind_it(folder):
     engine = load(folder).replicas()[0]
     rows = token_ids(folder, ["a cat sleeps", "a cat sleeps under the warm sky"])
-    with engine.current():
-        apart = [engine.states([row], None).states for row in rows]
+    apart = engine.compute(lambda: [engine.states([row], None).states for row in rows])
     torch.testing.assert_close(apart[0][:3], apart[1][:3], atol=1e-5, rtol=0)
 
 
