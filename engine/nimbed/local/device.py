@@ -10,11 +10,9 @@ import ctypes
 import functools
 import platform
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from nimbed.errors import ConfigurationError
 
@@ -22,16 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "HostThread",
     "Placement",
+    "full_batch",
     "has_amx",
     "may_have_gpu",
     "multiplies_bfloat16",
     "place",
     "release",
 ]
-
-T = TypeVar("T")
 
 # What a dtype's name stands for: the activations' dtype, and whether products are in float8.
 _DTYPES = {
@@ -43,6 +39,13 @@ _DTYPES = {
 
 # Where Linux says what the processor has, and the driver of AMD's GPUs shows itself.
 _PROCESSOR, _AMD = Path("/proc/cpuinfo"), Path("/dev/kfd")
+
+# Tokens that fill a GPU whatever the model; more win nothing and cost memory.
+_FULL = 32768
+# Bytes of activations of a micro-batch on the CPU, where those are 1,024 tokens or more.
+_CACHE = 1 << 25
+# Share of the memory that is free after loading that a batch's activations may take.
+_ACTIVATIONS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +79,6 @@ class Placement:
         return self.device.type == "cpu"
 
 
-class HostThread:
-    """The thread in which one model computes on the CPU, whoever asks.
-
-    OpenMP keeps a team of threads for every thread that ever asked for one. Where all teams have
-    more threads than there are cores, GNU's sends each to sleep after every operation, and a
-    question takes twice as long.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")
-
-    def run(self, work: Callable[[], T]) -> T:
-        """Do work with no gradients kept, and with as many threads as the caller's torch takes."""
-        import torch
-
-        return self._pool.submit(_inferred, work, torch.get_num_threads()).result()
-
-
-def _inferred(work: Callable[[], T], threads: int) -> T:
-    import torch
-
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    with torch.inference_mode():
-        return work()
-
-
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve what the caller asked for against what the machine has.
 
@@ -129,6 +105,30 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
 
         check_float8(chosen)
     return Placement(chosen, getattr(torch, activations), float8)
+
+
+def full_batch(placement: Placement, activations: int) -> int:
+    """Return how many tokens a micro-batch has.
+
+    On a GPU as many as fill it and find room in its memory. On the CPU as many as keep its cache
+    warm: on an AMD EPYC (32 MiB of third-level cache, 2 cores) MiniLM in bfloat16 takes 35.0 µs a
+    passage's token in batches of 1,024 and 34.0 in 2,048, a query's 33.3 and 32.0; in float32, and
+    e5-large in either, it is as long in both.
+
+    Args:
+        placement: Device and dtype.
+        activations: Numbers a token that lie in memory at once in the widest layer; 0 if unknown.
+    """
+    import torch
+
+    each = activations * placement.dtype.itemsize
+    if placement.on_cpu:
+        threads = min(torch.get_num_threads(), 16)
+        return max(1024, 512 * threads, min(2048, _CACHE // max(1, each)))
+    if placement.device.type != "cuda" or not each:
+        return _FULL
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    return max(1024, min(_FULL, int(_ACTIVATIONS * free / each)))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +27,7 @@ from nimbed.local.batching import LayeredModel, Layout, Model, on_device
 from nimbed.local.checkpoint import Checkpoint
 from nimbed.local.colbert import ExpandedRow
 from nimbed.local.cuda_graphs import CudaRecorder, Graphs
-from nimbed.local.device import HostThread, Placement
+from nimbed.local.device import Placement, full_batch
 from nimbed.local.heads import TokenStates
 from nimbed.local.models.fields import whole
 from nimbed.local.models.mistral3 import Mistral3
@@ -40,21 +41,13 @@ from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.reader import ImageReader, images_of
 from nimbed.local.weights import open_tensors
 
-__all__ = ["Engine", "build_engine"]
+__all__ = ["Engine", "HostThread", "build_engine"]
 
 T = TypeVar("T")
 
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
 # take the host about as long, whatever the model.
 _RECORDED = 2.5e12
-
-# Tokens that fill a GPU whatever the model; more win nothing and cost memory.
-_FULL = 32768
-# Bytes of activations of a micro-batch on the CPU, where those are 1,024 tokens or more.
-_CACHE = 1 << 25
-# Share of the memory that is free after loading that a batch's activations may take.
-_ACTIVATIONS = 0.5
-
 
 #: Engines of this process, for :func:`_after_fork`.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -94,6 +87,29 @@ class TokenCost(NamedTuple):
         width, inner = whole(language, "hidden_size"), whole(language, "intermediate_size")
         layers = whole(language, "num_hidden_layers")
         return cls(2 * layers * (4 * width**2 + 3 * width * inner), 6 * width + 3 * inner)
+
+
+class HostThread:
+    """The thread in which one model computes on the CPU, whoever asks.
+
+    OpenMP keeps a team of threads for every thread that ever asked for one. Where all teams have
+    more threads than there are cores, GNU's sends each to sleep after every operation, and a
+    question takes twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do work with no gradients kept, and with as many threads as the caller's torch takes."""
+        return self._pool.submit(_inferred, work, torch.get_num_threads()).result()
+
+
+def _inferred(work: Callable[[], T], threads: int) -> T:
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return work()
 
 
 class Engine:
@@ -164,7 +180,7 @@ class Engine:
         self._lock = threading.Lock()
         self._lost = False
         _engines.add(self)
-        self.budget = (_cached if placement.on_cpu else _room)(placement, cost)
+        self.budget = full_batch(placement, cost.activations)
 
     @property
     def placement(self) -> Placement:
@@ -465,24 +481,3 @@ def _forward(
 ) -> Callable[[torch.Tensor, Layout], torch.Tensor]:
     """Join both halves without a reference to the engine, whose memory a cycle would keep."""
     return lambda packed, layout: pooled(model(packed, layout), layout)
-
-
-def _cached(placement: Placement, cost: TokenCost) -> int:
-    """Return how many tokens a micro-batch on the CPU has: its activations stay in the cache.
-
-    Measured on an AMD EPYC (32 MiB of third-level cache, 2 cores): MiniLM in bfloat16 takes 35.0 µs
-    a passage's token in batches of 1,024 and 34.0 in 2,048, a query's 33.3 and 32.0; in float32,
-    and e5-large in either, as long in both.
-    """
-    each = max(1, cost.activations * placement.dtype.itemsize)
-    threads = min(torch.get_num_threads(), 16)
-    return max(1024, 512 * threads, min(2048, _CACHE // each))
-
-
-def _room(placement: Placement, cost: TokenCost) -> int:
-    """Return how many tokens fill a GPU and find room on it."""
-    if placement.device.type != "cuda" or not cost.activations:
-        return _FULL
-    free, _ = torch.cuda.mem_get_info(placement.device)
-    each = cost.activations * placement.dtype.itemsize
-    return max(1024, min(_FULL, int(_ACTIVATIONS * free / each)))
