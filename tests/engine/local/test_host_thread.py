@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_an_error_reaches_whoever_asked_and_the_next_call_works():
         with pytest.raises(ZeroDivisionError):
             engine.compute(lambda: 1 // 0)
         assert not engine.compute(lambda: torch.ones(1, requires_grad=True) * 2).requires_grad
+
+
+def test_the_thread_ends_with_its_model():
+    def computing() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("nimbed-cpu")]
+
+    before = computing()
+    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
+        embedder.embed(["a river"], input_type="query")
+        assert len(computing()) == len(before) + 1
+    deadline = time.monotonic() + 10
+    while computing() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert computing() == before
