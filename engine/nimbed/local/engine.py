@@ -90,26 +90,29 @@ class TokenCost(NamedTuple):
 
 
 class HostThread:
-    """The thread in which one model computes on the CPU, whoever asks.
+    """Where one model computes on the CPU: in the main thread if that asks, else in one of its own.
 
     OpenMP keeps a team of threads for every thread that ever asked for one. Where all teams have
     more threads than there are cores, GNU's sends each to sleep after every operation, and a
-    question takes twice as long.
+    question takes twice as long. So the threads of a program share one; the main thread has a team
+    for whatever else it computes, and uses that.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")
 
     def run(self, work: Callable[[], T]) -> T:
         """Do work with no gradients kept, and with as many threads as the caller's torch takes."""
-        return self._pool.submit(_inferred, work, torch.get_num_threads()).result()
+        if threading.current_thread() is threading.main_thread():
+            return self._alone(work, torch.get_num_threads())
+        return self._pool.submit(self._alone, work, torch.get_num_threads()).result()
 
-
-def _inferred(work: Callable[[], T], threads: int) -> T:
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    with torch.inference_mode():
-        return work()
+    def _alone(self, work: Callable[[], T], threads: int) -> T:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        with self._lock, torch.inference_mode():
+            return work()
 
 
 class Engine:
@@ -131,7 +134,6 @@ class Engine:
         dimensions: Width of a vector.
         max_tokens: Tokens of the longest text.
         cost: What a token takes.
-        thread: Which computes on the CPU; None elsewhere.
     """
 
     def __init__(
@@ -144,10 +146,9 @@ class Engine:
         dimensions: int,
         max_tokens: int,
         cost: TokenCost,
-        thread: HostThread | None,
     ) -> None:
         self._model = model
-        self._thread = thread
+        self._thread = HostThread() if placement.on_cpu else None
         self._images = ImageReader(model) if isinstance(model, Mistral3 | NemotronVL) else None
         self._placement = placement
         self.on_host = placement.on_cpu
@@ -424,12 +425,13 @@ def build_engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
         ConfigurationError: If the model does not bear the placement's dtype.
     """
     if not placement.on_cpu:
-        return _engine(checkpoint, placement, None)
-    thread = HostThread()
-    return thread.run(functools.partial(_engine, checkpoint, placement, thread))
+        return _engine(checkpoint, placement)
+    # Laying weights out takes a team of threads, which ends with the thread that it was made for.
+    with ThreadPoolExecutor(1, thread_name_prefix="nimbed-load") as loading:
+        return loading.submit(_engine, checkpoint, placement).result()
 
 
-def _engine(checkpoint: Checkpoint, placement: Placement, thread: HostThread | None) -> Engine:
+def _engine(checkpoint: Checkpoint, placement: Placement) -> Engine:
     card, config = checkpoint.card, checkpoint.config
     if placement.float8 and card.architecture in TOO_COARSE:
         raise ConfigurationError(
@@ -458,7 +460,6 @@ def _engine(checkpoint: Checkpoint, placement: Placement, thread: HostThread | N
         dimensions=card.dimensions,
         max_tokens=card.max_tokens,
         cost=TokenCost.of(config),
-        thread=thread,
     )
 
 

@@ -1,18 +1,21 @@
-"""One model computes in one thread on the CPU, whichever threads ask."""
+"""On the CPU a model computes in the main thread or in one of its own, whichever threads ask."""
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import nimbed
 
-TASKS = Path("/proc/self/task")
+HERE = {"device": "cpu", "dtype": "float32", "backend": "torch"}
 
 
 @pytest.fixture
@@ -22,59 +25,112 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not TASKS.exists(), reason="counts threads by Linux's /proc")
-@pytest.mark.usefixtures("threads")
-def test_threads_that_embed_bring_no_teams_of_their_own():
-    torch.set_num_threads(2)
-    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
-        ask = {"input_type": "query"}
-        expected = embedder.embed(["a river"], **ask).vectors
-        before, callers, same = len(os.listdir(TASKS)), 4, []
-        done, counted = threading.Barrier(callers + 1), threading.Event()
+def elsewhere(work: Callable[[], Any]) -> Any:
+    """Return what work gives in a thread that ends with it."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
 
-        def work() -> None:
-            same.append((embedder.embed(["a river"], **ask).vectors == expected).all())
-            done.wait()
-            counted.wait()
 
-        working = [threading.Thread(target=work) for _ in range(callers)]
-        for each in working:
-            each.start()
-        done.wait()
-        now = len(os.listdir(TASKS))
-        counted.set()
-        for each in working:
-            each.join()
-    assert same == [True] * callers
-    assert now - before == callers
+# Programs of their own, in which no other test's threads come and go.
+COUNT = """
+import os, threading, time
+import nimbed, torch
+torch.set_num_threads(2)
+embedder = nimbed.load(device="cpu", dtype="float32", backend="torch")
+def count():
+    return len(os.listdir("/proc/self/task"))
+"""
+LOADS = """
+before = count()
+embedder.replicas()
+deadline = time.monotonic() + 10
+while (now := count()) > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(now - before)
+"""
+FOUR_EMBED = """
+def embedded():
+    return embedder.embed(["a river"], input_type="query").vectors
+expected, same = [], []
+first = threading.Thread(target=lambda: expected.append(embedded()))
+first.start()
+first.join()
+before, done, counted = count(), threading.Barrier(5), threading.Event()
+def work():
+    same.append((embedded() == expected[0]).all())
+    done.wait()
+    counted.wait()
+for _ in range(4):
+    threading.Thread(target=work).start()
+done.wait()
+now = count()
+counted.set()
+assert all(same) and (embedded() == expected[0]).all()
+print(now - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads by Linux's /proc")
+@pytest.mark.parametrize(("script", "more"), [(LOADS, 0), (FOUR_EMBED, 4)], ids=["load", "embed"])
+def test_a_program_has_no_team_of_threads_for_each_that_loads_or_embeds(script, more):
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT + script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == more
+
+
+def test_the_main_thread_computes_itself_and_others_in_one_of_the_models_own():
+    with nimbed.load(**HERE) as embedder:
+        (engine,) = embedder.replicas()
+
+        def where() -> threading.Thread:
+            return engine.compute(threading.current_thread)
+
+        assert where() is threading.main_thread()
+        first, second = elsewhere(where), elsewhere(where)
+        assert first is second
+        assert first.name.startswith("nimbed-cpu")
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("wanted", [1, 2])
 def test_an_operation_takes_as_many_threads_as_the_callers_torch_does(wanted):
     torch.set_num_threads(3)
-    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
+    with nimbed.load(**HERE) as embedder:
         (engine,) = embedder.replicas()
-        assert engine.compute(torch.get_num_threads) == 3
-        torch.set_num_threads(wanted)
-        assert engine.compute(torch.get_num_threads) == wanted
+        for ask in (lambda work: work(), elsewhere):
+            torch.set_num_threads(3)
+            assert ask(lambda: engine.compute(torch.get_num_threads)) == 3
+            torch.set_num_threads(wanted)
+            assert ask(lambda: engine.compute(torch.get_num_threads)) == wanted
 
 
-def test_an_error_reaches_whoever_asked_and_the_next_call_works():
-    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
+@pytest.mark.parametrize("ask", [lambda work: work(), elsewhere], ids=["main", "another"])
+def test_an_error_reaches_whoever_asked_and_the_next_call_works(ask):
+    with nimbed.load(**HERE) as embedder:
         (engine,) = embedder.replicas()
-        with pytest.raises(ZeroDivisionError):
-            engine.compute(lambda: 1 // 0)
-        assert not engine.compute(lambda: torch.ones(1, requires_grad=True) * 2).requires_grad
+
+        def failing() -> str:
+            with pytest.raises(ZeroDivisionError):
+                engine.compute(lambda: 1 // 0)
+            return "raised"
+
+        assert ask(failing) == "raised"
+        made = ask(lambda: engine.compute(lambda: torch.ones(1, requires_grad=True) * 2))
+        assert not made.requires_grad
 
 
-def test_the_thread_ends_with_its_model():
+def test_its_thread_ends_with_a_model():
     def computing() -> list[str]:
         return [each.name for each in threading.enumerate() if each.name.startswith("nimbed-cpu")]
 
     before = computing()
-    with nimbed.load(device="cpu", dtype="float32", backend="torch") as embedder:
-        embedder.embed(["a river"], input_type="query")
+    with nimbed.load(**HERE) as embedder:
+        elsewhere(lambda: embedder.embed(["a river"], input_type="query"))
         assert len(computing()) == len(before) + 1
     deadline = time.monotonic() + 10
     while computing() != before and time.monotonic() < deadline:
