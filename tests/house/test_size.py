@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 # Ceilings of what ships (engine/ and integrations/). They are lowered with what they measure, and
 # raised by a new capability alone; the goals are what the house is being rebuilt for.
 MOST_FILES = 232  # goal: 145
-MOST_LINES = 62_107  # goal: 25,000
+MOST_LINES = 62_123  # goal: 25,000
 LONGEST_FILE = 500
 SHORT = 60  # lines, under which a file is a crumb
 MOST_SHORT_SHARE = 0.20  # goal: 0.20

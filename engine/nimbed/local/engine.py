@@ -45,6 +45,9 @@ __all__ = ["Engine", "HostThread", "build_engine"]
 
 T = TypeVar("T")
 
+# Batches of a main thread that warms a model up, before other threads ask.
+_WARM_UP = 16
+
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
 # take the host about as long, whatever the model.
 _RECORDED = 2.5e12
@@ -90,29 +93,42 @@ class TokenCost(NamedTuple):
 
 
 class HostThread:
-    """Where one model computes on the CPU: in the main thread if that asks, else in one of its own.
+    """Where one model computes on the CPU: in a thread of its own, for all threads that ask.
 
     OpenMP keeps a team of threads for every thread that ever asked for one. Where all teams have
     more threads than there are cores, GNU's sends each to sleep after every operation, and a
-    question takes twice as long. So the threads of a program share one; the main thread has a team
-    for whatever else it computes, and uses that.
+    question takes twice as long. So the threads of a program share one. A main thread that asks
+    again and again, and nobody else, computes itself: it has a team for whatever else it computes.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")
+        self._pool = _one_thread()
+        self._choosing, self._computing = threading.Lock(), threading.Lock()
+        self._in_main = 0  # calls of the main thread since another one's
 
     def run(self, work: Callable[[], T]) -> T:
         """Do work with no gradients kept, and with as many threads as the caller's torch takes."""
-        if threading.current_thread() is threading.main_thread():
-            return self._alone(work, torch.get_num_threads())
-        return self._pool.submit(self._alone, work, torch.get_num_threads()).result()
+        threads = torch.get_num_threads()
+        with self._choosing:
+            in_main = threading.current_thread() is threading.main_thread()
+            self._in_main = self._in_main + 1 if in_main else 0
+            waiting = None
+            if self._in_main <= _WARM_UP:
+                waiting = self._pool.submit(self._alone, work, threads)
+            elif self._in_main == _WARM_UP + 1:
+                self._pool.shutdown()  # its team ends with it
+                self._pool = _one_thread()
+        return self._alone(work, threads) if waiting is None else waiting.result()
 
     def _alone(self, work: Callable[[], T], threads: int) -> T:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        with self._lock, torch.inference_mode():
+        with self._computing, torch.inference_mode():
             return work()
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")  # started when it is needed
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""On the CPU a model computes in the main thread or in one of its own, whichever threads ask."""
+"""On the CPU threads that ask a model share one that computes."""
 
 from __future__ import annotations
 
@@ -83,17 +83,50 @@ def test_a_program_has_no_team_of_threads_for_each_that_loads_or_embeds(script, 
     assert int(done.stdout) == more
 
 
-def test_the_main_thread_computes_itself_and_others_in_one_of_the_models_own():
+def test_a_main_thread_that_asks_alone_computes_itself_and_others_in_one_of_the_models_own():
     with nimbed.load(**HERE) as embedder:
         (engine,) = embedder.replicas()
 
         def where() -> threading.Thread:
             return engine.compute(threading.current_thread)
 
-        assert where() is threading.main_thread()
+        def in_main() -> list[threading.Thread]:
+            return [where() for _ in range(20)]
+
+        warming, later = set(in_main()[:16]), in_main()
+        assert len(warming) == 1
+        assert set(later) == {threading.main_thread()}
         first, second = elsewhere(where), elsewhere(where)
         assert first is second
+        assert first is where()
         assert first.name.startswith("nimbed-cpu")
+        assert set(in_main()[16:]) == {threading.main_thread()}
+
+
+def test_work_is_done_once_whoever_asks_at_a_time():
+    with nimbed.load(**HERE) as embedder:
+        (engine,) = embedder.replicas()
+        running, most, done = [], [], []
+
+        def work() -> None:
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.001)
+            running.pop()
+            done.append(1)
+
+        asking = [
+            threading.Thread(target=lambda: [engine.compute(work) for _ in range(10)])
+            for _ in range(3)
+        ]
+        for each in asking:
+            each.start()
+        for _ in range(60):
+            engine.compute(work)
+        for each in asking:
+            each.join()
+    assert max(most) == 1
+    assert len(done) == 90
 
 
 @pytest.mark.usefixtures("threads")
