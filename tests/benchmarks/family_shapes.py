@@ -225,6 +225,9 @@ def describe(folder: Path, shape: Shape, *, tokenizer: Path | None = None) -> No
         pooling = json.dumps({"pooling_mode": shape.pooling})
         (folder / "1_Pooling" / "config.json").write_text(pooling, "utf-8")
     shutil.copy(tokenizer or locate(None).folder / "tokenizer.json", folder / "tokenizer.json")
+    # It is MiniLM's, whatever tokenizer the network's family has.
+    as_it_is = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    (folder / "tokenizer_config.json").write_text(as_it_is, "utf-8")
 
 
 def operations(shape: Shape) -> float:
