@@ -114,17 +114,17 @@ class HostThread:
             self._in_main = self._in_main + 1 if in_main else 0
             waiting = None
             if self._in_main <= _WARM_UP:
-                waiting = self._pool.submit(self._alone, work, threads)
+                waiting = self._pool.submit(self._alone, [work], threads)
             elif self._in_main == _WARM_UP + 1:
                 self._pool.shutdown()  # its team ends with it
                 self._pool = _one_thread()
-        return self._alone(work, threads) if waiting is None else waiting.result()
+        return self._alone([work], threads) if waiting is None else waiting.result()
 
-    def _alone(self, work: Callable[[], T], threads: int) -> T:
+    def _alone(self, works: list[Callable[[], T]], threads: int) -> T:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         with self._computing, torch.inference_mode():
-            return work()
+            return works.pop()()  # the pool would keep it, and the model, a little longer
 
 
 def _one_thread() -> ThreadPoolExecutor:

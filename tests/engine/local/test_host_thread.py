@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ expected, same = [], []
 first = threading.Thread(target=lambda: expected.append(embedded()))
 first.start()
 first.join()
+time.sleep(0.5)  # what the system still counts of the thread that ended, and of the load's
 before, done, counted = count(), threading.Barrier(5), threading.Event()
 def work():
     same.append((embedded() == expected[0]).all())
@@ -80,7 +82,7 @@ def test_a_program_has_no_team_of_threads_for_each_that_loads_or_embeds(script, 
         [sys.executable, "-c", COUNT + script], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == more
+    assert int(done.stdout) <= more
 
 
 def test_a_main_thread_that_asks_alone_computes_itself_and_others_in_one_of_the_models_own():
@@ -155,6 +157,27 @@ def test_an_error_reaches_whoever_asked_and_the_next_call_works(ask):
         assert ask(failing) == "raised"
         made = ask(lambda: engine.compute(lambda: torch.ones(1, requires_grad=True) * 2))
         assert not made.requires_grad
+
+
+def test_what_was_done_is_let_go_before_whoever_asked_goes_on():
+    class Held:
+        def work(self) -> None:
+            """Do nothing."""
+
+    with nimbed.load(**HERE) as embedder:
+        (engine,) = embedder.replicas()
+
+        def gone() -> list[bool]:
+            found = []
+            for _ in range(200):
+                held = Held()
+                reference = weakref.ref(held)
+                engine.compute(held.work)
+                del held
+                found.append(reference() is None)
+            return found
+
+        assert all(elsewhere(gone))
 
 
 def test_its_thread_ends_with_a_model():
