@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 # Batches of a main thread that warms a model up, before other threads ask.
 _WARM_UP = 16
+
+_one_thread = functools.partial(ThreadPoolExecutor, 1, thread_name_prefix="nimbed-cpu")
 
 # Operations that take a GPU some 4 ms: a batch of fewer is worth recording, since its launches
 # take the host about as long, whatever the model.
@@ -114,7 +116,9 @@ class HostThread:
             self._in_main = self._in_main + 1 if in_main else 0
             waiting = None
             if self._in_main <= _WARM_UP:
-                waiting = self._pool.submit(self._alone, [work], threads)
+                # It takes nothing from a program that is ending.
+                with suppress(RuntimeError):
+                    waiting = self._pool.submit(self._alone, [work], threads)
             elif self._in_main == _WARM_UP + 1:
                 self._pool.shutdown()  # its team ends with it
                 self._pool = _one_thread()
@@ -125,10 +129,6 @@ class HostThread:
             torch.set_num_threads(threads)
         with self._computing, torch.inference_mode():
             return works.pop()()  # the pool would keep it, and the model, a little longer
-
-
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="nimbed-cpu")  # started when it is needed
 
 
 class Engine:

@@ -180,6 +180,20 @@ def test_what_was_done_is_let_go_before_whoever_asked_goes_on():
         assert all(elsewhere(gone))
 
 
+AT_THE_END = """
+import atexit
+import nimbed
+embedder = nimbed.load(device="cpu", dtype="float32", backend="torch")
+embedder.replicas()
+atexit.register(lambda: print(embedder.embed(["a river"], input_type="query").vectors.shape))
+"""
+
+
+def test_a_program_that_is_ending_still_embeds():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True)
+    assert done.stdout == "(1, 384)\n", done.stderr
+
+
 def test_its_thread_ends_with_a_model():
     def computing() -> list[str]:
         return [each.name for each in threading.enumerate() if each.name.startswith("nimbed-cpu")]
