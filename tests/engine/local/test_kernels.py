@@ -108,14 +108,15 @@ def test_every_family_gives_the_same_through_the_kernels(make, tmp_path, request
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "ministral3", "nvembed"])
-def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request):
+def test_float8_through_the_kernels_is_the_emulations(family, tmp_path, request, monkeypatch):
     folder = str(FAMILIES[family](tmp_path / "model"))
+    attend_as_on_cuda(monkeypatch)  # attention's own rounding is not what is compared
     plain = nimbed.load(folder, device="cpu", dtype="float8")
     expected = plain.embed(TEXTS[:3], input_type="query").vectors
     request.getfixturevalue("through_kernels")
     ours = nimbed.load(folder, device="cpu", dtype="float8")
     got = ours.embed(TEXTS[:3], input_type="query").vectors
-    assert (got * expected).sum(1).min() >= 0.9  # the interpreter halves some numbers
+    assert (got * expected).sum(1).min() >= 0.93  # the interpreter halves some numbers
 
 
 @pytest.mark.parametrize(("head_dim", "key_heads", "causal"), HEADS)
