@@ -41,7 +41,7 @@ from nimbed.local.transfer import Staging, Transfer
 from nimbed.local.vision.reader import ImageReader, images_of
 from nimbed.local.weights import open_tensors
 
-__all__ = ["Engine", "HostThread", "build_engine"]
+__all__ = ["Engine", "build_engine"]
 
 T = TypeVar("T")
 
